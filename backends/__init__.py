@@ -1,0 +1,1 @@
+"""Places that run containers, one file each."""

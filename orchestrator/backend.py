@@ -1,0 +1,370 @@
+"""The port: what a place that runs containers must offer, and the values that cross it.
+
+A *host* backend runs launches one by one and is supervised by the loop. A *cluster* backend
+(``Can.GROUPS``) is handed whole groups and its own controllers keep them. Both are asked
+twice and killed halfway: ``start`` and ``stop`` may be repeated, stopping what is gone is no
+error, and every instance carries our name so that it can be found again. The clauses that
+every backend must keep are numbered in ``docs/backends.md`` and run by
+``orchestrator.testing``.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from threading import Event as Flag
+from typing import Literal, Protocol, runtime_checkable
+
+LABEL = "modelyard.dev/"
+"""Prefix of the labels on everything a backend creates."""
+
+
+class Can(enum.Enum):
+    """What a backend is able to do; the planner refuses what a spec needs and a backend cannot."""
+
+    IMAGES = "run container images"
+    BARE = "run commands without an image"
+    PORTS = "publish ports"
+    VOLUMES = "keep named volumes"
+    MOUNTS = "mount folders of the machine"
+    EXEC = "run a command inside a running launch"
+    LIMITS = "hold a launch to its CPU and memory"
+    PRIVILEGED = "run privileged containers"
+    RESTART = "restart a launch that ended, by itself"
+    NODES = "run the nodes of one replica on several machines"
+    GROUPS = "keep whole groups with its own controllers"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A kind of instance a backend can give now.
+
+    ``vram_bytes`` is per accelerator, and what a program on it sees; ``count`` accelerators are
+    in one instance. ``divisible`` offers (a machine of one's own) can be taken in part: cpu,
+    memory and accelerators are then what is free. ``available`` is how many instances are there,
+    None when unknown.
+    """
+
+    backend: str
+    instance_type: str
+    cpu: float
+    memory_bytes: int
+    region: str = ""
+    disk_bytes: int | None = None
+    accelerator: str | None = None
+    vendor: str | None = None
+    count: int = 0
+    vram_bytes: int = 0
+    compute_capability: tuple[int, int] | None = None
+    arch: str = "x86"
+    spot: bool = False
+    price_usd_hour: float = 0.0
+    boot_s: int = 0
+    available: int | None = None
+    divisible: bool = False
+    zone: str | None = None
+    fleet: str | None = None
+    reservation: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port of the container, and the one of the machine it is published on (None: any free one)."""
+
+    container: int
+    host: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A named volume or a folder of the machine, seen inside the container at ``target``."""
+
+    source: str
+    target: str
+    kind: Literal["volume", "folder"] = "volume"
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A small file that is put into the container before it starts."""
+
+    target: str
+    content: bytes
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A question to a launch that decides whether it is ready.
+
+    ``http`` succeeds on a 2xx or 3xx answer, ``tcp`` on a connection. ``start_s`` is how long
+    the launch may take until the first success before it counts as failed.
+    """
+
+    kind: Literal["http", "tcp"] = "http"
+    port: int = 0
+    path: str = "/"
+    method: str = "GET"
+    headers: tuple[tuple[str, str], ...] = ()
+    body: str | None = None
+    timeout_s: float = 5.0
+    interval_s: float = 5.0
+    start_s: float = 600.0
+    failures: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a launch is given: limits, and the accelerators it holds.
+
+    ``accelerators`` counts them; which ones is the backend's to choose, and ``Instance.devices``
+    says it.
+    """
+
+    cpu: float | None = None
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    shm_bytes: int | None = None
+    accelerator: str | None = None
+    vendor: str | None = None
+    accelerators: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A container ready to start: one job's desired state.
+
+    ``command`` is complete: no shell is added by a backend. ``secrets`` names environment
+    variables whose values are handed over at the moment of the start and never stored:
+    pairs of variable and reference. ``name`` is ``<run>-<replica>-<node>-<attempt>``.
+    """
+
+    name: str
+    run: str
+    replica: int = 0
+    node: int = 0
+    attempt: int = 0
+    spec_hash: str = ""
+    image: str | None = None
+    entrypoint: tuple[str, ...] | None = None
+    command: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    secrets: tuple[tuple[str, str], ...] = ()
+    registry_secret: tuple[str, str] | None = None
+    working_dir: str | None = None
+    user: str | None = None
+    privileged: bool = False
+    resources: Resources = Resources()
+    ports: tuple[Port, ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    files: tuple[File, ...] = ()
+    probe: Probe | None = None
+    restart: bool = False
+    stop_grace_s: float = 10.0
+    host_network: bool = False
+    options: tuple[tuple[str, str], ...] = ()
+
+    def labels(self) -> dict[str, str]:
+        """Return the labels by which this launch is found again.
+
+        >>> sorted(Launch("hello-0-0-1", "hello", attempt=1).labels())[:2]
+        ['modelyard.dev/attempt', 'modelyard.dev/launch']
+        """
+        values = {
+            "run": self.run,
+            "replica": str(self.replica),
+            "node": str(self.node),
+            "attempt": str(self.attempt),
+            "launch": self.name,
+            "spec-hash": self.spec_hash,
+        }
+        return {LABEL + key: value for key, value in values.items()}
+
+
+class Phase(enum.Enum):
+    """Where an instance is in its life, as its backend says."""
+
+    PENDING = "pending"
+    """Accepted, not running yet: the image is pulled, the machine boots."""
+    RUNNING = "running"
+    EXITED = "exited"
+    """It ended; ``exit_code`` and ``reason`` say how."""
+
+
+Reason = Literal["", "error", "oom", "preempted", "stopped", "no-start", "image", "lost"]
+"""Why an instance ended: ``error`` is an exit code other than 0, ``no-start`` a container that
+never ran, ``image`` one whose image could not be had, ``lost`` a machine that went away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A machine or slot held from a backend, and the launch it runs.
+
+    ``ports`` maps container ports to ``(address, port)`` a client on this machine can connect
+    to. ``ready`` is None when the backend does not probe (the loop then does). ``devices`` are
+    the accelerators held, as the machine numbers or names them.
+    """
+
+    name: str
+    run: str
+    replica: int
+    node: int
+    attempt: int
+    spec_hash: str
+    phase: Phase
+    exit_code: int | None = None
+    reason: Reason = ""
+    message: str = ""
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    address: str | None = None
+    ports: Mapping[int, tuple[str, int]] = field(default_factory=dict)
+    ready: bool | None = None
+    devices: tuple[str, ...] = ()
+    restarts: int = 0
+    machine: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of output; ``at`` is when it was written, where the backend knows."""
+
+    text: str
+    at: datetime | None = None
+    stream: Literal["stdout", "stderr"] = "stdout"
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A named volume as a backend holds it."""
+
+    name: str
+    size_bytes: int | None = None
+    used_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing ``backend check`` looked at: whether it is well, and what to do when it is not."""
+
+    what: str
+    ok: bool
+    detail: str = ""
+    fix: str = ""
+
+
+Progress = Callable[[str], None]
+"""Told in short phrases what a slow start is doing: ``pulling 40%``, ``starting``."""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A place that runs launches one by one.
+
+    Every method may raise ``errors.Unreachable`` (nothing is known), ``AuthFailed`` or
+    ``BackendError``. A backend is constructed as ``Class(name, **options)`` with the options of
+    its entry in ``config.yaml``; constructing one touches nothing.
+    """
+
+    name: str
+    can: frozenset[Can]
+
+    def offers(self) -> Sequence[Offer]:
+        """Return what can be had now, with what our own launches hold taken off."""
+
+    def start(self, launch: Launch, *, secrets: Mapping[str, str], progress: Progress) -> Instance:
+        """Start ``launch``, or find that it was started before; return as soon as it is accepted.
+
+        Args:
+            launch: What to start; its name is the key: asked twice, it starts once.
+            secrets: Values for the variables in ``launch.secrets`` (by variable name), and for
+                ``launch.registry_secret`` under the key ``"registry"`` as ``user:password``.
+            progress: Called now and then while it takes long.
+
+        Raises:
+            NoCapacity: there is no room now.
+            Rejected: it can never start as it is (no such image, a port that is taken).
+        """
+
+    def instances(self) -> Sequence[Instance]:
+        """Return all that carries our labels, running or ended, ordered by name."""
+
+    def stop(self, name: str, *, grace_s: float) -> None:
+        """Ask the launch to end, wait up to ``grace_s``, then kill it; it stays listed as exited."""
+
+    def remove(self, name: str) -> None:
+        """Forget an ended launch and its output; one that runs is killed first; unknown is no error."""
+
+    def logs(
+        self, name: str, *, follow: bool = False, since: datetime | None = None, tail: int | None = None
+    ) -> Iterator[LogLine]:
+        """Yield the launch's output, oldest first; with ``follow`` until it ends.
+
+        Raises:
+            NotFound: there is no such launch here.
+        """
+
+    def execute(self, name: str, command: Sequence[str], *, tty: bool) -> int:
+        """Run a command inside a running launch on this process's terminal; return its exit code."""
+
+    def watch(self, closed: Flag) -> Iterator[str]:
+        """Yield names of launches that may have changed, until ``closed`` is set; "" means any."""
+
+    def check(self) -> Sequence[Check]:
+        """Look whether this place is usable, and say what to do when it is not; never raises."""
+
+    def create_volume(self, name: str, *, size_bytes: int | None) -> None:
+        """Make a named volume, or find it; only with ``Can.VOLUMES``."""
+
+    def volumes(self) -> Sequence[Volume]:
+        """Return the volumes that carry our labels, ordered by name."""
+
+    def delete_volume(self, name: str) -> None:
+        """Delete a volume; unknown is no error; one in use is refused with ``Rejected``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Identical launches kept together: ``replicas`` × ``nodes`` of one template.
+
+    The template's name, replica, node and attempt are those of the first launch.
+    """
+
+    name: str
+    template: Launch
+    kind: Literal["task", "service", "dev-environment"]
+    replicas: int = 1
+    nodes: int = 1
+    retries: int = 0
+    max_duration_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStatus:
+    """What a cluster's controllers say about a group."""
+
+    name: str
+    spec_hash: str
+    phase: Phase
+    ready_replicas: int = 0
+    instances: tuple[Instance, ...] = ()
+    exit_code: int | None = None
+    reason: Reason = ""
+    message: str = ""
+
+
+@runtime_checkable
+class GroupBackend(Backend, Protocol):
+    """A cluster whose own controllers keep groups (``Can.GROUPS``)."""
+
+    def apply_group(self, group: Group, *, secrets: Mapping[str, str]) -> GroupStatus:
+        """Make the cluster's objects say ``group``; repeatable, and an update where it exists."""
+
+    def groups(self) -> Sequence[GroupStatus]:
+        """Return every group that carries our labels, ordered by name."""
+
+    def delete_group(self, name: str, *, grace_s: float) -> None:
+        """Delete a group and all it owns; unknown is no error."""

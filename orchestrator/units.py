@@ -1,0 +1,92 @@
+"""Bytes and seconds, read from text and written for people.
+
+``GB`` is 10^9 bytes and ``GiB`` 2^30, as in IEC 80000-13. Lower case is accepted.
+"""
+
+from __future__ import annotations
+
+import re
+
+_BYTES = {
+    "B": 1,
+    **{f"{p}B": 10 ** (3 * i) for i, p in enumerate("KMGTP", 1)},
+    **{f"{p}IB": 2 ** (10 * i) for i, p in enumerate("KMGTP", 1)},
+}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", re.ASCII)
+_DURATION_PART = re.compile(r"(\d+)\s*([a-z]+)", re.ASCII)
+
+GB = 10**9
+GIB = 2**30
+MAX_BYTES = 2**63 - 1
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes that ``text`` names; the unit is required.
+
+    Raises:
+        ValueError: ``text`` is no size, or larger than 2^63 - 1 bytes.
+
+    >>> parse_bytes("16GB"), parse_bytes("0.5 GiB"), parse_bytes("1tb")
+    (16000000000, 536870912, 1000000000000)
+    """
+    found = _QUANTITY.fullmatch(text)
+    if not found or (unit := found[2].upper()) not in _BYTES:
+        raise ValueError(f"expected a size with its unit, such as 16GB or 512MiB, got {text!r}")
+    whole, _, fraction = found[1].partition(".")
+    scale = _BYTES[unit]  # integers all the way: 1.1TB is exact
+    size = int(whole) * scale + (int(fraction) * scale // 10 ** len(fraction) if fraction else 0)
+    if size > MAX_BYTES:
+        raise ValueError(f"{text.strip()!r} is larger than any machine")
+    return size
+
+
+def format_bytes(size: int) -> str:
+    """Return ``size`` bytes in binary units, one decimal where it matters.
+
+    >>> format_bytes(0), format_bytes(1536), format_bytes(80 * 2**30)
+    ('0 B', '1.5 KiB', '80 GiB')
+    """
+    value, unit = float(size), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        if abs(value) < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.1f}".removesuffix(".0") + f" {unit}"
+
+
+def parse_duration(text: str) -> int:
+    """Return the seconds that ``text`` names: ``90s``, ``5m``, ``2h``, ``1d``, ``1w``, ``1h30m``.
+
+    Raises:
+        ValueError: ``text`` is no duration.
+
+    >>> parse_duration("90s"), parse_duration("1h30m")
+    (90, 5400)
+    """
+    compact = text.strip().lower()
+    parts = _DURATION_PART.findall(compact)
+    known = all(unit in _SECONDS for _, unit in parts)
+    if not parts or not known or "".join(n + u for n, u in parts) != re.sub(r"\s+", "", compact):
+        raise ValueError(f"expected a duration such as 90s, 5m, 2h, 1d or 1w, got {text!r}")
+    seconds = sum(int(n) * _SECONDS[u] for n, u in parts)
+    if seconds > 100 * 365 * 86_400:
+        raise ValueError(f"{text.strip()!r} is longer than a century")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """Return ``seconds`` in the two largest units that say something.
+
+    >>> format_duration(42), format_duration(5400), format_duration(93784)
+    ('42s', '1h30m', '1d2h')
+    """
+    left = max(0, int(seconds))
+    parts: list[str] = []
+    for unit, size in (("w", 604_800), ("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{unit}")
+        elif parts:
+            break
+    return "".join(parts[:2]) or "0s"
