@@ -1,0 +1,1 @@
+"""Facts about accelerators, models, images and prices, each with its source."""

@@ -1,0 +1,118 @@
+"""The shapes of catalog facts: what an accelerator is, what a model is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+LayerKind = Literal["full", "sliding", "linear"]
+Attention = Literal["mha", "mla"]
+"""``mha`` covers MHA, GQA and MQA (they differ in ``kv_heads`` only)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """One device, as a program sees it.
+
+    ``visible_bytes`` is the memory the driver shows, never the size on the box
+    (``nominal_gb``). ``tflops`` are dense peaks by format (``bf16``, ``fp8``, ``int8``, ``fp4``,
+    ``fp32``); ``native`` names the formats the hardware multiplies, ``weight_only`` those that
+    kernels can store and widen. ``capability`` is the CUDA compute capability or None.
+    """
+
+    name: str
+    vendor: Literal["nvidia", "amd", "google", "intel", "tenstorrent", "aws", "apple", "huawei"]
+    architecture: str
+    nominal_gb: float
+    visible_bytes: int
+    source: str
+    year: int | None = None
+    bandwidth_gbs: float | None = None
+    tflops: Mapping[str, float] = field(default_factory=dict)
+    native: frozenset[str] = frozenset()
+    weight_only: frozenset[str] = frozenset()
+    capability: tuple[int, int] | None = None
+    gfx: str | None = None
+    interconnect: str | None = None
+    link_gbs: float | None = None
+    max_per_node: int = 8
+    aliases: tuple[str, ...] = ()
+    """Every other spelling: nvidia-smi, GFD label, GKE label, Karpenter, AMD labels, dstack, SkyPilot."""
+    parent: str | None = None
+    """The whole device a MIG slice is cut from."""
+    family: Literal["cuda", "rocm", "tpu", "gaudi", "tenstorrent", "neuron", "metal", "npu"] = "cuda"
+
+
+@dataclass(frozen=True, slots=True)
+class VisionFacts:
+    """A vision tower, where the config gives one."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    patch: int = 14
+    image: int = 224
+    parameters: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a model is, from its ``config.json``: all that sizing needs, and nothing it computes.
+
+    ``parameters`` is exact where known (index or tensor headers), else counted from the shapes
+    below. ``weights_bytes`` is the sum over the files the index names, when known.
+    ``layer_kinds`` has one entry per layer. ``quantization`` is how the published weights were
+    made (``awq``, ``gptq``, ``fp8``, ``mxfp4`` …), None for plain 16- or 32-bit ones.
+    """
+
+    id: str
+    architecture: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool = False
+    dtype: str = "bf16"
+    context: int | None = None
+    parameters: int | None = None
+    weights_bytes: int | None = None
+    attention: Attention = "mha"
+    gated: bool = True
+    """Whether the feed-forward has three matrices (gate, up, down) or two."""
+    qkv_bias: bool = False
+    v_head_dim: int | None = None
+    q_lora_rank: int | None = None
+    kv_lora_rank: int | None = None
+    qk_nope_head_dim: int | None = None
+    qk_rope_head_dim: int | None = None
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_intermediate: int = 0
+    shared_experts: int = 0
+    shared_intermediate: int = 0
+    dense_layers: int = 0
+    """Leading layers that keep a dense feed-forward in a mixture-of-experts model."""
+    layer_kinds: tuple[LayerKind, ...] = ()
+    sliding_window: int | None = None
+    linear_state_bytes: int = 0
+    """Bytes of recurrent state per sequence and linear-attention layer, 0 when there is none."""
+    quantization: str | None = None
+    quantization_bits: float | None = None
+    quantization_group: int | None = None
+    quantization_skips: tuple[str, ...] = ()
+    vision: VisionFacts | None = None
+    revision: str | None = None
+    licence: str | None = None
+    gated_access: bool | None = None
+    languages: tuple[str, ...] = ()
+    source: str = ""
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """Return the kind of every layer; all full where the config says nothing else."""
+        return self.layer_kinds or ("full",) * self.layers
