@@ -11,6 +11,8 @@
     ├── RunFailed              1  the work itself failed
     ├── NotFound              64  no run, volume or secret of that name
     ├── Denied                77  not allowed
+    ├── StoreError            69  the store cannot be read or written
+    │   └── StoreBusy         75  another process holds it, or it does not answer   (temporary)
     └── BackendError          69  a place answered with an error
         ├── Unreachable       69  it did not answer: nothing is known        (temporary)
         ├── Busy              69  it answered "later"                        (temporary)
@@ -188,6 +190,18 @@ class Denied(ModelyardError):
     """Not allowed."""
 
     exit_code = 77
+
+
+class StoreError(ModelyardError):
+    """The store cannot be read or written; what was asked for was not done, not even in part."""
+
+    exit_code = 69
+
+
+class StoreBusy(StoreError, Temporary):
+    """Another process holds the store, or its server does not answer; nothing was done."""
+
+    exit_code = 75
 
 
 class BackendError(ModelyardError):
