@@ -1,0 +1,46 @@
+"""Decide the next steps of every run from what should be, what is, and the time; touches nothing."""
+
+from orchestrator.reconcile.decide import reconcile, start_failed
+from orchestrator.reconcile.values import (
+    Action,
+    Forget,
+    Job,
+    JobState,
+    Observed,
+    Record,
+    Remove,
+    Retry,
+    Run,
+    RunEvent,
+    RunState,
+    Start,
+    Step,
+    Stop,
+    Template,
+    Turn,
+    Wanted,
+    Write,
+)
+
+__all__ = [
+    "Action",
+    "Forget",
+    "Job",
+    "JobState",
+    "Observed",
+    "Record",
+    "Remove",
+    "Retry",
+    "Run",
+    "RunEvent",
+    "RunState",
+    "Start",
+    "Step",
+    "Stop",
+    "Template",
+    "Turn",
+    "Wanted",
+    "Write",
+    "reconcile",
+    "start_failed",
+]

@@ -1,0 +1,448 @@
+"""One pass over one run: settle what was observed, then ask for the next steps.
+
+Three rules hold everywhere. What is unknown changes nothing: a backend that did not answer is
+left alone, and so is a launch on which an action is under way. A start is written down before
+the backend is asked, under a name that the record alone decides, so that whoever comes after a
+crash asks for the same launch again. And only what carries this run's name is touched.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from orchestrator.backend import Instance, Phase
+from orchestrator.errors import AuthFailed, BackendError, NoCapacity, Quota, Temporary
+from orchestrator.reconcile.retry import Again, GiveUp, failures_in_a_row, next_attempt
+from orchestrator.reconcile.values import (
+    Action,
+    Forget,
+    Job,
+    JobState,
+    Observed,
+    Record,
+    Remove,
+    Run,
+    RunEvent,
+    RunState,
+    Start,
+    Step,
+    Stop,
+    Turn,
+    Wanted,
+)
+
+KEPT_ATTEMPTS = 2
+"""Ended launches kept per replica and node, so that the output of the last failure can be read."""
+
+
+def reconcile(run: Run, jobs: Sequence[Job], observed: Observed, *, now: datetime) -> Step:
+    """Return the next steps of one run.
+
+    Args:
+        run: The record of the run.
+        jobs: The record of its launches, in any order.
+        observed: What the backends say of this run, and nothing of others.
+        now: The time, with its zone.
+    """
+    step = _Pass(run, jobs, observed, now)
+    step.adopt()
+    step.settle()
+    if run.wanted is Wanted.RUN:
+        step.keep_up()
+    else:
+        step.take_down()
+    return step.result()
+
+
+def start_failed(job: Job, error: BackendError, *, now: datetime) -> Record | None:
+    """Return what a refused start makes of its job; None when nothing is known or it may pass.
+
+    >>> from datetime import UTC
+    >>> t = datetime(2026, 1, 1, tzinfo=UTC)
+    >>> job = Job("1", "chat-0-0-0", 0, 0, 0, "", "sim", JobState.PROVISIONING, t)
+    >>> start_failed(job, NoCapacity("full"), now=t).job.reason
+    'no-capacity'
+    """
+    if isinstance(error, NoCapacity):
+        reason = "no-capacity"
+    elif isinstance(error, Temporary):
+        return None
+    elif isinstance(error, Quota):
+        reason = "quota"
+    elif isinstance(error, AuthFailed):
+        reason = "denied"
+    else:
+        reason = "rejected"
+    ended = replace(job, state=JobState.FAILED, reason=reason, message=str(error), finished_at=now)
+    run = job.name.rsplit("-", 3)[0]
+    event = RunEvent(job.run_id, run, now, job.name, job.state.value, "failed", reason, message=str(error))
+    return Record(ended, event)
+
+
+class _Pass:
+    """The working state of one pass: jobs as they will be, actions as they come."""
+
+    def __init__(self, run: Run, jobs: Sequence[Job], observed: Observed, now: datetime) -> None:
+        self.run = run
+        self.jobs = {job.name: job for job in sorted(jobs, key=lambda j: (j.replica, j.node, j.attempt))}
+        self.observed = observed
+        self.now = now
+        self.actions: list[Action] = []
+        self.wake_at: datetime | None = None
+        self.seen: dict[str, Instance] = {
+            i.name: i for found in observed.instances.values() if found is not None for i in found
+        }
+
+    def result(self) -> Step:
+        return Step(tuple(self.actions), self.wake_at)
+
+    # What was observed -----------------------------------------------------------------------
+
+    def adopt(self) -> None:
+        """Take instances that carry our run's name into the record: the store may have lost its disk."""
+        for backend, found in self.observed.instances.items():
+            for instance in found or ():
+                if instance.name not in self.jobs:
+                    self._put(_adopted(self.run, backend, instance, self.now), "found running")
+
+    def settle(self) -> None:
+        """Bring every live job's record up to what its backend says."""
+        for job in list(self.jobs.values()):
+            if job.state.is_final or not self._is_known(job):
+                continue
+            instance = self.seen.get(job.name)
+            if instance is None:
+                self._settle_absent(job)
+            elif instance.phase is Phase.EXITED:
+                self._settle_exited(job, instance)
+            else:
+                self._settle_alive(job, instance)
+
+    def _settle_absent(self, job: Job) -> None:
+        if job.state is not JobState.PROVISIONING:
+            if job.stop_asked_at:
+                self._end_stopped(job, None)
+            else:
+                gone = f"backend {job.backend} no longer has it"
+                self._end(job, JobState.FAILED, reason="lost", message=gone, cause="lost")
+        elif job.stop_asked_at or self.run.wanted is not Wanted.RUN or not self._is_current(job):
+            self._end(job, JobState.STOPPED, cause="never started")
+        else:
+            self._start(job)
+
+    def _settle_exited(self, job: Job, instance: Instance) -> None:
+        if job.stop_asked_at:
+            self._end_stopped(job, instance)
+        elif instance.exit_code == 0 and not instance.reason and self.run.type == "task":
+            self._end(job, JobState.SUCCEEDED, instance, cause="exit code 0")
+        elif instance.exit_code == 0 and not instance.reason:
+            self._end(job, JobState.FAILED, instance, reason="error", cause="a service must not end")
+        else:
+            reason = instance.reason or "error"
+            cause = f"exit code {instance.exit_code}" if instance.exit_code is not None else reason
+            self._end(job, JobState.FAILED, instance, reason=reason, cause=cause)
+
+    def _end_stopped(self, job: Job, instance: Instance | None) -> None:
+        """End a job that we asked to stop; some causes make it a failure."""
+        if job.stop_cause in ("max-duration", "not-ready", "node-failed"):
+            self._end(job, JobState.FAILED, instance, reason=job.stop_cause, cause=job.stop_cause)
+        else:
+            self._end(job, JobState.STOPPED, instance, cause=job.stop_cause or "stopped")
+
+    def _settle_alive(self, job: Job, instance: Instance) -> None:
+        state, cause = self._alive_state(instance)
+        fresh = replace(
+            job,
+            state=state,
+            started_at=instance.started_at or job.started_at,
+            ready_at=(job.ready_at or self.now) if state is JobState.READY else job.ready_at,
+            address=instance.address,
+            ports=instance.ports,
+            devices=instance.devices,
+            message=instance.message,
+        )
+        if state is not job.state:
+            self._put(fresh, cause)
+        elif (fresh.ports, fresh.devices, fresh.address) != (job.ports, job.devices, job.address):
+            self._put(fresh, None)
+
+    def _alive_state(self, instance: Instance) -> tuple[JobState, str]:
+        if instance.phase is Phase.PENDING:
+            return JobState.STARTING, "accepted"
+        if self.run.type == "task":
+            return JobState.RUNNING, "started"
+        if instance.ready or (instance.ready is None and self.run.template.launch.probe is None):
+            return JobState.READY, "answers its probe" if instance.ready else "started"
+        return JobState.RUNNING, "started" if instance.ready is None else "does not answer its probe"
+
+    # Taking down -----------------------------------------------------------------------------
+
+    def take_down(self) -> None:
+        """Stop what is live; then, for a delete, remove what is left and forget the run."""
+        for job in self._live():
+            self._ask_stop(job, "asked to stop")
+        if self._live():
+            self._turn(RunState.STOPPING)
+            return
+        if not self.run.state.is_final:
+            self._turn(RunState.STOPPED, cause="asked to stop")
+        if self.run.wanted is Wanted.DELETE:
+            self._delete()
+
+    def _delete(self) -> None:
+        homes = {job.backend for job in self.jobs.values() if job.reason not in ("no-capacity", "rejected")}
+        for backend, found in self.observed.instances.items():
+            self.actions += [Remove(backend, i.name) for i in found or () if i.name not in self.observed.busy]
+        if not self.seen and all(self.observed.is_known(b) for b in homes):
+            event = self._event(self.run.name, self.run.state.value, "deleted", "asked to delete")
+            self.actions.append(Forget(self.run, event))
+
+    # Keeping up ------------------------------------------------------------------------------
+
+    def keep_up(self) -> None:
+        """Bring every replica of the present spec up, and stop what is of an older one."""
+        if self.run.state.is_final:
+            self._clean()
+            return
+        failed = [why for r in range(self.run.template.replicas) if (why := self._keep_replica(r))]
+        for job in self._live():
+            if job.replica >= self.run.template.replicas:
+                self._ask_stop(job, "scaled down")
+        self._summarize(failed)
+        self._clean()
+
+    def _keep_replica(self, replica: int) -> str | None:
+        """Bring one replica forward; return why it will not be tried again, if so."""
+        stale = [j for j in self._live() if j.replica == replica and not self._is_current(j)]
+        attempts = self._attempts(replica)
+        latest = attempts[-1] if attempts else []
+        if not latest:
+            self._begin(replica, 0, stale)
+            return None
+        if any(not job.state.is_final for job in latest):
+            self._keep_attempt(latest, stale)
+            return None
+        if all(job.state is JobState.SUCCEEDED for job in latest):
+            return None
+        row = failures_in_a_row([_verdict(a) for a in attempts], steady_s=self.run.template.retry.most_s)
+        return self._after_failures(replica, row, stale)
+
+    def _keep_attempt(self, attempt: list[Job], stale: list[Job]) -> None:
+        """Watch a live attempt: the gang falls together, and time limits hold."""
+        broken = next((j for j in attempt if j.state in (JobState.FAILED, JobState.STOPPED)), None)
+        for job in attempt:
+            if job.state.is_final:
+                continue
+            if broken:
+                self._ask_stop(job, "node-failed", f"node {broken.node} ended first: {broken.reason}")
+            else:
+                self._keep_limits(job)
+        if stale and all(job.state is JobState.READY for job in attempt):
+            for job in stale:
+                self._ask_stop(job, "replaced")
+
+    def _keep_limits(self, job: Job) -> None:
+        if job.stop_asked_at:
+            self._ask_stop(job, job.stop_cause)
+            return
+        started, limit = job.started_at, self.run.template.max_duration_s
+        if started and limit is not None and self._is_due(started + timedelta(seconds=limit)):
+            self._ask_stop(job, "max-duration", f"ran for {limit} s")
+            return
+        probe = self.run.template.launch.probe
+        if self.run.type != "service" or not probe or not started or job.ready_at is not None:
+            return
+        if self._is_due(started + timedelta(seconds=probe.start_s)):
+            self._ask_stop(job, "not-ready", f"no answer on port {probe.port} within {probe.start_s:g} s")
+
+    def _after_failures(self, replica: int, row: list[Job], stale: list[Job]) -> str | None:
+        template = self.run.template
+        if not row:  # scaled down, and up again
+            self._begin(replica, 0, stale)
+            return None
+        limit = None if self.run.was_ready else template.retry.attempts
+        verdict = next_attempt(row, policy=template.retry, backends=len(template.backends), limit=limit)
+        match verdict:
+            case GiveUp(why):
+                return f"{row[-1].name}: {row[-1].message or row[-1].reason} ({why})"
+            case Again(at, backend):
+                if self._is_due(at):
+                    self._begin(replica, backend, stale)
+                return None
+
+    def _begin(self, replica: int, backend: int, stale: list[Job]) -> None:
+        """Write down and start the next attempt of a replica, once nothing stands in its way."""
+        template = self.run.template
+        if stale and not template.surge:
+            for job in stale:
+                self._ask_stop(job, "replaced")
+            return
+        place = template.backends[backend]
+        if not self.observed.is_known(place):
+            return
+        attempt = 1 + max((j.attempt for j in self.jobs.values() if j.replica == replica), default=-1)
+        for node in range(template.nodes):
+            name = f"{self.run.name}-{replica}-{node}-{attempt}"
+            job = Job(
+                self.run.id, name, replica, node, attempt, self.run.spec_hash, place,
+                JobState.PROVISIONING, self.now,
+            )  # fmt: skip
+            self._put(job, "applied" if attempt == 0 else f"attempt {attempt + 1}")
+            self._start(job)
+
+    def _summarize(self, failed: list[str]) -> None:
+        """Turn the run into what its replicas make of it."""
+        live = self._live()
+        current = [j for j in live if self._is_current(j)]
+        ready = sum(
+            1
+            for r in range(self.run.template.replicas)
+            if (a := [j for j in current if j.replica == r]) and all(j.state is JobState.READY for j in a)
+        )
+        if failed and (self.run.type == "task" or len(failed) == self.run.template.replicas):
+            if self.run.type == "task" and live:
+                for job in live:
+                    self._ask_stop(job, "another replica failed")
+                return
+            if not live:
+                self._turn(RunState.FAILED, cause=failed[0], reason=failed[0])
+                return
+        if self.run.type == "task" and not live and self._all_succeeded():
+            self._turn(RunState.SUCCEEDED, cause="every node ended with exit code 0")
+            return
+        if failed and len(live) > len(current):  # the older spec's replicas go on serving
+            serving = any(j.state is JobState.READY for j in live)
+            state = RunState.READY if serving else RunState.RUNNING
+            self._turn(state, reason=f"rollout failed: {failed[0]}", ready=ready)
+            return
+        self._turn(self._live_state(current, ready), reason=failed[0] if failed else "", ready=ready)
+
+    def _live_state(self, current: list[Job], ready: int) -> RunState:
+        if self.run.type != "task" and ready == self.run.template.replicas:
+            return RunState.READY
+        states = {j.state for j in current}
+        if not states:
+            return RunState.QUEUED
+        if states <= {JobState.RUNNING, JobState.READY}:
+            return RunState.RUNNING
+        return RunState.PROVISIONING if JobState.PROVISIONING in states else RunState.STARTING
+
+    def _all_succeeded(self) -> bool:
+        latest = [self._attempts(r)[-1:] for r in range(self.run.template.replicas)]
+        return all(a and all(j.state is JobState.SUCCEEDED for j in a[0]) for a in latest)
+
+    def _clean(self) -> None:
+        """Remove ended launches, but for the last few of each place."""
+        places: dict[tuple[int, int], list[Instance]] = defaultdict(list)
+        for instance in self.seen.values():
+            job = self.jobs.get(instance.name)
+            if instance.phase is Phase.EXITED and job and job.state.is_final:
+                places[instance.replica, instance.node].append(instance)
+        for ended in places.values():
+            for instance in sorted(ended, key=lambda i: i.attempt)[:-KEPT_ATTEMPTS]:
+                if instance.name not in self.observed.busy:
+                    self.actions.append(Remove(self.jobs[instance.name].backend, instance.name))
+
+    # Small pieces ----------------------------------------------------------------------------
+
+    def _is_known(self, job: Job) -> bool:
+        return self.observed.is_known(job.backend) and job.name not in self.observed.busy
+
+    def _is_current(self, job: Job) -> bool:
+        return job.spec_hash == self.run.spec_hash and (
+            not job.state.is_final or job.created_at >= self.run.since
+        )
+
+    def _live(self) -> list[Job]:
+        return [job for job in self.jobs.values() if not job.state.is_final]
+
+    def _attempts(self, replica: int) -> list[list[Job]]:
+        """Return the present spec's attempts at one replica, oldest first, each with its nodes in order."""
+        by_number: dict[int, list[Job]] = defaultdict(list)
+        for job in self.jobs.values():
+            if job.replica == replica and self._is_current(job):
+                by_number[job.attempt].append(job)
+        return [by_number[n] for n in sorted(by_number)]
+
+    def _is_due(self, at: datetime) -> bool:
+        if at <= self.now:
+            return True
+        self.wake_at = at if self.wake_at is None else min(at, self.wake_at)
+        return False
+
+    def _start(self, job: Job) -> None:
+        template = self.run.template
+        self.actions.append(Start(job.backend, job, template.at(job.replica, job.node, job.attempt)))
+
+    def _ask_stop(self, job: Job, cause: str, message: str = "") -> None:
+        if job.stop_asked_at is None:
+            job = replace(job, stop_asked_at=self.now, stop_cause=cause, message=message or job.message)
+            self.jobs[job.name] = job
+            event = self._event(job.name, job.state.value, "stopping", cause, message)
+            self.actions.append(Record(job, event))
+        if self._is_known(job) and job.name in self.seen:
+            self.actions.append(Stop(job.backend, job.name, self.run.template.launch.stop_grace_s))
+
+    def _end(
+        self,
+        job: Job,
+        state: JobState,
+        instance: Instance | None = None,
+        *,
+        cause: str,
+        reason: str = "",
+        message: str = "",
+    ) -> None:
+        ended = replace(
+            job,
+            state=state,
+            exit_code=instance.exit_code if instance else None,
+            reason=reason,
+            message=message or job.message or (instance.message if instance else ""),
+            started_at=(instance.started_at if instance else None) or job.started_at,
+            finished_at=(instance.finished_at if instance else None) or self.now,
+        )
+        self._put(ended, cause)
+
+    def _put(self, job: Job, cause: str | None) -> None:
+        before = self.jobs.get(job.name)
+        self.jobs[job.name] = job
+        event = None
+        if cause is not None:
+            was = before.state.value if before else ""
+            event = self._event(job.name, was, job.state.value, cause, job.message)
+        self.actions.append(Record(job, event))
+
+    def _turn(self, state: RunState, *, cause: str = "", reason: str = "", ready: int = 0) -> None:
+        run = self.run
+        was_ready = run.was_ready or state is RunState.READY
+        fresh = replace(run, state=state, reason=reason, ready=ready, was_ready=was_ready)
+        if fresh == run:
+            return
+        self.run = fresh
+        changed = (state, reason) != (run.state, run.reason)
+        event = self._event(run.name, run.state.value, state.value, cause or reason) if changed else None
+        self.actions.append(Turn(fresh, event))
+
+    def _event(self, subject: str, before: str, after: str, cause: str, message: str = "") -> RunEvent:
+        return RunEvent(
+            self.run.id, self.run.name, self.now, subject, before, after, cause,
+            action=f"{subject}:{after}", message=message,
+        )  # fmt: skip
+
+
+def _verdict(attempt: list[Job]) -> Job:
+    """Return the job that stands for a whole attempt: the first node that failed by itself."""
+    own = [j for j in attempt if j.state is JobState.FAILED and j.reason != "node-failed"]
+    return (own or attempt)[0]
+
+
+def _adopted(run: Run, backend: str, instance: Instance, now: datetime) -> Job:
+    return Job(
+        run.id, instance.name, instance.replica, instance.node, instance.attempt,
+        instance.spec_hash, backend, JobState.STARTING, now,
+        started_at=instance.started_at,
+    )  # fmt: skip

@@ -1,0 +1,267 @@
+"""What the record holds of a run, and the steps that a pass can ask for."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Literal
+
+from orchestrator.backend import Instance, Launch
+
+RunType = Literal["task", "service", "dev-environment"]
+RetryEvent = Literal["no-capacity", "interruption", "error"]
+
+
+class Wanted(enum.Enum):
+    """What the user asked for."""
+
+    RUN = "run"
+    STOP = "stop"
+    DELETE = "delete"
+
+
+class RunState(enum.Enum):
+    """Where a run is in its life."""
+
+    QUEUED = "queued"
+    PROVISIONING = "provisioning"
+    STARTING = "starting"
+    RUNNING = "running"
+    READY = "ready"
+    STOPPING = "stopping"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more happens by itself."""
+        return self in _FINAL_RUN
+
+
+_FINAL_RUN = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED})
+
+
+class JobState(enum.Enum):
+    """Where one launch is in its life, as far as the record knows."""
+
+    PROVISIONING = "provisioning"
+    """The start was decided and written down; the backend may or may not have been asked."""
+    STARTING = "starting"
+    RUNNING = "running"
+    READY = "ready"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    """It ended because we asked."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the launch has ended."""
+        return self in _FINAL_JOB
+
+
+_FINAL_JOB = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.STOPPED})
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """When a failed attempt is followed by another.
+
+    ``duration_s`` counts from the first failure in a row; None means no end. ``first_s`` and
+    ``most_s`` bound the pause, which doubles from one to the other.
+    """
+
+    on: frozenset[RetryEvent] = frozenset()
+    duration_s: int | None = None
+    attempts: int | None = None
+    first_s: float = 2.0
+    most_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """How a run's launches look and where they may go.
+
+    ``launch`` is the first of them: replica 0, node 0, attempt 0. ``backends`` are the places
+    the plan chose, best first; a launch that finds no capacity goes to the next. ``surge`` says
+    whether a replica's successor may run beside it.
+    """
+
+    launch: Launch
+    backends: tuple[str, ...]
+    replicas: int = 1
+    nodes: int = 1
+    surge: bool = False
+    retry: Retry = Retry()
+    max_duration_s: int | None = None
+
+    def at(self, replica: int, node: int, attempt: int) -> Launch:
+        """Return the launch of one place and attempt, with its node variables.
+
+        >>> template = Template(Launch("chat-0-0-0", "chat"), ("docker",))
+        >>> template.at(1, 0, 2).name
+        'chat-1-0-2'
+        """
+        first = self.launch
+        own = {
+            "MODELYARD_RUN_NAME": first.run,
+            "MODELYARD_REPLICA": str(replica),
+            "MODELYARD_NODES_NUM": str(self.nodes),
+            "MODELYARD_NODE_RANK": str(node),
+            "MODELYARD_GPUS_PER_NODE": str(first.resources.accelerators),
+            "MODELYARD_GPUS_NUM": str(first.resources.accelerators * self.nodes),
+        }
+        env = tuple({**own, **dict(first.env)}.items())
+        name = f"{first.run}-{replica}-{node}-{attempt}"
+        return replace(first, name=name, replica=replica, node=node, attempt=attempt, env=env)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The life of one applied spec.
+
+    ``spec`` is the canonical JSON of the spec, ``plan`` that of the plan it was applied with.
+    ``serial`` goes up with every change that the store writes. ``was_ready`` remembers that a
+    service of this spec answered once. ``since`` is when this spec was applied.
+    """
+
+    id: str
+    name: str
+    type: RunType
+    spec: str
+    spec_hash: str
+    template: Template
+    since: datetime
+    wanted: Wanted = Wanted.RUN
+    state: RunState = RunState.QUEUED
+    reason: str = ""
+    was_ready: bool = False
+    ready: int = 0
+    """Replicas that answer their probe."""
+    plan: str = "{}"
+    serial: int = 0
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One launch of a run: one replica, one node, one attempt."""
+
+    run_id: str
+    name: str
+    replica: int
+    node: int
+    attempt: int
+    spec_hash: str
+    backend: str
+    state: JobState
+    created_at: datetime
+    exit_code: int | None = None
+    reason: str = ""
+    """Why it ended: ``error``, ``oom``, ``preempted``, ``lost``, ``no-capacity``, ``no-start``, …"""
+    message: str = ""
+    stop_asked_at: datetime | None = None
+    stop_cause: str = ""
+    started_at: datetime | None = None
+    ready_at: datetime | None = None
+    finished_at: datetime | None = None
+    address: str | None = None
+    ports: Mapping[int, tuple[str, int]] = field(default_factory=dict)
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """What happened, when, and which action caused it."""
+
+    run_id: str
+    run: str
+    at: datetime
+    subject: str
+    """The run's name, or a launch's."""
+    before: str
+    after: str
+    cause: str
+    action: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Write down what became of a launch."""
+
+    job: Job
+    event: RunEvent | None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Write down what became of a run."""
+
+    run: Run
+    event: RunEvent | None
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Drop a deleted run and its jobs from the record; its events stay."""
+
+    run: Run
+    event: RunEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Ask a backend to start a launch."""
+
+    backend: str
+    job: Job
+    launch: Launch
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Ask a backend to end a launch."""
+
+    backend: str
+    name: str
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Ask a backend to forget an ended launch."""
+
+    backend: str
+    name: str
+
+
+Write = Record | Turn | Forget
+Action = Record | Turn | Forget | Start | Stop | Remove
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one pass asks for, in order, and when to look again at the latest."""
+
+    actions: tuple[Action, ...]
+    wake_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the backends say of one run: its instances by backend, or None where nothing is known.
+
+    ``busy`` names launches on which an action is under way; they are left alone meanwhile.
+    """
+
+    instances: Mapping[str, Sequence[Instance] | None]
+    busy: frozenset[str] = frozenset()
+
+    def is_known(self, backend: str) -> bool:
+        """Return whether ``backend`` answered."""
+        return self.instances.get(backend) is not None
