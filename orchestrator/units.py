@@ -35,7 +35,7 @@ def parse_bytes(text: str) -> int:
         raise ValueError(f"expected a size with its unit, such as 16GB or 512MiB, got {text!r}")
     whole, _, fraction = found[1].partition(".")
     scale = _BYTES[unit]  # integers all the way: 1.1TB is exact
-    size = int(whole) * scale + (int(fraction) * scale // 10 ** len(fraction) if fraction else 0)
+    size: int = int(whole) * scale + int(fraction or 0) * scale // 10 ** len(fraction)
     if size > MAX_BYTES:
         raise ValueError(f"{text.strip()!r} is larger than any machine")
     return size

@@ -1,0 +1,1 @@
+"""Demand and offers in, a plan with its reasons out; pure."""

@@ -1,0 +1,99 @@
+"""What one node of a run needs from an offer: numbers and names, no prices yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from orchestrator.backend import Can
+from orchestrator.units import format_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A closed range; None at either end means open.
+
+    >>> Span(2, 4).holds(3), Span(2).holds(1), Span().holds(0)
+    (True, False, True)
+    """
+
+    low: float | None = None
+    high: float | None = None
+
+    def holds(self, value: float) -> bool:
+        """Return whether ``value`` lies in the range."""
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class AcceleratorDemand:
+    """Which accelerators would do, and how many of them in one node.
+
+    ``names`` are catalog names, empty for any. ``vram_bytes`` is for one device,
+    ``total_vram_bytes`` for all devices of the node.
+    """
+
+    names: frozenset[str] = frozenset()
+    vendors: frozenset[str] = frozenset()
+    count: Span = Span(1, 1)
+    vram_bytes: Span = Span()
+    total_vram_bytes: Span = Span()
+    capability: tuple[int, int] | None = None
+    as_written: str = ""
+
+    def least(self) -> int:
+        """Return the smallest count that would do."""
+        return max(1, int(self.count.low or 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What one node needs, and where the user allows it to be.
+
+    ``places`` maps every configured backend to what it can do, in the order of preference;
+    ``needs`` maps each capability the job uses to the words of the spec that ask for it.
+    ``max_price_usd_hour`` is for one replica: all its nodes together.
+    """
+
+    cpu: Span = Span()
+    memory_bytes: Span = Span()
+    disk_bytes: Span = Span()
+    arch: str | None = None
+    accelerator: AcceleratorDemand | None = None
+    nodes: int = 1
+    needs: Mapping[Can, str] = field(default_factory=dict)
+    places: Mapping[str, frozenset[Can]] = field(default_factory=dict)
+    backends: frozenset[str] = frozenset()
+    regions: frozenset[str] = frozenset()
+    zones: frozenset[str] = frozenset()
+    instance_types: frozenset[str] = frozenset()
+    fleets: frozenset[str] = frozenset()
+    reservation: str | None = None
+    spot: Literal["spot", "on-demand", "auto"] = "auto"
+    max_price_usd_hour: float | None = None
+
+    def summary(self) -> str:
+        """Return the demand in a phrase, for a plan or an error.
+
+        >>> Demand(cpu=Span(2), memory_bytes=Span(4 * 2**30)).summary()
+        'cpu 2.., memory 4 GiB..'
+        """
+        parts: list[str] = []
+        if self.accelerator:
+            parts.append(f"accelerator {self.accelerator.as_written or 'any'}")
+        if self.cpu != Span():
+            parts.append(f"cpu {_span_text(self.cpu, lambda v: f'{v:g}')}")
+        for word, span in (("memory", self.memory_bytes), ("disk", self.disk_bytes)):
+            if span != Span():
+                parts.append(f"{word} {_span_text(span, lambda v: format_bytes(int(v)))}")
+        if self.nodes > 1:
+            parts.append(f"{self.nodes} nodes")
+        return ", ".join(parts) or "nothing in particular"
+
+
+def _span_text(span: Span, text: Callable[[float], str]) -> str:
+    if span.low == span.high and span.low is not None:
+        return text(span.low)
+    low, high = ("" if end is None else text(end) for end in (span.low, span.high))
+    return f"{low}..{high}"

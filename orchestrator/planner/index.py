@@ -1,0 +1,144 @@
+"""Offers made ready for many questions: what fits, and how many fell for which reason.
+
+Offers are kept in their order of rank, and a set of offers is an integer with one bit for each.
+A stage is asked once per combination of the fields it reads; the answer holds for all offers
+with that combination, whose set was built once. Refusing fifty thousand offers is then a
+handful of operations on large integers.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+from orchestrator.backend import Offer
+from orchestrator.errors import Refusal
+from orchestrator.planner.demand import Demand
+from orchestrator.planner.match import STAGES, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """What is left of the offers for one demand.
+
+    ``fitting`` comes in order of rank. ``refused`` is ordered by count, then reason.
+    ``over_price`` would fit if only ``max_price`` were higher, cheapest first.
+    """
+
+    fitting: Collection[Offer]
+    refused: tuple[Refusal, ...]
+    over_price: Collection[Offer]
+
+
+class _Offers(Collection[Offer]):
+    """The offers whose bits are set, read one by one: most callers want the first few."""
+
+    def __init__(self, offers: Sequence[Offer], bits: int) -> None:
+        self._offers = offers
+        self._bits = bits
+
+    def __len__(self) -> int:
+        return self._bits.bit_count()
+
+    def __contains__(self, offer: object) -> bool:
+        return any(offer == own for own in self)
+
+    def __iter__(self) -> Iterator[Offer]:
+        left = self._bits
+        while left:
+            lowest = left & -left
+            yield self._offers[lowest.bit_length() - 1]
+            left ^= lowest
+
+
+class OfferIndex:
+    """A fixed set of offers, indexed.
+
+    Args:
+        offers: In any order; the result does not depend on it.
+        preference: Backends in the order of configuration; it decides between equal prices.
+    """
+
+    def __init__(self, offers: Sequence[Offer], *, preference: Sequence[str] = ()) -> None:
+        place = {name: at for at, name in enumerate(preference)}
+        self.offers = sorted(offers, key=lambda o: _rank(o, place.get(o.backend, len(place))))
+        self._groups: dict[tuple[str, ...], list[tuple[Offer, int]]] = {}
+
+    def match(self, demand: Demand) -> Matched:
+        """Return what fits ``demand``, and how many offers fell for which reason."""
+        left = (1 << len(self.offers)) - 1
+        fallen: dict[str, int] = {}
+        over_price = 0
+        for stage in STAGES:
+            if not left:
+                break
+            before = left
+            left = self._refuse(stage, demand, left, fallen)
+            if stage.by_price:
+                over_price |= before & ~left
+        refused = sorted((Refusal(r, bits.bit_count()) for r, bits in fallen.items()), key=_by_count)
+        return Matched(_Offers(self.offers, left), tuple(refused), _Offers(self.offers, over_price))
+
+    def _refuse(self, stage: Stage, demand: Demand, left: int, fallen: dict[str, int]) -> int:
+        """Return ``left`` without the offers that ``stage`` refuses, and note those."""
+        groups = self._dearer(stage, demand) if stage.by_price else self._grouped(stage.reads)
+        for sample, bits in groups:
+            hit = left & bits
+            if hit and (reason := stage.refuse(sample, demand)) is not None:
+                fallen[reason] = fallen.get(reason, 0) | hit
+                left &= ~bits
+        return left
+
+    def _dearer(self, stage: Stage, demand: Demand) -> list[tuple[Offer, int]]:
+        """Return the offers from the first that ``stage`` refuses, found by halving."""
+        first = bisect_left(self.offers, True, key=lambda offer: stage.refuse(offer, demand) is not None)
+        if first == len(self.offers):
+            return []
+        return [(self.offers[first], ((1 << len(self.offers)) - 1) & ~((1 << first) - 1))]
+
+    def _grouped(self, fields: tuple[str, ...]) -> list[tuple[Offer, int]]:
+        """Return one offer for each combination of ``fields``, with the set of all that share it."""
+        known = self._groups.get(fields)
+        if known is None:
+            known = self._groups[fields] = _group(self.offers, fields)
+        return known
+
+
+def _group(offers: Sequence[Offer], fields: tuple[str, ...]) -> list[tuple[Offer, int]]:
+    key: Callable[[Offer], object] = attrgetter(*fields)
+    members: dict[object, list[int]] = {}
+    for at, offer in enumerate(offers):
+        members.setdefault(key(offer), []).append(at)
+    size = (len(offers) + 7) // 8
+    return [(offers[found[0]], _bits(found, size)) for found in members.values()]
+
+
+def _bits(positions: Sequence[int], size: int) -> int:
+    raw = bytearray(size)
+    for at in positions:
+        raw[at >> 3] |= 1 << (at & 7)
+    return int.from_bytes(raw, "little")
+
+
+def _rank(offer: Offer, preference: int) -> tuple[object, ...]:
+    """Return the sort key: cheapest first, then the preferred backend, then the smallest that does."""
+    return (
+        offer.price_usd_hour,
+        preference,
+        offer.count,
+        offer.vram_bytes,
+        offer.cpu,
+        offer.memory_bytes,
+        offer.backend,
+        offer.region,
+        offer.zone or "",
+        offer.instance_type,
+        offer.spot,
+        repr(offer),
+    )
+
+
+def _by_count(refusal: Refusal) -> tuple[int, str]:
+    return (-refusal.offers, refusal.reason)
