@@ -1,0 +1,920 @@
+"""The documents a user writes, as frozen models: tasks, services, dev environments, fleets, volumes.
+
+Spellings and short forms are dstack's where it has them. Sizes are kept in bytes and durations
+in seconds; ``canonical`` writes them back with their units. Every field says what it means and
+whether changing it needs new containers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from os.path import normpath
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from annotated_types import Ge, Gt, Le
+from pydantic import AfterValidator, BeforeValidator, JsonValue, Strict, ValidationInfo, model_validator
+
+from orchestrator.spec import forms
+from orchestrator.spec.forms import FormError
+from orchestrator.spec.parts import (
+    Change,
+    Mark,
+    Part,
+    Plain,
+    changes_between,
+    exact_bytes,
+    in_place,
+    mark_of,
+    part_of,
+    replace,
+)
+
+NAME = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?", re.ASCII)
+MAX_NAME = 41
+"""``<name>-<replica>-<node>-<attempt>`` stays a DNS label of 63 characters."""
+
+
+class Context:
+    """What validation may look at beyond the document.
+
+    Args:
+        accelerators: Known names in lower case, and how each is spelled; None checks no name.
+        folder: The document's folder, from which relative paths count; None leaves them as written.
+    """
+
+    def __init__(self, accelerators: Mapping[str, str] | None = None, folder: str | None = None) -> None:
+        self.accelerators = accelerators
+        self.folder = folder
+
+
+def _context(info: ValidationInfo) -> Context:
+    return info.context if isinstance(info.context, Context) else Context()
+
+
+def _bytes(value: object, info: ValidationInfo) -> object:
+    """Read a size; a bare number is bytes in Python, but in YAML nobody knows its unit."""
+    return forms.read_bytes(value) if info.context or isinstance(value, str) else value
+
+
+Bool = Annotated[bool, Strict()]
+Int = Annotated[int, Strict()]
+Count = Annotated[int, Strict(), Ge(1)]
+Natural = Annotated[int, Strict(), Ge(0)]
+Positive = Annotated[float, Strict(), Gt(0)]
+Percent = Annotated[int, Strict(), Ge(0), Le(100)]
+Bytes = Annotated[int, Strict(), Ge(0), BeforeValidator(_bytes)]
+Seconds = Annotated[int, Strict(), Ge(0), BeforeValidator(forms.read_seconds)]
+Limit = Annotated[Annotated[int, Strict(), Ge(0)] | None, BeforeValidator(forms.read_limit)]
+Words = Annotated[tuple[str, ...], BeforeValidator(forms.split_words)]
+Strings = Annotated[tuple[str, ...], BeforeValidator(forms.wrap_one)]
+Vendor = Literal["nvidia", "amd", "google", "intel", "tenstorrent", "aws", "apple", "huawei"]
+Precision = Literal["auto", "bf16", "fp16", "fp8", "int8", "int4"]
+RetryEvent = Literal["no-capacity", "interruption", "error"]
+SpotPolicy = Literal["spot", "on-demand", "auto"]
+ServingEngine = Literal["auto", "vllm", "tgi", "nim", "sglang", "transformers"]
+TrainingEngine = Literal["auto", "trl", "axolotl"]
+
+
+def _checked_name(name: str) -> str:
+    if len(name) > MAX_NAME:
+        raise FormError(f"a name has at most {MAX_NAME} characters, this has {len(name)}", "shorten it")
+    if NAME.fullmatch(name):
+        return name
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-0123456789")
+    rule = "lower case letters, digits and dashes, beginning with a letter"
+    raise FormError(f"{forms.shown(name)} is no name", f"did you mean {slug!r}?" if slug else rule)
+
+
+def _absolute(path: str) -> str:
+    if not path.startswith("/"):
+        raise FormError(f"expected an absolute path, got {forms.shown(path)}", f"write /{path.lstrip('./')}")
+    return path
+
+
+def _local_path(path: str, info: ValidationInfo) -> str:
+    """Count a relative path from the document's folder, and ``~`` from the user's."""
+    folder = _context(info).folder
+    if folder is None:
+        return path
+    return normpath(Path(folder) / Path(path).expanduser())
+
+
+def _local_if_dotted(path: str, info: ValidationInfo) -> str:
+    """Leave ``org/name`` and URLs alone; a path begins with a dot, a tilde or a slash."""
+    return _local_path(path, info) if path.startswith(("./", "../", "~/")) else path
+
+
+Name = Annotated[str, AfterValidator(_checked_name)]
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+LocalPath = Annotated[str, AfterValidator(_local_path)]
+Source = Annotated[str, AfterValidator(_local_if_dotted)]
+
+
+# --- ranges and resources -------------------------------------------------------------------
+
+
+class IntRange(Part):
+    """From ``min`` to ``max``, both included; an end that is None is open."""
+
+    is_leaf = True
+
+    min: Annotated[Natural | None, replace("The least.")] = None
+    max: Annotated[Natural | None, replace("The most.")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: object) -> object:
+        return forms.expand_int_range(value)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> IntRange:
+        _check_order(self.min, self.max)
+        return self
+
+    def canonical(self) -> Plain:
+        """Return the short form, such as ``2`` or ``1..4``."""
+        return self.min if self.min == self.max else f"{_end(self.min)}..{_end(self.max)}"
+
+    def __contains__(self, value: int) -> bool:
+        """Say whether ``value`` lies in the range."""
+        return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
+
+
+class FloatRange(Part):
+    """From ``min`` to ``max``, both included; an end that is None is open."""
+
+    is_leaf = True
+
+    min: Annotated[Annotated[float, Strict(), Ge(0)] | None, replace("The least.")] = None
+    max: Annotated[Annotated[float, Strict(), Ge(0)] | None, replace("The most.")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: object) -> object:
+        return forms.expand_float_range(value)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> FloatRange:
+        _check_order(self.min, self.max)
+        return self
+
+    def canonical(self) -> Plain:
+        """Return the short form, such as ``0.5`` or ``2..8``."""
+        return _number(self.min) if self.min == self.max else f"{_end(self.min)}..{_end(self.max)}"
+
+    def __contains__(self, value: float) -> bool:
+        """Say whether ``value`` lies in the range."""
+        return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
+
+
+class ByteRange(Part):
+    """From ``min`` to ``max`` bytes, both included; an end that is None is open."""
+
+    is_leaf = True
+
+    min: Annotated[Bytes | None, replace("The least, for example 16GB.", unit="bytes")] = None
+    max: Annotated[Bytes | None, replace("The most, for example 80GB.", unit="bytes")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: object) -> object:
+        return forms.expand_byte_range(value)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ByteRange:
+        _check_order(self.min, self.max)
+        return self
+
+    def canonical(self) -> Plain:
+        """Return the short form, such as ``16GB..80GB``."""
+        ends = ["" if end is None else exact_bytes(end) for end in (self.min, self.max)]
+        return ends[0] if self.min == self.max else "..".join(ends)
+
+    def __contains__(self, value: int) -> bool:
+        """Say whether ``value`` bytes lie in the range."""
+        return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
+
+
+def _check_order(low: float | None, high: float | None) -> None:
+    if low is None and high is None:
+        raise FormError("a range needs at least one end", "for example 2.. or ..8")
+    if low is not None and high is not None and low > high:
+        raise FormError(f"the range ends before it begins: {low} to {high}", "swap the two")
+
+
+def _number(value: float | None) -> Plain:
+    return int(value) if value is not None and value == int(value) else value
+
+
+def _end(value: float | None) -> str:
+    return "" if value is None else str(_number(value))
+
+
+class Cpu(Part):
+    """CPU cores."""
+
+    is_leaf = True
+
+    arch: Annotated[Literal["x86", "arm"] | None, replace("The instruction set; any when unset.")] = None
+    count: Annotated[FloatRange, replace("How many cores.", examples=[2, "8..", 0.5])]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: object) -> object:
+        return forms.expand_cpu(value)
+
+    def canonical(self) -> Plain:
+        """Return the short form, such as ``8`` or ``arm:8..``."""
+        count = self.count.canonical()
+        return f"{self.arch}:{count}" if self.arch else count
+
+
+def _capability(value: object) -> object:
+    return forms.expand_capability(value)
+
+
+class Gpu(Part):
+    """Accelerators of one node."""
+
+    vendor: Annotated[Vendor | None, replace("Who makes it; any when unset.")] = None
+    name: Annotated[
+        Strings, replace("Accelerators by name; any of them will do.", examples=["H100", ["A100", "H100"]])
+    ] = ()
+    count: Annotated[IntRange, replace("How many of them.", examples=[1, "1..8"])] = IntRange.model_construct(
+        min=1, max=1
+    )
+    memory: Annotated[
+        ByteRange | None, replace("Device memory of each.", examples=["24GB", "24GB..80GB", "40GB.."])
+    ] = None
+    total_memory: Annotated[ByteRange | None, replace("Device memory of all together.")] = None
+    compute_capability: Annotated[
+        Annotated[tuple[Int, Int], BeforeValidator(_capability)] | None,
+        replace("The least CUDA compute capability.", examples=["8.9"]),
+    ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: object, info: ValidationInfo) -> object:
+        return forms.expand_gpu(value, _context(info).accelerators)
+
+    @model_validator(mode="after")
+    def _known(self, info: ValidationInfo) -> Gpu:
+        for name in self.name:
+            forms.check_accelerator(name, _context(info).accelerators)
+        return self
+
+    def canonical(self) -> Plain:
+        """Return what is set; the capability as text, such as ``8.9``."""
+        plain = super().canonical()
+        if self.compute_capability and isinstance(plain, dict):
+            plain["compute_capability"] = "{}.{}".format(*self.compute_capability)
+        return plain
+
+
+def _disk(value: object) -> object:
+    """Take dstack's ``disk: {size: 100GB}`` for ``disk: 100GB``."""
+    return value["size"] if isinstance(value, Mapping) and set(value) == {"size"} else value
+
+
+class Resources(Part):
+    """What one node of a job needs; what is unset is not asked for."""
+
+    cpu: Annotated[Cpu | None, replace("CPU cores.", examples=[2, "8..", "arm:8.."])] = None
+    memory: Annotated[ByteRange | None, replace("Main memory.", examples=["16GB", "16GB.."])] = None
+    gpu: Annotated[
+        Gpu | None,
+        replace(
+            "Accelerators: vendor, names, memory and count in any order.",
+            examples=[1, "24GB", "H100:8", "A100,H100:1..8", "24GB..80GB:2", "amd:MI300X:8"],
+        ),
+    ] = None
+    disk: Annotated[
+        Annotated[ByteRange, BeforeValidator(_disk)] | None, replace("Disk space.", examples=["100GB.."])
+    ] = None
+    shm_size: Annotated[
+        Bytes | None, replace("Shared memory (/dev/shm).", unit="bytes", examples=["16GB"])
+    ] = None
+
+
+# --- models, traffic, training --------------------------------------------------------------
+
+
+class Adapter(Part):
+    """LoRA weights served beside their base model."""
+
+    name: Annotated[str, replace("The name that requests ask for.")]
+    id: Annotated[Source, replace("A hub id, a local folder, or a URL such as s3://.")]
+    revision: Annotated[str | None, replace("A branch, tag or commit of the hub.")] = None
+
+
+class Measured(Part):
+    """Figures seen on the real thing, per device; each takes the place of its formula."""
+
+    weights: Annotated[Bytes | None, replace("Loaded weights.", unit="bytes", examples=["15GiB"])] = None
+    activations: Annotated[Bytes | None, replace("Peak of the activations.", unit="bytes")] = None
+    non_torch: Annotated[Bytes | None, replace("Memory outside the tensor library.", unit="bytes")] = None
+    graphs: Annotated[Bytes | None, replace("Captured graphs.", unit="bytes")] = None
+
+
+def _model_id(value: object) -> object:
+    return {"id": value} if isinstance(value, str) else value
+
+
+class Model(Part):
+    """A model: which one, and in what form."""
+
+    id: Annotated[
+        Source,
+        replace("A hub id, a local folder with config.json, or a URL: s3:// gs:// oci:// pvc://."),
+    ]
+    revision: Annotated[str | None, replace("A branch, tag or commit of the hub.")] = None
+    precision: Annotated[
+        Precision, replace("The format computed in; auto is as published, else the best that fits.")
+    ] = "auto"
+    quantization: Annotated[
+        str | None, replace("How the published weights were made, where they are.", examples=["awq", "gptq"])
+    ] = None
+    context: Annotated[
+        Count | None, replace("Tokens a request may hold; unset: what the model allows and what fits.")
+    ] = None
+    kv_cache: Annotated[Literal["auto", "bf16", "fp8"], replace("The format of the KV cache.")] = "auto"
+    adapters: Annotated[tuple[Adapter, ...], replace("LoRA adapters served beside the base.")] = ()
+    measured: Annotated[Measured | None, replace("Figures that were measured, in place of formulas.")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: object) -> object:
+        return _model_id(value)
+
+    def canonical(self) -> Plain:
+        """Return the id alone where nothing else is set."""
+        plain = super().canonical()
+        return self.id if plain == {"id": self.id} else plain
+
+
+class Traffic(Part):
+    """What one replica must hold at once; the KV cache is sized for it."""
+
+    concurrency: Annotated[Count, replace("Requests in flight.")] = 16
+    input_tokens: Annotated[Count, replace("Tokens of a typical prompt.")] = 1500
+    output_tokens: Annotated[Count, replace("Tokens of a typical answer.")] = 300
+
+
+def _adapter_type(value: object) -> object:
+    return {"type": value} if isinstance(value, str) else value
+
+
+class TrainAdapter(Part):
+    """What is trained: everything, or an adapter over frozen weights."""
+
+    type: Annotated[Literal["none", "lora", "qlora"], replace("none trains every weight.")] = "lora"
+    rank: Annotated[Count, replace("Rank of the adapter's matrices.")] = 16
+    alpha: Annotated[Positive | None, replace("Scale of the adapter; unset: twice the rank.")] = None
+    dropout: Annotated[Annotated[float, Strict(), Ge(0), Le(1)], replace("Dropout on its input.")] = 0.0
+    targets: Annotated[
+        Strings, replace("Modules that get an adapter.", examples=["all-linear", ["q_proj", "v_proj"]])
+    ] = ("all-linear",)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: object) -> object:
+        return _adapter_type(value)
+
+
+class Train(Part):
+    """A training job: method, model, data, and where the result goes."""
+
+    method: Annotated[
+        Literal["sft", "dpo", "grpo", "ppo", "reward", "kto", "orpo", "pretrain"], replace("How it learns.")
+    ] = "sft"
+    model: Annotated[Model, replace("What is trained.", examples=["Qwen/Qwen2.5-7B"])]
+    dataset: Annotated[
+        Source, replace("A hub id, a folder or a jsonl file.", examples=["trl-lib/Capybara", "./data.jsonl"])
+    ]
+    adapter: Annotated[
+        TrainAdapter, replace("none, lora or qlora, alone or with its settings.", examples=["qlora"])
+    ] = TrainAdapter.model_construct(type="none")
+    sequence_length: Annotated[Count, replace("Tokens of a training example, at most.")] = 2048
+    batch_size: Annotated[
+        Count, replace("Examples of one step over all devices; micro batch and accumulation follow.")
+    ] = 16
+    epochs: Annotated[Positive, replace("Passes over the data.")] = 1.0
+    engine: Annotated[TrainingEngine, replace("The program that trains.")] = "auto"
+    args: Annotated[
+        Mapping[str, JsonValue],
+        replace("Passed to the engine as they are.", examples=[{"seed": 7}]),
+    ] = {}
+    output: Annotated[
+        Source | None,
+        replace("A folder, volume or bucket for checkpoints and the result; resumed from there."),
+    ] = None
+
+
+# --- pieces of a run ------------------------------------------------------------------------
+
+
+class RegistryAuth(Part):
+    """Credentials for pulling a private image."""
+
+    username: Annotated[str, replace("The user, or a reference such as ${{ secrets.USER }}.")]
+    password: Annotated[str, replace("A reference: ${{ secrets.NAME }} or ${{ env.NAME }}.")]
+
+
+class PortMapping(Part):
+    """A port of the container, and the local one that leads to it."""
+
+    container_port: Annotated[Annotated[int, Strict(), Ge(1), Le(65535)], replace("The container's port.")]
+    local_port: Annotated[
+        Annotated[int, Strict(), Ge(1), Le(65535)] | None, replace("The local port; unset: any free one.")
+    ] = None
+
+
+Port = Annotated[PortMapping, BeforeValidator(forms.expand_port)]
+
+
+class MountPoint(Part):
+    """A volume or a folder of the machine, seen inside the container at ``path``."""
+
+    name: Annotated[Name | None, replace("The volume.")] = None
+    instance_path: Annotated[LocalPath | None, replace("The folder of the machine.")] = None
+    path: Annotated[AbsolutePath, replace("Where the container sees it.")]
+    read_only: Annotated[Bool, replace("Refuse writes.")] = False
+    optional: Annotated[Bool, replace("Go on without it where a place has no such thing.")] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: object) -> object:
+        return forms.expand_mount(value)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> MountPoint:
+        if (self.name is None) == (self.instance_path is None):
+            raise FormError("a mount has one source", "write either name or instance_path")
+        return self
+
+
+class FileMapping(Part):
+    """A local file or folder that is put into the container before it starts."""
+
+    local_path: Annotated[LocalPath, replace("The local path, counted from this file's folder.")]
+    path: Annotated[str | None, replace("The path inside; unset: its name in the working folder.")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: object) -> object:
+        return forms.expand_file(value)
+
+
+class Repo(Part):
+    """A Git repository that is put into the container."""
+
+    url: Annotated[str | None, replace("Where it is cloned from.")] = None
+    local_path: Annotated[LocalPath | None, replace("A local clone.")] = None
+    branch: Annotated[str | None, replace("The branch; unset: the one that is checked out.")] = None
+    hash: Annotated[str | None, replace("The commit.")] = None
+    path: Annotated[str, replace("Where it goes inside the container.")] = "."
+    if_exists: Annotated[Literal["error", "skip"], replace("What to do where that is not empty.")] = "error"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: object) -> object:
+        return forms.expand_repo(value)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Repo:
+        if (self.url is None) == (self.local_path is None):
+            raise FormError("a repository has one source", "write either url or local_path")
+        return self
+
+
+class Scaling(Part):
+    """When to add and remove replicas."""
+
+    metric: Annotated[
+        Literal["queue", "running", "rps", "kv_cache", "ttft"],
+        in_place("What is watched: waiting or running requests, requests a second, cache use, first token."),
+    ]
+    target: Annotated[Positive, in_place("The value of the metric to keep per replica.")]
+    scale_up_delay: Annotated[Seconds, in_place("Least time between two increases.", unit="seconds")] = 300
+    scale_down_delay: Annotated[Seconds, in_place("Least time between two decreases.", unit="seconds")] = 600
+
+
+class Header(Part):
+    """One HTTP header."""
+
+    name: Annotated[str, replace("Its name.")]
+    value: Annotated[str, replace("Its value.")]
+
+
+class Probe(Part):
+    """A question to a replica that decides whether it is ready."""
+
+    type: Annotated[Literal["http", "tcp"], replace("An HTTP request, or a connection.")] = "http"
+    url: Annotated[AbsolutePath, replace("The path that is asked for.")] = "/"
+    method: Annotated[
+        Literal["get", "post", "put", "delete", "patch", "head"], replace("The HTTP method.")
+    ] = "get"
+    headers: Annotated[tuple[Header, ...], replace("HTTP headers.")] = ()
+    body: Annotated[str | None, replace("The request's body.")] = None
+    timeout: Annotated[Seconds, replace("How long an answer may take.", unit="seconds")] = 10
+    interval: Annotated[Seconds, replace("Time between two questions.", unit="seconds")] = 15
+    ready_after: Annotated[Count, replace("Good answers in a row before it is ready.")] = 1
+    failures: Annotated[Count, replace("Bad answers in a row before it is not.")] = 3
+    start_duration: Annotated[
+        Seconds | None,
+        replace("Time until the first good answer; unset: from the model's size, else 10m.", unit="seconds"),
+    ] = None
+    until_ready: Annotated[Bool, replace("Stop asking once it is ready.")] = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Probe:
+        if self.body is not None and self.method in ("get", "head"):
+            raise FormError(f"a {self.method} request has no body", "set method: post")
+        if self.timeout < 1 or self.interval < 1:
+            raise FormError("timeout and interval are at least 1s", "write 1s")
+        return self
+
+
+class RateLimitKey(Part):
+    """By what requests are told apart."""
+
+    type: Annotated[Literal["ip_address", "header"], in_place("The client's address, or a header.")] = (
+        "ip_address"
+    )
+    header: Annotated[str | None, in_place("The header's name.")] = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RateLimitKey:
+        if (self.type == "header") != (self.header is not None):
+            raise FormError("a key of type header names its header, and only that", "set header")
+        return self
+
+
+class RateLimit(Part):
+    """How often one client may ask."""
+
+    prefix: Annotated[AbsolutePath, in_place("Paths this limit is for; the longest prefix wins.")] = "/"
+    key: Annotated[RateLimitKey, in_place("By what clients are told apart.")] = RateLimitKey.model_construct()
+    rps: Annotated[Positive, in_place("Requests a second.")]
+    burst: Annotated[Natural, in_place("Requests that may come ahead of the rate.")] = 0
+
+
+ALL_EVENTS: tuple[RetryEvent, ...] = ("no-capacity", "interruption", "error")
+
+
+class Retry(Part):
+    """What is tried again, and for how long."""
+
+    on_events: Annotated[
+        tuple[RetryEvent, ...], in_place("What is tried again: no-capacity, interruption, error.")
+    ] = ALL_EVENTS
+    duration: Annotated[Limit, in_place("How long, counted from the first failure.", unit="seconds")] = None
+
+    @model_validator(mode="after")
+    def _some_event(self) -> Retry:
+        if not self.on_events:
+            raise FormError("on_events is empty", "name an event, or write retry: false")
+        return self
+
+    def canonical(self) -> Plain:
+        """Return ``true`` where everything is tried again without end."""
+        return super().canonical() or True
+
+
+def _retry(value: object) -> object:
+    """Take ``true`` for every event and ``false`` for none."""
+    if isinstance(value, bool):
+        return {} if value else None
+    return value
+
+
+class Schedule(Part):
+    """When a run starts by itself."""
+
+    cron: Annotated[Strings, in_place("Five cron fields, in UTC, or several lines.", examples=["0 3 * * *"])]
+
+    @model_validator(mode="after")
+    def _five_fields(self) -> Schedule:
+        for line in self.cron:
+            _check_cron(line)
+        return self
+
+
+_CRON_FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
+_CRON_NAMES = {
+    name: number
+    for names in (("jan feb mar apr may jun jul aug sep oct nov dec", 1), ("sun mon tue wed thu fri sat", 0))
+    for number, name in enumerate(names[0].split(), names[1])
+}
+
+
+def _check_cron(line: str) -> None:
+    parts = line.split()
+    if len(parts) != len(_CRON_FIELDS):
+        raise FormError(
+            f"a cron line has 5 fields, {forms.shown(line)} has {len(parts)}", "for example 0 3 * * *"
+        )
+    for part, (field, low, high) in zip(parts, _CRON_FIELDS, strict=True):
+        for piece in part.lower().split(","):
+            span, slash, step = piece.partition("/")
+            ends = [_CRON_NAMES.get(end, end) for end in span.split("-")] if span != "*" else []
+            numbers = [int(end) if str(end).isdigit() else -1 for end in ends]
+            stepped = not slash or (step.isdigit() and int(step) > 0)
+            if len(ends) > 2 or not stepped or any(not low <= number <= high for number in numbers):
+                raise FormError(f"{forms.shown(part)} is no {field}", f"{low} to {high}, or *")
+
+
+class UtilizationPolicy(Part):
+    """When a run that leaves its accelerators idle is ended."""
+
+    min_gpu_utilization: Annotated[Percent, in_place("Percent below which an accelerator counts as idle.")]
+    time_window: Annotated[Seconds, in_place("How long, at least 5m.", unit="seconds")]
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> UtilizationPolicy:
+        if self.time_window < 300:
+            raise FormError("time_window is at least 5m", "write 5m or more")
+        return self
+
+
+# --- documents ------------------------------------------------------------------------------
+
+
+class Named(Part):
+    """What every document has."""
+
+    name: Annotated[Name, replace("What it is called; a lower case DNS label of at most 41 characters.")]
+    tags: Annotated[Mapping[str, str], in_place("Labels of the user's own.")] = {}
+
+    def canonical(self) -> dict[str, Plain]:
+        """Return type, name and what differs from the defaults, as a person would write it."""
+        plain = super().canonical()
+        assert isinstance(plain, dict)
+        return {"type": type(self).model_fields["type"].default, "name": self.name, **plain}
+
+    def hash(self) -> str:
+        """Return the SHA-256 of what needs new containers when it changes, in hexadecimal."""
+        marks = {name: mark_of(info) for name, info in type(self).model_fields.items()}
+        kept = {key: value for key, value in self.canonical().items() if marks[key] == "replace"}
+        text = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Placement(Named):
+    """Where something may run, and for how much; unset allows everything."""
+
+    backends: Annotated[Strings, replace("Backends by name.", examples=[["docker", "aws"]])] = ()
+    regions: Annotated[Strings, replace("Regions.")] = ()
+    availability_zones: Annotated[Strings, replace("Zones of a region.")] = ()
+    instance_types: Annotated[Strings, replace("Instance types as their backend calls them.")] = ()
+    reservation: Annotated[str | None, replace("A reservation to draw from.")] = None
+    spot_policy: Annotated[SpotPolicy, replace("Whether machines may be taken away.")] = "on-demand"
+    max_price: Annotated[
+        Positive | None, in_place("Dollars an hour for one instance, at most; looked at before a start.")
+    ] = None
+    retry: Annotated[
+        Annotated[Retry | None, BeforeValidator(_retry)],
+        in_place("What is tried again; true for everything.", examples=[True]),
+    ] = None
+
+
+class Work(Placement):
+    """What tasks, services and dev environments have in common."""
+
+    image: Annotated[str | None, replace("The container image.", examples=["python:3.12-slim"])] = None
+    entrypoint: Annotated[Words | None, replace("In place of the image's entrypoint; text is split.")] = None
+    setup: Annotated[Strings, replace("Commands that run before the others, in the same shell.")] = ()
+    working_dir: Annotated[str | None, replace("The working folder; unset: the image's.")] = None
+    user: Annotated[str | None, replace("user[:group], names or numbers.", examples=["1000:1000"])] = None
+    shell: Annotated[str | None, replace("The shell of the commands: sh, bash or a path.")] = None
+    privileged: Annotated[Bool, replace("Give the container the machine's privileges.")] = False
+    registry_auth: Annotated[RegistryAuth | None, replace("Credentials for a private image.")] = None
+    env: Annotated[
+        Annotated[Mapping[str, str | None], BeforeValidator(forms.expand_env)],
+        replace(
+            "Environment variables, as a list or a map; a bare name is taken from the environment or the "
+            "secret store when the container starts.",
+            examples=[{"DEBUG": "1"}, ["DEBUG=1", "HF_TOKEN"]],
+        ),
+    ] = {}
+    files: Annotated[
+        tuple[FileMapping, ...], replace("Local files put into the container.", examples=[["train.py"]])
+    ] = ()
+    repos: Annotated[tuple[Repo, ...], replace("Git repositories put into the container.")] = ()
+    volumes: Annotated[
+        tuple[MountPoint, ...],
+        replace("Volumes and folders the container sees.", examples=[["cache:/root/.cache", "./data:/data"]]),
+    ] = ()
+    ports: Annotated[
+        tuple[Port, ...], replace("Ports that can be reached.", examples=[[8000, "80:8080", "*:8080"]])
+    ] = ()
+    resources: Annotated[Resources, replace("What one node needs.")] = Resources.model_construct()
+    fleets: Annotated[Strings, replace("Fleets to take instances from.")] = ()
+    priority: Annotated[Percent, in_place("From 0 to 100; higher ones start first.")] = 0
+    max_duration: Annotated[
+        Limit, in_place("How long it may run; off is no limit.", unit="seconds", examples=["12h"])
+    ] = None
+    stop_duration: Annotated[
+        Limit,
+        in_place("How long it may take to end once asked; then it is killed.", unit="seconds"),
+    ] = 30
+    idle_duration: Annotated[
+        Limit, in_place("How long an instance it leaves behind is kept for the next run.", unit="seconds")
+    ] = 300
+    utilization_policy: Annotated[
+        UtilizationPolicy | None, in_place("End it when its accelerators stay idle.")
+    ] = None
+    schedule: Annotated[Schedule | None, in_place("Start it by the clock; needs a server.")] = None
+
+
+def _nodes(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    fix = "write it without quotes, for example 2" if isinstance(value, str) else None
+    raise FormError(f"expected a whole number from 1, or auto, got {forms.shown(value)}", fix)
+
+
+class Task(Work):
+    """Runs to an end."""
+
+    type: Annotated[Literal["task"], replace("The kind of document.")] = "task"
+    commands: Annotated[Strings, replace("Shell commands, one after the other.")] = ()
+    train: Annotated[Train | None, replace("A training job, in place of commands.")] = None
+    nodes: Annotated[
+        Annotated[int | Literal["auto"], BeforeValidator(_nodes)],
+        replace("Machines that work on it together; auto with train.", examples=[1, "auto"]),
+    ] = 1
+    startup_order: Annotated[
+        Literal["any", "master-first", "workers-first"], replace("The order in which nodes start.")
+    ] = "any"
+    stop_criteria: Annotated[Literal["all-done", "master-done"], replace("Whose end is the task's end.")] = (
+        "all-done"
+    )
+
+
+def _https(value: object) -> object:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    raise FormError(f"expected true, false or auto, got {forms.shown(value)}")
+
+
+class Service(Work):
+    """Is kept up, behind the gateway."""
+
+    type: Annotated[Literal["service"], replace("The kind of document.")] = "service"
+    commands: Annotated[Strings, replace("Shell commands, one after the other.")] = ()
+    model: Annotated[
+        Model | None,
+        replace("The model that is served.", examples=["meta-llama/Llama-3.1-8B-Instruct"]),
+    ] = None
+    traffic: Annotated[Traffic, replace("What one replica must hold at once.")] = Traffic.model_construct()
+    engine: Annotated[ServingEngine, replace("The program that serves the model.")] = "auto"
+    engine_version: Annotated[str | None, replace("Its version; unset: the newest in the catalog.")] = None
+    args: Annotated[
+        Mapping[str, JsonValue], replace("Arguments of the engine; they win over what the plan would pass.")
+    ] = {}
+    port: Annotated[
+        Annotated[PortMapping, BeforeValidator(forms.expand_service_port)] | None,
+        replace("The port the program listens on; with model: the engine's own.", examples=[8000]),
+    ] = None
+    replicas: Annotated[
+        IntRange, in_place("Identical copies: a number, or a range with scaling.", examples=[2, "0..4"])
+    ] = IntRange.model_construct(min=1, max=1)
+    scaling: Annotated[Scaling | None, in_place("When to add and remove replicas.")] = None
+    probes: Annotated[tuple[Probe, ...], replace("What decides whether a replica is ready.")] = ()
+    rate_limits: Annotated[tuple[RateLimit, ...], in_place("How often a client may ask.")] = ()
+    auth: Annotated[Bool, in_place("Ask clients for a token at the gateway.")] = True
+    https: Annotated[
+        Annotated[bool | Literal["auto"], BeforeValidator(_https)],
+        in_place("Serve over TLS at the gateway; auto: where it has a certificate."),
+    ] = "auto"
+
+
+class DevEnvironment(Work):
+    """A container to work in, from a shell or an editor."""
+
+    type: Annotated[Literal["dev-environment"], replace("The kind of document.")] = "dev-environment"
+    ide: Annotated[
+        Literal["vscode", "cursor", "windsurf", "zed"] | None, replace("The editor whose link is printed.")
+    ] = None
+    version: Annotated[str | None, replace("The editor's version.")] = None
+    init: Annotated[Strings, replace("Shell commands that run when it starts.")] = ()
+    inactivity_duration: Annotated[
+        Limit, in_place("End it after so long without anyone attached.", unit="seconds")
+    ] = None
+
+
+class SshHost(Part):
+    """One machine, and how to reach it."""
+
+    hostname: Annotated[str, replace("An address or a name.")]
+    port: Annotated[Annotated[int, Strict(), Ge(1), Le(65535)] | None, replace("The SSH port.")] = None
+    user: Annotated[str | None, replace("Who logs in.")] = None
+    identity_file: Annotated[LocalPath | None, replace("The private key's file.")] = None
+    internal_ip: Annotated[str | None, replace("Its address among the fleet's machines.")] = None
+    blocks: Annotated[Count | None, replace("Into how many equal parts it is divided.")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: object) -> object:
+        return {"hostname": value} if isinstance(value, str) else value
+
+
+class ProxyJump(Part):
+    """A machine on the way to the others."""
+
+    hostname: Annotated[str, replace("An address or a name.")]
+    port: Annotated[Annotated[int, Strict(), Ge(1), Le(65535)] | None, replace("The SSH port.")] = None
+    user: Annotated[str, replace("Who logs in.")]
+    identity_file: Annotated[LocalPath | None, replace("The private key's file.")] = None
+
+
+class SshConfig(Part):
+    """Machines of one's own, reached over SSH."""
+
+    hosts: Annotated[tuple[SshHost, ...], in_place("The machines: names, or names with their own settings.")]
+    user: Annotated[str | None, replace("Who logs in on all of them.")] = None
+    port: Annotated[Annotated[int, Strict(), Ge(1), Le(65535)] | None, replace("The SSH port of all.")] = None
+    identity_file: Annotated[LocalPath | None, replace("The private key's file for all.")] = None
+    proxy_jump: Annotated[ProxyJump | None, replace("A machine on the way.")] = None
+    network: Annotated[str | None, replace("The network between them, as 10.0.0.0/24.")] = None
+
+
+class Fleet(Placement):
+    """Instances held together for runs to use."""
+
+    type: Annotated[Literal["fleet"], replace("The kind of document.")] = "fleet"
+    nodes: Annotated[
+        IntRange | None, in_place("Cloud machines: a number or a range.", examples=[2, "0..4"])
+    ] = None
+    ssh_config: Annotated[SshConfig | None, replace("Machines of one's own, in place of nodes.")] = None
+    placement: Annotated[Literal["any", "cluster"], replace("cluster: close together, for many nodes.")] = (
+        "any"
+    )
+    resources: Annotated[Resources, replace("What each machine has.")] = Resources.model_construct()
+    blocks: Annotated[Count, replace("Into how many equal parts each machine is divided.")] = 1
+    env: Annotated[
+        Annotated[Mapping[str, str | None], BeforeValidator(forms.expand_env)],
+        replace("Environment variables of everything that runs there."),
+    ] = {}
+    idle_duration: Annotated[
+        Limit, in_place("How long an unused machine is kept; off is for ever.", unit="seconds")
+    ] = 259_200
+
+
+class Volume(Named):
+    """Named storage that outlives runs."""
+
+    type: Annotated[Literal["volume"], replace("The kind of document.")] = "volume"
+    backend: Annotated[str | None, replace("The backend that keeps it; unset: the first that can.")] = None
+    region: Annotated[str | None, replace("The region it is in.")] = None
+    availability_zone: Annotated[str | None, replace("The zone it is in.")] = None
+    size: Annotated[
+        Bytes | None,
+        replace("How much it holds; unset: no limit.", unit="bytes", examples=["100GB"]),
+    ] = None
+    volume_id: Annotated[str | None, replace("One that exists, by its backend's id.")] = None
+    auto_cleanup_duration: Annotated[
+        Limit, in_place("Delete it after so long without use.", unit="seconds")
+    ] = None
+
+
+Spec: TypeAlias = Task | Service | DevEnvironment | Fleet | Volume
+TYPES: Mapping[str, type[Spec]] = {
+    "task": Task,
+    "service": Service,
+    "dev-environment": DevEnvironment,
+    "fleet": Fleet,
+    "volume": Volume,
+}
+"""Every kind of document, by the word in its ``type``."""
+
+
+def marks(spec_type: type[Part], *, at: str = "") -> dict[str, Mark]:
+    """Return every field of a document, nested ones by path, and what changing it needs.
+
+    >>> marks(Service)["replicas"], marks(Service)["resources.gpu.count"]
+    ('in-place', 'replace')
+    """
+    found: dict[str, Mark] = {}
+    for name, info in spec_type.model_fields.items():
+        path = f"{at}.{name}" if at else name
+        found[path] = mark_of(info)
+        if (inner := part_of(info.annotation)) is not None:
+            found |= marks(inner, at=path)
+    return found
+
+
+def changes(old: Spec, new: Spec) -> tuple[Change, ...]:
+    """Return every field in which ``new`` differs from ``old``, with what the change needs.
+
+    >>> changes(Volume(name="a", size="1GB"), Volume(name="a", size="2GB"))
+    (Change(path='size', old='1GB', new='2GB', mark='replace'),)
+    """
+    if type(old) is not type(new):
+        return (Change("type", old.type, new.type, "replace"),)
+    return tuple(changes_between(old, new))
