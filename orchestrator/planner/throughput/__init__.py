@@ -1,0 +1,1 @@
+"""How fast a model serves or trains on given accelerators: a roofline with stated factors."""
