@@ -1,1 +1,21 @@
-"""Facts about accelerators, models, images and prices, each with its source."""
+"""Facts with their sources: accelerators, models, images and prices, and nothing decided from them.
+
+Every table is a file beside this one, one fact a line, read when first asked for.
+
+>>> accelerator("h100").name
+'H100-80GB'
+"""
+
+from __future__ import annotations
+
+from orchestrator.catalog.hardware import accelerator, accelerators, candidates, known_names
+from orchestrator.catalog.values import Accelerator, ModelFacts
+
+__all__ = [
+    "Accelerator",
+    "ModelFacts",
+    "accelerator",
+    "accelerators",
+    "candidates",
+    "known_names",
+]

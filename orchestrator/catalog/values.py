@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-LayerKind = Literal["full", "sliding", "linear"]
+LayerKind = Literal["full", "sliding", "linear", "none"]
+"""How a layer mixes tokens. Only ``full`` and ``sliding`` layers keep keys and values that grow
+with the tokens; ``linear`` ones keep a fixed state, ``none`` ones (feed-forward alone) nothing."""
 Attention = Literal["mha", "mla"]
 """``mha`` covers MHA, GQA and MQA (they differ in ``kv_heads`` only)."""
 
@@ -41,7 +43,11 @@ class Accelerator:
     """Every other spelling: nvidia-smi, GFD label, GKE label, Karpenter, AMD labels, dstack, SkyPilot."""
     parent: str | None = None
     """The whole device a MIG slice is cut from."""
-    family: Literal["cuda", "rocm", "tpu", "gaudi", "tenstorrent", "neuron", "metal", "npu"] = "cuda"
+    family: Literal["cuda", "rocm", "tpu", "gaudi", "xpu", "tenstorrent", "neuron", "metal", "npu"] = "cuda"
+    topologies: Mapping[int, str] = field(default_factory=dict)
+    """TPU slices that can be asked for: chips to topology, as GKE spells it (``{4: "2x2"}``)."""
+    derived: tuple[str, ...] = ()
+    """Fields that are arithmetic on sourced figures, not read from a source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,50 @@ class VisionFacts:
     patch: int = 14
     image: int = 224
     parameters: int | None = None
+
+
+FeedForward = Literal["dense", "experts", "both", "none"]
+"""What follows the token mixer in a layer; ``both`` runs a dense block beside the experts."""
+Norm = Literal["none", "head", "full"]
+"""Norms of queries and keys: one weight per head dimension, or one over all heads together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The head layout of one kind of layer, where kinds differ in it."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    v_head_dim: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """The small tensors of an architecture: nothing to a plan, all that an exact count lacks.
+
+    ``norms`` counts vectors of the hidden size per layer. ``layer_other`` and ``model_other`` are
+    parameters that fit no other name, per layer and once.
+    """
+
+    norms: int = 2
+    final_norms: int = 1
+    norm_bias: bool = False
+    qk_norm: Norm = "none"
+    qk_norm_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    router_bias: bool = False
+    expert_bias: bool = False
+    shared_gate: bool = False
+    sinks: tuple[LayerKind, ...] = ()
+    output_gate: bool = False
+    keys_are_values: tuple[LayerKind, ...] = ()
+    positions: int = 0
+    token_types: int = 0
+    layer_other: int = 0
+    model_other: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +145,31 @@ class ModelFacts:
     expert_intermediate: int = 0
     shared_experts: int = 0
     shared_intermediate: int = 0
+    """Width of one shared expert."""
     dense_layers: int = 0
     """Leading layers that keep a dense feed-forward in a mixture-of-experts model."""
     layer_kinds: tuple[LayerKind, ...] = ()
     sliding_window: int | None = None
     linear_state_bytes: int = 0
     """Bytes of recurrent state per sequence and linear-attention layer, 0 when there is none."""
+    linear_parameters: int = 0
+    """Parameters of the token mixer of one linear-attention layer."""
+    feed_forwards: tuple[FeedForward, ...] = ()
+    """One entry per layer; empty means what ``experts`` and ``dense_layers`` say."""
+    intermediates: tuple[int, ...] = ()
+    """Width of the dense block layer by layer, where it varies."""
+    sliding_heads: Heads | None = None
+    """Heads of the sliding layers where they differ; the plain fields are then the full layers'."""
+    kv_shared_layers: int = 0
+    """Last layers that read the keys and values of an earlier layer and keep none."""
+    expert_hidden: int | None = None
+    """Width the experts work in, where it is not the hidden size (latent experts)."""
+    index_layers: int = 0
+    """Layers with an indexer that picks tokens for sparse attention; it caches ``index_head_dim``
+    values per token of its own."""
+    index_heads: int = 0
+    index_head_dim: int = 0
+    trim: Trim = Trim()
     quantization: str | None = None
     quantization_bits: float | None = None
     quantization_group: int | None = None
@@ -116,3 +185,17 @@ class ModelFacts:
     def kinds(self) -> tuple[LayerKind, ...]:
         """Return the kind of every layer; all full where the config says nothing else."""
         return self.layer_kinds or ("full",) * self.layers
+
+    def feeds(self) -> tuple[FeedForward, ...]:
+        """Return the feed-forward of every layer."""
+        if self.feed_forwards:
+            return self.feed_forwards
+        if not self.experts:
+            return ("dense",) * self.layers
+        return ("dense",) * self.dense_layers + ("experts",) * (self.layers - self.dense_layers)
+
+    def heads_of(self, kind: LayerKind) -> Heads:
+        """Return the head layout of the layers of ``kind``."""
+        if kind == "sliding" and self.sliding_heads is not None:
+            return self.sliding_heads
+        return Heads(self.heads, self.kv_heads, self.head_dim, self.v_head_dim)
