@@ -1,0 +1,54 @@
+"""Runs, jobs, events, volumes and secrets, kept in SQLite or PostgreSQL.
+
+This page and :mod:`orchestrator.store.peek` stay light: SQLAlchemy costs a quarter of a CPU
+second to import, so it is imported by the function that needs it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrator.reconcile.values import Run
+from orchestrator.store.peek import peek
+from orchestrator.store.urls import sqlite_path
+
+if TYPE_CHECKING:
+    from orchestrator.store.records import Store
+
+BUSY_S = 30.0
+"""How long a statement waits for another process's transaction before it gives up."""
+
+
+def open_store(url: str, *, secret_key: str | None = None, busy_s: float = BUSY_S) -> Store:
+    """Open the store at ``url``, made or brought to this program's schema where needed.
+
+    Args:
+        url: ``sqlite:///PATH`` or ``postgresql://…``.
+        secret_key: The Fernet key of the secrets; without one a SQLite store keeps its own
+            in a file beside it, and a PostgreSQL store refuses to hold secrets.
+        busy_s: Seconds to wait for other processes before ``StoreBusy``.
+
+    Raises:
+        ConfigError: the URL is none we know, or names a place that cannot be written.
+        StoreBusy: another process holds the database, or its server does not answer.
+        StoreError: the file is no database, is damaged, or was written by a newer program.
+    """
+    from orchestrator.store.records import Store  # SQLAlchemy: see above
+
+    return Store.open(url, secret_key=secret_key, busy_s=busy_s)
+
+
+def current_runs(url: str) -> list[Run]:
+    """Return the runs of the store at ``url``, by name, in the cheapest way; makes nothing.
+
+    A local SQLite file is read with the standard library alone; one that is not there holds
+    no runs.
+
+    Raises:
+        ConfigError, StoreBusy, StoreError: as in ``open_store``.
+    """
+    path = sqlite_path(url)
+    if path is not None:
+        return peek(path)
+    with open_store(url) as store:
+        return store.runs()

@@ -1,0 +1,96 @@
+"""Read the runs of a local SQLite store with the standard library alone.
+
+``plan`` only asks what runs now; importing SQLAlchemy for that would cost it most of its time.
+Nothing is written: no file is made, no schema is touched.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote
+
+from orchestrator.errors import StoreBusy, StoreError
+from orchestrator.reconcile.values import Run
+from orchestrator.store.revisions import is_current
+from orchestrator.store.rows import run_of
+
+BUSY_S = 30.0
+
+
+def peek(path: Path) -> list[Run]:
+    """Return the runs in the SQLite file at ``path``, by name; a missing file holds none.
+
+    Raises:
+        StoreBusy: another process holds the file.
+        StoreError: it is no store, is damaged, cannot be read, or a newer program wrote it.
+    """
+    if not path.exists():
+        return []
+    try:
+        return _read(path, "mode=ro")
+    except sqlite3.OperationalError as error:
+        if not _needs_log_index(error, path):
+            raise sqlite_error(error, str(path)) from error
+    except sqlite3.Error as error:
+        raise sqlite_error(error, str(path)) from error
+    return _read_still(path)
+
+
+def _read(path: Path, options: str) -> list[Run]:
+    uri = f"file:{quote(str(path))}?{options}"
+    with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S)) as connection:
+        connection.row_factory = sqlite3.Row
+        if not _has_runs(connection, path):
+            return []
+        return [run_of(dict(row)) for row in connection.execute("SELECT * FROM runs ORDER BY name")]
+
+
+def _needs_log_index(error: sqlite3.OperationalError, path: Path) -> bool:
+    """Return whether SQLite wanted to make the log's index and may not write the folder.
+
+    Then nobody has the store open, and without a log the file is all there is.
+    """
+    made = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+    return made and not path.with_name(path.name + "-wal").exists()
+
+
+def _read_still(path: Path) -> list[Run]:
+    try:
+        return _read(path, "mode=ro&immutable=1")
+    except sqlite3.Error as error:
+        raise sqlite_error(error, str(path)) from error
+
+
+def _has_runs(connection: sqlite3.Connection, path: Path) -> bool:
+    """Return whether the first migration has run; a store that was just made holds nothing."""
+    tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'")
+    if tables.fetchone() is None:
+        return False
+    found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    if found is None:
+        return False
+    is_current(found[0], where=str(path))
+    return True
+
+
+def sqlite_error(error: sqlite3.Error, where: str) -> StoreError:
+    """Return what an error of SQLite means for a user; ``where`` is the file."""
+    # The low byte is the kind, the rest a detail: https://sqlite.org/rescode.html
+    kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StoreBusy(f"another process holds {where}", fix="wait for it to end, then try again")
+    if kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return StoreError(
+            f"{where} is damaged or no database",
+            fix="put back a copy of it, or move it away: what runs is found again by its labels",
+        )
+    if kind == sqlite3.SQLITE_FULL:
+        return StoreError(f"no space left for {where}", fix="make room on that disk, then try again")
+    if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return StoreError(
+            f"{where} cannot be read or written",
+            fix="give this user the right to read and write the file and its folder",
+        )
+    return StoreError(f"{where}: {error}")

@@ -1,0 +1,302 @@
+"""The store: what should be, read and changed by typed writes, safe from any thread."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from types import TracebackType
+from typing import Any, Self
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from orchestrator.errors import ModelyardError, NotFound
+from orchestrator.reconcile.values import Job, Run, RunEvent, Write
+from orchestrator.store import leases
+from orchestrator.store.codec import from_micros, to_micros
+from orchestrator.store.database import Database
+from orchestrator.store.group import Group
+from orchestrator.store.rows import event_of, job_of, run_of
+from orchestrator.store.secrets import Secrets
+from orchestrator.store.settle import Batch, Settled, batch_of, settle
+from orchestrator.store.tables import events, jobs, runs, volumes
+
+_CHUNK = 5_000
+"""Values in one IN list; SQLite takes 32,766 in a statement, PostgreSQL 65,535."""
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume that a spec asked for: its name, where it is kept, and the spec as canonical JSON."""
+
+    name: str
+    backend: str
+    spec: str
+    spec_hash: str
+    created_at: datetime
+
+
+class Store:
+    """Runs, jobs, events, volumes and secrets of one deployment.
+
+    Every method may raise ``StoreBusy`` (another process holds the database too long, or its
+    server does not answer) and ``StoreError``; what raised was not done, not even in part.
+    """
+
+    def __init__(self, database: Database, *, deployment: str, secret_key: str | None) -> None:
+        self.database = database
+        self.deployment = deployment
+        """Tells what this store owns from what another one does on the same backend."""
+        self.secrets = Secrets(database, key=secret_key)
+        self._group: Group[Batch, Mapping[str, int]] = Group(self._write)
+
+    @classmethod
+    def open(cls, url: str, *, secret_key: str | None, busy_s: float) -> Store:
+        """Open the database at ``url`` and bring its schema up to date."""
+        database = Database(url, busy_s=busy_s)
+        try:
+            return cls(database, deployment=database.prepare(), secret_key=secret_key)
+        except BaseException:
+            database.close()
+            raise
+
+    def close(self) -> None:
+        """Close every connection; the store is of no use after that."""
+        self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def runs(self) -> list[Run]:
+        """Return every run, by name."""
+        return [run_of(row) for row in self._rows(sa.select(runs).order_by(runs.c.name))]
+
+    def run(self, name: str) -> Run:
+        """Return the run called ``name``.
+
+        Raises:
+            NotFound: there is none.
+        """
+        for row in self._rows(sa.select(runs).where(runs.c.name == name)):
+            return run_of(row)
+        raise NotFound(f"no run {name!r}", fix="modelyard ps lists the runs")
+
+    def jobs(self, run_id: str | None = None) -> list[Job]:
+        """Return a run's jobs, or those of all runs, by run, replica, node and attempt."""
+        found = sa.select(jobs).order_by(jobs.c.run_id, jobs.c.replica, jobs.c.node, jobs.c.attempt)
+        if run_id is not None:
+            found = found.where(jobs.c.run_id == run_id)
+        return [job_of(row) for row in self._rows(found)]
+
+    def events(
+        self, run: str | None = None, *, after: int = 0, limit: int = 1_000
+    ) -> list[tuple[int, RunEvent]]:
+        """Return events and their serials, oldest first: of the run of that name, or of all.
+
+        Serials go up and become visible in order, so that a reader who goes on ``after`` the
+        last one it saw misses nothing.
+        """
+        found = sa.select(events).where(events.c.serial > after).order_by(events.c.serial).limit(limit)
+        if run is not None:
+            found = found.where(events.c.run == run)
+        return [(row["serial"], event_of(row)) for row in self._rows(found)]
+
+    def last_serial(self) -> int:
+        """Return the serial of the newest event, 0 when nothing happened yet."""
+        with self.database.reading() as connection:
+            return _last_event(connection)
+
+    def commit(
+        self, writes: Sequence[Write], *, expected: Mapping[str, int] | None = None
+    ) -> Mapping[str, int]:
+        """Make ``writes`` durable, all or none; return the new serials of the runs they turned.
+
+        A ``Turn`` raises its run's serial by one and inserts a run that is not there yet. Jobs
+        have no serial of their own and leave their run's alone. Threads that commit at the
+        same time share one transaction.
+
+        Args:
+            writes: What ``reconcile`` or a command wants written, in order.
+            expected: The serials at which runs were read, by run id, 0 for one that was not
+                there.
+
+        Raises:
+            StateMoved: a run is not at the serial expected, is gone, or its name is taken.
+            ValueError: a time has no zone.
+        """
+        return self._group.submit(batch_of(writes, expected or {}))
+
+    def lease(
+        self,
+        run_ids: Collection[str],
+        *,
+        owner: str,
+        until: datetime,
+        now: datetime,
+        is_gone: Callable[[str], bool] = leases.is_gone,
+    ) -> set[str]:
+        """Take or renew the right to drive runs; return the ids of those that ``owner`` now has.
+
+        Held by another and not run out means not taken, unless ``is_gone`` says that the other
+        has ended.
+        """
+        gone = functools.cache(is_gone)
+        with self.database.writing() as connection:
+            columns = sa.select(runs.c.id, runs.c.lease_owner, runs.c.lease_until)
+            taken = {
+                id
+                for part in _chunks(run_ids)
+                for id, holder, held_until in connection.execute(columns.where(runs.c.id.in_(part)))
+                if leases.is_free(
+                    holder,
+                    held_until and from_micros(held_until),
+                    owner=owner,
+                    now=now,
+                    gone=holder is not None and holder != owner and gone(holder),
+                )
+            }
+            _set_lease(connection, taken, owner, to_micros(until))
+        return taken
+
+    def renew(self, owner: str, *, until: datetime) -> None:
+        """Let every lease of ``owner`` end at ``until`` instead."""
+        with self.database.writing() as connection:
+            connection.execute(
+                runs.update().where(runs.c.lease_owner == owner).values(lease_until=to_micros(until))
+            )
+
+    def release(self, owner: str, run_ids: Collection[str]) -> None:
+        """Give leases back; those that ``owner`` does not have are left alone."""
+        with self.database.writing() as connection:
+            mine = sa.select(runs.c.id).where(runs.c.lease_owner == owner)
+            held = {
+                id
+                for part in _chunks(run_ids)
+                for (id,) in connection.execute(mine.where(runs.c.id.in_(part)))
+            }
+            _set_lease(connection, held, None, None)
+
+    def volumes(self) -> list[Volume]:
+        """Return the volumes that specs asked for, by name."""
+        return [_volume_of(row) for row in self._rows(sa.select(volumes).order_by(volumes.c.name))]
+
+    def put_volume(self, volume: Volume) -> None:
+        """Write down a volume, in place of one of the same name."""
+        row = {
+            "backend": volume.backend,
+            "spec": volume.spec,
+            "spec_hash": volume.spec_hash,
+            "created_at": to_micros(volume.created_at),
+        }
+        put = _insert(self.database, volumes).values(name=volume.name, **row)
+        with self.database.writing() as connection:
+            connection.execute(put.on_conflict_do_update(index_elements=["name"], set_=row))
+
+    def forget_volume(self, name: str) -> None:
+        """Strike out a volume; one that is not there is no error."""
+        with self.database.writing() as connection:
+            connection.execute(volumes.delete().where(volumes.c.name == name))
+
+    def _rows(self, statement: sa.Select[Any]) -> list[Mapping[str, Any]]:
+        with self.database.reading() as connection:
+            return [dict(row) for row in connection.execute(statement).mappings()]
+
+    def _write(self, group: Sequence[Batch]) -> list[Mapping[str, int] | ModelyardError]:
+        with self.database.writing() as connection:
+            settled = settle(
+                group,
+                serials=_serials(connection, {id for batch in group for id in batch.run_ids()}),
+                names=_names(connection, {name for batch in group for name in batch.run_names()}),
+                last_event=_last_event(connection),
+            )
+            self._carry_out(connection, settled)
+        return [settled.refused.get(place) or settled.serials[place] for place in range(len(group))]
+
+    def _carry_out(self, connection: sa.Connection, settled: Settled) -> None:
+        # Deletes first: a name that one batch frees, the next may take.
+        if settled.dropped:
+            connection.execute(
+                runs.delete().where(runs.c.id == sa.bindparam("dropped")),
+                [{"dropped": id} for id in settled.dropped],
+            )
+        if settled.runs:
+            connection.execute(self._put_runs, list(settled.runs.values()))
+        if settled.jobs:
+            connection.execute(self._put_jobs, [row for of in settled.jobs.values() for row in of.values()])
+        if settled.events:
+            connection.execute(events.insert(), settled.events)
+
+    @functools.cached_property
+    def _put_runs(self) -> sa.Insert:
+        return _upsert(self.database, runs, keep=("id", "name", "created_at", "lease_owner", "lease_until"))
+
+    @functools.cached_property
+    def _put_jobs(self) -> sa.Insert:
+        return _upsert(self.database, jobs, keep=("run_id", "name"))
+
+
+def _insert(database: Database, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    return sqlite.insert(table) if database.path else postgresql.insert(table)
+
+
+def _upsert(database: Database, table: sa.Table, *, keep: Collection[str]) -> sa.Insert:
+    """Return an insert that updates all columns but ``keep`` where the row is there."""
+    put = _insert(database, table)
+    changes = {column.name: put.excluded[column.name] for column in table.columns if column.name not in keep}
+    return put.on_conflict_do_update(index_elements=list(table.primary_key), set_=changes)
+
+
+def _serials(connection: sa.Connection, ids: Collection[str]) -> dict[str, int]:
+    found = sa.select(runs.c.id, runs.c.serial)
+    return {
+        id: serial
+        for part in _chunks(ids)
+        for id, serial in connection.execute(found.where(runs.c.id.in_(part)))
+    }
+
+
+def _names(connection: sa.Connection, names: Collection[str]) -> dict[str, str]:
+    found = sa.select(runs.c.name, runs.c.id)
+    return {
+        name: id
+        for part in _chunks(names)
+        for name, id in connection.execute(found.where(runs.c.name.in_(part)))
+    }
+
+
+def _last_event(connection: sa.Connection) -> int:
+    return connection.execute(sa.select(sa.func.max(events.c.serial))).scalar() or 0
+
+
+def _set_lease(connection: sa.Connection, ids: Collection[str], owner: str | None, until: int | None) -> None:
+    if ids:
+        connection.execute(
+            runs.update()
+            .where(runs.c.id == sa.bindparam("leased"))
+            .values(lease_owner=owner, lease_until=until),
+            [{"leased": id} for id in ids],
+        )
+
+
+def _volume_of(row: Mapping[str, Any]) -> Volume:
+    return Volume(
+        name=row["name"],
+        backend=row["backend"],
+        spec=row["spec"],
+        spec_hash=row["spec_hash"],
+        created_at=from_micros(row["created_at"]),
+    )
+
+
+def _chunks(values: Collection[str]) -> Iterator[list[str]]:
+    left = iter(values)
+    while part := list(islice(left, _CHUNK)):
+        yield part

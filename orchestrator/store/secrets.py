@@ -1,0 +1,158 @@
+"""Secrets, encrypted at rest: Fernet (AES-128-CBC and HMAC-SHA256), the key apart from the data.
+
+A value leaves this room only as the answer of ``get``: never in an error, a repr or an event.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tempfile
+from datetime import datetime
+from pathlib import Path
+
+import sqlalchemy as sa
+from cryptography.fernet import Fernet, InvalidToken
+from sqlalchemy.dialects import postgresql, sqlite
+
+from orchestrator.errors import ConfigError, NotFound, StoreError
+from orchestrator.store.codec import from_micros, to_micros
+from orchestrator.store.database import Database
+from orchestrator.store.tables import secrets
+
+_NEW_KEY = "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
+
+
+class Secrets:
+    """The secrets of one store; made without reading the key, which only values need."""
+
+    def __init__(self, database: Database, *, key: str | None) -> None:
+        self._database = database
+        self._key = key
+
+    def set(self, name: str, value: str, *, now: datetime) -> None:
+        """Keep ``value`` under ``name``, in place of what was there.
+
+        Raises:
+            ConfigError: there is no key for a shared store, or it is no key.
+            StoreError: others can read the key file, or the database failed.
+        """
+        # The name is sealed in with the value: a row copied over another is noticed.
+        sealed = self._fernet(make=True).encrypt(json.dumps([name, value]).encode())
+        dialect = sqlite if self._database.path else postgresql
+        row = {"ciphertext": sealed, "updated_at": to_micros(now)}
+        put = dialect.insert(secrets).values(name=name, **row)
+        with self._database.writing() as connection:
+            connection.execute(put.on_conflict_do_update(index_elements=["name"], set_=row))
+
+    def get(self, name: str) -> str:
+        """Return the value under ``name``.
+
+        Raises:
+            NotFound: there is none.
+            StoreError: it was written with another key, or altered.
+        """
+        with self._database.reading() as connection:
+            found = connection.execute(sa.select(secrets.c.ciphertext).where(secrets.c.name == name)).first()
+        if found is None:
+            raise NotFound(f"no secret {name!r}", fix=f"modelyard secret set {name}")
+        return self._open(name, bytes(found[0]))
+
+    def list(self) -> list[tuple[str, datetime]]:
+        """Return the names, in order, and when each was last set."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                sa.select(secrets.c.name, secrets.c.updated_at).order_by(secrets.c.name)
+            )
+            return [(name, from_micros(at)) for name, at in rows]
+
+    def delete(self, name: str) -> None:
+        """Forget ``name``.
+
+        Raises:
+            NotFound: there is no such secret.
+        """
+        with self._database.writing() as connection:
+            gone = connection.execute(secrets.delete().where(secrets.c.name == name)).rowcount
+        if not gone:
+            raise NotFound(f"no secret {name!r}")
+
+    def _open(self, name: str, sealed: bytes) -> str:
+        try:
+            sealed_name, value = json.loads(self._fernet(make=False).decrypt(sealed))
+        except InvalidToken:
+            sealed_name = None
+        if sealed_name != name:
+            raise StoreError(
+                f"secret {name!r} cannot be opened: it was written with another key, or altered",
+                fix=f"bring back the key, or set it anew: modelyard secret set {name}",
+            ) from None
+        return str(value)
+
+    def _fernet(self, *, make: bool) -> Fernet:
+        key = self._key
+        if key is None:
+            if self._database.path is None:
+                raise ConfigError(
+                    "a shared store needs MODELYARD_SECRET_KEY for its secrets", fix=f"make one: {_NEW_KEY}"
+                )
+            key = key_of(key_file(self._database.path), make=make)
+        try:
+            return Fernet(key)
+        except ValueError:
+            raise ConfigError(
+                "the secret key is not 32 bytes in URL-safe base64", fix=f"make one: {_NEW_KEY}"
+            ) from None
+
+
+def key_file(database: Path) -> Path:
+    """Return where the key of a SQLite store lies.
+
+    >>> key_file(Path("/var/lib/modelyard/state.db"))
+    PosixPath('/var/lib/modelyard/state.db.key')
+    """
+    return database.with_name(database.name + ".key")
+
+
+def key_of(path: Path, *, make: bool) -> str:
+    """Return the key in ``path``; with ``make``, one that is not there is made first.
+
+    Raises:
+        StoreError: there is none, it cannot be read, or others than its owner can.
+    """
+    if make and not path.exists():
+        _make_key(path)
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            key = file.read().decode("ascii", errors="replace").strip()
+    except FileNotFoundError:
+        raise StoreError(
+            f"the key of the secrets is gone: {path}", fix="bring it back, or set the secrets anew"
+        ) from None
+    except OSError as error:
+        raise StoreError(
+            f"the key {path} cannot be read: {error.strerror}", fix=f"chmod 600 {path}"
+        ) from error
+    if mode & 0o077:
+        raise StoreError(f"others can read the key {path} (mode {mode:04o})", fix=f"chmod 600 {path}")
+    return key
+
+
+def _make_key(path: Path) -> None:
+    """Write a new key so that there is never half a file, nor two keys from two processes at once."""
+    try:
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
+        with os.fdopen(handle, "wb") as file:
+            file.write(Fernet.generate_key())
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)  # fails where the other process was first: its key counts
+        except FileExistsError:
+            pass
+        finally:
+            Path(draft).unlink()
+    except OSError as error:
+        raise StoreError(f"the key {path} cannot be written: {error.strerror}") from error

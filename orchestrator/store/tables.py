@@ -1,0 +1,117 @@
+"""The tables, as SQLAlchemy Core sees them; migrations make them, and a test holds the two together.
+
+Columns are what a query asks for or a person looks up; whole values (a run's template, a job's
+ports) are JSON text. Times are microseconds since 1970, as in :mod:`orchestrator.store.codec`.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+)
+
+metadata = MetaData()
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    # Two processes that apply a new spec of one name at once: the second finds it taken.
+    Column("name", Text, nullable=False, unique=True),
+    Column("type", Text, nullable=False),
+    Column("wanted", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("was_ready", Boolean, nullable=False),
+    Column("ready", Integer, nullable=False),
+    Column("serial", BigInteger, nullable=False),
+    Column("spec_hash", Text, nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("lease_owner", Text),
+    Column("lease_until", BigInteger),
+    Column("template", Text, nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("plan", Text, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("run_id", Text, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("replica", Integer, nullable=False),
+    Column("node", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("spec_hash", Text, nullable=False),
+    Column("backend", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("exit_code", Integer),
+    Column("reason", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("stop_cause", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("stop_asked_at", BigInteger),
+    Column("started_at", BigInteger),
+    Column("ready_at", BigInteger),
+    Column("finished_at", BigInteger),
+    Column("address", Text),
+    Column("ports", Text, nullable=False),
+    Column("devices", Text, nullable=False),
+    PrimaryKeyConstraint("run_id", "name", name="jobs_pkey"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    # Given out under the write lock, so that serials become visible in their order and a
+    # reader that remembers the last one misses none.
+    # INTEGER and no other word makes it SQLite's own row number: one tree instead of two.
+    Column("serial", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("run_id", Text, nullable=False),
+    Column("run", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("before", Text, nullable=False),
+    Column("after", Text, nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Index("events_by_run", "run", "serial"),
+)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("ciphertext", LargeBinary, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+volumes = Table(
+    "volumes",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("backend", Text, nullable=False),
+    Column("spec_hash", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("spec", Text, nullable=False),
+)
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
