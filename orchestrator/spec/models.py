@@ -5,7 +5,6 @@ in seconds; ``canonical`` writes them back with their units. Every field says wh
 whether changing it needs new containers.
 """
 
-from __future__ import annotations
 
 import hashlib
 import json
@@ -13,7 +12,7 @@ import re
 from collections.abc import Mapping
 from os.path import normpath
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
 from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, BeforeValidator, JsonValue, Strict, ValidationInfo, model_validator
@@ -46,7 +45,7 @@ class Context:
         folder: The document's folder, from which relative paths count; None leaves them as written.
     """
 
-    def __init__(self, accelerators: Mapping[str, str] | None = None, folder: str | None = None) -> None:
+    def __init__(self, accelerators: Mapping[str, str] | None = None, folder: str | None = None) -> Self:
         self.accelerators = accelerators
         self.folder = folder
 
@@ -131,7 +130,7 @@ class IntRange(Part):
         return forms.expand_int_range(value)
 
     @model_validator(mode="after")
-    def _ordered(self) -> IntRange:
+    def _ordered(self) -> Self:
         _check_order(self.min, self.max)
         return self
 
@@ -158,7 +157,7 @@ class FloatRange(Part):
         return forms.expand_float_range(value)
 
     @model_validator(mode="after")
-    def _ordered(self) -> FloatRange:
+    def _ordered(self) -> Self:
         _check_order(self.min, self.max)
         return self
 
@@ -185,7 +184,7 @@ class ByteRange(Part):
         return forms.expand_byte_range(value)
 
     @model_validator(mode="after")
-    def _ordered(self) -> ByteRange:
+    def _ordered(self) -> Self:
         _check_order(self.min, self.max)
         return self
 
@@ -262,7 +261,7 @@ class Gpu(Part):
         return forms.expand_gpu(value, _context(info).accelerators)
 
     @model_validator(mode="after")
-    def _known(self, info: ValidationInfo) -> Gpu:
+    def _known(self, info: ValidationInfo) -> Self:
         for name in self.name:
             forms.check_accelerator(name, _context(info).accelerators)
         return self
@@ -451,7 +450,7 @@ class MountPoint(Part):
         return forms.expand_mount(value)
 
     @model_validator(mode="after")
-    def _one_source(self) -> MountPoint:
+    def _one_source(self) -> Self:
         if (self.name is None) == (self.instance_path is None):
             raise FormError("a mount has one source", "write either name or instance_path")
         return self
@@ -485,7 +484,7 @@ class Repo(Part):
         return forms.expand_repo(value)
 
     @model_validator(mode="after")
-    def _one_source(self) -> Repo:
+    def _one_source(self) -> Self:
         if (self.url is None) == (self.local_path is None):
             raise FormError("a repository has one source", "write either url or local_path")
         return self
@@ -531,7 +530,7 @@ class Probe(Part):
     until_ready: Annotated[Bool, replace("Stop asking once it is ready.")] = False
 
     @model_validator(mode="after")
-    def _consistent(self) -> Probe:
+    def _consistent(self) -> Self:
         if self.body is not None and self.method in ("get", "head"):
             raise FormError(f"a {self.method} request has no body", "set method: post")
         if self.timeout < 1 or self.interval < 1:
@@ -548,7 +547,7 @@ class RateLimitKey(Part):
     header: Annotated[str | None, in_place("The header's name.")] = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> RateLimitKey:
+    def _consistent(self) -> Self:
         if (self.type == "header") != (self.header is not None):
             raise FormError("a key of type header names its header, and only that", "set header")
         return self
@@ -575,7 +574,7 @@ class Retry(Part):
     duration: Annotated[Limit, in_place("How long, counted from the first failure.", unit="seconds")] = None
 
     @model_validator(mode="after")
-    def _some_event(self) -> Retry:
+    def _some_event(self) -> Self:
         if not self.on_events:
             raise FormError("on_events is empty", "name an event, or write retry: false")
         return self
@@ -598,7 +597,7 @@ class Schedule(Part):
     cron: Annotated[Strings, in_place("Five cron fields, in UTC, or several lines.", examples=["0 3 * * *"])]
 
     @model_validator(mode="after")
-    def _five_fields(self) -> Schedule:
+    def _five_fields(self) -> Self:
         for line in self.cron:
             _check_cron(line)
         return self
@@ -635,7 +634,7 @@ class UtilizationPolicy(Part):
     time_window: Annotated[Seconds, in_place("How long, at least 5m.", unit="seconds")]
 
     @model_validator(mode="after")
-    def _long_enough(self) -> UtilizationPolicy:
+    def _long_enough(self) -> Self:
         if self.time_window < 300:
             raise FormError("time_window is at least 5m", "write 5m or more")
         return self
