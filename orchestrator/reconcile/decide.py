@@ -139,11 +139,12 @@ class _Pass:
         elif instance.exit_code == 0 and not instance.reason and self.run.type == "task":
             self._end(job, JobState.SUCCEEDED, instance, cause="exit code 0")
         elif instance.exit_code == 0 and not instance.reason:
-            self._end(job, JobState.FAILED, instance, reason="error", cause="a service must not end")
+            ended = f"a {self.run.type} must not end"
+            self._end(job, JobState.FAILED, instance, reason="error", cause=ended, message=ended)
         else:
             reason = instance.reason or "error"
-            cause = f"exit code {instance.exit_code}" if instance.exit_code is not None else reason
-            self._end(job, JobState.FAILED, instance, reason=reason, cause=cause)
+            cause = f"exit code {instance.exit_code}" if reason == "error" else reason
+            self._end(job, JobState.FAILED, instance, reason=reason, cause=cause, message=instance.message)
 
     def _end_stopped(self, job: Job, instance: Instance | None) -> None:
         """End a job that we asked to stop; some causes make it a failure."""
@@ -267,7 +268,10 @@ class _Pass:
         verdict = next_attempt(row, policy=template.retry, backends=len(template.backends), limit=limit)
         match verdict:
             case GiveUp(why):
-                return f"{row[-1].name}: {row[-1].message or row[-1].reason} ({why})"
+                last = row[-1]
+                told = last.message or last.reason
+                told = told if last.name in told else f"{last.name}: {told}"
+                return f"{told} ({why})" if why else told
             case Again(at, backend):
                 if self._is_due(at):
                     self._begin(replica, backend, stale)
@@ -401,7 +405,7 @@ class _Pass:
             state=state,
             exit_code=instance.exit_code if instance else None,
             reason=reason,
-            message=message or job.message or (instance.message if instance else ""),
+            message=message or job.message or cause,
             started_at=(instance.started_at if instance else None) or job.started_at,
             finished_at=(instance.finished_at if instance else None) or self.now,
         )

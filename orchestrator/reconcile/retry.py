@@ -53,13 +53,13 @@ def next_attempt(
     last = failures[-1]
     ended = last.finished_at or last.created_at
     if last.reason in _NEVER:
-        return GiveUp(last.reason)
+        return GiveUp("")
     full = _no_capacity_in_a_row(failures)
     if full % backends:
         return Again(ended, full % backends)
     kind = _EVENT.get(last.reason, "error")
     if kind not in policy.on:
-        return GiveUp(f"{last.reason or 'error'}, and retry does not name {kind}")
+        return GiveUp(f"retry does not name {kind}" if policy.on else "")
     if limit is not None and len(failures) >= limit:
         return GiveUp(f"{len(failures)} attempts failed")
     rounds = full // backends if full else len(failures)

@@ -1,0 +1,5 @@
+"""Observe, reconcile, carry out: the shell around the pure pass, with clock and threads."""
+
+from orchestrator.loop.driver import Loop
+
+__all__ = ["Loop"]

@@ -1,0 +1,302 @@
+"""The loop: every pass reads the record and the backends, decides, writes down, and acts."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from orchestrator.backend import Backend, Instance, Launch, Phase, Probe
+from orchestrator.errors import BackendError, NotFound, Rejected, StateMoved, Temporary
+from orchestrator.loop.observe import Observer
+from orchestrator.loop.probes import Prober
+from orchestrator.reconcile import (
+    Job,
+    Observed,
+    Record,
+    Remove,
+    Run,
+    RunEvent,
+    Start,
+    Stop,
+    Turn,
+    Wanted,
+    Write,
+    reconcile,
+    start_failed,
+)
+from orchestrator.store.records import Store
+
+LEASE_S = 30.0
+"""How long a run is ours without a renewal; a local owner that died is found out at once."""
+
+_REFERENCE = re.compile(r"\$\{\{\s*secrets\.([A-Za-z0-9_./-]+)\s*\}\}")
+
+Effect = Start | Stop | Remove
+
+
+def _say_nothing(*_: object) -> None:
+    """Stand in for a hook that nobody set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the world outside may want to know; each is called from any thread.
+
+    ``boundary`` is told of every step before and after it takes effect, by name: tests that kill
+    the process do it there.
+    """
+
+    event: Callable[[RunEvent], None] = _say_nothing
+    progress: Callable[[str, str], None] = _say_nothing
+    boundary: Callable[[str], None] = _say_nothing
+
+
+class Loop:
+    """Drives runs that nobody else drives.
+
+    Args:
+        store: The record.
+        backends: Every configured place by name.
+        owner: Who we are to other loops on this record: ``host:pid:start``.
+        clock: The time, in UTC.
+        hooks: What the world outside wants to know.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        backends: Mapping[str, Backend],
+        *,
+        owner: str,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        hooks: Hooks = Hooks(),
+    ) -> None:
+        self._store = store
+        self._backends = backends
+        self._owner = owner
+        self._clock = clock
+        self._hooks = hooks
+        self._woken = threading.Event()
+        self._pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="loop")
+        self._observer = Observer(backends, self._pool, time.monotonic, self._woken.set)
+        self._prober = Prober(self._pool, time.monotonic, self._woken.set)
+        self._under_way: dict[str, Future[Write | None]] = {}
+        self._leased: dict[str, datetime] = {}
+        self._wake_at: datetime | None = None
+
+    def close(self) -> None:
+        """Wait for actions under way, write down what became of them, and let go of the runs."""
+        self._observer.close()
+        self._pool.shutdown(wait=True)
+        self._collect()
+        if self._leased:
+            self._store.release(self._owner, self._leased)
+
+    def __enter__(self) -> Loop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def drive(self, until: Callable[[], bool], *, timeout_s: float | None = None) -> bool:
+        """Pass after pass until ``until`` holds; return False when time ran out first."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            self._woken.clear()
+            settled = not self.step()
+            if settled and until():
+                return True
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            if settled:
+                self._woken.wait(self._pause_s(left))
+
+    def settle(self) -> None:
+        """Pass after pass until there is nothing to do at this moment, actions included."""
+        while self.step() or self._under_way:
+            if self._under_way:
+                self._woken.wait()
+                self._woken.clear()
+
+    def step(self) -> bool:
+        """One pass over all runs; return whether it wrote or started anything.
+
+        A run whose record moved between reading and writing is left to the next pass.
+        """
+        moved = self._collect()
+        runs = self._lease([run for run in self._store.runs() if _is_active(run)])
+        jobs = {run.id: self._store.jobs(run.id) for run in runs}
+        self._observe(runs, jobs)
+        writes: list[Write] = []
+        effects: list[Effect] = []
+        self._wake_at = None
+        for run in runs:
+            self._decide(run, jobs.get(run.id, ()), writes, effects)
+        if writes and not self._commit(writes, {run.id: run.serial for run in runs}):
+            return True
+        for effect in effects:
+            self._carry_out(effect)
+        return bool(writes or effects or moved)
+
+    # Deciding --------------------------------------------------------------------------------
+
+    def _decide(self, run: Run, jobs: Sequence[Job], writes: list[Write], effects: list[Effect]) -> None:
+        found = self._observer.of_run(run.name, _homes(run, jobs))
+        probe = run.template.launch.probe
+        if probe and run.type == "service" and run.wanted is Wanted.RUN:
+            found = {name: self._probed(seen, probe) for name, seen in found.items()}
+        step = reconcile(run, jobs, Observed(found, frozenset(self._under_way)), now=self._clock())
+        for action in step.actions:
+            if isinstance(action, Start | Stop | Remove):
+                effects.append(action)
+            else:
+                writes.append(action)
+        if step.wake_at and (self._wake_at is None or step.wake_at < self._wake_at):
+            self._wake_at = step.wake_at
+
+    def _probed(self, seen: Sequence[Instance] | None, probe: Probe) -> Sequence[Instance] | None:
+        if seen is None:
+            return None
+        return [
+            replace(i, ready=self._prober.is_ready(i, probe))
+            if i.phase is Phase.RUNNING and i.ready is None
+            else i
+            for i in seen
+        ]
+
+    def _observe(self, runs: Sequence[Run], jobs: Mapping[str, Sequence[Job]]) -> None:
+        names = {home for run in runs for home in _homes(run, jobs.get(run.id, ()))}
+        self._observer.watch(names)
+        self._observer.read(names)
+        self._prober.forget({job.name for found in jobs.values() for job in found if not job.state.is_final})
+
+    def _lease(self, runs: Sequence[Run]) -> list[Run]:
+        """Return the runs that are ours to drive, taking and renewing leases where that is due."""
+        now = self._clock()
+        safe = now + timedelta(seconds=LEASE_S / 2)
+        due = [run.id for run in runs if self._leased.get(run.id, now) < safe]
+        if due:
+            until = now + timedelta(seconds=LEASE_S)
+            ours = self._store.lease(due, owner=self._owner, until=until, now=now)
+            for run_id in due:
+                self._leased.pop(run_id, None)
+            self._leased.update(dict.fromkeys(ours, until))
+        return [run for run in runs if run.id in self._leased]
+
+    def _pause_s(self, left: float | None) -> float:
+        """Return how long nothing can be due: a change wakes us before."""
+        waits = [self._observer.next_read_s(), LEASE_S / 3]
+        if self._wake_at is not None:
+            waits.append((self._wake_at - self._clock()).total_seconds())
+        if (probe_s := self._prober.next_s()) is not None:
+            waits.append(probe_s)
+        if left is not None:
+            waits.append(left)
+        return max(0.005, min(waits))
+
+    # Acting ----------------------------------------------------------------------------------
+
+    def _commit(self, writes: Sequence[Write], serials: Mapping[str, int]) -> bool:
+        """Write down, all or nothing; return False when another process was there first."""
+        touched = {_run_id(write) for write in writes}
+        self._hooks.boundary("before commit")
+        try:
+            self._store.commit(writes, expected={i: s for i, s in serials.items() if i in touched})
+        except StateMoved:
+            return False
+        self._hooks.boundary("after commit")
+        for write in writes:
+            if write.event is not None:
+                self._hooks.event(write.event)
+        return True
+
+    def _carry_out(self, effect: Effect) -> None:
+        name = effect.launch.name if isinstance(effect, Start) else effect.name
+        if name in self._under_way:
+            return
+        future = self._pool.submit(self._act, effect)
+        self._under_way[name] = future
+        future.add_done_callback(lambda _: self._woken.set())
+
+    def _act(self, effect: Effect) -> Write | None:
+        """Carry out one action; return what is to be written down of it."""
+        backend = self._backends[effect.backend]
+        verb = type(effect).__name__.lower()
+        self._hooks.boundary(f"before {verb}")
+        try:
+            match effect:
+                case Start(_, _, launch):
+                    self._start(backend, launch)
+                case Stop(_, name, grace_s):
+                    backend.stop(name, grace_s=grace_s)
+                case Remove(_, name):
+                    backend.remove(name)
+        except BackendError as error:
+            if isinstance(effect, Start) and (record := start_failed(effect.job, error, now=self._clock())):
+                return record
+            if isinstance(error, Temporary):
+                self._observer.failed(effect.backend, error)
+            return None
+        finally:
+            self._observer.changed(effect.backend)
+        self._hooks.boundary(f"after {verb}")
+        return None
+
+    def _start(self, backend: Backend, launch: Launch) -> None:
+        secrets = self._secrets(backend.name, launch)
+        backend.start(
+            launch, secrets=secrets, progress=lambda phrase: self._hooks.progress(launch.name, phrase)
+        )
+
+    def _secrets(self, backend: str, launch: Launch) -> dict[str, str]:
+        """Return the values of the launch's secrets, at the moment they are needed."""
+        wanted = [*launch.secrets, *([launch.registry_secret] if launch.registry_secret else [])]
+        return {variable: self._fill(backend, launch.run, text) for variable, text in wanted}
+
+    def _fill(self, backend: str, run: str, text: str) -> str:
+        """Return ``text`` with its references replaced: a run's own secret, else the shared one."""
+
+        def value(found: re.Match[str]) -> str:
+            for name in (f"{run}/{found[1]}", found[1]):
+                try:
+                    return self._store.secrets.get(name)
+                except NotFound:
+                    continue
+            fix = f"modelyard secret set {found[1]}"
+            raise Rejected(f"secret {found[1]} is not set", backend=backend, fix=fix)
+
+        return _REFERENCE.sub(value, text)
+
+    def _collect(self) -> bool:
+        """Write down what became of actions that are over; return whether any was."""
+        over = [name for name, future in self._under_way.items() if future.done()]
+        writes = [write for name in over if (write := self._under_way.pop(name).result()) is not None]
+        if writes:
+            self._commit(writes, {})
+        return bool(over)
+
+
+def _is_active(run: Run) -> bool:
+    """Return whether something may still be to do for a run."""
+    return not run.state.is_final or run.wanted is Wanted.DELETE
+
+
+def _homes(run: Run, jobs: Sequence[Job]) -> Collection[str]:
+    """Return the backends that may hold something of a run."""
+    return sorted({*run.template.backends, *(job.backend for job in jobs)})
+
+
+def _run_id(write: Write) -> str:
+    match write:
+        case Record(job, _):
+            return job.run_id
+        case Turn(run, _):
+            return run.id
+        case _:
+            return write.run.id

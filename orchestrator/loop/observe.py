@@ -1,0 +1,141 @@
+"""What the backends hold, read when something may have changed and kept in between."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from orchestrator.backend import Backend, Instance
+from orchestrator.errors import BackendError
+
+RESYNC_S = 15.0
+"""How long a reading is trusted although nobody said that it changed."""
+FIRST_PAUSE_S = 1.0
+MOST_PAUSE_S = 60.0
+
+
+@dataclass(slots=True)
+class _Reading:
+    """The last answer of one backend; ``by_run`` is None while nothing is known."""
+
+    by_run: Mapping[str, Sequence[Instance]] | None = None
+    stale: bool = True
+    read_at: float = 0.0
+    failures: int = 0
+    error: BackendError | None = None
+
+
+@dataclass(slots=True)
+class Observer:
+    """Reads backends on demand, in parallel, and listens for changes.
+
+    Args:
+        backends: Every configured place by name.
+        pool: Where slow calls run.
+        monotonic: Seconds that only grow.
+        wake: Called from a watching thread when something may have changed.
+    """
+
+    backends: Mapping[str, Backend]
+    pool: Executor
+    monotonic: Callable[[], float]
+    wake: Callable[[], None]
+    _readings: dict[str, _Reading] = field(default_factory=dict)
+    _closed: threading.Event = field(default_factory=threading.Event)
+    _watched: set[str] = field(default_factory=set)
+
+    def read(self, names: Iterable[str]) -> None:
+        """Bring the readings of these backends up to date, where they are stale."""
+        due = [n for n in sorted(set(names)) if n in self.backends and self._is_due(n)]
+        answers = self.pool.map(self._ask, due) if len(due) > 1 else map(self._ask, due)
+        for name, answer in zip(due, answers, strict=True):
+            self._take(name, answer)
+
+    def of_run(self, run: str, names: Iterable[str]) -> dict[str, Sequence[Instance] | None]:
+        """Return what the backends hold of one run; None where nothing is known."""
+        found: dict[str, Sequence[Instance] | None] = {}
+        for name in names:
+            reading = self._readings.get(name)
+            known = reading.by_run if reading else None
+            found[name] = None if known is None else known.get(run, ())
+        return found
+
+    def error(self, name: str) -> BackendError | None:
+        """Return why nothing is known of a backend, if so."""
+        reading = self._readings.get(name)
+        return reading.error if reading else None
+
+    def changed(self, name: str) -> None:
+        """Note that a backend may hold something else by now."""
+        if reading := self._readings.get(name):
+            reading.stale = True
+
+    def failed(self, name: str, error: BackendError) -> None:
+        """Note that a call to a backend went unanswered: what it holds is unknown now."""
+        self._take(name, error)
+
+    def next_read_s(self) -> float:
+        """Return the seconds until a reading is due again by itself."""
+        waits = [self._wait_s(reading) for reading in self._readings.values()]
+        return max(0.0, min(waits, default=RESYNC_S))
+
+    def watch(self, names: Iterable[str]) -> None:
+        """Listen to these backends from now on, each in a thread of its own."""
+        for name in sorted(set(names) - self._watched):
+            if name in self.backends:
+                self._watched.add(name)
+                threading.Thread(target=self._listen, args=(name,), daemon=True, name=f"watch-{name}").start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._closed.set()
+
+    def _listen(self, name: str) -> None:
+        pause = FIRST_PAUSE_S
+        while not self._closed.is_set():
+            try:
+                for _ in self.backends[name].watch(self._closed):
+                    pause = FIRST_PAUSE_S
+                    self.changed(name)
+                    self.wake()
+            except BackendError:
+                # the next reading finds out what is wrong and says so
+                self.changed(name)
+                self.wake()
+            if self._closed.wait(pause):
+                return
+            pause = min(MOST_PAUSE_S, pause * 2)
+
+    def _ask(self, name: str) -> Sequence[Instance] | BackendError:
+        reading = self._readings.setdefault(name, _Reading())
+        reading.stale = False  # before asking: what changes meanwhile makes it stale again
+        try:
+            return self.backends[name].instances()
+        except BackendError as error:
+            return error
+
+    def _take(self, name: str, answer: Sequence[Instance] | BackendError) -> None:
+        reading = self._readings.setdefault(name, _Reading())
+        reading.read_at = self.monotonic()
+        if isinstance(answer, BackendError):
+            reading.by_run, reading.error = None, answer
+            reading.failures += 1
+            return
+        grouped: dict[str, list[Instance]] = defaultdict(list)
+        for instance in answer:
+            grouped[instance.run].append(instance)
+        reading.by_run, reading.error, reading.failures = grouped, None, 0
+
+    def _is_due(self, name: str) -> bool:
+        reading = self._readings.get(name)
+        return reading is None or self._wait_s(reading) <= 0
+
+    def _wait_s(self, reading: _Reading) -> float:
+        if reading.failures:
+            pause = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (reading.failures - 1))
+        else:
+            pause = 0.0 if reading.stale else RESYNC_S
+        return reading.read_at + pause - self.monotonic()

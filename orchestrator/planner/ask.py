@@ -1,0 +1,99 @@
+"""From a spec's resources to a demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from orchestrator.backend import Can
+from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
+from orchestrator.spec.models import ByteRange, DevEnvironment, Gpu, IntRange, Service, Task
+
+Work = Task | Service | DevEnvironment
+"""The documents that run containers."""
+
+Names = Callable[[str], Sequence[str]]
+"""From an accelerator's name as a user writes it to the catalog names it may mean."""
+
+
+def demand_of(spec: Work, *, places: Mapping[str, frozenset[Can]], names: Names) -> Demand:
+    """Return what one node of ``spec`` needs.
+
+    Args:
+        spec: A document that runs containers.
+        places: Every configured backend and what it can do, preferred ones first.
+        names: Spells accelerators as the catalog does.
+    """
+    resources = spec.resources
+    return Demand(
+        cpu=_span(resources.cpu.count) if resources.cpu else Span(),
+        memory_bytes=_span(resources.memory),
+        disk_bytes=_span(resources.disk),
+        arch=resources.cpu.arch if resources.cpu else None,
+        accelerator=_accelerator(resources.gpu, names) if resources.gpu else None,
+        nodes=_nodes(spec),
+        needs=_needs(spec),
+        places=places,
+        backends=frozenset(spec.backends),
+        regions=frozenset(spec.regions),
+        zones=frozenset(spec.availability_zones),
+        instance_types=frozenset(spec.instance_types),
+        fleets=frozenset(spec.fleets),
+        reservation=spec.reservation,
+        spot=spec.spot_policy,
+        max_price_usd_hour=spec.max_price,
+    )
+
+
+def _nodes(spec: Work) -> int:
+    return spec.nodes if isinstance(spec, Task) and isinstance(spec.nodes, int) else 1
+
+
+def _accelerator(gpu: Gpu, names: Names) -> AcceleratorDemand | None:
+    if gpu.count.max == 0:
+        return None
+    return AcceleratorDemand(
+        names=frozenset(found for name in gpu.name for found in names(name)),
+        vendors=frozenset({gpu.vendor} if gpu.vendor else ()),
+        count=_span(gpu.count),
+        vram_bytes=_span(gpu.memory),
+        total_vram_bytes=_span(gpu.total_memory),
+        capability=gpu.compute_capability,
+        as_written=_written(gpu),
+    )
+
+
+def _written(gpu: Gpu) -> str:
+    """Return the accelerators as one would write them, for plans and errors."""
+    parts: list[str] = [gpu.vendor] if gpu.vendor else []
+    if gpu.name:
+        parts.append(",".join(gpu.name))
+    parts.extend(str(r.canonical()) for r in (gpu.memory, gpu.count) if r is not None)
+    return ":".join(parts)
+
+
+def _needs(spec: Work) -> dict[Can, str]:
+    """Return each capability the spec uses, with the field that asks for it.
+
+    A spec that names its commands runs without its image where it says that the place does not
+    matter: naming a backend that runs bare commands is saying so.
+    """
+    needs: dict[Can, str] = {}
+    runs_commands = bool(getattr(spec, "commands", ())) or isinstance(spec, DevEnvironment)
+    if spec.image and not (runs_commands and spec.backends):
+        needs[Can.IMAGES] = "image"
+    if spec.privileged:
+        needs[Can.PRIVILEGED] = "privileged"
+    if spec.ports or isinstance(spec, Service):
+        needs[Can.PORTS] = "port" if isinstance(spec, Service) else "ports"
+    if any(mount.name and not mount.optional for mount in spec.volumes):
+        needs[Can.VOLUMES] = "volumes"
+    if any(mount.instance_path and not mount.optional for mount in spec.volumes):
+        needs[Can.MOUNTS] = "volumes"
+    if _nodes(spec) > 1:
+        needs[Can.NODES] = "nodes"
+    return needs
+
+
+def _span(given: IntRange | ByteRange | object) -> Span:
+    low, high = getattr(given, "min", None), getattr(given, "max", None)
+    return Span(low, high)

@@ -1,0 +1,154 @@
+"""From a spec to the launch that every replica and node of it is made from."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.backend import File, Launch, Mount, Offer, Port, Probe, Resources
+from orchestrator.planner.ask import Work
+from orchestrator.planner.demand import Demand
+from orchestrator.spec.models import DevEnvironment, MountPoint, Service
+from orchestrator.spec.models import Probe as ProbeSpec
+
+DEFAULT_START_S = 600
+"""How long a service may take to its first answer where its spec says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What was read from this machine for a spec: its local files, and the digest of them."""
+
+    files: tuple[File, ...] = ()
+    digest: str = ""
+    clones: tuple[str, ...] = ()
+    """Shell commands that put repositories in place."""
+
+
+def compose(spec: Work, *, spec_hash: str, inputs: Inputs, offer: Offer, demand: Demand) -> Launch:
+    """Return the first launch of ``spec``: replica 0, node 0, attempt 0, on ``offer``."""
+    env, secrets = _environment(spec.env)
+    return Launch(
+        name=f"{spec.name}-0-0-0",
+        run=spec.name,
+        spec_hash=spec_hash,
+        image=spec.image,
+        entrypoint=spec.entrypoint,
+        command=_command(spec, inputs.clones),
+        env=env,
+        secrets=secrets,
+        registry_secret=_registry(spec),
+        working_dir=spec.working_dir,
+        user=spec.user,
+        privileged=spec.privileged,
+        resources=_resources(spec, offer, demand),
+        ports=_ports(spec),
+        mounts=tuple(_mount(m) for m in spec.volumes),
+        files=inputs.files,
+        probe=_probe(spec),
+        restart=isinstance(spec, Service | DevEnvironment),
+        stop_grace_s=float("inf") if spec.stop_duration is None else float(spec.stop_duration),
+    )
+
+
+def _command(spec: Work, clones: Sequence[str]) -> tuple[str, ...]:
+    """Return the complete command: one shell that stops at the first failure.
+
+    A dev environment stays up after its ``init``; without any commands the image decides.
+    """
+    lines = [*clones, *spec.setup]
+    if isinstance(spec, DevEnvironment):
+        # A shell as PID 1 leaves SIGTERM alone unless told: a stop would wait for the kill.
+        lines += [*spec.init, "trap 'exit 0' TERM INT", "while :; do sleep 86400 & wait $!; done"]
+    else:
+        lines += spec.commands
+    if not lines:
+        return ()
+    return (spec.shell or "/bin/sh", "-ec", "\n".join(lines))
+
+
+def _environment(
+    env: Mapping[str, str | None],
+) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
+    """Split variables into plain ones and those whose values come from the secret store."""
+    plain: list[tuple[str, str]] = []
+    secret: list[tuple[str, str]] = []
+    for name, value in env.items():
+        if value is None:
+            secret.append((name, secret_reference(name)))
+        elif "${{" in value:
+            secret.append((name, value))
+        else:
+            plain.append((name, value))
+    return tuple(plain), tuple(secret)
+
+
+def secret_reference(name: str) -> str:
+    """Return how the value of a bare variable is written: as a reference to a secret of its name."""
+    return "${{ secrets." + name + " }}"
+
+
+def _registry(spec: Work) -> tuple[str, str] | None:
+    auth = spec.registry_auth
+    return ("registry", f"{auth.username}:{auth.password}") if auth else None
+
+
+def _resources(spec: Work, offer: Offer, demand: Demand) -> Resources:
+    """Return what a launch is given: of a shared machine what was asked for, of a rented one all."""
+    wanted = demand.accelerator
+    accelerators = (wanted.least() if offer.divisible else offer.count) if wanted else 0
+    low = demand.cpu.low, demand.memory_bytes.low, demand.disk_bytes.low
+    cpu, memory, disk = low if offer.divisible else (None, None, None)
+    return Resources(
+        cpu=cpu,
+        memory_bytes=None if memory is None else int(memory),
+        disk_bytes=None if disk is None else int(disk),
+        shm_bytes=spec.resources.shm_size,
+        accelerator=offer.accelerator if accelerators else None,
+        vendor=offer.vendor if accelerators else None,
+        accelerators=accelerators,
+    )
+
+
+def _ports(spec: Work) -> tuple[Port, ...]:
+    ports = [Port(p.container_port, p.local_port) for p in spec.ports]
+    if isinstance(spec, Service) and spec.port:
+        ports.insert(0, Port(spec.port.container_port, spec.port.local_port))
+    return tuple(ports)
+
+
+def _mount(mount: MountPoint) -> Mount:
+    if mount.name:
+        return Mount(mount.name, mount.path, "volume", mount.read_only)
+    return Mount(mount.instance_path or "", mount.path, "folder", mount.read_only)
+
+
+def _probe(spec: Work) -> Probe | None:
+    """Return what decides whether a service is ready; without probes, that its port answers."""
+    if not isinstance(spec, Service) or not spec.port:
+        return None
+    port = spec.port.container_port
+    if not spec.probes:
+        return Probe("tcp", port, interval_s=5.0, start_s=DEFAULT_START_S)
+    return _probe_of(spec.probes[0], port)
+
+
+def _probe_of(probe: ProbeSpec, port: int) -> Probe:
+    return Probe(
+        kind=probe.type,
+        port=port,
+        path=probe.url,
+        method=probe.method.upper(),
+        headers=tuple((h.name, h.value) for h in probe.headers),
+        body=probe.body,
+        timeout_s=probe.timeout,
+        interval_s=probe.interval,
+        start_s=DEFAULT_START_S if probe.start_duration is None else probe.start_duration,
+        failures=probe.failures,
+    )
+
+
+def quoted(words: Sequence[str]) -> str:
+    """Return a command as a shell would take it, for people to read."""
+    return shlex.join(words)

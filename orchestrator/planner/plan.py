@@ -1,0 +1,104 @@
+"""The plan: what would be done for a spec, where, for how much, and why not elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+from orchestrator.backend import Offer
+from orchestrator.errors import NothingFits, Position, Refusal
+from orchestrator.planner.demand import Demand
+from orchestrator.planner.index import Matched, OfferIndex
+
+Action = Literal["create", "update", "replace", "rerun", "unchanged"]
+SHOWN = 5
+"""Offers a plan lists; the rest is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An offer that fits, with what it costs for one replica of the job."""
+
+    offer: Offer
+    nodes: int
+    price_usd_hour: float
+    chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where one spec can go: the offers that fit, best first, and what fell."""
+
+    choices: tuple[Choice, ...]
+    fitting: int
+    refused: tuple[Refusal, ...]
+    backends: tuple[str, ...]
+    """Every backend with an offer that fits, best first."""
+
+
+def place(demand: Demand, index: OfferIndex, *, what: str, where: Position | None = None) -> Placed:
+    """Choose among the offers for ``demand``.
+
+    Args:
+        demand: What one node needs.
+        index: All offers.
+        what: The spec in words, such as ``service 'chat'``.
+        where: Its place in the source.
+
+    Raises:
+        NothingFits: every offer was refused; it carries the reasons.
+    """
+    matched = index.match(demand)
+    if not len(matched.fitting):
+        raise NothingFits(
+            f"no offer fits {what}",
+            needs=demand.summary(),
+            refused=matched.refused,
+            where=where,
+            fix=_fix(demand, matched),
+        )
+    best = tuple(islice(matched.fitting, SHOWN))
+    choices = tuple(Choice(o, demand.nodes, o.price_usd_hour * demand.nodes, o is best[0]) for o in best)
+    return Placed(choices, len(matched.fitting), matched.refused, _backends(matched, demand))
+
+
+def _backends(matched: Matched, demand: Demand) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    for offer in matched.fitting:
+        found.setdefault(offer.backend)
+        if len(found) == len(demand.places):
+            break
+    return tuple(found)
+
+
+def _fix(demand: Demand, matched: Matched) -> str:
+    """Return the smallest change that would admit an offer."""
+    for offer in matched.over_price:
+        price = offer.price_usd_hour * demand.nodes
+        name = f"{offer.count} × {offer.accelerator}" if offer.accelerator else offer.instance_type
+        return f"{name} at ${price:g}/h on {offer.backend} would fit with max_price {price:g}"
+    if not matched.refused:
+        return "configure a backend: no place offers anything"
+    return _advice(matched.refused)
+
+
+_ADVICE = {
+    "not in backends": "add a backend to 'backends', or to the configuration",
+    "too little memory": "lower resources.memory",
+    "too few processors": "lower resources.cpu",
+    "too little disk": "lower resources.disk",
+    "no accelerator": "configure a backend that has accelerators",
+    "another accelerator": "name another accelerator in resources.gpu",
+    "too little device memory": "lower the memory in resources.gpu",
+    "too few accelerators": "lower the count in resources.gpu",
+    "too few accelerators free": "stop a run that holds some, or lower the count in resources.gpu",
+    "no capacity now": "try again later, or allow another region or backend",
+}
+
+
+def _advice(refused: Sequence[Refusal]) -> str:
+    return next(
+        (_ADVICE[r.reason] for r in refused if r.reason in _ADVICE), "ask for less, or allow more places"
+    )
