@@ -1,0 +1,9 @@
+"""Bytes from a model, a job and a device: pure, offline, with the margin stated."""
+
+from __future__ import annotations
+
+from orchestrator.planner.sizing.logs import from_log
+from orchestrator.planner.sizing.serving import size_serving
+from orchestrator.planner.sizing.values import DeviceMemory, Measured, ServingJob, Size
+
+__all__ = ["DeviceMemory", "Measured", "ServingJob", "Size", "from_log", "size_serving"]

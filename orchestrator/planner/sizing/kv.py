@@ -1,0 +1,127 @@
+"""How the KV cache lies in memory, and how many tokens a pool of bytes holds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from orchestrator.catalog.values import ModelFacts
+
+SIMILAR_GROUPS = 1.25
+"""Kinds of layer whose counts differ by less than this share one group of the larger size
+(vLLM, v1/core/kv_cache_utils.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """The KV cache of one rank of the worst pipeline stage.
+
+    ``token_bytes`` is what the engine charges for one printed token, ``full_bytes`` and
+    ``window_bytes`` what one token really takes in the layers that keep everything and in the
+    sliding ones, ``state_bytes`` the fixed recurrent state of one sequence.
+    """
+
+    token_bytes: float
+    full_bytes: float
+    window_bytes: float
+    window: int
+    state_bytes: int
+
+    def request_bytes(self, tokens: int) -> float:
+        """Return what one request of ``tokens`` tokens takes: windows capped, state included.
+
+        >>> KvLayout(30.0, 10.0, 20.0, window=4, state_bytes=5).request_bytes(8)
+        165.0
+        """
+        return self.full_bytes * tokens + self.window_bytes * min(tokens, self.window) + self.state_bytes
+
+    def longest_request(self, pool_bytes: float) -> int:
+        """Return how many tokens a single request may have in a pool of ``pool_bytes``."""
+        left = pool_bytes - self.state_bytes
+        if left <= 0:
+            return 0
+        within = self.full_bytes + self.window_bytes
+        if within <= 0:
+            return 0
+        if not self.window_bytes or left <= within * self.window:
+            return int(left / within)
+        if not self.full_bytes:
+            return 2**31 - 1  # only windows and states: any length fits
+        return int((left - self.window_bytes * self.window) / self.full_bytes)
+
+    def admitted_tokens(self, pool_bytes: float, *, block: int) -> int:
+        """Return the tokens an engine with blocks of ``block`` tokens prints for the pool."""
+        if pool_bytes <= 0 or self.token_bytes <= 0:
+            return 0
+        return int(pool_bytes / (self.token_bytes * block)) * block
+
+    def concurrency(self, pool_bytes: float, *, context: int) -> float:
+        """Return how many requests of ``context`` tokens the pool holds at once."""
+        each = self.request_bytes(context)
+        return max(0.0, pool_bytes) / each if each > 0 else math.inf
+
+
+def layer_token_bytes(facts: ModelFacts, *, tensor: int, element_bytes: float) -> float:
+    """Return what one token takes in one attention layer on one tensor-parallel rank.
+
+    Latent attention (MLA) keeps one latent and one rotary key, whole on every rank; heads that
+    are fewer than the ranks are replicated.
+
+    >>> mla = ModelFacts("v3", "DeepseekV3ForCausalLM", 61, 7168, 18432, 128, 128, 128, 129280,
+    ...                  attention="mla", kv_lora_rank=512, qk_rope_head_dim=64)
+    >>> layer_token_bytes(mla, tensor=8, element_bytes=2)
+    1152
+    """
+    if facts.attention == "mla":
+        return ((facts.kv_lora_rank or 0) + (facts.qk_rope_head_dim or 0)) * element_bytes
+    heads = max(1, math.ceil(facts.kv_heads / tensor))
+    return heads * (facts.head_dim + (facts.v_head_dim or facts.head_dim)) * element_bytes
+
+
+def kv_layout(
+    facts: ModelFacts, *, tensor: int = 1, pipeline: int = 1, element_bytes: float = 2, grouped: bool = True
+) -> KvLayout:
+    """Return the layout on the pipeline stage that keeps the most.
+
+    Args:
+        facts: Sizes from the model's ``config.json``.
+        tensor: Ranks that share the heads.
+        pipeline: Stages that share the layers.
+        element_bytes: 2 for bf16, 1 for fp8.
+        grouped: Whether the engine allots kinds of layer in equal groups and pads the last
+            one, as vLLM does since 0.11.
+    """
+    each = layer_token_bytes(facts, tensor=tensor, element_bytes=element_bytes)
+    kinds = facts.kinds()
+    per_stage = math.ceil(len(kinds) / pipeline)
+    stages = [kinds[i : i + per_stage] for i in range(0, len(kinds), per_stage)] or [kinds]
+    worst = max(stages, key=lambda s: (len(s) - s.count("linear"), len(s)))
+    full, sliding = worst.count("full"), worst.count("sliding")
+    window = facts.sliding_window or 0
+    if not window or (sliding and not full):
+        # a model whose every layer slides is one group: it is charged in full
+        charged, full_layers, window_layers = full + sliding, full + (0 if window else sliding), sliding
+    else:
+        charged, full_layers, window_layers = full + sliding, full, sliding
+        if grouped:
+            charged = _padded(full, sliding)
+    return KvLayout(
+        token_bytes=charged * each,
+        full_bytes=full_layers * each,
+        window_bytes=window_layers * each if window else 0,
+        window=window,
+        state_bytes=worst.count("linear") * facts.linear_state_bytes // tensor,
+    )
+
+
+def _padded(full: int, sliding: int) -> int:
+    """Return the layers an engine charges for when it allots two kinds in equal groups.
+
+    >>> _padded(10, 52), _padded(12, 12), _padded(5, 25)
+    (70, 24, 30)
+    """
+    present = [n for n in (full, sliding) if n]
+    if len(present) < 2:
+        return full + sliding
+    size = max(present) if max(present) < min(present) * SIMILAR_GROUPS else min(present)
+    return sum(math.ceil(n / size) * size for n in present)

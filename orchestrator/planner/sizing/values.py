@@ -1,0 +1,116 @@
+"""What is asked of the sizing, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Values that were measured, in bytes per device; each overrides its formula.
+
+    ``kv_cache_bytes`` is the pool an engine took, ``kv_cache_tokens`` what it printed for it.
+    """
+
+    weights_bytes: int | None = None
+    activations_bytes: int | None = None
+    non_torch_bytes: int | None = None
+    graphs_bytes: int | None = None
+    kv_cache_bytes: int | None = None
+    kv_cache_tokens: int | None = None
+    visible_bytes: int | None = None
+
+    def over(self, other: Measured) -> Measured:
+        """Return these values, and those of ``other`` where nothing was measured here."""
+        mine = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Measured(**{n: getattr(other, n) if v is None else v for n, v in mine.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class ServingJob:
+    """One replica of a served model: how it is cut, what it must hold, how the engine is set.
+
+    ``tensor`` × ``pipeline`` devices hold one copy of the attention; ``data`` copies of it share
+    the requests. ``expert`` ranks share the routed experts (1: tensor parallelism cuts them).
+    ``context`` tokens × ``concurrency`` requests is what must be held at once. None leaves a
+    setting to the engine.
+    """
+
+    engine: str = "vllm"
+    engine_version: str | None = None
+    precision: str = "auto"
+    kv_cache: str = "auto"
+    context: int | None = None
+    concurrency: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    expert: int = 1
+    memory_utilization: float | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    adapters: int = 0
+    adapter_rank: int = 16
+    measured: Measured = Measured()
+
+    @property
+    def devices(self) -> int:
+        """How many devices one replica takes."""
+        return self.tensor * self.pipeline * self.data
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Bytes on one device, the fullest of the replica, at the moment it is fullest.
+
+    ``kv_cache_bytes`` is the whole pool an engine reserves. In training ``activations_bytes``
+    are those that live at the peak; ``logits_bytes`` are the head's output and its gradients.
+    """
+
+    weights_bytes: int = 0
+    activations_bytes: int = 0
+    non_torch_bytes: int = 0
+    graphs_bytes: int = 0
+    kv_cache_bytes: int = 0
+    gradients_bytes: int = 0
+    optimizer_bytes: int = 0
+    adapter_bytes: int = 0
+    logits_bytes: int = 0
+    peak_bytes: int = 0
+    visible_bytes: int = 0
+
+    @property
+    def non_kv_bytes(self) -> int:
+        """What an engine charges to its budget before the KV cache: weights, activations, the rest."""
+        return self.weights_bytes + self.activations_bytes + self.non_torch_bytes + self.adapter_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The memory of one job on one kind of device, and whether it fits.
+
+    ``margin`` is the share by which a figure may be short; ``fits`` holds with it added.
+    ``kv_cache_tokens`` is what the engine admits over one replica, ``longest_request_tokens``
+    what one request alone could have, ``max_concurrency`` how many requests of the asked
+    context are held at once. ``headroom_bytes`` is left outside the engine's budget, after
+    graphs. ``reason`` says why it does not fit, and is empty when it does.
+    """
+
+    device: DeviceMemory
+    fits: bool
+    margin: float
+    reason: str = ""
+    short_bytes: int = 0
+    kv_cache_tokens: int = 0
+    longest_request_tokens: int = 0
+    max_concurrency: float = 0.0
+    headroom_bytes: int = 0
+    max_num_seqs: int = 0
+    max_num_batched_tokens: int = 0
+    memory_utilization: float = 0.0
+    source: str = ""
+
+    @property
+    def upper_bytes(self) -> int:
+        """The peak with the margin added."""
+        return round(self.device.peak_bytes * (1 + self.margin))

@@ -1,0 +1,172 @@
+"""How many bytes the weights take on each device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from orchestrator.catalog.values import ModelFacts
+from orchestrator.planner.sizing.formats import WeightFormat, weight_format
+from orchestrator.planner.sizing.parameters import Parameters, count_parts, expert_layers
+
+
+@dataclass(frozen=True, slots=True)
+class WeightBytes:
+    """Bytes of each part in a format, over the whole replica, before anything divides them."""
+
+    embedding: float
+    head: float
+    attention: float
+    dense: float
+    experts: float
+    shared: float
+    other: float
+    vision: float
+
+    @property
+    def total(self) -> float:
+        """All parts together."""
+        return self.embedding + self.head + self.layers + self.vision
+
+    @property
+    def layers(self) -> float:
+        """What the layers hold."""
+        return self.attention + self.dense + self.experts + self.shared + self.other
+
+
+def published_format(facts: ModelFacts) -> str:
+    """Return the name of the format the published weights are in.
+
+    >>> published_format(ModelFacts("m", "LlamaForCausalLM", 1, 8, 8, 1, 1, 8, 8, quantization="awq"))
+    'awq'
+    """
+    name = facts.quantization or facts.dtype
+    bits = facts.quantization_bits
+    if name in ("gptq", "compressed-tensors") and bits == 8:
+        return "gptq_int8" if name == "gptq" else "int8"
+    return name
+
+
+def weight_bytes(facts: ModelFacts, precision: str, *, loaded: bool = True) -> WeightBytes:
+    """Return the bytes of each part in ``precision``.
+
+    Where the bytes the index names are known and the format is the published one, the parts
+    are brought to that sum. ``loaded`` tells the bytes in an engine, with its kernels' padding,
+    from the bytes on disk, with the multi-token-prediction layers.
+
+    >>> llama = ModelFacts("llama-3.1-8b", "LlamaForCausalLM", 32, 4096, 14336, 32, 8, 128, 128256)
+    >>> round(weight_bytes(llama, "bf16").total / 2**30, 2), round(weight_bytes(llama, "fp8").total / 2**30, 2)
+    (14.96, 8.46)
+    """
+    fmt = weight_format(precision)
+    parts = count_parts(facts)
+    sized = _by_scope(parts, fmt, facts)
+    as_published = weight_format(published_format(facts)).name == fmt.name
+    if facts.weights_bytes is not None and as_published:
+        mtp = parts.mtp * _mtp_bits(fmt) / 8
+        return _scaled(sized, max(0.0, facts.weights_bytes - mtp) / sized.total)
+    if loaded and fmt.pad_experts > 1 and facts.expert_intermediate:
+        width = facts.expert_intermediate
+        padded = math.ceil(width / fmt.pad_experts) * fmt.pad_experts
+        return _with_experts(sized, sized.experts * padded / width)
+    if not loaded:
+        return _with_experts(sized, sized.experts + parts.mtp * _mtp_bits(fmt) / 8)
+    return sized
+
+
+def _mtp_bits(fmt: WeightFormat) -> float:
+    # int4 checkpoints leave the speculative layers in 16 bits; fp8 ones convert them too
+    return fmt.bits if fmt.bits >= 8 or fmt.name == "fp8_fp4" else fmt.rest_bits
+
+
+def _by_scope(parts: Parameters, fmt: WeightFormat, facts: ModelFacts) -> WeightBytes:
+    scope = fmt.scope_for(experts=bool(facts.experts), vision=parts.vision > 0)
+    touched, rest = fmt.bits / 8, fmt.rest_bits / 8
+    everything = touched if scope == "all" else max(rest, 2.0)  # embeddings never below 16 bits
+    return WeightBytes(
+        embedding=parts.embedding * everything,
+        head=parts.head * everything,
+        attention=parts.attention * (touched if scope in ("all", "linear") else rest),
+        dense=parts.dense * (touched if scope != "experts" else rest),
+        experts=parts.experts * touched,
+        shared=parts.shared * (touched if scope != "experts" else rest),
+        other=parts.other * everything,
+        vision=parts.vision * everything,
+    )
+
+
+def _scaled(sized: WeightBytes, factor: float) -> WeightBytes:
+    return WeightBytes(
+        sized.embedding * factor,
+        sized.head * factor,
+        sized.attention * factor,
+        sized.dense * factor,
+        sized.experts * factor,
+        sized.shared * factor,
+        sized.other * factor,
+        sized.vision * factor,
+    )
+
+
+def _with_experts(sized: WeightBytes, experts: float) -> WeightBytes:
+    return WeightBytes(
+        sized.embedding,
+        sized.head,
+        sized.attention,
+        sized.dense,
+        experts,
+        sized.shared,
+        sized.other,
+        sized.vision,
+    )
+
+
+def device_weight_bytes(
+    facts: ModelFacts, sized: WeightBytes, *, tensor: int, pipeline: int, expert_ranks: int
+) -> float:
+    """Return the bytes on one device of the heaviest pipeline stage.
+
+    Tensor parallelism divides matrices, embeddings and head; experts are spread over
+    ``expert_ranks``; a vision tower stays whole on the first stage. With tied embeddings the
+    last stage keeps a copy of them.
+
+    >>> llama = ModelFacts("llama-3.1-8b", "LlamaForCausalLM", 32, 4096, 14336, 32, 8, 128, 128256)
+    >>> sized = weight_bytes(llama, "bf16")
+    >>> [round(device_weight_bytes(llama, sized, tensor=1, pipeline=n, expert_ranks=1) / 2**30, 2) for n in (1, 2, 4)]
+    [14.96, 7.48, 4.23]
+    """
+    dense_side = (sized.embedding, sized.head or sized.embedding)
+    if pipeline == 1:
+        layers = (sized.layers - sized.experts) / tensor + sized.experts / expert_ranks
+        return layers + (sized.embedding + sized.head) / tensor + sized.vision
+    per_layer = _layer_bytes(facts, sized, tensor=tensor, expert_ranks=expert_ranks)
+    stages = split_layers(facts.layers, pipeline)
+    starts = [sum(stages[:i]) for i in range(pipeline)]
+    held = [sum(per_layer[a : a + n]) for a, n in zip(starts, stages, strict=True)]
+    held[0] += sized.embedding / tensor + sized.vision
+    held[-1] += (sized.head or sized.embedding) / tensor
+    return max(held)
+
+
+def split_layers(layers: int, pipeline: int) -> tuple[int, ...]:
+    """Return the layers of each stage; spare ones go to the stages before the last, as in vLLM.
+
+    >>> split_layers(32, 4), split_layers(61, 4), split_layers(36, 3)
+    ((8, 8, 8, 8), (15, 15, 16, 15), (12, 12, 12))
+    """
+    base, spare = divmod(layers, pipeline)
+    stages = [base] * pipeline
+    for i in range(spare):
+        stages[-(2 + i) if i + 2 <= pipeline else -1] += 1
+    return tuple(stages)
+
+
+def _layer_bytes(
+    facts: ModelFacts, sized: WeightBytes, *, tensor: int, expert_ranks: int
+) -> tuple[float, ...]:
+    routed = expert_layers(facts)
+    leading = facts.layers - routed
+    common = (sized.attention + sized.other) / facts.layers / tensor
+    dense = sized.dense / leading / tensor if leading else 0.0
+    moe = (sized.experts / expert_ranks + sized.shared / tensor) / routed if routed else 0.0
+    return (common + dense,) * leading + (common + moe,) * routed
