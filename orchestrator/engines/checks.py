@@ -1,0 +1,97 @@
+"""Reasons that several engines share for refusing a job; each returns a phrase or None."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from orchestrator.engines.job import ServingJob
+from orchestrator.units import GIB
+
+VOCAB_PADDING = 64
+"""vLLM and SGLang pad the vocabulary to a multiple of this before they split it."""
+
+
+def source(job: ServingJob, schemes: Container[str], engine: str) -> str | None:
+    """Say that the engine cannot load weights from where they are."""
+    if job.source.scheme in schemes:
+        return None
+    return f"{engine} does not load from {job.source.scheme}://, mount it as a folder"
+
+
+def gated(job: ServingJob) -> str | None:
+    """Say that a gated model's token is missing, where weights still have to be fetched."""
+    if not job.model.gated_access or job.source.scheme != "hub" or job.fetch_bytes == 0:
+        return None
+    if "HF_TOKEN" in {name for name, _ in (*job.secrets, *job.env)}:
+        return None
+    return f"{job.source.id} is gated and needs HF_TOKEN in env"
+
+
+def world(job: ServingJob) -> str | None:
+    """Say that the degrees of parallelism do not make up the accelerators."""
+    wanted, have = job.tensor * job.pipeline * job.data, job.count * job.nodes
+    if job.accelerator is None or wanted == have:
+        return None
+    degrees = f"tensor {job.tensor} x pipeline {job.pipeline} x data {job.data}"
+    return f"{degrees} is {wanted} accelerators, not {have}"
+
+
+def divides(job: ServingJob) -> str | None:
+    """Say that the model cannot be cut this way."""
+    model, tensor = job.model, job.tensor
+    if model.heads % tensor:
+        return f"{model.heads} attention heads do not divide by tensor {tensor}"
+    if model.attention != "mla" and model.kv_heads and model.kv_heads % tensor and tensor % model.kv_heads:
+        return f"{model.kv_heads} KV heads neither divide by tensor {tensor} nor can be repeated over it"
+    padded = -(-model.vocab // VOCAB_PADDING) * VOCAB_PADDING
+    if padded % tensor:
+        return f"a vocabulary of {padded} does not divide by tensor {tensor}"
+    if job.pipeline > model.layers:
+        return f"pipeline {job.pipeline} is more than the model's {model.layers} layers"
+    return None
+
+
+def context(job: ServingJob) -> str | None:
+    """Say that the context is beyond what the model was made for."""
+    longest = job.model.context
+    if job.context_tokens is None or longest is None or job.context_tokens <= longest:
+        return None
+    return f"a context of {job.context_tokens} is beyond the model's {longest}"
+
+
+def utilization(job: ServingJob) -> str | None:
+    """Say that the fraction of device memory is none, or is more than what is free."""
+    use, device = job.memory_utilization, job.accelerator
+    if use is None:
+        return None
+    if not 0 < use <= 1:
+        return f"memory utilization {use:g} is not a fraction of 1"
+    if device is None or job.free_bytes is None or use * device.visible_bytes <= job.free_bytes:
+        return None
+    wanted, free = use * device.visible_bytes / GIB, job.free_bytes / GIB
+    return f"memory utilization {use:g} is {wanted:.1f} GiB, {free:.1f} GiB are free"
+
+
+def batch(job: ServingJob) -> str | None:
+    """Say that fewer tokens are batched than sequences are decoded at once."""
+    seqs, tokens = job.max_num_seqs, job.max_num_batched_tokens
+    if not seqs or not tokens or tokens >= seqs:
+        return None
+    return f"{tokens} batched tokens are fewer than {seqs} sequences at once"
+
+
+def capability(job: ServingJob, lowest: tuple[int, int], engine: str) -> str | None:
+    """Say that an NVIDIA device is older than the engine's image."""
+    device = job.accelerator
+    if device is None or device.family != "cuda" or device.capability is None or device.capability >= lowest:
+        return None
+    has = f"{device.capability[0]}.{device.capability[1]}"
+    return f"{engine} needs compute capability {lowest[0]}.{lowest[1]}, {device.name} has {has}"
+
+
+def gfx(job: ServingJob, built_for: Container[str], engine: str) -> str | None:
+    """Say that the engine's image is not built for this AMD device."""
+    device = job.accelerator
+    if device is None or device.family != "rocm" or device.gfx is None or device.gfx in built_for:
+        return None
+    return f"{engine} is not built for {device.gfx} ({device.name})"

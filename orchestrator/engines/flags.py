@@ -1,0 +1,72 @@
+"""The options each engine's own parser accepts, recorded by version in ``flags/``."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One option: its first long name, whether values follow, and what the parser checks.
+
+    ``takes`` is 0 for a switch, 1 for one value, ``+`` or ``*`` for many, ``?`` for an optional one.
+    """
+
+    name: str
+    takes: int | str = 1
+    default: str | int | float | bool | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """All options of one version of an engine, by every spelling."""
+
+    engine: str
+    version: str
+    by_name: Mapping[str, Flag]
+
+    def find(self, spelling: str) -> Flag | None:
+        """Return the option that ``spelling`` means, or None; dotted names mean their first part.
+
+        Underscores in names are dashes to vLLM's parser, ``--config.key value`` sets one key of a
+        JSON option there, and ``-O3`` is its optimization level; other parsers are plain argparse.
+        """
+        if self.engine == "vllm":
+            head, _, _ = spelling.partition(".")
+            spelling = "--optimization-level" if head.startswith("-O") else head.replace("_", "-")
+        return self.by_name.get(spelling)
+
+    def nearest(self, spelling: str) -> str | None:
+        """Return the known spelling most like ``spelling``, if any is close."""
+        close = difflib.get_close_matches(spelling, self.by_name, n=1, cutoff=0.75)
+        return close[0] if close else None
+
+
+@functools.cache
+def load(engine: str, version: str) -> Flags:
+    """Return the recorded options of ``engine`` at ``version``.
+
+    Raises:
+        KeyError: that version was never recorded.
+
+    >>> load("vllm", "0.33.0").find("-tp").name
+    '--tensor-parallel-size'
+    """
+    file = resources.files(__package__).joinpath("flags", f"{engine}-{version}.jsonl")
+    if not file.is_file():
+        raise KeyError(f"{engine} {version}")
+    by_name: dict[str, Flag] = {}
+    for line in file.read_text().splitlines():
+        record = json.loads(line)
+        names: list[str] = record["names"]
+        main = next((n for n in names if n.startswith("--")), names[0])
+        choices = tuple(record.get("choices", ()))
+        flag = Flag(main, record["takes"], record.get("default"), choices)
+        by_name.update(dict.fromkeys(names, flag))
+    return Flags(engine, version, by_name)

@@ -1,0 +1,227 @@
+"""What a planner hands to an engine, and what the engine answers: values only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from orchestrator.backend import File, Launch, Mount, Port, Probe
+from orchestrator.catalog.values import Accelerator, ModelFacts
+
+Precision = Literal["auto", "bf16", "fp16", "fp8", "int8", "int4", "fp4"]
+KvDtype = Literal["auto", "bf16", "fp8"]
+
+FETCH_BYTES_S = 60e6
+"""Planning rate of a download: half of what a 1 Gbit/s line carries."""
+LOAD_BYTES_S = 125 * 2**20
+"""Planning rate of reading weights from disk: the baseline of an AWS gp3 volume (EBS user guide)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the weights come from.
+
+    ``id`` is what the user wrote: a hub id, a folder or a URI. ``path`` is the folder inside the
+    container when the weights are mounted there, and then nothing is fetched from the hub.
+    """
+
+    id: str
+    revision: str | None = None
+    path: str | None = None
+
+    @property
+    def reference(self) -> str:
+        """Return what the engine is told to load.
+
+        >>> Source("org/model").reference, Source("./tuned", path="/models/tuned").reference
+        ('org/model', '/models/tuned')
+        """
+        return self.path or self.id
+
+    @property
+    def scheme(self) -> str:
+        """Return the URI scheme, ``hub`` for a hub id and ``folder`` for a mounted or absolute path.
+
+        >>> Source("org/model").scheme, Source("s3://bucket/model").scheme, Source("/models/x").scheme
+        ('hub', 's3', 'folder')
+        """
+        if self.path or self.id.startswith(("/", "./", "../")):
+            return "folder"
+        scheme, found, _ = self.id.partition("://")
+        return scheme if found else "hub"
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """LoRA weights served beside the base model; ``rank`` is None when unknown."""
+
+    name: str
+    source: Source
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServingJob:
+    """One replica of a served model, sized: all that an engine needs to write its command.
+
+    ``count`` accelerators are on each of ``nodes`` machines; ``accelerator`` None is a CPU.
+    ``precision`` is what the weights are held in, ``quantization`` the method the user named
+    (the model's own is in ``model.quantization``). ``memory_utilization`` is the fraction of
+    device memory the engine may take; ``free_bytes`` is what the device has free now, where
+    the machine is already known. ``fetch_bytes`` is what each node still has to download (0 when
+    its cache is warm, None when unknown), ``load_bytes`` what it reads from disk.
+    ``secrets`` are pairs of environment variable and reference; values never come here.
+    """
+
+    model: ModelFacts
+    source: Source
+    accelerator: Accelerator | None = None
+    count: int = 1
+    nodes: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    expert: int = 1
+    precision: Precision = "auto"
+    quantization: str | None = None
+    kv_dtype: KvDtype = "auto"
+    kv_cache_bytes: int | None = None
+    context_tokens: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    memory_utilization: float | None = None
+    free_bytes: int | None = None
+    adapters: tuple[Adapter, ...] = ()
+    served_name: str | None = None
+    port: int | None = None
+    arch: Literal["x86", "arm"] = "x86"
+    image: str | None = None
+    version: str | None = None
+    args: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    secrets: tuple[tuple[str, str], ...] = ()
+    fetch_bytes: int | None = None
+    load_bytes: int = 0
+    fetch_bytes_s: float = FETCH_BYTES_S
+    load_bytes_s: float = LOAD_BYTES_S
+    drain_s: int = 30
+    unprivileged: bool = False
+    """Run as the image's prepared user without root, where it has one."""
+
+    @property
+    def family(self) -> str:
+        """Return the software family of the device: ``cuda``, ``rocm`` …, or ``cpu``."""
+        return self.accelerator.family if self.accelerator else "cpu"
+
+    @property
+    def name(self) -> str:
+        """Return the model name that clients ask for."""
+        return self.served_name or self.source.id
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Where an engine tells its load, and under which names; every spelling its versions used.
+
+    ``queue`` counts waiting requests, ``running`` those being worked on, ``kv_cache`` is the used
+    fraction from 0 to 1, ``ttft`` a histogram of seconds to the first token. An empty tuple means
+    that the engine does not tell.
+    """
+
+    path: str = "/metrics"
+    queue: tuple[str, ...] = ()
+    running: tuple[str, ...] = ()
+    kv_cache: tuple[str, ...] = ()
+    ttft: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What the container has to be allowed: its user, and where it writes.
+
+    ``user`` None is the image's own user. ``writable`` folders suffice with a read-only root
+    file system; no engine needs privileges or added capabilities for serving on one node.
+    """
+
+    user: str | None = None
+    writable: tuple[str, ...] = ("/tmp",)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLaunch:
+    """A serving job as one container: everything the engine decides about a ``Launch``.
+
+    ``routes`` are the request paths a gateway may pass on, and nothing else: engines leave
+    administrative routes open beside them. ``stop_grace_s`` is longer than the engine's own
+    drain. ``registry`` is a user name and the reference of the token, for images that need one.
+    ``warnings`` are for the plan.
+    """
+
+    image: str
+    command: tuple[str, ...]
+    entrypoint: tuple[str, ...] | None = None
+    env: tuple[tuple[str, str], ...] = ()
+    secrets: tuple[tuple[str, str], ...] = ()
+    registry: tuple[str, str] | None = None
+    caches: tuple[Mount, ...] = ()
+    files: tuple[File, ...] = ()
+    shm_bytes: int = 0
+    port: int = 0
+    probe: Probe | None = None
+    metrics: Metrics = Metrics()
+    routes: tuple[str, ...] = ()
+    stop_grace_s: float = 10.0
+    profile: Profile = Profile()
+    warnings: tuple[str, ...] = ()
+
+    def onto(self, launch: Launch) -> Launch:
+        """Return ``launch`` with the engine's part filled in; its name, run and mounts are kept.
+
+        A follower of a multi-node replica has no probe and publishes no port.
+
+        >>> answer = EngineLaunch("engine:1", ("serve",), port=8000, shm_bytes=2**30)
+        >>> answer.onto(Launch("chat-0-0-1", "chat")).resources.shm_bytes
+        1073741824
+        """
+        return replace(
+            launch,
+            image=self.image,
+            entrypoint=self.entrypoint,
+            command=self.command,
+            env=(*launch.env, *self.env),
+            secrets=self.secrets,
+            registry_secret=self.registry or launch.registry_secret,
+            user=launch.user or self.profile.user,
+            resources=replace(launch.resources, shm_bytes=launch.resources.shm_bytes or self.shm_bytes),
+            ports=launch.ports or ((Port(self.port),) if self.port else ()),
+            mounts=(*launch.mounts, *self.caches),
+            files=(*launch.files, *self.files),
+            probe=launch.probe or self.probe,
+            stop_grace_s=self.stop_grace_s,
+        )
+
+
+class Engine(Protocol):
+    """A program that serves a model: asked first whether it can, then how.
+
+    ``versions`` are those whose options were read from the program itself, the default first.
+    """
+
+    @property
+    def name(self) -> str:
+        """Return the name in YAML, which is the module's."""
+
+    @property
+    def versions(self) -> Sequence[str]:
+        """Return the known versions, the default first."""
+
+    def refuses(self, job: ServingJob) -> str | None:
+        """Say in one phrase why the engine cannot serve ``job``, or None when it can."""
+
+    def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
+        """Return the container of node ``node_rank`` of one replica of ``job``.
+
+        Raises:
+            ValueError: the engine refuses ``job``; the message is the reason.
+        """

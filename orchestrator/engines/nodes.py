@@ -1,0 +1,37 @@
+"""How a replica that spans machines is launched: one command for all of its nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+
+from orchestrator.backend import File
+
+ENTRY = "/modelyard/node_entry.py"
+"""Where ``node_entry.py`` lies in the container."""
+
+NODES = "$(MODELYARD_NODES_NUM)"
+RANK = "$(MODELYARD_NODE_RANK)"
+MASTER = "$(MODELYARD_MASTER_NODE_IP)"
+OWN = "$(MODELYARD_NODE_IP)"
+
+ENV = (
+    ("NCCL_SOCKET_IFNAME", "$(MODELYARD_NODE_INTERFACE)"),
+    ("GLOO_SOCKET_IFNAME", "$(MODELYARD_NODE_INTERFACE)"),
+)
+"""Both are needed: GLOO hangs on the wrong interface as NCCL does (vllm issues 7074 and 15744)."""
+
+
+def entry_file() -> File:
+    """Return the program that every node of the replica starts with."""
+    text = resources.files(__package__).joinpath("node_entry.py").read_bytes()
+    return File(ENTRY, text, mode=0o644)
+
+
+def wrap(command: Sequence[str], *, followers: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return ``command`` as started through the entry; ``followers`` are added on ranks above 0.
+
+    >>> wrap(["vllm", "serve"], followers=["--headless"])
+    ('python3', '/modelyard/node_entry.py', '--headless', '--', 'vllm', 'serve')
+    """
+    return ("python3", ENTRY, *followers, "--", *command)

@@ -1,0 +1,367 @@
+"""vLLM: the default engine, on CUDA, ROCm, TPU, Gaudi and CPU.
+
+Options and figures are those of vLLM 0.33.0, from its documentation and its own parser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from orchestrator.backend import Mount, Probe
+from orchestrator.engines import arguments, checks, nodes, quantization, startup
+from orchestrator.engines.arguments import Option, Rules, option, whole
+from orchestrator.engines.job import Adapter, EngineLaunch, Metrics, Profile, ServingJob
+from orchestrator.engines.quantization import Choice, Method
+from orchestrator.units import GIB
+
+PORT = 8000
+MEMORY_UTILIZATION = 0.92
+"""The engine's default, written out: it was 0.90 in older releases."""
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+UNKNOWN_RANK = 64
+"""Assumed for an adapter whose rank is not known; a larger one ends the engine at boot."""
+DRAIN_MARGIN_S = 15
+"""What the engine needs to end after its drain (KServe 0.19 leaves as much, kserve pull 5496)."""
+
+IMAGES: Mapping[str, str] = {
+    "cuda": "vllm/vllm-openai:v{version}",
+    "rocm": "vllm/vllm-openai-rocm:v{version}",
+    "cpu-x86": "vllm/vllm-openai-cpu:v{version}-x86_64",
+    "cpu-arm": "vllm/vllm-openai-cpu:v{version}-arm64",
+    "tpu": "vllm/vllm-tpu:v0.26.0",
+    "gaudi": "vault.habana.ai/gaudi-docker/1.23.0/ubuntu22.04/habanalabs/vllm-installer-2.9.0:latest",
+}
+"""vLLM docs, deployment/docker and getting_started/installation. TPU: the tag GKE's recipes pin,
+for faults in 0.27 to 0.29. Gaudi: Intel's quick start guide; there is no tag per vLLM version."""
+
+CUDA_FROM = (7, 5)
+"""Lowest compute capability the CUDA image has kernels for (vLLM docs, installation/gpu)."""
+GFX = frozenset(
+    "gfx90a gfx942 gfx950 gfx1100 gfx1101 gfx1150 gfx1151 gfx1200 gfx1201".split()  # noqa: SIM905
+)
+"""What the ROCm image is built for (vLLM docs, installation/gpu)."""
+_FP8_GFX = frozenset({"gfx942", "gfx950", "gfx1200", "gfx1201"})
+_CDNA3_ON = frozenset({"gfx942", "gfx950"})
+_OFF_GPU = frozenset({"cpu", "gaudi"})
+
+METHODS: Mapping[str, Method] = {
+    "awq": Method((7, 5), gfx=GFX, others=_OFF_GPU),
+    "gptq": Method((7, 5), gfx=GFX, others=_OFF_GPU),
+    "fp8": Method((7, 5), (8, 9), _FP8_GFX, _FP8_GFX, frozenset({"gaudi", "tpu"})),
+    "fbgemm_fp8": Method((8, 0), (8, 9), _FP8_GFX, _FP8_GFX),
+    "compressed-tensors": Method((7, 5), (8, 9), GFX, _FP8_GFX, frozenset({"cpu", "gaudi", "tpu"})),
+    "experts_int8": Method((8, 0)),
+    "mxfp4": Method((8, 0), (10, 0), _CDNA3_ON, frozenset({"gfx950"}), frozenset({"tpu"})),
+    "modelopt": Method((8, 0), (8, 9), _FP8_GFX, _FP8_GFX),
+    "modelopt_fp8": Method((8, 0), (8, 9), _FP8_GFX, _FP8_GFX),
+    "modelopt_fp4": Method((7, 5), (10, 0), _CDNA3_ON),
+    "quark": Method((7, 0), (8, 9), GFX, _FP8_GFX),
+    "torchao": Method((7, 5), gfx=GFX),
+    "fp8_per_tensor": Method((7, 5), (8, 9), _FP8_GFX, _FP8_GFX),
+    "fp8_per_block": Method((7, 5), (8, 9), _FP8_GFX, _FP8_GFX),
+    "fp8_per_channel": Method((7, 5), (8, 9), _FP8_GFX, _FP8_GFX),
+    "int8_per_channel_weight_only": Method((7, 5)),
+    "nvfp4_per_token": Method((7, 5), (10, 0)),
+    "mxfp8": Method((7, 5), (10, 0), frozenset({"gfx950"}), frozenset({"gfx950"})),
+}
+"""``get_min_capability`` of each method in vLLM 0.33.0; on AMD the list of ``platforms/rocm.py``.
+GGUF and bitsandbytes left the core: they need plugins that the image does not have."""
+
+ONLINE: Mapping[str, str] = {"fp8": "fp8", "int8": "int8_per_channel_weight_only"}
+"""What plain weights are turned into while loading, by precision."""
+ONLINE_NAMES = frozenset(
+    "experts_int8 fp8_per_tensor fp8_per_block fp8_per_channel nvfp4_per_token mxfp8".split()  # noqa: SIM905
+)
+
+METRICS = Metrics(
+    queue=("vllm:num_requests_waiting",),
+    running=("vllm:num_requests_running",),
+    kv_cache=("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+    ttft=("vllm:time_to_first_token_seconds",),
+)
+
+ROUTES = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v1/score",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/v1/models",
+)
+"""Requests only. Beside them the server answers /pause, /update_weights, /v1/load_lora_adapter and
+more, most of them without a key (vLLM docs, usage/security)."""
+
+_PER_NODE = "nodes and ranks are set for each node"
+RULES = Rules(
+    owned={
+        "--model": "say model: in the spec",
+        "--host": "the container has to listen on every address",
+        "--port": "say port: in the spec",
+        "--config": "options in a file cannot be checked, write them here",
+        "--headless": _PER_NODE,
+        "--nnodes": _PER_NODE,
+        "--node-rank": _PER_NODE,
+        "--master-addr": _PER_NODE,
+    },
+    secret={"--api-key": "put VLLM_API_KEY in env", "--hf-token": "put HF_TOKEN in env"},
+    fields={
+        "--tensor-parallel-size": ("tensor", whole),
+        "--pipeline-parallel-size": ("pipeline", whole),
+        "--data-parallel-size": ("data", whole),
+        "--max-num-seqs": ("max_num_seqs", whole),
+        "--max-num-batched-tokens": ("max_num_batched_tokens", whole),
+        "--max-model-len": ("context_tokens", lambda v: None if v in ("auto", "-1") else whole(v)),
+        "--gpu-memory-utilization": ("memory_utilization", float),
+        "--quantization": ("quantization", str),
+        "--kv-cache-dtype": ("kv_dtype", lambda v: "fp8" if v.startswith("fp8") else "auto"),
+    },
+)
+
+_FLOAT16_UNSTABLE = ("Gemma2", "Gemma3", "Glm4For")
+"""Architectures that vLLM refuses in float16 (its config/model.py)."""
+
+
+class Vllm:
+    """vLLM's OpenAI server, one process group per replica."""
+
+    name = "vllm"
+    versions = ("0.33.0",)
+
+    def refuses(self, job: ServingJob) -> str | None:
+        """Say in one phrase why vLLM cannot serve ``job``, or None when it can."""
+        try:
+            user = arguments.parse(job.args)
+            flags, _ = arguments.recorded(self.name, self.versions, job.version)
+            why = arguments.objection(user, flags, RULES)
+            return why or refusal(arguments.effective(job, user, flags, RULES))
+        except ValueError as unreadable:
+            return str(unreadable)
+
+    def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
+        """Return the container of node ``node_rank`` of one replica of ``job``.
+
+        Raises:
+            ValueError: vLLM refuses ``job``; the message is the reason.
+        """
+        if why := self.refuses(job):
+            raise ValueError(why)
+        flags, untold = arguments.recorded(self.name, self.versions, job.version)
+        user = arguments.parse(job.args)
+        words, told = arguments.merge(options(job), user, flags)
+        command = (job.source.reference, *arguments.render(words))
+        version = job.version or self.versions[0]
+        image = job.image or IMAGES[image_key(job)].format(version=version)
+        entrypoint: tuple[str, ...] = ("vllm", "serve")
+        if job.nodes > 1:
+            wrapped = nodes.wrap((*entrypoint, *command), followers=("--headless",))
+            entrypoint, command = wrapped[:2], wrapped[2:]
+        leads = node_rank == 0
+        return EngineLaunch(
+            image=image,
+            entrypoint=entrypoint,
+            command=command,
+            env=arguments.overlay(environment(job), job.env),
+            secrets=job.secrets,
+            caches=caches(job, f"vllm-{version}"),
+            files=(nodes.entry_file(),) if job.nodes > 1 else (),
+            shm_bytes=startup.shm_bytes(job),
+            port=(job.port or PORT) if leads else 0,
+            probe=probe(job) if leads else None,
+            metrics=METRICS,
+            routes=ROUTES if leads else (),
+            stop_grace_s=float(job.drain_s + DRAIN_MARGIN_S),
+            profile=profile(job),
+            warnings=(*untold, *told, *cautions(arguments.effective(job, user, flags, RULES))),
+        )
+
+
+def refusal(job: ServingJob, engine: str = "vllm") -> str | None:
+    """Say why vLLM cannot serve ``job``, the user's options already read into it."""
+    if image_key(job) not in IMAGES and job.image is None:
+        return f"{engine} has no image for {job.family}"
+    return (
+        checks.capability(job, CUDA_FROM, engine)
+        or checks.gfx(job, GFX, engine)
+        or checks.world(job)
+        or checks.divides(job)
+        or _experts(job)
+        or checks.source(job, ("hub", "folder", "s3", "gs"), engine)
+        or _weights(job, engine)
+        or _kv_cache(job, engine)
+        or checks.gated(job)
+        or checks.context(job)
+        or checks.utilization(job)
+        or checks.batch(job)
+        or _ranks(job)
+    )
+
+
+def image_key(job: ServingJob) -> str:
+    """Return the family an image is chosen by; CPU images differ by instruction set."""
+    return job.family if job.accelerator else f"cpu-{job.arch}"
+
+
+def _experts(job: ServingJob) -> str | None:
+    if job.expert == 1:
+        return None
+    if not job.model.experts:
+        return "the model has no experts to spread"
+    spread = job.tensor * job.data
+    return None if job.expert == spread else f"experts are spread over {spread} devices, not {job.expert}"
+
+
+def _weights(job: ServingJob, engine: str) -> str | None:
+    chosen = quantization.choose(job, online=ONLINE, engine=engine, also=ONLINE_NAMES)
+    if isinstance(chosen, str):
+        return chosen
+    if chosen.method and (why := quantization.refuses(chosen.method, METHODS, job.accelerator, engine)):
+        return why
+    kind = quantization.dtype(job)
+    if kind is None:
+        return f"{job.accelerator.name if job.accelerator else 'a CPU'} has no bf16, ask for precision fp16"
+    if kind == "float16" and job.model.architecture.startswith(_FLOAT16_UNSTABLE):
+        return f"{job.model.architecture} is unstable in fp16 and {engine} refuses it"
+    return f"{engine} runs mxfp4 with bf16 only" if (kind, chosen.method) == ("float16", "mxfp4") else None
+
+
+def _kv_cache(job: ServingJob, engine: str) -> str | None:
+    device = job.accelerator
+    if device is None or job.kv_dtype == "auto":
+        return None
+    if device.capability and device.capability < (8, 0):  # FlashInfer and bfloat16 both begin there
+        return f"a KV cache in {job.kv_dtype} needs compute capability 8.0, {device.name} has less"
+    if job.kv_dtype == "fp8" and device.gfx and device.gfx not in _FP8_GFX:
+        return f"{engine} has no fp8 KV cache on {device.gfx} ({device.name})"
+    return None
+
+
+def _ranks(job: ServingJob) -> str | None:
+    largest = max((a.rank or 0 for a in job.adapters), default=0)
+    return f"an adapter of rank {largest} is above {LORA_RANKS[-1]}" if largest > LORA_RANKS[-1] else None
+
+
+def options(job: ServingJob) -> list[Option]:
+    """Return the options that the plan decides, before the user's own."""
+    chosen = quantization.choose(job, online=ONLINE, engine="vllm", also=ONLINE_NAMES)
+    parts = [option("--served-model-name", job.name)]
+    parts += [option("--host", "0.0.0.0"), option("--port", job.port or PORT)]
+    if job.source.revision and job.source.scheme == "hub":
+        parts.append(option("--revision", job.source.revision))
+    if job.source.scheme in ("s3", "gs"):
+        parts.append(option("--load-format", "runai_streamer"))
+    parts.append(option("--dtype", quantization.dtype(job)))
+    if isinstance(chosen, Choice) and chosen.online:
+        parts.append(option("--quantization", chosen.method))
+    drain = option("--shutdown-timeout", job.drain_s)
+    return [*parts, *_memory(job), *_parallel(job), *_adapters(job.adapters), drain]
+
+
+def _memory(job: ServingJob) -> list[Option]:
+    parts = [option("--max-model-len", job.context_tokens or "auto")]
+    if job.accelerator:
+        use = startup.utilization(job, MEMORY_UTILIZATION)
+        parts.append(option("--gpu-memory-utilization", f"{use:.4g}"))
+    if job.kv_dtype != "auto":
+        parts.append(option("--kv-cache-dtype", {"bf16": "bfloat16", "fp8": "fp8"}[job.kv_dtype]))
+    if job.max_num_seqs:
+        parts.append(option("--max-num-seqs", job.max_num_seqs))
+    if job.max_num_batched_tokens:
+        parts.append(option("--max-num-batched-tokens", job.max_num_batched_tokens))
+    return parts
+
+
+def _parallel(job: ServingJob) -> list[Option]:
+    degrees = {
+        "--tensor-parallel-size": job.tensor,
+        "--pipeline-parallel-size": job.pipeline,
+        "--data-parallel-size": job.data,
+    }
+    parts = [option(name, degree) for name, degree in degrees.items() if degree > 1]
+    if job.expert > 1:
+        parts.append(option("--enable-expert-parallel"))
+    if job.nodes > 1:
+        parts += [option("--nnodes", job.nodes), option("--node-rank", nodes.RANK)]
+        parts.append(option("--master-addr", nodes.MASTER))
+    return parts
+
+
+def _adapters(adapters: Sequence[Adapter]) -> list[Option]:
+    if not adapters:
+        return []
+    needed = max(a.rank or UNKNOWN_RANK for a in adapters)
+    rank = next(r for r in LORA_RANKS if r >= needed)
+    named = (f"{a.name}={a.source.reference}" for a in adapters)
+    return [
+        option("--enable-lora"),
+        option("--max-loras", len(adapters)),
+        option("--max-lora-rank", rank),
+        option("--lora-modules", *named),
+    ]
+
+
+def environment(job: ServingJob) -> tuple[tuple[str, str], ...]:
+    """Return the variables the engine needs; none of them differs from replica to replica.
+
+    vLLM's compile cache is keyed by most ``VLLM_*`` variables, so values that change would
+    empty it (dynamo issue 10695).
+    """
+    home = home_of(job)
+    parts = [("HF_HOME", f"{home}/.cache/huggingface"), ("VLLM_CACHE_ROOT", f"{home}/.cache/vllm")]
+    parts += [("VLLM_NO_USAGE_STATS", "1"), ("VLLM_ENGINE_READY_TIMEOUT_S", f"{startup.start_s(job):.0f}")]
+    if job.fetch_bytes == 0 or job.source.scheme == "folder":
+        parts.append(("HF_HUB_OFFLINE", "1"))
+    if job.accelerator is None and job.kv_cache_bytes:
+        parts.append(("VLLM_CPU_KVCACHE_SPACE", str(-(-job.kv_cache_bytes // GIB))))
+    if job.nodes > 1:
+        parts += [*nodes.ENV, ("VLLM_HOST_IP", nodes.OWN)]
+    return tuple(parts)
+
+
+def home_of(job: ServingJob) -> str:
+    """Return the home folder inside the container."""
+    return "/home/vllm" if job.unprivileged else "/root"
+
+
+def profile(job: ServingJob) -> Profile:
+    """Return the user: root, or the prepared user 2000 of group 0 (vLLM docs, deployment/docker)."""
+    writable = (f"{home_of(job)}/.cache", "/tmp", "/dev/shm")
+    return Profile("2000:0" if job.unprivileged else None, writable)
+
+
+def caches(job: ServingJob, name: str) -> tuple[Mount, ...]:
+    """Return the volumes that save the next start: weights, and what was compiled by this version.
+
+    48 s against 79 s from boot to ready on an A10 (vllm pull 49782).
+    """
+    home = home_of(job)
+    hub = Mount("modelyard-huggingface", f"{home}/.cache/huggingface")
+    compiled = Mount(f"modelyard-{name}-{job.family}", f"{home}/.cache/vllm")
+    return (hub, compiled) if job.source.scheme == "hub" else (compiled,)
+
+
+def probe(job: ServingJob) -> Probe:
+    """Return the probe: the server answers only once the model is loaded.
+
+    Ten seconds and three failures, since a saturated engine answers late (gonka pull 1421 counts
+    eight false restarts a day at 2 s).
+    """
+    return Probe(port=job.port or PORT, path="/health", timeout_s=10.0, start_s=startup.start_s(job))
+
+
+def cautions(job: ServingJob) -> tuple[str, ...]:
+    """Return what a reader of the plan should know about this job on vLLM."""
+    chosen = quantization.choose(job, online=ONLINE, engine="vllm", also=ONLINE_NAMES)
+    told = []
+    if isinstance(chosen, Choice) and chosen.method:
+        told.append(quantization.widened(chosen.method, METHODS, job.accelerator))
+    if any(a.rank is None for a in job.adapters):
+        told.append(f"the rank of an adapter is unknown, {UNKNOWN_RANK} is assumed")
+    return tuple(t for t in told if t)
+
+
+ENGINE = Vllm()
