@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -56,22 +57,36 @@ _FORMATS = (
     WeightFormat("fp8_block128", 8 + 32 / 128**2, "linear", "DeepSeek-V3 README: one fp32 scale per 128x128"),
     WeightFormat("int8", 8, "linear", "vLLM docs, quantization/int8: W8A8, one scale per channel"),
     WeightFormat(
-        "awq", _grouped(4, 128, zeros=True), "linear", "AutoAWQ README: 4 bits, group 128", moe_scope="experts"
+        "awq",
+        _grouped(4, 128, zeros=True),
+        "linear",
+        "AutoAWQ README: 4 bits, group 128",
+        moe_scope="experts",
     ),
     WeightFormat(
-        "gptq", _grouped(4, 128, zeros=True), "linear", "GPTQModel README: 4 bits, group 128", moe_scope="experts"
+        "gptq",
+        _grouped(4, 128, zeros=True),
+        "linear",
+        "GPTQModel README: 4 bits, group 128",
+        moe_scope="experts",
     ),
     WeightFormat(
         "gptq_int8", _grouped(8, 128, zeros=True), "linear", "GPTQModel README: 8 bits", moe_scope="experts"
     ),
     WeightFormat(
-        "int4", _grouped(4, 128, zeros=True), "linear", "vLLM docs, quantization/int4: W4A16, group 128",
+        "int4",
+        _grouped(4, 128, zeros=True),
+        "linear",
+        "vLLM docs, quantization/int4: W4A16, group 128",
         moe_scope="experts",
     ),
     WeightFormat("nf4", 4.5, "linear", "QLoRA, arXiv 2305.14314: 4 bits, fp32 scale per 64"),
     WeightFormat("nf4-dq", 4.127, "linear", "QLoRA, arXiv 2305.14314: scales quantised again, 0.127 bits"),
     WeightFormat(
-        "mxfp4", 4.25, "experts", "OCP Microscaling 1.0: 4 bits, 8-bit scale per 32; gpt-oss README",
+        "mxfp4",
+        4.25,
+        "experts",
+        "OCP Microscaling 1.0: 4 bits, 8-bit scale per 32; gpt-oss README",
         pad_experts=256,
     ),
     WeightFormat(
@@ -132,8 +147,13 @@ def weight_format(name: str) -> WeightFormat:
 
     >>> weight_format("w8a8_int8").name, weight_format("awq").bits
     ('int8', 4.15625)
+    >>> weight_format("exl2-2.5bpw").bits
+    2.5
     """
     key = name.lower()
+    if exl2 := re.fullmatch(r"exl2-(\d+(?:\.\d+)?)bpw", key):
+        # ExLlamaV2 README: the average bits per weight are chosen freely, scales included
+        return WeightFormat(key, float(exl2[1]), "linear", "ExLlamaV2 README: bits per weight")
     found = FORMATS.get(_SPELLINGS.get(key, key))
     if found is None:
         raise ValueError(f"unknown weight format {name!r}; known are {', '.join(sorted(FORMATS))}")
