@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql import ClauseElement
 
 from orchestrator.errors import ModelyardError, NotFound
 from orchestrator.reconcile.values import Job, Run, RunEvent, Write
@@ -19,13 +20,11 @@ from orchestrator.store import leases
 from orchestrator.store.codec import from_micros, to_micros
 from orchestrator.store.database import Database
 from orchestrator.store.group import Group
+from orchestrator.store.prepared import Prepared, among
 from orchestrator.store.rows import event_of, job_of, run_of
 from orchestrator.store.secrets import Secrets
-from orchestrator.store.settle import Batch, Settled, batch_of, settle
+from orchestrator.store.settle import Batch, batch_of, settle
 from orchestrator.store.tables import events, jobs, runs, volumes
-
-_CHUNK = 5_000
-"""Values in one IN list; SQLite takes 32,766 in a statement, PostgreSQL 65,535."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +50,7 @@ class Store:
         self.deployment = deployment
         """Tells what this store owns from what another one does on the same backend."""
         self.secrets = Secrets(database, key=secret_key)
+        self._sql = _Statements(database.engine.dialect)
         self._group: Group[Batch, Mapping[str, int]] = Group(self._write)
 
     @classmethod
@@ -112,7 +112,7 @@ class Store:
     def last_serial(self) -> int:
         """Return the serial of the newest event, 0 when nothing happened yet."""
         with self.database.reading() as connection:
-            return _last_event(connection)
+            return int(self._sql.last_event.run(connection).scalar_one())
 
     def commit(
         self, writes: Sequence[Write], *, expected: Mapping[str, int] | None = None
@@ -150,20 +150,21 @@ class Store:
         """
         gone = functools.cache(is_gone)
         with self.database.writing() as connection:
-            columns = sa.select(runs.c.id, runs.c.lease_owner, runs.c.lease_until)
+            held = self._sql.leases.run(connection, ids=json.dumps(list(run_ids)))
             taken = {
-                id
-                for part in _chunks(run_ids)
-                for id, holder, held_until in connection.execute(columns.where(runs.c.id.in_(part)))
+                row.id
+                for row in held
                 if leases.is_free(
-                    holder,
-                    held_until and from_micros(held_until),
+                    row.lease_owner,
+                    row.lease_until and from_micros(row.lease_until),
                     owner=owner,
                     now=now,
-                    gone=holder is not None and holder != owner and gone(holder),
+                    gone=row.lease_owner not in (None, owner) and gone(row.lease_owner),
                 )
             }
-            _set_lease(connection, taken, owner, to_micros(until))
+            self._sql.take_leases.run(
+                connection, ids=json.dumps(list(taken)), owner=owner, until=to_micros(until)
+            )
         return taken
 
     def renew(self, owner: str, *, until: datetime) -> None:
@@ -176,13 +177,7 @@ class Store:
     def release(self, owner: str, run_ids: Collection[str]) -> None:
         """Give leases back; those that ``owner`` does not have are left alone."""
         with self.database.writing() as connection:
-            mine = sa.select(runs.c.id).where(runs.c.lease_owner == owner)
-            held = {
-                id
-                for part in _chunks(run_ids)
-                for (id,) in connection.execute(mine.where(runs.c.id.in_(part)))
-            }
-            _set_lease(connection, held, None, None)
+            self._sql.drop_leases.run(connection, ids=json.dumps(list(run_ids)), owner=owner)
 
     def volumes(self) -> list[Volume]:
         """Return the volumes that specs asked for, by name."""
@@ -196,7 +191,7 @@ class Store:
             "spec_hash": volume.spec_hash,
             "created_at": to_micros(volume.created_at),
         }
-        put = _insert(self.database, volumes).values(name=volume.name, **row)
+        put = _insert(self.database.engine.dialect, volumes).values(name=volume.name, **row)
         with self.database.writing() as connection:
             connection.execute(put.on_conflict_do_update(index_elements=["name"], set_=row))
 
@@ -210,80 +205,67 @@ class Store:
             return [dict(row) for row in connection.execute(statement).mappings()]
 
     def _write(self, group: Sequence[Batch]) -> list[Mapping[str, int] | ModelyardError]:
+        sql = self._sql
+        ids = {id for batch in group for id in batch.run_ids()}
+        names = {name for batch in group for name in batch.run_names()}
         with self.database.writing() as connection:
+            there = sql.there.run(connection, ids=json.dumps(list(ids)), names=json.dumps(list(names))).all()
             settled = settle(
                 group,
-                serials=_serials(connection, {id for batch in group for id in batch.run_ids()}),
-                names=_names(connection, {name for batch in group for name in batch.run_names()}),
-                last_event=_last_event(connection),
+                serials={row.id: row.serial for row in there},
+                names={row.name: row.id for row in there},
+                last_event=sql.last_event.run(connection).scalar_one(),
             )
-            self._carry_out(connection, settled)
+            # Deletes first: a name that one batch frees, the next may take.
+            sql.drop_runs.run_many(connection, [{"id": id} for id in settled.dropped])
+            sql.put_runs.run_many(connection, list(settled.runs.values()))
+            sql.put_jobs.run_many(connection, [row for of in settled.jobs.values() for row in of.values()])
+            sql.put_events.run_many(connection, settled.events)
         return [settled.refused.get(place) or settled.serials[place] for place in range(len(group))]
 
-    def _carry_out(self, connection: sa.Connection, settled: Settled) -> None:
-        # Deletes first: a name that one batch frees, the next may take.
-        if settled.dropped:
-            connection.execute(
-                runs.delete().where(runs.c.id == sa.bindparam("dropped")),
-                [{"dropped": id} for id in settled.dropped],
+
+class _Statements:
+    """What is executed often, for one dialect."""
+
+    def __init__(self, dialect: sa.Dialect) -> None:
+        def prepared(statement: ClauseElement) -> Prepared:
+            return Prepared(statement, dialect)
+
+        mine = sa.and_(among(runs.c.id, "ids", dialect), runs.c.lease_owner == sa.bindparam("owner"))
+        given = among(runs.c.id, "ids", dialect)
+        newest = sa.func.coalesce(sa.func.max(events.c.serial), 0)
+        self.there = prepared(
+            sa.select(runs.c.id, runs.c.name, runs.c.serial).where(
+                given | among(runs.c.name, "names", dialect)
             )
-        if settled.runs:
-            connection.execute(self._put_runs, list(settled.runs.values()))
-        if settled.jobs:
-            connection.execute(self._put_jobs, [row for of in settled.jobs.values() for row in of.values()])
-        if settled.events:
-            connection.execute(events.insert(), settled.events)
-
-    @functools.cached_property
-    def _put_runs(self) -> sa.Insert:
-        return _upsert(self.database, runs, keep=("id", "name", "created_at", "lease_owner", "lease_until"))
-
-    @functools.cached_property
-    def _put_jobs(self) -> sa.Insert:
-        return _upsert(self.database, jobs, keep=("run_id", "name"))
-
-
-def _insert(database: Database, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
-    return sqlite.insert(table) if database.path else postgresql.insert(table)
-
-
-def _upsert(database: Database, table: sa.Table, *, keep: Collection[str]) -> sa.Insert:
-    """Return an insert that updates all columns but ``keep`` where the row is there."""
-    put = _insert(database, table)
-    changes = {column.name: put.excluded[column.name] for column in table.columns if column.name not in keep}
-    return put.on_conflict_do_update(index_elements=list(table.primary_key), set_=changes)
-
-
-def _serials(connection: sa.Connection, ids: Collection[str]) -> dict[str, int]:
-    found = sa.select(runs.c.id, runs.c.serial)
-    return {
-        id: serial
-        for part in _chunks(ids)
-        for id, serial in connection.execute(found.where(runs.c.id.in_(part)))
-    }
-
-
-def _names(connection: sa.Connection, names: Collection[str]) -> dict[str, str]:
-    found = sa.select(runs.c.name, runs.c.id)
-    return {
-        name: id
-        for part in _chunks(names)
-        for name, id in connection.execute(found.where(runs.c.name.in_(part)))
-    }
-
-
-def _last_event(connection: sa.Connection) -> int:
-    return connection.execute(sa.select(sa.func.max(events.c.serial))).scalar() or 0
-
-
-def _set_lease(connection: sa.Connection, ids: Collection[str], owner: str | None, until: int | None) -> None:
-    if ids:
-        connection.execute(
-            runs.update()
-            .where(runs.c.id == sa.bindparam("leased"))
-            .values(lease_owner=owner, lease_until=until),
-            [{"leased": id} for id in ids],
         )
+        self.last_event = prepared(sa.select(newest))
+        self.drop_runs = prepared(runs.delete().where(runs.c.id == sa.bindparam("id")))
+        kept = ("id", "name", "created_at")
+        self.put_runs = prepared(_upsert(dialect, runs, keep=kept))
+        self.put_jobs = prepared(_upsert(dialect, jobs, keep=("run_id", "name")))
+        self.put_events = prepared(events.insert())
+        self.leases = prepared(sa.select(runs.c.id, runs.c.lease_owner, runs.c.lease_until).where(given))
+        self.take_leases = prepared(
+            runs.update()
+            .where(given)
+            .values(lease_owner=sa.bindparam("owner"), lease_until=sa.bindparam("until"))
+        )
+        self.drop_leases = prepared(
+            runs.update().where(mine).values(lease_owner=sa.null(), lease_until=sa.null())
+        )
+
+
+def _insert(dialect: sa.Dialect, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    return sqlite.insert(table) if dialect.name == "sqlite" else postgresql.insert(table)
+
+
+def _upsert(dialect: sa.Dialect, table: sa.Table, *, keep: Collection[str]) -> sa.Insert:
+    """Return an insert that updates all columns but ``keep`` where the row is there."""
+    columns = [column.name for column in table.columns if not column.name.startswith("lease_")]
+    put = _insert(dialect, table).values({name: sa.bindparam(name) for name in columns})
+    changes = {name: put.excluded[name] for name in columns if name not in keep}
+    return put.on_conflict_do_update(index_elements=list(table.primary_key), set_=changes)
 
 
 def _volume_of(row: Mapping[str, Any]) -> Volume:
@@ -294,9 +276,3 @@ def _volume_of(row: Mapping[str, Any]) -> Volume:
         spec_hash=row["spec_hash"],
         created_at=from_micros(row["created_at"]),
     )
-
-
-def _chunks(values: Collection[str]) -> Iterator[list[str]]:
-    left = iter(values)
-    while part := list(islice(left, _CHUNK)):
-        yield part
