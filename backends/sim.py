@@ -35,6 +35,8 @@ from typing import Any, Literal
 from orchestrator.backend import (
     Can,
     Check,
+    Group,
+    GroupStatus,
     Instance,
     Launch,
     LogLine,
@@ -91,7 +93,8 @@ class Script:
     run its probe succeeds (None: this place does not probe). ``refuse`` makes ``start`` fail;
     ``lost_answer`` makes it work and say that it did not. ``prints`` are its lines, one every
     ``every_s``; of the variables in ``digests`` it prints the SHA-256, which shows that a secret
-    arrived without showing it. ``stubborn`` ignores a polite stop. ``ports`` says where a port
+    arrived without showing it. Asked to stop it ends
+    with ``stop_code``, unless it is ``stubborn`` and has to be killed. ``ports`` says where a port
     of the container answers, for tests that put a real server there.
     """
 
@@ -107,6 +110,7 @@ class Script:
     every_s: float = 0.0
     digests: tuple[str, ...] = ()
     stubborn: bool = False
+    stop_code: int = 143
     ports: Mapping[int, tuple[str, int]] = field(default_factory=dict)
 
 
@@ -150,6 +154,8 @@ class _Slot:
     lives: int | None = 1
     lines: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
+    group: str = ""
+    held: bool = False
     ended: Instance | None = None
     ready: bool | None = None
 
@@ -351,6 +357,7 @@ class Sim:
     Attributes:
         calls: Every call, in order.
         starts: How often each name truly started, which is what "started twice" is judged by.
+        state: The file the world is kept in, or None.
         unreachable: While true, every call raises ``Unreachable``.
     """
 
@@ -379,7 +386,7 @@ class Sim:
         self._capacity = capacity
         self._clock = clock or (lambda: datetime.now(UTC))
         self._holding = tuple(holding)
-        self._state = None if state is None else Path(state)
+        self.state = None if state is None else Path(state)
         self._around = around
         self._lock = RLock()
         self._changed = Condition(self._lock)
@@ -390,8 +397,9 @@ class Sim:
         self._ledger = _Ledger()
         self._volumes: dict[str, Volume] = {}
         self._listed: tuple[tuple[Instance, ...], datetime | None] | None = None
-        if self._state is None:
-            self._hold()
+        if self.state is None:
+            with self._lock:
+                self._hold()
 
     # --- the port
 
@@ -422,12 +430,12 @@ class Sim:
             return self._list()
 
     def stop(self, name: str, *, grace_s: float) -> None:
-        """End ``name`` now: 143 when it listens, 137 when its script is stubborn."""
+        """End ``name`` now, as its script says; 137 when it has to be killed."""
         with self._changing(Call("stop", name)):
             slot = self._slots.get(name)
             if slot is None:
                 return
-            code = 137 if slot.script.stubborn or grace_s <= 0 else 143
+            code = 137 if slot.script.stubborn or grace_s <= 0 else slot.script.stop_code
             self._end(slot, code, "stopped", "")
 
     def remove(self, name: str) -> None:
@@ -537,6 +545,12 @@ class Sim:
         return _ERRORS[refuse](what, backend=self.name)
 
     def _accept(self, launch: Launch, script: Script, secrets: Mapping[str, str]) -> _Slot:
+        if lacking := sorted(c.value for c in _asked(launch) - self.can):
+            raise Rejected(
+                f"{self.name} cannot {lacking[0]}",
+                backend=self.name,
+                fix="choose another backend, or leave it out of the spec",
+            )
         now = self._clock()
         self._ledger.pass_to(now)
         if self._capacity is not None and len(self._ledger) >= self._capacity:
@@ -682,11 +696,11 @@ class Sim:
     @contextmanager
     def _file(self) -> Iterator[None]:
         """Hold the journal against other processes."""
-        if self._state is None:
+        if self.state is None:
             yield
             return
-        self._state.parent.mkdir(parents=True, exist_ok=True)
-        with self._state.with_name(self._state.name + ".lock").open("w") as lock:
+        self.state.parent.mkdir(parents=True, exist_ok=True)
+        with self.state.with_name(self.state.name + ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -697,14 +711,14 @@ class Sim:
             pending = instance.phase is Phase.PENDING
             script = Script(boot_s=1e9 if pending else 0.0)
             since = instance.started_at or now
-            self._write("start", _Slot(instance, script, since, ended=ended, ready=instance.ready))
+            self._write("start", _Slot(instance, script, since, held=True, ended=ended, ready=instance.ready))
 
     def _write(self, kind: str, value: Any) -> None:
         """Make one change: in the journal first, then here."""
-        if self._state is not None:
+        if self.state is not None:
             record = {"in": self._namespace, kind: _ENCODE.get(kind, _same)(value)}
             line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
-            with self._state.open("ab") as journal:
+            with self.state.open("ab") as journal:
                 if journal.tell() > self._read_to:
                     journal.truncate(self._read_to)  # half a line, left by a process that was killed
                 journal.write(line)
@@ -714,10 +728,10 @@ class Sim:
 
     def _catch_up(self) -> None:
         """Read what other processes wrote since."""
-        if self._state is None:
+        if self.state is None:
             return
         try:
-            with self._state.open("rb") as journal:
+            with self.state.open("rb") as journal:
                 journal.seek(self._read_to)
                 fresh = journal.read()
         except FileNotFoundError:
@@ -764,7 +778,8 @@ class Sim:
             insort(self._names, name)
         self._slots[name] = slot
         self._ledger.take(name, slot)
-        self.starts[name] += 1
+        if not slot.held:
+            self.starts[name] += 1
         self._changes.append(name)
 
     def _apply_stranger(self, namespace: str, kind: str, value: Any) -> None:
@@ -775,6 +790,84 @@ class Sim:
             self._ledger.give(f"{namespace}/{value.name}")
         elif kind == "remove":
             self._ledger.give(f"{namespace}/{value}")
+
+
+class SimCluster(Sim):
+    """A sim that keeps whole groups by itself, as Kubernetes does.
+
+    Takes what :class:`Sim` takes. A service's launches are restarted for ever, a task's as often
+    as its group says. Ready replicas are those whose every node is ready, or runs where the
+    script does not probe.
+    """
+
+    def __init__(self, name: str = "sim", *, can: Iterable[Can] | None = None, **options: Any) -> None:
+        super().__init__(name, can=set(Can) if can is None else can, **options)
+
+    def apply_group(self, group: Group, *, secrets: Mapping[str, str]) -> GroupStatus:
+        """Make the launches here those of ``group``: start what lacks, remove what is too much."""
+        with self._changing(Call("apply_group", group.name)):
+            wanted = {launch.name: launch for launch in _launches(group)}
+            for name in [n for n in self._names if self._slots[n].group == group.name]:
+                if name not in wanted or self._slots[name].instance.spec_hash != wanted[name].spec_hash:
+                    self._write("remove", name)
+            for name, launch in wanted.items():
+                if name not in self._slots:
+                    self._add_to_group(group, launch, secrets)
+            return self._status(group.name)
+
+    def groups(self) -> Sequence[GroupStatus]:
+        """Return the groups, ordered by name."""
+        with self._reading(Call("groups")):
+            return tuple(
+                self._status(name) for name in sorted({s.group for s in self._slots.values()} - {""})
+            )
+
+    def delete_group(self, name: str, *, grace_s: float) -> None:  # noqa: ARG002 - the port's
+        """Remove the launches of a group."""
+        with self._changing(Call("delete_group", name)):
+            for launch in [n for n in self._names if self._slots[n].group == name]:
+                self._write("remove", launch)
+
+    def _add_to_group(self, group: Group, launch: Launch, secrets: Mapping[str, str]) -> None:
+        script = self._script(launch)
+        if script.refuse is not None:
+            raise self._refusal(script, launch)
+        slot = self._accept(launch, script, secrets)
+        lives = None if group.kind != "task" else 1 + (group.retries if script.exit_code else 0)
+        self._write("start", replace(slot, group=group.name, lives=lives))
+
+    def _status(self, name: str) -> GroupStatus:
+        instances = tuple(i for i in self._list() if self._slots[i.name].group == name)
+        replicas: dict[int, list[Instance]] = {}
+        for instance in instances:
+            replicas.setdefault(instance.replica, []).append(instance)
+        failed = next((i for i in instances if i.phase is Phase.EXITED and i.reason), None)
+        ended = all(i.phase is Phase.EXITED for i in instances)
+        running = any(i.phase is Phase.RUNNING for i in instances)
+        phase = Phase.EXITED if ended else Phase.RUNNING if running else Phase.PENDING
+        return GroupStatus(
+            name=name,
+            spec_hash=instances[0].spec_hash,
+            phase=phase,
+            ready_replicas=sum(all(_serves(i) for i in nodes) for nodes in replicas.values()),
+            instances=instances,
+            exit_code=(failed.exit_code if failed else 0) if ended else None,
+            reason=failed.reason if failed and ended else "",
+            message=failed.message if failed and ended else "",
+        )
+
+
+def _serves(instance: Instance) -> bool:
+    return instance.phase is Phase.RUNNING and instance.ready is not False
+
+
+def _launches(group: Group) -> Iterator[Launch]:
+    """Yield the launches of ``group``: its template for every replica and node."""
+    template = group.template
+    for replica in range(template.replica, template.replica + group.replicas):
+        for node in range(template.node, template.node + group.nodes):
+            name = f"{template.run}-{replica}-{node}-{template.attempt}"
+            yield replace(template, name=name, replica=replica, node=node)
 
 
 def _patterns(script: Mapping[str, Script | Mapping[str, Any]]) -> Callable[[Launch], Script]:
@@ -792,6 +885,14 @@ def _script_from_options(pattern: str, options: Mapping[str, Any]) -> Script:
         return _script_from_json(options)
     except (TypeError, ValueError) as wrong:
         raise ConfigError(f"script {pattern!r}: {wrong}", fix="see docs/backends.md for its fields") from None
+
+
+def _asked(launch: Launch) -> set[Can]:
+    """Return what a place must be able to do for ``launch``."""
+    asked = {Can.IMAGES if launch.image else Can.BARE}
+    if launch.privileged:
+        asked.add(Can.PRIVILEGED)
+    return asked | {Can.VOLUMES if m.kind == "volume" else Can.MOUNTS for m in launch.mounts}
 
 
 def _digests(script: Script, launch: Launch, secrets: Mapping[str, str]) -> tuple[str, ...]:
@@ -844,6 +945,8 @@ def _slot_as_json(slot: _Slot) -> dict[str, Any]:
         "lives": slot.lives,
         "lines": slot.lines,
         "volumes": slot.volumes,
+        "group": slot.group,
+        "held": slot.held,
         "ended": slot.ended and _instance_as_json(slot.ended),
         "ready": slot.ready,
     }
@@ -858,6 +961,8 @@ def _slot_from_json(value: Mapping[str, Any]) -> _Slot:
         lives=value["lives"],
         lines=tuple(value["lines"]),
         volumes=tuple(value["volumes"]),
+        group=value["group"],
+        held=value["held"],
         ended=value["ended"] and _instance_from_json(value["ended"]),
         ready=value["ready"],
     )
