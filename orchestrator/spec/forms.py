@@ -38,7 +38,8 @@ ARCHITECTURES: Mapping[str, str] = {
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 MAX_PORT = 65_535
-MAX_COUNT = 1_000_000
+_LOOK_ALIKE = str.maketrans("oil", "011")
+"""Letters and digits that are one to the eye: H1OO is a slip for H100."""
 _WHOLE = re.compile(r"\d{1,18}", re.ASCII)
 _DECIMAL = re.compile(r"\d{1,18}(?:\.\d{1,9})?", re.ASCII)
 _PORTS = re.compile(r"(?:(\d{1,9}|\*):)?(\d{1,9})", re.ASCII)
@@ -47,14 +48,18 @@ _PORTS = re.compile(r"(?:(\d{1,9}|\*):)?(\d{1,9})", re.ASCII)
 class FormError(ValueError):
     """A short form that cannot be read.
 
-    ``fix`` says what to write instead; ``offset`` is the index in the text where it goes wrong.
+    ``fix`` says what to write instead; ``offset`` is the index in the text where it goes wrong,
+    ``item`` the index in the list.
     """
 
-    def __init__(self, what: str, fix: str | None = None, *, offset: int = 0) -> None:
+    def __init__(
+        self, what: str, fix: str | None = None, *, offset: int = 0, item: int | None = None
+    ) -> None:
         super().__init__(what)
         self.what = what
         self.fix = fix
         self.offset = offset
+        self.item = item
 
 
 def _is_number(value: object) -> bool:
@@ -354,7 +359,9 @@ def check_accelerator(name: str, known: Mapping[str, str] | None, *, offset: int
     low = name.lower()
     if known is None or low in known or re.sub(r"-\d+$", "", low) in known:
         return
-    raise FormError(f"unknown accelerator {shown(name)}", nearest(low, known), offset=offset)
+    seen = {key.translate(_LOOK_ALIKE): spelling for key, spelling in known.items()}
+    guess = nearest(low.translate(_LOOK_ALIKE), seen)
+    raise FormError(f"unknown accelerator {shown(name)}", guess, offset=offset)
 
 
 def nearest(word: str, words: Mapping[str, str]) -> str | None:
@@ -365,7 +372,6 @@ def nearest(word: str, words: Mapping[str, str]) -> str | None:
     """
     import difflib  # only a mistake needs it
 
-    # 0 and O, 1 and I are one to the eye
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     return f"did you mean {words[near[0]]!r}?" if near else None
 
@@ -457,20 +463,21 @@ def expand_env(value: object) -> object:
     if not isinstance(value, list | tuple):
         return value
     found: dict[str, str | None] = {}
-    for entry in value:
+    for index, entry in enumerate(value):
         if not isinstance(entry, str):
-            raise FormError(f"expected NAME=value or NAME, got {shown(entry)}", "for example DEBUG=1")
+            what = f"expected NAME=value or NAME, got {shown(entry)}"
+            raise FormError(what, "for example DEBUG=1", item=index)
         name, equals, text = entry.partition("=")
-        if _env_name(name) in found:
-            raise FormError(f"{name!r} is set twice", "keep one of them")
+        if _env_name(name, item=index) in found:
+            raise FormError(f"{name!r} is set twice", "keep one of them", item=index)
         found[name] = text if equals else None
     return found
 
 
-def _env_name(name: object) -> str:
+def _env_name(name: object, *, item: int | None = None) -> str:
     if not isinstance(name, str) or not ENV_NAME.fullmatch(name):
         fix = "letters, digits and underscores, not beginning with a digit"
-        raise FormError(f"{shown(name)} is no name of an environment variable", fix)
+        raise FormError(f"{shown(name)} is no name of an environment variable", fix, item=item)
     return name
 
 

@@ -5,11 +5,11 @@ in seconds; ``canonical`` writes them back with their units. Every field says wh
 whether changing it needs new containers.
 """
 
-
 import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from os.path import normpath
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
@@ -37,6 +37,7 @@ MAX_NAME = 41
 """``<name>-<replica>-<node>-<attempt>`` stays a DNS label of 63 characters."""
 
 
+@dataclass(frozen=True, slots=True)
 class Context:
     """What validation may look at beyond the document.
 
@@ -45,9 +46,8 @@ class Context:
         folder: The document's folder, from which relative paths count; None leaves them as written.
     """
 
-    def __init__(self, accelerators: Mapping[str, str] | None = None, folder: str | None = None) -> Self:
-        self.accelerators = accelerators
-        self.folder = folder
+    accelerators: Mapping[str, str] | None = None
+    folder: str | None = None
 
 
 def _context(info: ValidationInfo) -> Context:

@@ -1,0 +1,297 @@
+"""Files, folders and stdin to documents, with every problem of every file at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from pydantic import ValidationError
+
+from orchestrator.errors import Position, Problem, Problems
+from orchestrator.spec.complaints import complain, locate, parse_path
+from orchestrator.spec.forms import nearest, shown
+from orchestrator.spec.interpolation import Interpolation
+from orchestrator.spec.models import TYPES, Context, Spec
+from orchestrator.spec.rules import findings
+from orchestrator.spec.tree import Entries, Items, Node, Scalar, Source, Value, plain
+
+SUFFIXES = (".yaml", ".yml")
+STDIN = "<stdin>"
+_RUNS = frozenset(("task", "service", "dev-environment"))
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A checked spec, and where it and its fields stand."""
+
+    spec: Spec
+    position: Position
+    source: Source = field(repr=False, compare=False)
+    root: Entries = field(repr=False, compare=False)
+
+    def at(self, path: str) -> Position:
+        """Return where the value at ``path`` stands, or the nearest one around it that is written.
+
+        A path is written as in messages: ``resources.gpu``, ``commands[1]``.
+        """
+        _, place = locate(self.root, parse_path(path))
+        return Position(self.source.file, *place)
+
+    def problem(self, path: str, what: str, fix: str | None = None) -> Problem:
+        """Return a problem with the value at ``path``, drawn with its line."""
+        at = self.at(path)
+        return Problem(at, what, fix, self.source.line(at.line))
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What loading may look at beyond the files.
+
+    Args:
+        accelerators: Names of known accelerators, in any case; None checks no name.
+        env: The environment that ``${{ env.X }}`` is taken from.
+        args: What ``${{ run.args }}`` stands for.
+    """
+
+    accelerators: Collection[str] | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    args: Sequence[str] = ()
+
+    def context(self, folder: str | None) -> Context:
+        """Return what validation of a document in ``folder`` may look at."""
+        known = self.accelerators
+        return Context(None if known is None else {name.lower(): name for name in sorted(known)}, folder)
+
+
+def load(
+    paths: Sequence[str],
+    *,
+    stdin: BinaryIO | None = None,
+    known_accelerators: Collection[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    args: Sequence[str] = (),
+) -> tuple[Document, ...]:
+    """Return the documents of ``paths`` in order.
+
+    Args:
+        paths: Files; folders, searched for ``*.yaml`` and ``*.yml`` in order of name, hidden ones
+            left out; ``-`` for ``stdin``.
+        stdin: What ``-`` reads.
+        known_accelerators: Names a spec may use; None checks no name.
+        env: The environment that ``${{ env.X }}`` is taken from.
+        args: What ``${{ run.args }}`` stands for.
+
+    Raises:
+        SpecError: something is wrong; holds every problem of every file, by place.
+    """
+    problems = Problems()
+    around = Surroundings(known_accelerators, env or {}, args)
+    documents: list[Document] = []
+    for file, content in _contents(paths, stdin, problems):
+        folder = Path.cwd() if file == STDIN else Path(file).absolute().parent
+        documents += _read(content, file, str(folder), around, problems)
+    _refuse_same_names(documents, problems)
+    if not documents and not problems.found:
+        nowhere = Position(paths[0] if paths else STDIN, 1, 1)
+        problems.add(nowhere, "no documents", "begin with type: task, for example")
+    problems.settle()
+    return tuple(documents)
+
+
+def read(
+    text: str,
+    *,
+    file: str = STDIN,
+    folder: str | None = None,
+    known_accelerators: Collection[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    args: Sequence[str] = (),
+) -> tuple[Document, ...]:
+    """Return the documents in ``text``; relative paths count from ``folder``, or stay as they are.
+
+    Raises:
+        SpecError: something is wrong; holds every problem, by place.
+
+    >>> read("type: volume\\nname: cache")[0].spec.hash()[:8]
+    '0d7a3ba9'
+    """
+    problems = Problems()
+    around = Surroundings(known_accelerators, env or {}, args)
+    documents = _read(text.encode("utf-8", "surrogatepass"), file, folder, around, problems)
+    _refuse_same_names(documents, problems)
+    problems.settle()
+    return tuple(documents)
+
+
+def revive(canonical: Mapping[str, object]) -> Spec:
+    """Return the spec that ``canonical()`` wrote; the inverse of it.
+
+    Raises:
+        ValueError: it is none of ours.
+
+    >>> revive({"type": "volume", "name": "cache", "size": "10GB"}).size
+    10000000000
+    """
+    kind = canonical.get("type")
+    if not isinstance(kind, str) or kind not in TYPES:
+        raise ValueError(f"unknown type {kind!r}")
+    return TYPES[kind].model_validate(canonical)
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def _contents(
+    paths: Sequence[str], stdin: BinaryIO | None, problems: Problems
+) -> Iterator[tuple[str, bytes]]:
+    """Yield every file once, with what it holds; what cannot be read is a problem."""
+    from orchestrator.spec.source import MAX_SOURCE_BYTES
+
+    seen: set[str] = set()
+    for path in paths:
+        if path == "-":
+            if stdin is not None:
+                yield STDIN, stdin.read(MAX_SOURCE_BYTES + 1)
+            continue
+        for file in _files(path, problems):
+            real = os.path.realpath(file)
+            if real in seen:
+                continue
+            seen.add(real)
+            try:
+                with Path(file).open("rb") as opened:
+                    yield file, opened.read(MAX_SOURCE_BYTES + 1)
+            except OSError as error:
+                problems.add(Position(file, 1, 1), _reason(error), "check the path and its permissions")
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _files(path: str, problems: Problems) -> list[str]:
+    if not Path(path).is_dir():
+        return [path]
+    found: list[str] = []
+    for folder, inner, files in os.walk(path):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        shown_here = (name for name in files if name.endswith(SUFFIXES) and not name.startswith("."))
+        found += [str(Path(folder) / name) for name in shown_here]
+    if not found:
+        problems.add(
+            Position(path, 1, 1), "a folder without *.yaml or *.yml", "name a file or another folder"
+        )
+    return sorted(found)
+
+
+# --- documents ------------------------------------------------------------------------------
+
+
+def _read(
+    content: bytes, file: str, folder: str | None, around: Surroundings, problems: Problems
+) -> list[Document]:
+    from orchestrator.spec.source import decode, parse  # brings PyYAML: 20 ms of CPU
+
+    source = decode(content, file, problems)
+    if source is None:
+        return []
+    context = around.context(folder)
+    filling = Interpolation(source, around.env, around.args) if "${{" in source.text else None
+    documents = (
+        _document(filling.document(root) if filling else root, source, context) for root in parse(source)
+    )
+    return [document for document in documents if document is not None]
+
+
+def _document(root: Node, source: Source, context: Context) -> Document | None:
+    spec_type = _type_of(root, source)
+    if spec_type is None or not isinstance(root, Entries):
+        return None
+    written = _written(root)
+    try:
+        spec = spec_type.model_validate(written, context=context)
+    except ValidationError as error:
+        complaints = error.errors(include_url=False)
+        complain(source, root, spec_type, complaints)
+        unread = {str(complaint["loc"][0]) for complaint in complaints}
+        if (rest := _rest(spec_type, written, unread, context)) is not None:
+            _apply_rules(root, source, rest, unread)
+        return None
+    if _apply_rules(root, source, spec):
+        return None
+    return Document(spec, Position(source.file, root.line, root.column), source, root)
+
+
+def _type_of(root: Node, source: Source) -> type[Spec] | None:
+    words = ", ".join(TYPES)
+    if not isinstance(root, Entries):
+        source.add(
+            root.line, root.column, f"expected a mapping, got {shown(plain(root))}", "write key: value"
+        )
+        return None
+    entry = root.entries.get("type")
+    if entry is None:
+        source.add(root.line, root.column, "missing key 'type'", f"one of {words}")
+        return None
+    word = plain(entry.node)
+    if isinstance(word, str) and word in TYPES:
+        return TYPES[word]
+    guess = nearest(str(word).lower(), {name: name for name in TYPES})
+    where = entry.node.line, entry.node.column
+    source.add(*where, f"type: unknown type {shown(word)}", guess or f"one of {words}")
+    return None
+
+
+def _written(root: Entries) -> dict[str, Value]:
+    """Return what the document says, with variables and tags as text: ``3.10`` is not 3.1 there."""
+    return {
+        key: _as_text(entry.node) if key in ("env", "tags") else plain(entry.node)
+        for key, entry in root.entries.items()
+    }
+
+
+def _as_text(node: Node) -> Value:
+    if isinstance(node, Entries):
+        return {key: _scalar_text(entry.node) for key, entry in node.entries.items()}
+    return [_scalar_text(item) for item in node.items] if isinstance(node, Items) else plain(node)
+
+
+def _scalar_text(node: Node) -> Value:
+    return node.text if isinstance(node, Scalar) and node.value is not None else plain(node)
+
+
+def _rest(
+    spec_type: type[Spec], written: Mapping[str, Value], unread: set[str], context: Context
+) -> Spec | None:
+    """Return the document without the fields in ``unread``, so that rules can look at the others."""
+    kept = {key: value for key, value in written.items() if key not in unread}
+    try:
+        return spec_type.model_validate({"name": "unread", **kept}, context=context)
+    except ValidationError:
+        return None
+
+
+def _apply_rules(root: Node, source: Source, spec: Spec, unread: Collection[str] = ()) -> int:
+    """Add what the rules find wrong to the problems; return how much that is."""
+    found = tuple(findings(spec, unread=unread))
+    for finding in found:
+        _, place = locate(root, parse_path(finding.path))
+        where = f"{finding.path}: " if finding.path else ""
+        source.add(*place, f"{where}{finding.what}", finding.fix)
+    return len(found)
+
+
+def _refuse_same_names(documents: Sequence[Document], problems: Problems) -> None:
+    first: dict[tuple[str, str], Position] = {}
+    for document in documents:
+        spec = document.spec
+        kind = "run" if spec.type in _RUNS else spec.type
+        at = document.at("name")
+        if (kind, spec.name) in first:
+            what, fix = f"a second {kind} named {spec.name!r}", f"the first is at {first[kind, spec.name]}"
+            problems.found.append(document.problem("name", what, fix))
+        else:
+            first[kind, spec.name] = at
