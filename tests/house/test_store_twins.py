@@ -1,0 +1,67 @@
+"""Broken twins of the store's decisions, which its properties must catch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, find, settings
+
+from orchestrator.store.settle import Batch, Settled, settle
+from tests.store.test_settle import (
+    batches,
+    check_a_group_does_what_its_batches_do_one_by_one,
+    check_a_refused_batch_leaves_nothing,
+)
+
+
+def _forgets_what_came_before(group: Sequence[Batch], **world: Any) -> Settled:
+    """Judges every batch against the database, and not against the batches before it."""
+    whole = settle(group, **world)
+    for place, batch in enumerate(group):
+        alone = settle([batch], **world)
+        if 0 in alone.refused:
+            whole.refused[place] = alone.refused[0]
+        else:
+            whole.refused.pop(place, None)
+            whole.serials[place] = alone.serials[0]
+    return whole
+
+
+def _writes_the_events_of_refused_batches(group: Sequence[Batch], **world: Any) -> Settled:
+    settled = settle(group, **world)
+    settled.events = [dict(event) for batch in group for event in batch.events]
+    for serial, event in enumerate(settled.events, world["last_event"] + 1):
+        event["serial"] = serial
+    return settled
+
+
+def _never_raises_a_serial(group: Sequence[Batch], **world: Any) -> Settled:
+    settled = settle(group, **world)
+    for row in settled.runs.values():
+        row["serial"] = 1
+    return settled
+
+
+Check = Callable[[Callable[..., Settled], Sequence[Batch]], None]
+
+
+@pytest.mark.parametrize(
+    ("twin", "check"),
+    [
+        (_forgets_what_came_before, check_a_group_does_what_its_batches_do_one_by_one),
+        (_never_raises_a_serial, check_a_group_does_what_its_batches_do_one_by_one),
+        (_writes_the_events_of_refused_batches, check_a_refused_batch_leaves_nothing),
+    ],
+)
+def test_the_broken_twin_is_caught(twin: Callable[..., Settled], check: Check) -> None:
+    def fails(group: Sequence[Batch]) -> bool:
+        try:
+            check(twin, group)
+        except AssertionError:
+            return True
+        return False
+
+    quick = settings(max_examples=500, database=None, suppress_health_check=list(HealthCheck))
+    assert find(batches, fails, settings=quick)
