@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from orchestrator.backend import Backend, Instance, Launch, Phase, Probe
 from orchestrator.errors import BackendError, NotFound, Rejected, StateMoved, Temporary
@@ -29,12 +30,17 @@ from orchestrator.reconcile import (
     reconcile,
     start_failed,
 )
-from orchestrator.store.records import Store
+
+if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without
+    from orchestrator.store.records import Store
 
 LEASE_S = 30.0
 """How long a run is ours without a renewal; a local owner that died is found out at once."""
 
 _REFERENCE = re.compile(r"\$\{\{\s*secrets\.([A-Za-z0-9_./-]+)\s*\}\}")
+
+LOOK_S = 0.2
+"""How often the record is read while another process drives some of the runs."""
 
 Effect = Start | Stop | Remove
 
@@ -74,13 +80,13 @@ class Loop:
         *,
         owner: str,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        hooks: Hooks = Hooks(),
+        hooks: Hooks | None = None,
     ) -> None:
         self._store = store
         self._backends = backends
         self._owner = owner
         self._clock = clock
-        self._hooks = hooks
+        self._hooks = hooks or Hooks()
         self._woken = threading.Event()
         self._pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="loop")
         self._observer = Observer(backends, self._pool, time.monotonic, self._woken.set)
@@ -88,6 +94,7 @@ class Loop:
         self._under_way: dict[str, Future[Write | None]] = {}
         self._leased: dict[str, datetime] = {}
         self._wake_at: datetime | None = None
+        self._others_drive = False
 
     def close(self) -> None:
         """Wait for actions under way, write down what became of them, and let go of the runs."""
@@ -130,7 +137,9 @@ class Loop:
         A run whose record moved between reading and writing is left to the next pass.
         """
         moved = self._collect()
-        runs = self._lease([run for run in self._store.runs() if _is_active(run)])
+        active = [run for run in self._store.runs() if _is_active(run)]
+        runs = self._lease(active)
+        self._others_drive = len(runs) < len(active)
         jobs = {run.id: self._store.jobs(run.id) for run in runs}
         self._observe(runs, jobs)
         writes: list[Write] = []
@@ -192,6 +201,8 @@ class Loop:
     def _pause_s(self, left: float | None) -> float:
         """Return how long nothing can be due: a change wakes us before."""
         waits = [self._observer.next_read_s(), LEASE_S / 3]
+        if self._others_drive:
+            waits.append(LOOK_S)  # what another process writes wakes nobody here
         if self._wake_at is not None:
             waits.append((self._wake_at - self._clock()).total_seconds())
         if (probe_s := self._prober.next_s()) is not None:

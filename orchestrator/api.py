@@ -1,0 +1,416 @@
+"""What can be asked of Modelyard, as one protocol, and the answer of this very process."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from orchestrator.apply import RunPlan, VolumePlan, World, plan_documents, record
+from orchestrator.backend import Backend, Check, Instance, LogLine, Offer, Phase, Volume
+from orchestrator.catalog.hardware import accelerator, candidates
+from orchestrator.errors import BackendError, NotFound, StateMoved, Unreachable
+from orchestrator.loop import Hooks, Loop
+from orchestrator.places import Places, read_places
+from orchestrator.reconcile import Job, Run, RunEvent, RunState, Turn, Wanted
+from orchestrator.spec.load import Document
+from orchestrator.store import current_runs, open_store
+from orchestrator.store.leases import this_owner
+
+if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without
+    from orchestrator.store.records import Store
+
+Plans = tuple[RunPlan | VolumePlan, ...]
+SILENT = Hooks()
+Goal = Literal["started", "ready", "ended", "deleted"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run with its jobs, oldest first."""
+
+    run: Run
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Offers:
+    """What can be had, and the places that did not answer, with the reason of each."""
+
+    offers: tuple[Offer, ...]
+    silent: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """An instance that carries our labels and whose run nobody has on record."""
+
+    backend: str
+    instance: Instance
+
+
+class Api(Protocol):
+    """Everything the command line can ask for; held in process and over HTTP by the same tests."""
+
+    def plan(self, documents: Sequence[Document], *, rerun: bool = False) -> Plans:
+        """Return what ``apply`` would do; changes nothing."""
+
+    def apply(self, plans: Plans) -> tuple[str, ...]:
+        """Write down what the plans say; return the names of the runs that changed."""
+
+    def follow(self, names: Sequence[str], goal: Goal, *, hooks: Hooks, timeout_s: float | None) -> bool:
+        """Drive the runs until each has reached ``goal`` or its end; False when time ran out."""
+
+    def runs(self) -> list[RunView]:
+        """Return every run, by name, as it is at this moment."""
+
+    def run(self, name: str) -> RunView:
+        """Return one run as it is at this moment."""
+
+    def events(self, name: str | None, *, after: int = 0) -> list[tuple[int, RunEvent]]:
+        """Return events with their serials, oldest first."""
+
+    def logs(
+        self, name: str, *, replica: int, node: int, follow: bool, since: datetime | None, tail: int | None
+    ) -> Iterator[LogLine]:
+        """Yield a run's output; with ``follow`` over all attempts until the run ends."""
+
+    def execute(self, name: str, command: Sequence[str], *, replica: int, node: int, tty: bool) -> int:
+        """Run a command inside a running job on this terminal; return its exit code."""
+
+    def ask(self, names: Sequence[str], wanted: Wanted) -> None:
+        """Write down that the runs shall stop, or be deleted."""
+
+    def offers(self) -> Offers:
+        """Return what every place offers now."""
+
+    def check(self) -> list[tuple[str, Check]]:
+        """Look whether every configured place is usable."""
+
+    def orphans(self) -> list[Orphan]:
+        """Return instances that carry our labels and belong to no run on record."""
+
+    def remove_orphans(self, orphans: Sequence[Orphan]) -> None:
+        """Stop and remove them."""
+
+    def volumes(self) -> list[tuple[str, Volume]]:
+        """Return every volume with its backend."""
+
+    def delete_volume(self, name: str) -> None:
+        """Delete a volume and what it holds."""
+
+    def secrets(self) -> list[tuple[str, datetime]]:
+        """Return the names of the secrets, and when each was last set."""
+
+    def set_secret(self, name: str, value: str) -> None:
+        """Keep a secret, encrypted."""
+
+    def delete_secret(self, name: str) -> None:
+        """Forget a secret."""
+
+
+class Local:
+    """The answers of this process: nothing has to be started first.
+
+    The record is opened when it is first needed, and places are built when they are first
+    asked: a plan that changes nothing touches neither.
+
+    Args:
+        url: Where the record is.
+        config: The configuration of places, None for the defaults.
+        environ: Where the values of bare variables come from.
+        clock: The time, in UTC.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        config: Path | None,
+        environ: Mapping[str, str] = os.environ,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._url = url
+        self._config = config
+        self._environ = environ
+        self._clock = clock
+
+    @cached_property
+    def places(self) -> Places:
+        """The configured backends."""
+        return Places(read_places(self._config))
+
+    @cached_property
+    def store(self) -> Store:
+        """The record."""
+        return open_store(self._url, secret_key=self._environ.get("MODELYARD_SECRET_KEY"))
+
+    def close(self) -> None:
+        """Let go of the record, where it was opened."""
+        if "store" in self.__dict__:
+            self.store.close()
+
+    # Plan and apply --------------------------------------------------------------------------
+
+    def plan(self, documents: Sequence[Document], *, rerun: bool = False) -> Plans:
+        """Return what ``apply`` would do; changes nothing."""
+        runs = {run.name: run for run in current_runs(self._url)}
+        has_volumes = any(document.spec.type == "volume" for document in documents)
+        world = World(
+            runs=runs,
+            volumes={v.name: v.spec for v in self.store.volumes()} if has_volumes else {},
+            places={name: backend.can for name, backend in self.places.items()},
+            offers=lambda: self.offers().offers,
+            names=lambda name: [device.name for device in candidates(name)],
+            rerun=rerun,
+        )
+        return plan_documents(documents, world)
+
+    def apply(self, plans: Plans) -> tuple[str, ...]:
+        """Write down what the plans say; volumes are made at once."""
+        names = record(
+            plans, self.store, environ=self._environ, now=self._clock(), new_id=lambda: uuid.uuid4().hex
+        )
+        for plan in plans:
+            if isinstance(plan, VolumePlan) and plan.action != "unchanged":
+                self.places[plan.backend].create_volume(plan.name, size_bytes=plan.spec.size)
+        return names
+
+    def follow(
+        self, names: Sequence[str], goal: Goal, *, hooks: Hooks = SILENT, timeout_s: float | None = None
+    ) -> bool:
+        """Drive the runs until each has reached ``goal`` or its end; False when time ran out."""
+        with self._loop(hooks) as loop:
+            return loop.drive(lambda: self._have_reached(names, goal), timeout_s=timeout_s)
+
+    def _loop(self, hooks: Hooks = SILENT) -> Loop:
+        return Loop(self.store, self.places, owner=this_owner(), clock=self._clock, hooks=hooks)
+
+    def _have_reached(self, names: Sequence[str], goal: Goal) -> bool:
+        runs = {run.name: run for run in self.store.runs()}
+        return all(name not in runs or has_reached(runs[name], goal) for name in names)
+
+    # Reading ---------------------------------------------------------------------------------
+
+    def runs(self) -> list[RunView]:
+        """Return every run, by name, brought up to date first."""
+        self._settle()
+        return [RunView(run, tuple(self.store.jobs(run.id))) for run in self.store.runs()]
+
+    def run(self, name: str) -> RunView:
+        """Return one run, brought up to date first."""
+        self._settle()
+        run = self.store.run(name)
+        return RunView(run, tuple(self.store.jobs(run.id)))
+
+    def events(self, name: str | None, *, after: int = 0) -> list[tuple[int, RunEvent]]:
+        """Return events with their serials, oldest first."""
+        self._settle()
+        found: list[tuple[int, RunEvent]] = []
+        while page := self.store.events(name, after=found[-1][0] if found else after):
+            found += page
+        return found
+
+    def _settle(self) -> None:
+        """Let what happened since the last command reach the record."""
+        with self._loop() as loop:
+            loop.settle()
+
+    def logs(
+        self,
+        name: str,
+        *,
+        replica: int = 0,
+        node: int = 0,
+        follow: bool = False,
+        since: datetime | None = None,
+        tail: int | None = None,
+    ) -> Iterator[LogLine]:
+        """Yield a run's output; with ``follow`` over all attempts until the run ends."""
+        job = self._latest(name, replica, node)
+        while True:
+            backend = self.places[job.backend]
+            yield from backend.logs(job.name, follow=follow, since=since, tail=tail)
+            if not follow or (successor := self._successor(job)) is None:
+                return
+            job, since, tail = successor, None, None
+
+    def _latest(self, name: str, replica: int, node: int, *, alive: bool = False) -> Job:
+        view = self.run(name)
+        jobs = [j for j in view.jobs if (j.replica, j.node) == (replica, node) and j.reason not in _NO_OUTPUT]
+        if alive:
+            jobs = [j for j in jobs if not j.state.is_final]
+        if not jobs:
+            kind = "running job" if alive else "job with output"
+            reason = f": {view.run.reason}" if view.run.reason else ""
+            raise NotFound(
+                f"run {name!r} has no {kind} at replica {replica}, node {node}{reason}",
+                fix=f"modelyard events {name} tells what happened",
+            )
+        return max(jobs, key=lambda j: j.attempt)
+
+    def _successor(self, job: Job) -> Job | None:
+        """Return the next attempt after ``job``, once it runs; None when the run ended without."""
+        run_name = self.store.run(job.name.rsplit("-", 3)[0]).name
+        found: list[Job] = []
+
+        def has_gone_on() -> bool:
+            run = self.store.run(run_name)
+            later = [
+                j for j in self.store.jobs(run.id) if _place(j) == _place(job) and j.attempt > job.attempt
+            ]
+            found[:] = [j for j in later if j.started_at]
+            return bool(found) or run.state.is_final
+
+        with self._loop() as loop:
+            loop.drive(has_gone_on)
+        return min(found, key=lambda j: j.attempt) if found else None
+
+    def execute(
+        self, name: str, command: Sequence[str], *, replica: int = 0, node: int = 0, tty: bool
+    ) -> int:
+        """Run a command inside a running job on this terminal; return its exit code."""
+        job = self._latest(name, replica, node, alive=True)
+        return self.places[job.backend].execute(job.name, command, tty=tty)
+
+    # Ending ----------------------------------------------------------------------------------
+
+    def ask(self, names: Sequence[str], wanted: Wanted) -> None:
+        """Write down that the runs shall stop, or be deleted.
+
+        Raises:
+            NotFound: one of them is not on record; nothing was written.
+        """
+        while True:
+            runs = [self.store.run(name) for name in names]
+            turns = [self._asked(run, wanted) for run in runs if run.wanted is not wanted]
+            try:
+                if turns:
+                    self.store.commit(turns, expected={turn.run.id: turn.run.serial for turn in turns})
+                return
+            except StateMoved:
+                continue  # a loop wrote in between: ask of what it wrote
+
+    def _asked(self, run: Run, wanted: Wanted) -> Turn:
+        state = run.state.value
+        event = RunEvent(run.id, run.name, self._clock(), run.name, state, state, f"{wanted.value} asked for")
+        return Turn(replace(run, wanted=wanted), event)
+
+    # Places ----------------------------------------------------------------------------------
+
+    def offers(self) -> Offers:
+        """Return what every place offers now, with accelerators spelled as the catalog does."""
+        found: list[Offer] = []
+        silent: dict[str, str] = {}
+        for name, backend in self.places.items():
+            try:
+                found += [_spelled(offer) for offer in backend.offers()]
+            except BackendError as error:
+                if self.places.is_required(name) or not isinstance(error, Unreachable):
+                    silent[name] = error.what
+        return Offers(tuple(found), silent)
+
+    def check(self) -> list[tuple[str, Check]]:
+        """Look whether every configured place is usable."""
+        return [(name, check) for name, backend in self.places.items() for check in backend.check()]
+
+    def orphans(self) -> list[Orphan]:
+        """Return instances that carry our labels and belong to no run on record."""
+        known = {run.name for run in self.store.runs()}
+        found: list[Orphan] = []
+        for name, backend in self._answering():
+            found += [Orphan(name, i) for i in backend.instances() if i.run not in known]
+        return found
+
+    def _answering(self) -> Iterator[tuple[str, Backend]]:
+        for name, backend in self.places.items():
+            try:
+                backend.instances()
+            except Unreachable:
+                if self.places.is_required(name):
+                    raise
+                continue
+            yield name, backend
+
+    def remove_orphans(self, orphans: Sequence[Orphan]) -> None:
+        """Stop and remove them."""
+        for orphan in orphans:
+            backend = self.places[orphan.backend]
+            if orphan.instance.phase is not Phase.EXITED:
+                backend.stop(orphan.instance.name, grace_s=10.0)
+            backend.remove(orphan.instance.name)
+
+    def volumes(self) -> list[tuple[str, Volume]]:
+        """Return every volume on record with its backend, as the backend has it."""
+        held: dict[str, dict[str, Volume]] = {}
+        found: list[tuple[str, Volume]] = []
+        for volume in self.store.volumes():
+            if volume.backend not in held:
+                held[volume.backend] = {v.name: v for v in self.places[volume.backend].volumes()}
+            found.append((volume.backend, held[volume.backend].get(volume.name, Volume(volume.name))))
+        return found
+
+    def delete_volume(self, name: str) -> None:
+        """Delete a volume and what it holds."""
+        volume = next((v for v in self.store.volumes() if v.name == name), None)
+        if volume is None:
+            raise NotFound(f"no volume {name!r}", fix="modelyard volume list")
+        self.places[volume.backend].delete_volume(name)
+        self.store.forget_volume(name)
+
+    def secrets(self) -> list[tuple[str, datetime]]:
+        """Return the names of the secrets, and when each was last set."""
+        return self.store.secrets.list()
+
+    def set_secret(self, name: str, value: str) -> None:
+        """Keep a secret, encrypted."""
+        self.store.secrets.set(name, value, now=self._clock())
+
+    def delete_secret(self, name: str) -> None:
+        """Forget a secret."""
+        self.store.secrets.delete(name)
+
+
+_NO_OUTPUT = frozenset({"no-capacity", "rejected", "quota", "denied"})
+"""Reasons of jobs that never had a container."""
+
+_REACHED: Mapping[Goal, frozenset[RunState]] = {
+    "started": frozenset({RunState.RUNNING, RunState.READY}),
+    "ready": frozenset({RunState.READY}),
+    "ended": frozenset(),
+    "deleted": frozenset(),
+}
+
+
+def has_reached(run: Run, goal: Goal) -> bool:
+    """Return whether a run has come to ``goal``, or to an end from which it will not."""
+    if goal == "deleted":
+        return False
+    return run.state.is_final or run.state in _REACHED[goal] or run.reason.startswith("rollout failed")
+
+
+def _place(job: Job) -> tuple[int, int]:
+    return job.replica, job.node
+
+
+def _spelled(offer: Offer) -> Offer:
+    """Return an offer with its accelerator's catalog name, where the catalog knows it."""
+    known = (
+        accelerator(offer.accelerator, memory_bytes=offer.vram_bytes or None) if offer.accelerator else None
+    )
+    if known is None:
+        return offer
+    capability = offer.compute_capability or known.capability
+    return replace(offer, accelerator=known.name, vendor=known.vendor, compute_capability=capability)
+
+
+def spec_of_run(run: Run) -> Mapping[str, object]:
+    """Return a run's spec as plain values."""
+    plain: Mapping[str, object] = json.loads(run.spec)
+    return plain

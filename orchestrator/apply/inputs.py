@@ -1,0 +1,111 @@
+"""What a spec brings along from this machine: its files and repositories, read before it is planned."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from orchestrator.backend import File
+from orchestrator.errors import SpecError
+from orchestrator.planner.ask import Work
+from orchestrator.planner.compose import Inputs
+from orchestrator.spec.load import Document
+from orchestrator.spec.models import FileMapping, Repo
+from orchestrator.units import format_bytes
+
+MAX_INPUT_BYTES = 16 * 2**20
+"""All files of one spec together: they are kept with the run. Larger things belong in a volume."""
+
+
+def read_inputs(document: Document, spec: Work) -> Inputs:
+    """Return the files and clone commands of ``spec``.
+
+    Raises:
+        SpecError: a file is not there, cannot be read, or all are too large; at the field.
+    """
+    found: list[File] = []
+    for at, mapping in enumerate(spec.files):
+        found += _checked(document, f"files[{at}]", partial(_files, mapping, spec.working_dir))
+    clones: list[str] = []
+    for at, repo in enumerate(spec.repos):
+        if repo.local_path:
+            found += _checked(document, f"repos[{at}]", partial(_checkout, repo, spec.working_dir))
+        else:
+            clones.append(clone_command(repo))
+    size = sum(len(file.content) for file in found)
+    if size > MAX_INPUT_BYTES:
+        most = format_bytes(MAX_INPUT_BYTES)
+        what = f"files of {format_bytes(size)} are too large to send along: {most} at most"
+        raise SpecError([document.problem("files", what, "put them into a volume or an image")])
+    return Inputs(tuple(found), _digest(found), tuple(clones))
+
+
+def clone_command(repo: Repo) -> str:
+    """Return the shell command that puts a repository in place.
+
+    >>> clone_command(Repo(url="https://example.com/a.git", branch="main", path="a"))
+    'git clone --branch main https://example.com/a.git a'
+    """
+    branch = ["--branch", repo.branch] if repo.branch else []
+    command = shlex.join(["git", "clone", *branch, repo.url or "", repo.path])
+    if repo.hash:
+        command += " && " + shlex.join(["git", "-C", repo.path, "checkout", "--detach", repo.hash])
+    if repo.if_exists == "skip":
+        command = f"test -e {shlex.quote(repo.path + '/.git')} || {{ {command}; }}"
+    return command
+
+
+def _checked(document: Document, path: str, read: Callable[[], Iterator[File]]) -> list[File]:
+    try:
+        return list(read())
+    except OSError as error:
+        what = f"cannot read {error.filename}: {error.strerror}"
+    except subprocess.CalledProcessError as error:
+        what = f"git cannot list the repository: {error.stderr.strip()}"
+    raise SpecError([document.problem(path, what, "check the path; it counts from this file's folder")])
+
+
+def _files(mapping: FileMapping, working_dir: str | None) -> Iterator[File]:
+    local = Path(mapping.local_path)
+    target = _target(mapping.path or local.name, working_dir)
+    if not local.is_dir():
+        yield _file(local, target)
+        return
+    for path in sorted(local.rglob("*")):
+        if path.is_file():
+            yield _file(path, target / path.relative_to(local).as_posix())
+
+
+def _checkout(repo: Repo, working_dir: str | None) -> Iterator[File]:
+    """Yield what git tracks or would track of a local clone, as it lies in the work tree."""
+    root = Path(repo.local_path or ".")
+    listing = subprocess.run(
+        ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    target = _target(repo.path, working_dir)
+    for name in sorted(filter(None, listing.stdout.split("\0"))):
+        if (path := root / name).is_file():
+            yield _file(path, target / name)
+
+
+def _target(path: str, working_dir: str | None) -> PurePosixPath:
+    return PurePosixPath(working_dir or "", path)
+
+
+def _file(local: Path, target: PurePosixPath) -> File:
+    return File(str(target), local.read_bytes(), 0o755 if local.stat().st_mode & 0o100 else 0o644)
+
+
+def _digest(files: Sequence[File]) -> str:
+    if not files:
+        return ""
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(f"{file.target}\0{file.mode}\0{len(file.content)}\0".encode())
+        whole.update(file.content)
+    return whole.hexdigest()

@@ -1,0 +1,88 @@
+"""Write down what should be: the desired state and its event, in one transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from orchestrator.apply.planning import RunPlan, VolumePlan
+from orchestrator.errors import Problem, SpecError
+from orchestrator.reconcile import Run, RunEvent, RunState, Turn, Wanted
+from orchestrator.store.records import Store, Volume
+
+
+def record(
+    plans: Sequence[RunPlan | VolumePlan],
+    store: Store,
+    *,
+    environ: Mapping[str, str],
+    now: datetime,
+    new_id: Callable[[], str],
+) -> tuple[str, ...]:
+    """Make the record say what the plans say, all or nothing; return the names of runs that changed.
+
+    Args:
+        plans: What ``plan_documents`` returned.
+        store: The record.
+        environ: Where the values of bare variables come from.
+        now: The time.
+        new_id: Makes ids for new runs.
+
+    Raises:
+        SpecError: a variable is named without a value, and neither the environment nor the
+            secret store has one.
+        StateMoved: a run changed since it was planned; nothing was written.
+    """
+    runs = [p for p in plans if isinstance(p, RunPlan) and p.action != "unchanged"]
+    captured = _captured(runs, store, environ)
+    for plan in plans:
+        if isinstance(plan, VolumePlan) and plan.action != "unchanged":
+            spec = json.dumps(plan.spec.canonical(), sort_keys=True)
+            store.put_volume(Volume(plan.name, plan.backend, spec, plan.spec.hash(), now))
+    for name, value in captured.items():
+        store.secrets.set(name, value, now=now)
+    turns = [_turn(plan, now=now, new_id=new_id) for plan in runs]
+    if turns:
+        store.commit(turns, expected={turn.run.id: turn.run.serial for turn in turns})
+    return tuple(plan.name for plan in runs)
+
+
+def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str]) -> Turn:
+    assert plan.template is not None  # every plan that changes something has one
+    spec = json.dumps(plan.spec.canonical(), sort_keys=True)
+    old = plan.run
+    if old is None:
+        run = Run(
+            new_id(), plan.name, plan.spec.type, spec, plan.spec_hash, plan.template, now, created_at=now
+        )
+    elif plan.action == "update":
+        run = replace(old, spec=spec, template=plan.template)
+    else:
+        run = replace(
+            old, spec=spec, spec_hash=plan.spec_hash, template=plan.template, since=now,
+            wanted=Wanted.RUN, state=RunState.QUEUED, reason="", was_ready=False, ready=0,
+        )  # fmt: skip
+    before = old.state.value if old else ""
+    event = RunEvent(run.id, run.name, now, run.name, before, run.state.value, f"apply: {plan.action}")
+    return Turn(run, event)
+
+
+def _captured(plans: Sequence[RunPlan], store: Store, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the values of bare variables by the secret's name, one name space per run."""
+    found: dict[str, str] = {}
+    problems: list[Problem] = []
+    known = {name for name, _ in store.secrets.list()}
+    for plan in plans:
+        for name, value in plan.spec.env.items():
+            if value is not None:
+                continue
+            if name in environ:
+                found[f"{plan.name}/{name}"] = environ[name]
+            elif name not in known and f"{plan.name}/{name}" not in known:
+                fix = f"export {name}, or modelyard secret set {name}"
+                problems.append(plan.document.problem(f"env.{name}", f"{name} has no value", fix))
+    if problems:
+        raise SpecError(problems)
+    return found

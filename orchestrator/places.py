@@ -1,0 +1,171 @@
+"""The configured places: ``config.yaml`` read, and each backend built when it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.backend import Backend
+from orchestrator.errors import ConfigError, Position, Problem, Problems, SpecError
+from orchestrator.spec.source import decode, parse
+from orchestrator.spec.tree import Entries, Items, Scalar, Source, plain
+
+GROUP = "modelyard.backends"
+"""The entry-point group; built-in backends and those of others come the same way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One entry of the configuration: a backend's name, its type, and its own options.
+
+    ``required`` is false for the places that are tried when nothing is configured: one that
+    does not answer is then left out without a word.
+    """
+
+    name: str
+    type: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    required: bool = True
+
+
+DEFAULT = (Place("docker", "docker", required=False), Place("process", "process", required=False))
+"""Without a configuration: this machine's engine where one answers, and plain processes."""
+
+
+def read_places(path: Path | None) -> tuple[Place, ...]:
+    """Return the places of the configuration at ``path``, preferred ones first.
+
+    Raises:
+        ConfigError: the file cannot be read or says something we do not know; it carries every
+            problem with its line and column.
+    """
+    if path is None:
+        return DEFAULT
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the configuration {path}: {error.strerror}",
+            fix="check --config and MODELYARD_CONFIG",
+        ) from None
+    problems = Problems()
+    places = _places(decode(content, str(path), problems), problems)
+    try:
+        problems.settle()
+    except SpecError as error:
+        raise ConfigError(str(error), where=None) from None
+    return places
+
+
+def _places(source: Source | None, problems: Problems) -> tuple[Place, ...]:
+    documents = parse(source) if source else ()
+    if source is None or not documents:
+        return DEFAULT
+    root = documents[0]
+    if not isinstance(root, Entries):
+        _add(problems, source, root, "expected a mapping with the key 'backends'")
+        return DEFAULT
+    for key in root.entries:
+        if key != "backends":
+            _add(problems, source, root.entries[key], f"unknown key {key!r}", "only 'backends' is known here")
+    entry = root.entries.get("backends")
+    if entry is None:
+        return DEFAULT
+    if not isinstance(entry.node, Items):
+        _add(problems, source, entry.node, "expected a list of backends")
+        return DEFAULT
+    return tuple(_read_all(entry.node, source, problems))
+
+
+def _read_all(items: Items, source: Source, problems: Problems) -> Iterator[Place]:
+    seen: set[str] = set()
+    for node in items.items:
+        value = {"type": node.value} if isinstance(node, Scalar) else plain(node)
+        if not isinstance(value, dict) or not isinstance(value.get("type"), str):
+            _add(problems, source, node, "expected a backend with its type", "for example {type: docker}")
+            continue
+        kind = str(value.pop("type"))
+        name = str(value.pop("name", kind))
+        if name in seen:
+            _add(problems, source, node, f"two backends are called {name!r}", "give one another 'name'")
+        if kind not in (known := _known()):
+            near = difflib.get_close_matches(kind, known, 1)
+            fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+            _add(problems, source, node, f"unknown backend type {kind!r}", fix)
+        seen.add(name)
+        yield Place(name, kind, value)
+
+
+def _add(problems: Problems, source: Source, node: Any, what: str, fix: str | None = None) -> None:
+    at = Position(source.file, node.line, node.column)
+    problems.found.append(Problem(at, what, fix, source.line(node.line)))
+
+
+def _known() -> dict[str, Any]:
+    # importlib.metadata costs 40 ms of CPU: imported when a backend is looked up
+    from importlib.metadata import entry_points
+
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+class Places(Mapping[str, Backend]):
+    """Every configured backend by name, built when first asked for.
+
+    Args:
+        places: What the configuration says, preferred ones first.
+    """
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = {place.name: place for place in places}
+        self._open: dict[str, Backend] = {}
+
+    def __getitem__(self, name: str) -> Backend:
+        place = self._places[name]
+        if name not in self._open:
+            self._open[name] = build(place)
+        return self._open[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def is_required(self, name: str) -> bool:
+        """Return whether the user configured this place, rather than we guessed it."""
+        return self._places[name].required
+
+
+def build(place: Place) -> Backend:
+    """Return the backend of one place; nothing is touched yet.
+
+    Raises:
+        ConfigError: its type is not installed, or it does not know one of the options.
+    """
+    point = _known().get(place.type)
+    if point is None:
+        raise ConfigError(f"backend {place.name!r}: no type {place.type!r} is installed")
+    try:
+        make = point.load()
+    except ImportError as error:
+        raise ConfigError(
+            f"backend {place.name!r} needs a package that is not installed: {error.name}",
+            fix=f"pip install 'modelyard[{place.type}]'",
+        ) from error
+    known = [p for p in inspect.signature(make).parameters if p not in ("self", "name")]
+    for option in place.options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, 1)
+            raise ConfigError(
+                f"backend {place.name!r} has no option {option!r}",
+                fix=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}",
+            )
+    backend: Backend = make(place.name, **place.options)
+    return backend

@@ -1,0 +1,260 @@
+"""Runs, jobs, events and places, for people and for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+
+from orchestrator.api import Offers, Orphan, RunView
+from orchestrator.backend import Check, Volume
+from orchestrator.reconcile import Job, Run, RunEvent
+from orchestrator.render.plans import holds, offer_object, price_text
+from orchestrator.render.table import columns, table, to_json
+from orchestrator.units import format_bytes, format_duration
+
+
+def runs_text(views: Sequence[RunView], *, now: datetime) -> str:
+    """Return one line per run."""
+    if not views:
+        return "no runs"
+    header = ["NAME", "TYPE", "STATE", "REPLICAS", "BACKEND", "AGE", "ADDRESS", "REASON"]
+    return table(header, [_run_cells(view, now) for view in views])
+
+
+def _run_cells(view: RunView, now: datetime) -> list[str]:
+    run = view.run
+    live = [job for job in view.jobs if not job.state.is_final]
+    backends = sorted({job.backend for job in (live or view.jobs[-1:])})
+    replicas = f"{run.ready}/{run.template.replicas}" if run.type != "task" else "-"
+    age = format_duration((now - (run.created_at or run.since)).total_seconds())
+    return [
+        run.name, run.type, run.state.value, replicas, ",".join(backends) or "-", age,
+        next(addresses(view), "-"), run.reason,
+    ]  # fmt: skip
+
+
+def addresses(view: RunView) -> Iterator[str]:
+    """Yield where a run's ports can be reached from this machine, ready jobs first.
+
+    An IPv6 address stands in brackets.
+    """
+    live = [job for job in view.jobs if not job.state.is_final]
+    for job in sorted(live, key=lambda j: j.ready_at is None):
+        for host, port in job.ports.values():
+            shown = f"[{host}]" if ":" in host else host
+            yield f"http://{shown}:{port}" if view.run.type == "service" else f"{shown}:{port}"
+
+
+def run_text(view: RunView) -> str:
+    """Return one run in full: its state, its jobs, where it answers."""
+    run = view.run
+    launch = run.template.launch
+    facts = [
+        ["type", run.type],
+        ["state", run.state.value + (f": {run.reason}" if run.reason else "")],
+        ["wanted", run.wanted.value],
+        ["image", launch.image or "none: commands of the machine"],
+        ["backends", ", ".join(run.template.backends)],
+        ["spec", run.spec_hash[:12]],
+        ["id", run.id],
+    ]
+    if found := list(addresses(view)):
+        facts.insert(2, ["address", ", ".join(found)])
+    lines = [run.name, *columns(facts, indent="  ")]
+    if view.jobs:
+        header = ["JOB", "STATE", "BACKEND", "EXIT", "REASON", "DEVICES"]
+        lines += ["", table(header, [_job_cells(job) for job in view.jobs], indent="  ")]
+    return "\n".join(lines)
+
+
+def _job_cells(job: Job) -> list[str]:
+    code = "-" if job.exit_code is None else str(job.exit_code)
+    return [job.name, job.state.value, job.backend, code, job.reason or "-", ",".join(job.devices) or "-"]
+
+
+def runs_json(views: Sequence[RunView]) -> str:
+    """Return the runs as ``modelyard/runs/v1``."""
+    return to_json("modelyard/runs/v1", {"runs": [run_object(view) for view in views]})
+
+
+def run_json(view: RunView) -> str:
+    """Return one run as ``modelyard/run/v1``."""
+    return to_json("modelyard/run/v1", {"run": run_object(view)})
+
+
+def run_object(view: RunView) -> dict[str, object]:
+    """Return a run with its jobs as JSON has it."""
+    run: Run = view.run
+    return {
+        "id": run.id,
+        "name": run.name,
+        "type": run.type,
+        "state": run.state.value,
+        "wanted": run.wanted.value,
+        "reason": run.reason,
+        "spec_hash": run.spec_hash,
+        "serial": run.serial,
+        "replicas": run.template.replicas,
+        "ready": run.ready,
+        "nodes": run.template.nodes,
+        "addresses": list(addresses(view)),
+        "created_at": _time(run.created_at),
+        "updated_at": _time(run.updated_at),
+        "jobs": [_job_object(job) for job in view.jobs],
+    }
+
+
+def _job_object(job: Job) -> dict[str, object]:
+    return {
+        "name": job.name,
+        "replica": job.replica,
+        "node": job.node,
+        "attempt": job.attempt,
+        "backend": job.backend,
+        "state": job.state.value,
+        "exit_code": job.exit_code,
+        "reason": job.reason,
+        "message": job.message,
+        "ports": {str(port): list(address) for port, address in job.ports.items()},
+        "devices": list(job.devices),
+        "started_at": _time(job.started_at),
+        "ready_at": _time(job.ready_at),
+        "finished_at": _time(job.finished_at),
+    }
+
+
+def _time(at: datetime | None) -> str | None:
+    return at.isoformat(timespec="milliseconds") if at else None
+
+
+def events_text(events: Sequence[tuple[int, RunEvent]]) -> str:
+    """Return one line per event."""
+    rows = [[_clock_text(e.at), e.subject, _change(e), e.cause, _extra(e)] for _, e in events]
+    return table(["TIME", "SUBJECT", "STATE", "CAUSE", "MESSAGE"], rows) if rows else "no events"
+
+
+def event_text(event: RunEvent) -> str:
+    """Return one event as progress shows it, without its time."""
+    cause = f"  {event.cause}" if event.cause else ""
+    extra = f"  {_extra(event)}" if _extra(event) else ""
+    return f"{event.subject}  {event.after}{cause}{extra}"
+
+
+def _extra(event: RunEvent) -> str:
+    return "" if event.message == event.cause else event.message
+
+
+def _change(event: RunEvent) -> str:
+    return f"{event.before or '-'} -> {event.after}" if event.before != event.after else event.after
+
+
+def _clock_text(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def events_json(events: Sequence[tuple[int, RunEvent]]) -> str:
+    """Return events as ``modelyard/events/v1``."""
+    return to_json("modelyard/events/v1", {"events": [_event_object(s, e) for s, e in events]})
+
+
+def _event_object(serial: int, event: RunEvent) -> dict[str, object]:
+    return {
+        "serial": serial,
+        "run": event.run,
+        "at": _time(event.at),
+        "subject": event.subject,
+        "before": event.before,
+        "after": event.after,
+        "cause": event.cause,
+        "action": event.action,
+        "message": event.message,
+    }
+
+
+def offers_text(offers: Offers) -> str:
+    """Return one line per offer, cheapest first, and the places that did not answer."""
+    header = ["BACKEND", "REGION", "INSTANCE TYPE", "HOLDS", "CPU", "MEMORY", "DISK", "PRICE"]
+    ordered = sorted(offers.offers, key=lambda o: (o.price_usd_hour, o.backend, o.region, o.instance_type))
+    rows = [
+        [o.backend, o.region or "-", o.instance_type, holds(o), f"{o.cpu:g}", format_bytes(o.memory_bytes),
+         format_bytes(o.disk_bytes) if o.disk_bytes is not None else "-", price_text(o.price_usd_hour)]
+        for o in ordered
+    ]  # fmt: skip
+    lines = [table(header, rows) if rows else "no offers"]
+    lines += [f"{name} did not answer: {why}" for name, why in sorted(offers.silent.items())]
+    return "\n".join(lines)
+
+
+def offers_json(offers: Offers) -> str:
+    """Return offers as ``modelyard/offers/v1``."""
+    body = {"offers": [offer_object(o) for o in offers.offers], "silent": dict(offers.silent)}
+    return to_json("modelyard/offers/v1", body)
+
+
+def checks_text(checks: Sequence[tuple[str, Check]]) -> str:
+    """Return what was looked at, line by line, with what to do about what is not well."""
+    rows: list[list[str]] = []
+    for name, check in checks:
+        fix = f"({check.fix})" if check.fix and not check.ok else ""
+        rows.append(
+            [name, "ok" if check.ok else "FAIL", check.what, " ".join(filter(None, [check.detail, fix]))]
+        )
+    return "\n".join(columns(rows))
+
+
+def checks_json(checks: Sequence[tuple[str, Check]]) -> str:
+    """Return checks as ``modelyard/checks/v1``."""
+    found = [
+        {"backend": name, "what": c.what, "ok": c.ok, "detail": c.detail, "fix": c.fix} for name, c in checks
+    ]
+    return to_json("modelyard/checks/v1", {"checks": found})
+
+
+def orphans_text(orphans: Sequence[Orphan]) -> str:
+    """Return one line per instance that belongs to no run on record."""
+    rows = [[o.backend, o.instance.name, o.instance.phase.value, o.instance.run] for o in orphans]
+    return table(["BACKEND", "INSTANCE", "PHASE", "RUN"], rows) if rows else "no orphans"
+
+
+def orphans_json(orphans: Sequence[Orphan]) -> str:
+    """Return orphans as ``modelyard/orphans/v1``."""
+    found = [
+        {
+            "backend": o.backend,
+            "name": o.instance.name,
+            "run": o.instance.run,
+            "phase": o.instance.phase.value,
+        }
+        for o in orphans
+    ]
+    return to_json("modelyard/orphans/v1", {"orphans": found})
+
+
+def volumes_text(volumes: Sequence[tuple[str, Volume]]) -> str:
+    """Return one line per volume."""
+    rows = [
+        [v.name, backend, format_bytes(v.size_bytes) if v.size_bytes else "-", ", ".join(v.used_by) or "-"]
+        for backend, v in volumes
+    ]
+    return table(["NAME", "BACKEND", "SIZE", "USED BY"], rows) if rows else "no volumes"
+
+
+def volumes_json(volumes: Sequence[tuple[str, Volume]]) -> str:
+    """Return volumes as ``modelyard/volumes/v1``."""
+    found = [
+        {"name": v.name, "backend": b, "size_bytes": v.size_bytes, "used_by": list(v.used_by)}
+        for b, v in volumes
+    ]
+    return to_json("modelyard/volumes/v1", {"volumes": found})
+
+
+def secrets_text(secrets: Sequence[tuple[str, datetime]]) -> str:
+    """Return the names of secrets and when each was set; values are shown nowhere."""
+    return table(["NAME", "SET"], [[n, _clock_text(at)] for n, at in secrets]) if secrets else "no secrets"
+
+
+def secrets_json(secrets: Sequence[tuple[str, datetime]]) -> str:
+    """Return the names of secrets as ``modelyard/secrets/v1``."""
+    return to_json(
+        "modelyard/secrets/v1", {"secrets": [{"name": n, "set_at": _time(at)} for n, at in secrets]}
+    )
