@@ -40,7 +40,7 @@ def names() -> tuple[str, ...]:
     """Return the names of all engines, sorted.
 
     >>> names()
-    ('vllm',)
+    ('nim', 'sglang', 'tgi', 'transformers', 'vllm')
     """
     return tuple(sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _PARTS))
 

@@ -161,20 +161,41 @@ def whole(text: str) -> int:
     return int(text[:-1] if scale != 1 else text) * scale
 
 
-def recorded(engine: str, versions: Sequence[str], version: str | None) -> tuple[Flags, tuple[str, ...]]:
-    """Return the options of ``version``, or of the newest recorded one and a warning that says so."""
-    if version is None or version in versions:
-        return load(engine, version or versions[0]), ()
-    told = f"options of {engine} {version} are not recorded, checked against {versions[0]}"
-    return load(engine, versions[0]), (told,)
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A job with the user's options read into it, and those options as they were given."""
+
+    job: ServingJob
+    user: tuple[Option, ...]
+    flags: Flags
+    warnings: tuple[str, ...]
+
+    def words(self, own: Sequence[Option]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the words of ``own`` and the user's options together, and what there is to warn of."""
+        merged, told = merge(own, self.user, self.flags)
+        return render(merged), (*self.warnings, *told)
 
 
-def effective(job: ServingJob, user: Sequence[Option], flags: Flags, rules: Rules) -> ServingJob:
+def settle(job: ServingJob, engine: str, versions: Sequence[str], rules: Rules) -> Settled:
     """Return ``job`` as it will be once the user's own options have won.
 
+    Options of a version that was never recorded are checked against the newest that was, with a
+    warning.
+
     Raises:
-        ValueError: a value cannot be read; the message names the option.
+        ValueError: an option cannot be passed on or read; the message says which and why.
     """
+    version = job.version if job.version in versions else versions[0]
+    known = load(engine, version)
+    untold = f"options of {engine} {job.version} are not recorded, checked against {version}"
+    user = parse(job.args)
+    if why := objection(user, known, rules):
+        raise ValueError(why)
+    warnings = (untold,) if job.version not in (None, version) else ()
+    return Settled(_with(job, user, known, rules), user, known, warnings)
+
+
+def _with(job: ServingJob, user: Sequence[Option], flags: Flags, rules: Rules) -> ServingJob:
     changed: dict[str, object] = {}
     for given in user:
         name = main_name(given, flags)

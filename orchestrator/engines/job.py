@@ -155,12 +155,15 @@ class EngineLaunch:
     ``routes`` are the request paths a gateway may pass on, and nothing else: engines leave
     administrative routes open beside them. ``stop_grace_s`` is longer than the engine's own
     drain. ``registry`` is a user name and the reference of the token, for images that need one.
-    ``warnings`` are for the plan.
+    ``setup`` is a shell command that a general image needs first; where the engine is installed
+    already (a machine without containers), leave it and the image out. ``warnings`` are for the
+    plan.
     """
 
-    image: str
+    image: str | None
     command: tuple[str, ...]
     entrypoint: tuple[str, ...] | None = None
+    setup: str = ""
     env: tuple[tuple[str, str], ...] = ()
     secrets: tuple[tuple[str, str], ...] = ()
     registry: tuple[str, str] | None = None
@@ -184,11 +187,15 @@ class EngineLaunch:
         >>> answer.onto(Launch("chat-0-0-1", "chat")).resources.shm_bytes
         1073741824
         """
+        entrypoint, command = self.entrypoint, self.command
+        if self.setup:  # exec, so that the engine is the process that gets the signal to stop
+            inner = (*(entrypoint or ()), *command)
+            entrypoint, command = ("sh", "-c"), (f'{self.setup} && exec "$@"', "sh", *inner)
         return replace(
             launch,
             image=self.image,
-            entrypoint=self.entrypoint,
-            command=self.command,
+            entrypoint=entrypoint,
+            command=command,
             env=(*launch.env, *self.env),
             secrets=self.secrets,
             registry_secret=self.registry or launch.registry_secret,

@@ -135,12 +135,9 @@ class Vllm:
     def refuses(self, job: ServingJob) -> str | None:
         """Say in one phrase why vLLM cannot serve ``job``, or None when it can."""
         try:
-            user = arguments.parse(job.args)
-            flags, _ = arguments.recorded(self.name, self.versions, job.version)
-            why = arguments.objection(user, flags, RULES)
-            return why or refusal(arguments.effective(job, user, flags, RULES))
-        except ValueError as unreadable:
-            return str(unreadable)
+            return refusal(arguments.settle(job, self.name, self.versions, RULES).job)
+        except ValueError as objection:
+            return str(objection)
 
     def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
         """Return the container of node ``node_rank`` of one replica of ``job``.
@@ -148,23 +145,19 @@ class Vllm:
         Raises:
             ValueError: vLLM refuses ``job``; the message is the reason.
         """
-        if why := self.refuses(job):
+        settled = arguments.settle(job, self.name, self.versions, RULES)
+        if why := refusal(settled.job):
             raise ValueError(why)
-        flags, untold = arguments.recorded(self.name, self.versions, job.version)
-        user = arguments.parse(job.args)
-        words, told = arguments.merge(options(job), user, flags)
-        command = (job.source.reference, *arguments.render(words))
-        version = job.version or self.versions[0]
-        image = job.image or IMAGES[image_key(job)].format(version=version)
-        entrypoint: tuple[str, ...] = ("vllm", "serve")
+        words, told = settled.words(options(job))
+        command = ("vllm", "serve", job.source.reference, *words)
         if job.nodes > 1:
-            wrapped = nodes.wrap((*entrypoint, *command), followers=("--headless",))
-            entrypoint, command = wrapped[:2], wrapped[2:]
+            command = nodes.wrap(command, followers=("--headless",))
+        version = job.version or self.versions[0]
         leads = node_rank == 0
         return EngineLaunch(
-            image=image,
-            entrypoint=entrypoint,
-            command=command,
+            image=job.image or IMAGES[image_key(job)].format(version=version),
+            entrypoint=command[:2],
+            command=command[2:],
             env=arguments.overlay(environment(job), job.env),
             secrets=job.secrets,
             caches=caches(job, f"vllm-{version}"),
@@ -176,7 +169,7 @@ class Vllm:
             routes=ROUTES if leads else (),
             stop_grace_s=float(job.drain_s + DRAIN_MARGIN_S),
             profile=profile(job),
-            warnings=(*untold, *told, *cautions(arguments.effective(job, user, flags, RULES))),
+            warnings=(*told, *cautions(settled.job)),
         )
 
 
@@ -258,10 +251,11 @@ def options(job: ServingJob) -> list[Option]:
     if isinstance(chosen, Choice) and chosen.online:
         parts.append(option("--quantization", chosen.method))
     drain = option("--shutdown-timeout", job.drain_s)
-    return [*parts, *_memory(job), *_parallel(job), *_adapters(job.adapters), drain]
+    return [*parts, *memory_options(job), *parallel_options(job), *_adapters(job.adapters), drain]
 
 
-def _memory(job: ServingJob) -> list[Option]:
+def memory_options(job: ServingJob) -> list[Option]:
+    """Return the options that say how much memory is for what."""
     parts = [option("--max-model-len", job.context_tokens or "auto")]
     if job.accelerator:
         use = startup.utilization(job, MEMORY_UTILIZATION)
@@ -275,7 +269,8 @@ def _memory(job: ServingJob) -> list[Option]:
     return parts
 
 
-def _parallel(job: ServingJob) -> list[Option]:
+def parallel_options(job: ServingJob) -> list[Option]:
+    """Return the options that spread the model over accelerators and nodes."""
     degrees = {
         "--tensor-parallel-size": job.tensor,
         "--pipeline-parallel-size": job.pipeline,

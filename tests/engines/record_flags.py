@@ -15,9 +15,11 @@ import importlib
 import io
 import json
 import os
+import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -71,22 +73,39 @@ def transformers() -> Iterator[dict[str, Any]]:
         record: dict[str, Any] = {"names": names, "takes": 0 if parameter.is_flag else 1}
         if (default := plain(parameter.default)) is not None:
             record["default"] = default
-        if choices := getattr(getattr(parameter, "type", None), "choices", None):
-            record["choices"] = sorted(str(getattr(c, "value", c)) for c in choices)
         yield record
 
 
-def main(engine: str) -> None:
-    """Print the records of ``engine``, ordered by name."""
+def tgi(reference: Path) -> Iterator[dict[str, Any]]:
+    """Yield one record per option in ``docs/source/reference/launcher.md``; TGI is no Python program."""
+    for section in reference.read_text().split("\n## ")[1:]:
+        usage = re.search(r"(--[a-z0-9-]+)( <)?", section)
+        if usage is None or usage[1] in ("--help", "--version"):
+            continue
+        record: dict[str, Any] = {"names": [usage[1]], "takes": 1 if usage[2] else 0}
+        if found := re.search(r"\[default: (.+)\]", section):
+            record["default"] = found[1]
+        if found := re.search(r"\[possible values: (.+)\]", section):
+            record["choices"] = sorted(found[1].split(", "))
+        yield record
+
+
+def main(engine: str, *reference: str) -> None:
+    """Print the records of ``engine``, ordered by name; ``reference`` is TGI's page of options."""
     warnings.simplefilter("ignore")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     noise = io.StringIO()
     with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
-        parsers = {"vllm": vllm, "sglang": sglang}
-        found = list(transformers() if engine == "transformers" else from_argparse(parsers[engine]()))
+        recorders: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+            "vllm": lambda: from_argparse(vllm()),
+            "sglang": lambda: from_argparse(sglang()),
+            "transformers": transformers,
+            "tgi": lambda: tgi(Path(reference[0])),
+        }
+        found = list(recorders[engine]())
     for record in sorted(found, key=lambda r: str(r["names"][0])):
         print(json.dumps(record, sort_keys=True))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
