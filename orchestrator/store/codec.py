@@ -48,13 +48,27 @@ def from_micros(micros: int) -> datetime:
     return _EPOCH + micros * _MICROSECOND
 
 
+def legible(text: str) -> str:
+    """Return ``text`` as any database can hold it: NUL and halves of UTF-16 pairs become U+FFFD.
+
+    Messages come from containers and vendors, who may say anything.
+
+    >>> legible("ok"), legible("bad" + chr(0) + chr(0xD800))
+    ('ok', 'bad��')
+    """
+    if text.isascii() and "\0" not in text:
+        return text
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return whole.replace("\0", "�")
+
+
 def encode(value: object) -> str:
     """Return a value as compact JSON, the same text for the same value.
 
     >>> encode(("a", None, b"x"))
     '["a",null,"eA=="]'
     """
-    return json.dumps(_plain(value), separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(_plain(value), separators=(",", ":"))
 
 
 def decode(kind: Any, text: str) -> Any:

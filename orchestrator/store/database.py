@@ -167,6 +167,8 @@ def _ours(where: str) -> Iterator[None]:
         if isinstance(original, sqlite3.Error):
             raise sqlite_error(original, where) from error
         raise _postgres_error(original, where) from error
+    except (OverflowError, UnicodeEncodeError) as error:  # the drivers raise these as they are
+        raise StoreError(f"{where} cannot hold a value: {error}") from error
 
 
 _POSTGRES_KINDS = {
@@ -182,11 +184,10 @@ def _postgres_error(error: BaseException | None, where: str) -> StoreError:
     state = getattr(error, "sqlstate", None)
     said = str(error).partition("\n")[0]
     if state is None:
+        # No connection was made; libpq tells why in words alone.
         return StoreBusy(
-            f"{where} does not answer: {said}", fix="check the server and MODELYARD_DATABASE_URL"
+            f"{where} cannot be reached: {said}", fix="check the server and MODELYARD_DATABASE_URL"
         )
-    if state[:2] == "28" or state == "3D000":
-        return StoreError(f"{where} refused us: {said}", fix="check MODELYARD_DATABASE_URL")
     if state == "53100":
         return StoreError(f"no space left for {where}", fix="make room on the server's disk")
     if state[:2] in _POSTGRES_KINDS:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator.reconcile.values import Job, JobState, Run, RunEvent, RunState, Template, Wanted
-from orchestrator.store.codec import decode, encode, from_micros, to_micros
+from orchestrator.store.codec import decode, encode, from_micros, legible, to_micros
 
 Row = Mapping[str, Any]
 
@@ -21,7 +21,7 @@ def run_row(run: Run, *, changed_at: datetime) -> dict[str, Any]:
         "type": run.type,
         "wanted": run.wanted.value,
         "state": run.state.value,
-        "reason": run.reason,
+        "reason": legible(run.reason),
         "was_ready": run.was_ready,
         "ready": run.ready,
         "spec_hash": run.spec_hash,
@@ -74,9 +74,9 @@ def job_row(job: Job) -> dict[str, Any]:
         "backend": job.backend,
         "state": job.state.value,
         "exit_code": job.exit_code,
-        "reason": job.reason,
-        "message": job.message,
-        "stop_cause": job.stop_cause,
+        "reason": legible(job.reason),
+        "message": legible(job.message),
+        "stop_cause": legible(job.stop_cause),
         "created_at": to_micros(job.created_at),
         "stop_asked_at": _micros(job.stop_asked_at),
         "started_at": _micros(job.started_at),
@@ -123,9 +123,9 @@ def event_row(event: RunEvent) -> dict[str, Any]:
         "subject": event.subject,
         "before": event.before,
         "after": event.after,
-        "cause": event.cause,
+        "cause": legible(event.cause),
         "action": event.action,
-        "message": event.message,
+        "message": legible(event.message),
     }
 
 
