@@ -1,23 +1,25 @@
 """References in a spec: ``${{ env.X }}``, ``${{ secrets.X }}`` and ``${{ run.args }}``.
 
-What the environment and the command line say is put in when a spec is loaded. Secrets are not:
-they stay references until a container starts, and may only stand where they can stay so, in
-``env`` and ``registry_auth``. A variable of the environment stays a reference there too when its
-name says that it is a secret (``HF_TOKEN``, ``API_KEY``).
+What the environment and the command line say is put in when a spec is loaded, and so becomes
+part of what is planned and recorded. Secrets are not: they stay references until a container
+starts, and may only stand where they can, in ``env`` and ``registry_auth``. A variable whose
+name says that it is a secret (``HF_TOKEN``, ``API_KEY``) is not put in either: it is passed on as
+a bare name where that says the same, and refused elsewhere.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.errors import NotFound
 from orchestrator.spec.tree import Entries, Items, Node, Scalar, Source, resolve
 
 _REFERENCE = re.compile(r"\$\{\{\s*(.*?)\s*\}\}", re.DOTALL)
 _NAMED = re.compile(r"(env|secrets)\.([A-Za-z_][A-Za-z0-9_-]*)", re.ASCII)
 _SECRET_WORD = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS?)(?:$|_)", re.I)
+_KEEPS_SECRETS = frozenset(("env", "registry_auth"))
 
 
 def looks_secret(name: str) -> bool:
@@ -29,16 +31,25 @@ def looks_secret(name: str) -> bool:
     return _SECRET_WORD.search(name) is not None
 
 
-@dataclass(slots=True)
+def refers_to_secret(text: str) -> bool:
+    """Say whether ``text`` holds a reference that is filled in when a container starts.
+
+    >>> refers_to_secret("Bearer ${{ secrets.API }}"), refers_to_secret("plain")
+    (True, False)
+    """
+    return any(found[1].startswith("secrets.") for found in _REFERENCE.finditer(text))
+
+
+@dataclass(frozen=True, slots=True)
 class Interpolation:
-    """Puts the environment and the run's arguments into trees; what is missing is a problem."""
+    """Puts the environment and the run's arguments into trees; what cannot be is a problem."""
 
     source: Source
     env: Mapping[str, str]
     args: Sequence[str]
 
     def document(self, root: Node) -> Node:
-        """Return ``root`` with its references filled in, save those that must stay."""
+        """Return ``root`` with its references filled in, save those to secrets."""
         if not isinstance(root, Entries):
             return root
         filled = {
@@ -47,127 +58,82 @@ class Interpolation:
         return replace(root, entries=filled)
 
     def _field(self, key: str, node: Node) -> Node:
-        if key == "registry_auth":
-            return self._node(node, may_keep=True, is_secret=True)
-        if key != "env":
-            return self._node(node)
-        if isinstance(node, Entries):
-            entries = {
-                name: replace(e, node=self._node(e.node, may_keep=True, is_secret=looks_secret(name)))
-                for name, e in node.entries.items()
-            }
-            return replace(node, entries=entries)
-        if isinstance(node, Items):
-            return replace(node, items=tuple(self._listed(item) for item in node.items))
-        return self._node(node)
+        if key == "env":
+            node = _with_bare_names(node)
+        return self._node(node, keeps_secrets=key in _KEEPS_SECRETS)
 
-    def _listed(self, item: Node) -> Node:
-        name = item.text.partition("=")[0] if isinstance(item, Scalar) else ""
-        return self._node(item, may_keep=True, is_secret=looks_secret(name))
-
-    def _node(self, node: Node, *, may_keep: bool = False, is_secret: bool = False) -> Node:
+    def _node(self, node: Node, *, keeps_secrets: bool) -> Node:
         if isinstance(node, Scalar):
-            return self._scalar(node, may_keep, is_secret)
+            return self._scalar(node, keeps_secrets)
         if isinstance(node, Items):
-            items = (self._node(item, may_keep=may_keep, is_secret=is_secret) for item in node.items)
-            return replace(node, items=tuple(items))
+            items = tuple(self._node(item, keeps_secrets=keeps_secrets) for item in node.items)
+            return replace(node, items=items)
         entries = {
-            key: replace(e, node=self._node(e.node, may_keep=may_keep, is_secret=is_secret))
-            for key, e in node.entries.items()
+            key: replace(entry, node=self._node(entry.node, keeps_secrets=keeps_secrets))
+            for key, entry in node.entries.items()
         }
         return replace(node, entries=entries)
 
-    def _scalar(self, scalar: Scalar, may_keep: bool, is_secret: bool) -> Scalar:
+    def _scalar(self, scalar: Scalar, keeps_secrets: bool) -> Scalar:
         if "${{" not in scalar.text:
             return scalar
-        text = _REFERENCE.sub(lambda found: self._value(scalar, found, may_keep, is_secret), scalar.text)
-        whole = not scalar.style and _REFERENCE.fullmatch(scalar.text)
+        text = _REFERENCE.sub(lambda found: self._value(scalar, found, keeps_secrets), scalar.text)
+        if scalar.style or not _REFERENCE.fullmatch(scalar.text):
+            return replace(scalar, text=text, value=text)
         try:
             # ``replicas: ${{ env.N }}`` is a number, as if it had been written there
-            value = resolve(text) if whole else text
+            return replace(scalar, text=text, value=resolve(text))
         except ValueError:
-            value = text
-        return replace(scalar, text=text, value=value)
+            return replace(scalar, text=text, value=text)
 
-    def _value(self, scalar: Scalar, found: re.Match[str], may_keep: bool, is_secret: bool) -> str:
-        line, column = self.source.place(scalar, found.start())
+    def _value(self, scalar: Scalar, found: re.Match[str], keeps_secrets: bool) -> str:
         if found[1] == "run.args":
-            return " ".join(_quoted(self.args))
+            return shlex.join(self.args)
         named = _NAMED.fullmatch(found[1])
-        if named is None:
-            fix = "write ${{ env.NAME }}, ${{ secrets.NAME }} or ${{ run.args }}"
-            self.source.add(line, column, f"unknown reference '{found[1][:60]}'", fix)
-        elif named[1] == "secrets":
-            if not may_keep:
-                fix = "put it into env and use the variable"
-                self.source.add(line, column, "a secret can only stand in env and registry_auth", fix)
-        elif may_keep and (is_secret or looks_secret(named[2])):
-            return f"${{{{ env.{named[2]} }}}}"
-        elif named[2] in self.env:
-            return self.env[named[2]]
-        else:
-            self.source.add(
-                line, column, f"{named[2]!r} is not set in the environment", f"export {named[2]}=…"
-            )
+        kind, name = (named[1], named[2]) if named else ("", found[1][:60])
+        if kind == "secrets" and keeps_secrets:
+            return found[0]
+        if kind == "env" and name in self.env and not looks_secret(name):
+            return self.env[name]
+        what, fix = _refusal(kind, name)
+        self.source.add(*self.source.place(scalar, found.start()), what, fix)
         return found[0]
 
 
-def _quoted(args: Iterable[str]) -> Iterable[str]:
-    import shlex
-
-    return (shlex.quote(arg) for arg in args)
-
-
-def has_references(text: str) -> bool:
-    """Say whether ``text`` holds a reference that is filled in when a container starts.
-
-    >>> has_references("Bearer ${{ secrets.API }}"), has_references("plain")
-    (True, False)
-    """
-    return _REFERENCE.search(text) is not None
+def _refusal(kind: str, name: str) -> tuple[str, str]:
+    """Say why a reference cannot be filled in, and what to do."""
+    if kind == "secrets":
+        return "a secret can only stand in env and registry_auth", "put it into env and use the variable"
+    if kind == "env" and looks_secret(name):
+        fix = f"write ${{{{ secrets.{name} }}}}, or the bare name {name} in env"
+        return f"the value of {name!r} would be written into plans", fix
+    if kind == "env":
+        return f"{name!r} is not set in the environment", f"export {name}=…"
+    return f"unknown reference {name!r}", "write ${{ env.NAME }}, ${{ secrets.NAME }} or ${{ run.args }}"
 
 
-def split_env(
-    env: Mapping[str, str | None],
-) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
-    """Return the variables that are plain text, and those that hold references, as pairs by name.
-
-    A bare name refers to the environment, and then to the secret store.
-
-    >>> split_env({"A": "1", "HF_TOKEN": None})
-    ((('A', '1'),), (('HF_TOKEN', '${{ env.HF_TOKEN }}'),))
-    """
-    plain: list[tuple[str, str]] = []
-    referring: list[tuple[str, str]] = []
-    for name, text in sorted(env.items()):
-        if text is None:
-            referring.append((name, f"${{{{ env.{name} }}}}"))
-        else:
-            (referring if has_references(text) else plain).append((name, text))
-    return tuple(plain), tuple(referring)
+def _with_bare_names(env: Node) -> Node:
+    """Return ``env`` with ``HF_TOKEN: ${{ env.HF_TOKEN }}`` written as the bare name it means."""
+    if isinstance(env, Entries):
+        entries = {
+            name: replace(entry, node=replace(entry.node, text="", value=None))
+            if isinstance(entry.node, Scalar) and _says_itself(name, entry.node.text)
+            else entry
+            for name, entry in env.entries.items()
+        }
+        return replace(env, entries=entries)
+    if isinstance(env, Items):
+        return replace(env, items=tuple(_bare_item(item) for item in env.items))
+    return env
 
 
-def fill(template: str, *, env: Mapping[str, str], secrets: Mapping[str, str]) -> str:
-    """Return ``template`` with its references filled in, at the moment a container starts.
+def _bare_item(item: Node) -> Node:
+    if not isinstance(item, Scalar):
+        return item
+    name, _, text = item.text.partition("=")
+    return replace(item, text=name, value=name) if _says_itself(name, text) else item
 
-    ``env.X`` is looked up in the environment, then among the secrets.
 
-    Raises:
-        NotFound: a variable or secret does not exist; the message has its name, never a value.
-
-    >>> fill("Bearer ${{ secrets.API }}", env={}, secrets={"API": "s3cr3t"})
-    'Bearer s3cr3t'
-    """
-
-    def value(found: re.Match[str]) -> str:
-        named = _NAMED.fullmatch(found[1])
-        if named is None:
-            raise NotFound(f"unknown reference '{found[1][:60]}'")
-        places = (env, secrets) if named[1] == "env" else (secrets,)
-        for place in places:
-            if named[2] in place:
-                return place[named[2]]
-        where = "secret" if named[1] == "secrets" else "variable or secret"
-        raise NotFound(f"no {where} {named[2]!r}", fix=f"modelyard secret set {named[2]}")
-
-    return _REFERENCE.sub(value, template)
+def _says_itself(name: str, text: str) -> bool:
+    found = _REFERENCE.fullmatch(text.strip())
+    return found is not None and found[1] == f"env.{name}" and looks_secret(name)

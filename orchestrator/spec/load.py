@@ -40,10 +40,14 @@ class Document:
         _, place = locate(self.root, parse_path(path))
         return Position(self.source.file, *place)
 
+    def line(self, at: Position) -> str:
+        """Return the text of the line that ``at`` is on."""
+        return self.source.line(at.line)
+
     def problem(self, path: str, what: str, fix: str | None = None) -> Problem:
         """Return a problem with the value at ``path``, drawn with its line."""
         at = self.at(path)
-        return Problem(at, what, fix, self.source.line(at.line))
+        return Problem(at, what, fix, self.line(at))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,21 +130,6 @@ def read(
     return tuple(documents)
 
 
-def revive(canonical: Mapping[str, object]) -> Spec:
-    """Return the spec that ``canonical()`` wrote; the inverse of it.
-
-    Raises:
-        ValueError: it is none of ours.
-
-    >>> revive({"type": "volume", "name": "cache", "size": "10GB"}).size
-    10000000000
-    """
-    kind = canonical.get("type")
-    if not isinstance(kind, str) or kind not in TYPES:
-        raise ValueError(f"unknown type {kind!r}")
-    return TYPES[kind].model_validate(canonical)
-
-
 # --- files ----------------------------------------------------------------------------------
 
 
@@ -178,7 +167,7 @@ def _files(path: str, problems: Problems) -> list[str]:
     found: list[str] = []
     for folder, inner, files in os.walk(path):
         inner[:] = [name for name in inner if not name.startswith(".")]
-        shown_here = (name for name in files if name.endswith(SUFFIXES) and not name.startswith("."))
+        shown_here = (name for name in files if name.endswith(SUFFIXES) and name[0] != ".")
         found += [str(Path(folder) / name) for name in shown_here]
     if not found:
         problems.add(

@@ -27,6 +27,7 @@ from orchestrator.spec.parts import (
     changes_between,
     exact_bytes,
     in_place,
+    lasting,
     mark_of,
     part_of,
     replace,
@@ -420,7 +421,7 @@ class RegistryAuth(Part):
     """Credentials for pulling a private image."""
 
     username: Annotated[str, replace("The user, or a reference such as ${{ secrets.USER }}.")]
-    password: Annotated[str, replace("A reference: ${{ secrets.NAME }} or ${{ env.NAME }}.")]
+    password: Annotated[str, replace("A reference: ${{ secrets.NAME }}.")]
 
 
 class PortMapping(Part):
@@ -459,7 +460,8 @@ class MountPoint(Part):
 class FileMapping(Part):
     """A local file or folder that is put into the container before it starts."""
 
-    local_path: Annotated[LocalPath, replace("The local path, counted from this file's folder.")]
+    # Where it lies says nothing about what runs: its content is hashed by whoever reads it.
+    local_path: Annotated[LocalPath, in_place("The local path, counted from this file's folder.")]
     path: Annotated[str | None, replace("The path inside; unset: its name in the working folder.")] = None
 
     @model_validator(mode="before")
@@ -472,7 +474,7 @@ class Repo(Part):
     """A Git repository that is put into the container."""
 
     url: Annotated[str | None, replace("Where it is cloned from.")] = None
-    local_path: Annotated[LocalPath | None, replace("A local clone.")] = None
+    local_path: Annotated[LocalPath | None, in_place("A local clone.")] = None
     branch: Annotated[str | None, replace("The branch; unset: the one that is checked out.")] = None
     hash: Annotated[str | None, replace("The commit.")] = None
     path: Annotated[str, replace("Where it goes inside the container.")] = "."
@@ -657,8 +659,7 @@ class Named(Part):
 
     def hash(self) -> str:
         """Return the SHA-256 of what needs new containers when it changes, in hexadecimal."""
-        marks = {name: mark_of(info) for name, info in type(self).model_fields.items()}
-        kept = {key: value for key, value in self.canonical().items() if marks[key] == "replace"}
+        kept = {"type": type(self).model_fields["type"].default, **lasting(self)}
         text = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -891,6 +892,21 @@ TYPES: Mapping[str, type[Spec]] = {
     "volume": Volume,
 }
 """Every kind of document, by the word in its ``type``."""
+
+
+def spec_of(canonical: Mapping[str, object]) -> Spec:
+    """Return the spec that ``canonical()`` wrote.
+
+    Raises:
+        ValueError: it is none of ours.
+
+    >>> spec_of({"type": "volume", "name": "cache", "size": "10GB"}).size
+    10000000000
+    """
+    kind = canonical.get("type")
+    if not isinstance(kind, str) or kind not in TYPES:
+        raise ValueError(f"unknown type {kind!r}")
+    return TYPES[kind].model_validate(canonical)
 
 
 def marks(spec_type: type[Part], *, at: str = "") -> dict[str, Mark]:

@@ -116,6 +116,25 @@ def _nested(value: object) -> Plain:
     return value
 
 
+def lasting(part: Part) -> dict[str, Plain]:
+    """Return what differs from the defaults in fields that need new containers, and nothing else."""
+    kept = {
+        name: value
+        for name, info in type(part).model_fields.items()
+        if mark_of(info) == REPLACE
+        and (value := getattr(part, name)) != info.get_default(call_default_factory=True)
+    }
+    return {name: _lasting(value, type(part).model_fields[name]) for name, value in kept.items()}
+
+
+def _lasting(value: object, info: FieldInfo) -> Plain:
+    if isinstance(value, Part) and not value.is_leaf:
+        return dict(lasting(value))
+    if isinstance(value, tuple):
+        return [_lasting(item, info) for item in value]
+    return _plain(value, info)
+
+
 def part_of(annotation: object) -> type[Part] | None:
     """Return the kind of part that a field holds, alone or in a list, or None.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from orchestrator.spec.interpolation import has_references
+from orchestrator.spec.interpolation import refers_to_secret
 from orchestrator.spec.models import DevEnvironment, Fleet, Service, Spec, Task, Work
 from orchestrator.spec.parts import Part
 
@@ -78,7 +78,7 @@ def _registry_auth(spec: Work) -> Iterator[Finding]:
         return
     if spec.image is None:
         yield Finding("registry_auth", "registry_auth without an image", "set image")
-    if not has_references(spec.registry_auth.password):
+    if not refers_to_secret(spec.registry_auth.password):
         fix = "keep it with 'modelyard secret set NAME' and write ${{ secrets.NAME }}"
         yield Finding("registry_auth.password", "a password in plain text", fix)
 
