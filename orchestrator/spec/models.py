@@ -66,11 +66,21 @@ Count = Annotated[int, Strict(), Ge(1)]
 Natural = Annotated[int, Strict(), Ge(0)]
 Positive = Annotated[float, Strict(), Gt(0)]
 Percent = Annotated[int, Strict(), Ge(0), Le(100)]
-Bytes = Annotated[int, Strict(), Ge(0), BeforeValidator(_bytes)]
-Seconds = Annotated[int, Strict(), Ge(0), BeforeValidator(forms.read_seconds)]
-Limit = Annotated[Annotated[int, Strict(), Ge(0)] | None, BeforeValidator(forms.read_limit)]
-Words = Annotated[tuple[str, ...], BeforeValidator(forms.split_words)]
-Strings = Annotated[tuple[str, ...], BeforeValidator(forms.wrap_one)]
+Bytes = Annotated[int, Strict(), Ge(0), BeforeValidator(_bytes, json_schema_input_type=str)]
+Seconds = Annotated[
+    int, Strict(), Ge(0), BeforeValidator(forms.read_seconds, json_schema_input_type=str | int)
+]
+Limit = Annotated[
+    Annotated[int, Strict(), Ge(0)] | None,
+    BeforeValidator(forms.read_limit, json_schema_input_type=str | int | Literal[False] | None),
+]
+Words = Annotated[
+    tuple[str, ...], BeforeValidator(forms.split_words, json_schema_input_type=str | tuple[str, ...])
+]
+Strings = Annotated[
+    tuple[str, ...], BeforeValidator(forms.wrap_one, json_schema_input_type=str | tuple[str, ...])
+]
+EnvInput = tuple[str, ...] | Mapping[str, str | int | float | bool | None]
 Vendor = Literal["nvidia", "amd", "google", "intel", "tenstorrent", "aws", "apple", "huawei"]
 Precision = Literal["auto", "bf16", "fp16", "fp8", "int8", "int4"]
 RetryEvent = Literal["no-capacity", "interruption", "error"]
@@ -120,6 +130,8 @@ Source = Annotated[str, AfterValidator(_local_if_dotted)]
 class IntRange(Part):
     """From ``min`` to ``max``, both included; an end that is None is open."""
 
+    short_forms = ("integer", "string")
+
     is_leaf = True
 
     min: Annotated[Natural | None, replace("The least.")] = None
@@ -147,6 +159,8 @@ class IntRange(Part):
 class FloatRange(Part):
     """From ``min`` to ``max``, both included; an end that is None is open."""
 
+    short_forms = ("number", "string")
+
     is_leaf = True
 
     min: Annotated[Annotated[float, Strict(), Ge(0)] | None, replace("The least.")] = None
@@ -173,6 +187,8 @@ class FloatRange(Part):
 
 class ByteRange(Part):
     """From ``min`` to ``max`` bytes, both included; an end that is None is open."""
+
+    short_forms = ("string",)
 
     is_leaf = True
 
@@ -217,6 +233,8 @@ def _end(value: float | None) -> str:
 class Cpu(Part):
     """CPU cores."""
 
+    short_forms = ("number", "string")
+
     is_leaf = True
 
     arch: Annotated[Literal["x86", "arm"] | None, replace("The instruction set; any when unset.")] = None
@@ -240,6 +258,8 @@ def _capability(value: object) -> object:
 class Gpu(Part):
     """Accelerators of one node."""
 
+    short_forms = ("integer", "string")
+
     vendor: Annotated[Vendor | None, replace("Who makes it; any when unset.")] = None
     name: Annotated[
         Strings, replace("Accelerators by name; any of them will do.", examples=["H100", ["A100", "H100"]])
@@ -252,7 +272,7 @@ class Gpu(Part):
     ] = None
     total_memory: Annotated[ByteRange | None, replace("Device memory of all together.")] = None
     compute_capability: Annotated[
-        Annotated[tuple[Int, Int], BeforeValidator(_capability)] | None,
+        Annotated[tuple[Int, Int], BeforeValidator(_capability, json_schema_input_type=str | float)] | None,
         replace("The least CUDA compute capability.", examples=["8.9"]),
     ] = None
 
@@ -280,6 +300,10 @@ def _disk(value: object) -> object:
     return value["size"] if isinstance(value, Mapping) and set(value) == {"size"} else value
 
 
+DiskInput = ByteRange | Mapping[Literal["size"], ByteRange]
+Disk = Annotated[ByteRange, BeforeValidator(_disk, json_schema_input_type=DiskInput)]
+
+
 class Resources(Part):
     """What one node of a job needs; what is unset is not asked for."""
 
@@ -292,9 +316,7 @@ class Resources(Part):
             examples=[1, "24GB", "H100:8", "A100,H100:1..8", "24GB..80GB:2", "amd:MI300X:8"],
         ),
     ] = None
-    disk: Annotated[
-        Annotated[ByteRange, BeforeValidator(_disk)] | None, replace("Disk space.", examples=["100GB.."])
-    ] = None
+    disk: Annotated[Disk | None, replace("Disk space.", examples=["100GB.."])] = None
     shm_size: Annotated[
         Bytes | None, replace("Shared memory (/dev/shm).", unit="bytes", examples=["16GB"])
     ] = None
@@ -326,6 +348,8 @@ def _model_id(value: object) -> object:
 
 class Model(Part):
     """A model: which one, and in what form."""
+
+    short_forms = ("string",)
 
     id: Annotated[
         Source,
@@ -370,6 +394,8 @@ def _adapter_type(value: object) -> object:
 
 class TrainAdapter(Part):
     """What is trained: everything, or an adapter over frozen weights."""
+
+    short_forms = ("string",)
 
     type: Annotated[Literal["none", "lora", "qlora"], replace("none trains every weight.")] = "lora"
     rank: Annotated[Count, replace("Rank of the adapter's matrices.")] = 16
@@ -433,11 +459,14 @@ class PortMapping(Part):
     ] = None
 
 
-Port = Annotated[PortMapping, BeforeValidator(forms.expand_port)]
+PortInput = Annotated[int, Ge(1), Le(65535)] | str | PortMapping
+Port = Annotated[PortMapping, BeforeValidator(forms.expand_port, json_schema_input_type=PortInput)]
 
 
 class MountPoint(Part):
     """A volume or a folder of the machine, seen inside the container at ``path``."""
+
+    short_forms = ("string",)
 
     name: Annotated[Name | None, replace("The volume.")] = None
     instance_path: Annotated[LocalPath | None, replace("The folder of the machine.")] = None
@@ -460,6 +489,8 @@ class MountPoint(Part):
 class FileMapping(Part):
     """A local file or folder that is put into the container before it starts."""
 
+    short_forms = ("string",)
+
     # Where it lies says nothing about what runs: its content is hashed by whoever reads it.
     local_path: Annotated[LocalPath, in_place("The local path, counted from this file's folder.")]
     path: Annotated[str | None, replace("The path inside; unset: its name in the working folder.")] = None
@@ -472,6 +503,8 @@ class FileMapping(Part):
 
 class Repo(Part):
     """A Git repository that is put into the container."""
+
+    short_forms = ("string",)
 
     url: Annotated[str | None, replace("Where it is cloned from.")] = None
     local_path: Annotated[LocalPath | None, in_place("A local clone.")] = None
@@ -677,7 +710,7 @@ class Placement(Named):
         Positive | None, in_place("Dollars an hour for one instance, at most; looked at before a start.")
     ] = None
     retry: Annotated[
-        Annotated[Retry | None, BeforeValidator(_retry)],
+        Annotated[Retry | None, BeforeValidator(_retry, json_schema_input_type=bool | Retry)],
         in_place("What is tried again; true for everything.", examples=[True]),
     ] = None
 
@@ -694,7 +727,9 @@ class Work(Placement):
     privileged: Annotated[Bool, replace("Give the container the machine's privileges.")] = False
     registry_auth: Annotated[RegistryAuth | None, replace("Credentials for a private image.")] = None
     env: Annotated[
-        Annotated[Mapping[str, str | None], BeforeValidator(forms.expand_env)],
+        Annotated[
+            Mapping[str, str | None], BeforeValidator(forms.expand_env, json_schema_input_type=EnvInput)
+        ],
         replace(
             "Environment variables, as a list or a map; a bare name is taken from the environment or the "
             "secret store when the container starts.",
@@ -745,7 +780,9 @@ class Task(Work):
     commands: Annotated[Strings, replace("Shell commands, one after the other.")] = ()
     train: Annotated[Train | None, replace("A training job, in place of commands.")] = None
     nodes: Annotated[
-        Annotated[int | Literal["auto"], BeforeValidator(_nodes)],
+        Annotated[
+            int | Literal["auto"], BeforeValidator(_nodes, json_schema_input_type=Count | Literal["auto"])
+        ],
         replace("Machines that work on it together; auto with train.", examples=[1, "auto"]),
     ] = 1
     startup_order: Annotated[
@@ -778,7 +815,8 @@ class Service(Work):
         Mapping[str, JsonValue], replace("Arguments of the engine; they win over what the plan would pass.")
     ] = {}
     port: Annotated[
-        Annotated[PortMapping, BeforeValidator(forms.expand_service_port)] | None,
+        Annotated[PortMapping, BeforeValidator(forms.expand_service_port, json_schema_input_type=PortInput)]
+        | None,
         replace("The port the program listens on; with model: the engine's own.", examples=[8000]),
     ] = None
     replicas: Annotated[
@@ -789,7 +827,9 @@ class Service(Work):
     rate_limits: Annotated[tuple[RateLimit, ...], in_place("How often a client may ask.")] = ()
     auth: Annotated[Bool, in_place("Ask clients for a token at the gateway.")] = True
     https: Annotated[
-        Annotated[bool | Literal["auto"], BeforeValidator(_https)],
+        Annotated[
+            bool | Literal["auto"], BeforeValidator(_https, json_schema_input_type=bool | Literal["auto"])
+        ],
         in_place("Serve over TLS at the gateway; auto: where it has a certificate."),
     ] = "auto"
 
@@ -810,6 +850,8 @@ class DevEnvironment(Work):
 
 class SshHost(Part):
     """One machine, and how to reach it."""
+
+    short_forms = ("string",)
 
     hostname: Annotated[str, replace("An address or a name.")]
     port: Annotated[Annotated[int, Strict(), Ge(1), Le(65535)] | None, replace("The SSH port.")] = None
@@ -858,7 +900,9 @@ class Fleet(Placement):
     resources: Annotated[Resources, replace("What each machine has.")] = Resources.model_construct()
     blocks: Annotated[Count, replace("Into how many equal parts each machine is divided.")] = 1
     env: Annotated[
-        Annotated[Mapping[str, str | None], BeforeValidator(forms.expand_env)],
+        Annotated[
+            Mapping[str, str | None], BeforeValidator(forms.expand_env, json_schema_input_type=EnvInput)
+        ],
         replace("Environment variables of everything that runs there."),
     ] = {}
     idle_duration: Annotated[

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema
 
 from orchestrator.units import format_duration, parse_duration
 
@@ -83,8 +84,18 @@ class Part(BaseModel):
     # Building a validator costs milliseconds: only the types that a file names are built.
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
+    short_forms: ClassVar[tuple[str, ...]] = ()
+    """JSON types that it may be written as, in place of a mapping."""
     is_leaf: ClassVar[bool] = False
     """Whether a diff shows it whole, in its short form."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Describe the short forms beside the long one."""
+        long = handler(core_schema)
+        return {"anyOf": [{"type": list(cls.short_forms)}, long]} if cls.short_forms else long
 
     def canonical(self) -> Plain:
         """Return what differs from the defaults, as a person would write it; same value, same result."""
