@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,10 +13,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from orchestrator.apply import RunPlan, VolumePlan, World, plan_documents, record
+from orchestrator.apply import (
+    Difference,
+    RunPlan,
+    VolumePlan,
+    World,
+    diff_documents,
+    plan_documents,
+    record,
+)
 from orchestrator.backend import Backend, Check, Instance, LogLine, Offer, Phase, Volume
 from orchestrator.catalog.hardware import accelerator, candidates
-from orchestrator.errors import BackendError, NotFound, StateMoved, Unreachable
+from orchestrator.errors import BackendError, ModelyardError, NotFound, StateMoved, Unreachable
 from orchestrator.loop import Hooks, Loop
 from orchestrator.places import Places, read_places
 from orchestrator.reconcile import Job, Run, RunEvent, RunState, Turn, Wanted
@@ -28,7 +37,10 @@ if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does
 
 Plans = tuple[RunPlan | VolumePlan, ...]
 SILENT = Hooks()
-Goal = Literal["started", "ready", "ended", "deleted"]
+Goal = Literal["accepted", "started", "ready", "settled", "ended", "deleted"]
+"""Where to follow a run to: *accepted* by a backend, *settled* (a task has ended, what is kept up
+is ready), or what the word says. A run that has ended has reached whatever it can.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +73,9 @@ class Api(Protocol):
     def plan(self, documents: Sequence[Document], *, rerun: bool = False) -> Plans:
         """Return what ``apply`` would do; changes nothing."""
 
+    def diff(self, documents: Sequence[Document]) -> tuple[Difference, ...]:
+        """Return how the documents differ from the record; asks no backend."""
+
     def apply(self, plans: Plans) -> tuple[str, ...]:
         """Write down what the plans say; return the names of the runs that changed."""
 
@@ -73,8 +88,14 @@ class Api(Protocol):
     def run(self, name: str) -> RunView:
         """Return one run as it is at this moment."""
 
+    def recorded(self, name: str) -> RunView:
+        """Return one run as it is on record, asking no backend."""
+
     def events(self, name: str | None, *, after: int = 0) -> list[tuple[int, RunEvent]]:
         """Return events with their serials, oldest first."""
+
+    def output(self, launch: str, *, follow: bool) -> Iterator[LogLine]:
+        """Yield the output of one launch."""
 
     def logs(
         self, name: str, *, replica: int, node: int, follow: bool, since: datetime | None, tail: int | None
@@ -84,6 +105,9 @@ class Api(Protocol):
     def execute(self, name: str, command: Sequence[str], *, replica: int, node: int, tty: bool) -> int:
         """Run a command inside a running job on this terminal; return its exit code."""
 
+    def container(self, name: str, *, replica: int, node: int) -> str:
+        """Return what a running job's container is called on this machine, "" where there is none."""
+
     def ask(self, names: Sequence[str], wanted: Wanted) -> None:
         """Write down that the runs shall stop, or be deleted."""
 
@@ -92,6 +116,9 @@ class Api(Protocol):
 
     def check(self) -> list[tuple[str, Check]]:
         """Look whether every configured place is usable."""
+
+    def diagnose(self) -> list[tuple[str, Check]]:
+        """Look whether this installation, its record and every place are well."""
 
     def orphans(self) -> list[Orphan]:
         """Return instances that carry our labels and belong to no run on record."""
@@ -160,17 +187,22 @@ class Local:
 
     def plan(self, documents: Sequence[Document], *, rerun: bool = False) -> Plans:
         """Return what ``apply`` would do; changes nothing."""
-        runs = {run.name: run for run in current_runs(self._url)}
+        return plan_documents(documents, self._world(documents, rerun=rerun))
+
+    def diff(self, documents: Sequence[Document]) -> tuple[Difference, ...]:
+        """Return how the documents differ from the record; asks no backend."""
+        return diff_documents(documents, self._world(documents, rerun=False))
+
+    def _world(self, documents: Sequence[Document], *, rerun: bool) -> World:
         has_volumes = any(document.spec.type == "volume" for document in documents)
-        world = World(
-            runs=runs,
+        return World(
+            runs={run.name: run for run in current_runs(self._url)},
             volumes={v.name: v.spec for v in self.store.volumes()} if has_volumes else {},
             places={name: backend.can for name, backend in self.places.items()},
             offers=lambda: self.offers().offers,
             names=lambda name: [device.name for device in candidates(name)],
             rerun=rerun,
         )
-        return plan_documents(documents, world)
 
     def apply(self, plans: Plans) -> tuple[str, ...]:
         """Write down what the plans say; volumes are made at once."""
@@ -206,6 +238,10 @@ class Local:
     def run(self, name: str) -> RunView:
         """Return one run, brought up to date first."""
         self._settle()
+        return self.recorded(name)
+
+    def recorded(self, name: str) -> RunView:
+        """Return one run as it is on record, asking no backend."""
         run = self.store.run(name)
         return RunView(run, tuple(self.store.jobs(run.id)))
 
@@ -221,6 +257,12 @@ class Local:
         """Let what happened since the last command reach the record."""
         with self._loop() as loop:
             loop.settle()
+
+    def output(self, launch: str, *, follow: bool) -> Iterator[LogLine]:
+        """Yield the output of one launch."""
+        view = self.recorded(launch.rsplit("-", 3)[0])
+        job = next(job for job in view.jobs if job.name == launch)
+        return self.places[job.backend].logs(launch, follow=follow)
 
     def logs(
         self,
@@ -279,6 +321,12 @@ class Local:
         job = self._latest(name, replica, node, alive=True)
         return self.places[job.backend].execute(job.name, command, tty=tty)
 
+    def container(self, name: str, *, replica: int = 0, node: int = 0) -> str:
+        """Return what a running job's container is called on this machine, "" where there is none."""
+        job = self._latest(name, replica, node, alive=True)
+        found = (i.container for i in self.places[job.backend].instances() if i.name == job.name)
+        return next(found, "")
+
     # Ending ----------------------------------------------------------------------------------
 
     def ask(self, names: Sequence[str], wanted: Wanted) -> None:
@@ -318,7 +366,30 @@ class Local:
 
     def check(self) -> list[tuple[str, Check]]:
         """Look whether every configured place is usable."""
-        return [(name, check) for name, backend in self.places.items() for check in backend.check()]
+        return [
+            (
+                name,
+                check
+                if check.ok or self.places.is_required(name)
+                else replace(check, ok=True, detail="not here"),
+            )
+            for name, backend in self.places.items()
+            for check in backend.check()
+        ]
+
+    def diagnose(self) -> list[tuple[str, Check]]:
+        """Look whether this installation, its record and every place are well."""
+        found: list[tuple[str, Check]] = []
+        try:
+            runs = self.store.runs()
+            found.append(
+                ("record", Check("opens", True, f"{len(runs)} runs at {_without_password(self._url)}"))
+            )
+        except ModelyardError as error:
+            found.append(("record", Check("opens", False, error.what, error.fix or "")))
+        where = str(self._config) if self._config else "none: docker where an engine answers, else process"
+        found.append(("config", Check("is read", True, where)))
+        return found + self.check()
 
     def orphans(self) -> list[Orphan]:
         """Return instances that carry our labels and belong to no run on record."""
@@ -380,19 +451,31 @@ class Local:
 _NO_OUTPUT = frozenset({"no-capacity", "rejected", "quota", "denied"})
 """Reasons of jobs that never had a container."""
 
-_REACHED: Mapping[Goal, frozenset[RunState]] = {
-    "started": frozenset({RunState.RUNNING, RunState.READY}),
-    "ready": frozenset({RunState.READY}),
-    "ended": frozenset(),
-    "deleted": frozenset(),
-}
+_UP = frozenset({RunState.RUNNING, RunState.READY})
+_ACCEPTED = _UP | {RunState.STARTING}
 
 
 def has_reached(run: Run, goal: Goal) -> bool:
     """Return whether a run has come to ``goal``, or to an end from which it will not."""
     if goal == "deleted":
         return False
-    return run.state.is_final or run.state in _REACHED[goal] or run.reason.startswith("rollout failed")
+    if run.state.is_final or run.reason.startswith("rollout failed"):
+        return True
+    match goal:
+        case "accepted":
+            return run.state in _ACCEPTED
+        case "started":
+            return run.state in _UP
+        case "ready":
+            return run.state is RunState.READY or (run.type == "task" and run.state is RunState.RUNNING)
+        case "settled":
+            return run.state is RunState.READY
+        case _:
+            return False
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"//([^/@:]*):[^/@]*@", r"//\1:***@", url)
 
 
 def _place(job: Job) -> tuple[int, int]:

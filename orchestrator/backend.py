@@ -226,6 +226,8 @@ class Instance:
     devices: tuple[str, ...] = ()
     restarts: int = 0
     machine: str = ""
+    container: str = ""
+    """What its container is called on that machine, for tools that attach to containers."""
 
 
 @dataclass(frozen=True, slots=True)

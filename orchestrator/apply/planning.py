@@ -16,8 +16,8 @@ from orchestrator.planner.demand import Demand
 from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.plan import Action, Placed, place
 from orchestrator.reconcile import Retry, Run, Template, Wanted
-from orchestrator.spec.load import Document, revive
-from orchestrator.spec.models import DevEnvironment, Fleet, Service, Task, Volume, changes
+from orchestrator.spec.load import Document
+from orchestrator.spec.models import DevEnvironment, Fleet, Service, Task, Volume, changes, spec_of
 from orchestrator.spec.parts import Change
 
 
@@ -79,6 +79,21 @@ class VolumePlan:
         return self.spec.name
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How one document differs from the record, and what applying it would do."""
+
+    name: str
+    type: str
+    action: Action
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def is_change(self) -> bool:
+        """Whether applying the document would do anything."""
+        return self.action != "unchanged"
+
+
 @dataclass(slots=True)
 class _Offers:
     """Offers, asked for once and indexed once."""
@@ -114,6 +129,27 @@ def plan_documents(documents: Sequence[Document], world: World) -> tuple[RunPlan
         else:
             plans.append(_plan_run(document, spec, world, offers))
     return tuple(plans)
+
+
+def diff_documents(documents: Sequence[Document], world: World) -> tuple[Difference, ...]:
+    """Return how every document differs from the record; asks no backend.
+
+    Raises:
+        SpecError: a file that a spec names cannot be read.
+        UsageError: a document cannot take the place of what is on record.
+    """
+    found: list[Difference] = []
+    for document in documents:
+        spec = document.spec
+        if isinstance(spec, Volume):
+            volume = _plan_volume(document, spec, world)
+            found.append(Difference(spec.name, spec.type, volume.action, volume.changes))
+        elif isinstance(spec, Task | Service | DevEnvironment):
+            run = world.runs.get(spec.name)
+            spec_hash = fingerprint(spec, read_inputs(document, spec))
+            action, changed = _compare(spec, spec_hash, run, rerun=world.rerun)
+            found.append(Difference(spec.name, spec.type, action, changed))
+    return tuple(found)
 
 
 def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> RunPlan:
@@ -156,7 +192,7 @@ def _compare(
             f"{run.name!r} is a {run.type} on record and a {spec.type} here",
             fix=f"choose another name, or modelyard delete {run.name}",
         )
-    changed = changes(revive(json.loads(run.spec)), spec)
+    changed = changes(spec_of(json.loads(run.spec)), spec)
     over = run.state.is_final or run.wanted is Wanted.STOP
     if spec_hash != run.spec_hash:
         return ("rerun" if over else "replace"), changed
@@ -241,7 +277,7 @@ def _plan_volume(document: Document, spec: Volume, world: World) -> VolumePlan:
     known = world.volumes.get(spec.name)
     if known is None:
         return VolumePlan(document, spec, "create", backend)
-    changed = changes(revive(json.loads(known)), spec)
+    changed = changes(spec_of(json.loads(known)), spec)
     action: Action = "unchanged"
     if any(change.mark == "replace" for change in changed):
         raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from orchestrator.apply import RunPlan, VolumePlan
+from orchestrator.apply import Difference, RunPlan, VolumePlan
 from orchestrator.backend import Offer
 from orchestrator.planner.plan import Choice, Placed
 from orchestrator.render.table import columns, plural, to_json
@@ -159,3 +159,21 @@ def offer_object(offer: Offer) -> dict[str, object]:
         "price_usd_hour": offer.price_usd_hour,
         "available": offer.available,
     }
+
+
+def diff_text(found: Sequence[Difference]) -> str:
+    """Return the fields that differ, document by document."""
+    lines: list[str] = []
+    for difference in found:
+        lines.append(f"{difference.name}  {difference.type}  {difference.action}")
+        lines += ["  " + change_text(change) for change in difference.changes]
+    return "\n".join(lines)
+
+
+def diff_json(found: Sequence[Difference]) -> str:
+    """Return the differences as ``modelyard/diff/v1``."""
+    runs = [
+        {"name": d.name, "type": d.type, "action": d.action, "changes": [change_object(c) for c in d.changes]}
+        for d in found
+    ]
+    return to_json("modelyard/diff/v1", {"runs": runs})

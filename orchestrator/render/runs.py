@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
@@ -43,6 +44,26 @@ def addresses(view: RunView) -> Iterator[str]:
         for host, port in job.ports.values():
             shown = f"[{host}]" if ":" in host else host
             yield f"http://{shown}:{port}" if view.run.type == "service" else f"{shown}:{port}"
+
+
+def ports_text(view: RunView) -> Iterator[str]:
+    """Yield one line per published port of the live jobs."""
+    for job in view.jobs:
+        if not job.state.is_final:
+            for port, (host, local) in sorted(job.ports.items()):
+                yield f"{job.name}  port {port} answers at {host}:{local}"
+
+
+def editor_link(view: RunView, container: str) -> Iterator[str]:
+    """Yield the link that opens a dev environment in its editor, where it is a container here.
+
+    The form is the one of VS Code's Dev Containers extension: the hex of a small JSON object.
+    """
+    ide = json.loads(view.run.spec).get("ide")
+    if ide and container:
+        where = json.dumps({"containerName": f"/{container}"}).encode().hex()
+        folder = view.run.template.launch.working_dir or "/"
+        yield f"{ide}  {ide}://vscode-remote/attached-container+{where}{folder}"
 
 
 def run_text(view: RunView) -> str:

@@ -1,0 +1,126 @@
+"""The command line: arguments in, one call, render out."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from orchestrator.errors import ModelyardError, UsageError
+
+COMMANDS = {
+    "plan": ("specs", "Show what apply would do, and why."),
+    "apply": ("apply", "Make it so: start, update or replace what the files say."),
+    "diff": ("specs", "Show field by field how the files differ from what is on record."),
+    "validate": ("specs", "Check files and report every problem; needs no backend."),
+    "schema": ("specs", "Print the JSON Schema of the documents, for editors."),
+    "offers": ("places", "Show what can be had where, for how much."),
+    "ps": ("runs", "List runs."),
+    "show": ("runs", "Show one run in full."),
+    "events": ("runs", "Show what happened, oldest first."),
+    "logs": ("runs", "Print a run's output."),
+    "exec": ("runs", "Run a command inside a running job."),
+    "attach": ("runs", "Open a shell in a running job, and say where its ports answer."),
+    "stop": ("runs", "End runs: drain, then terminate, then kill."),
+    "delete": ("runs", "End runs and forget them."),
+    "wait": ("runs", "Wait until runs are ready, started, ended or deleted."),
+    "volume": ("places", "List and delete volumes."),
+    "secret": ("places", "Set, list and delete secrets."),
+    "backend": ("places", "Check the configured backends."),
+    "gc": ("places", "Find what nobody owns, and remove it."),
+    "doctor": ("places", "Look whether everything here is well."),
+    "completion": ("completion", "Print a completion script for a shell."),
+}
+"""Every command: the module that holds it, imported when it is used, and its help."""
+
+# typer carries its own click since 0.26: the root of its usage errors is reached through typer
+_ClickError: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]
+
+
+class _Lazy(TyperGroup):
+    """A group that imports a command's module when the command is used."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  # click's signature
+        """Return the names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import and build one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"orchestrator.cli.{COMMANDS[cmd_name][0]}")
+        group = typer.main.get_group(module.app)
+        return group.get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command, with a suggestion for one that is nearly right."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            fix = f"did you mean {near[0]!r}?" if near else "modelyard --help lists the commands"
+            raise UsageError(f"no command {args[0]!r}", fix=fix)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  # click's signature
+        """Write the table without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+app = typer.Typer(
+    cls=_Lazy,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"modelyard {version('modelyard')}")
+        raise typer.Exit
+
+
+@app.callback()
+def modelyard(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version.", callback=_print_version, is_eager=True
+    ),
+) -> None:
+    """Declare the model; Modelyard finds the GPUs, starts the containers and keeps them running."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code; what went wrong is said on stderr."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code after sysexits."""
+    try:
+        code = app(args=arguments, prog_name="modelyard", standalone_mode=False)
+        sys.stdout.flush()
+        return code or 0
+    except ModelyardError as error:
+        _complain(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted")
+        return 130
+    except BrokenPipeError:
+        # the reader has gone: that is its right, and Python's own complaint at exit is not wanted
+        sys.stdout = None
+        return 0
+    except _ClickError as error:
+        error.show()  # type: ignore[attr-defined]  # click's, reached without naming it
+        return 64
+
+
+def _complain(text: str) -> None:
+    typer.echo(text, err=True)

@@ -1,0 +1,130 @@
+"""Commands about places and what they hold."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.shared import Config, Json, Yes, confirm, open_api
+
+app = typer.Typer(rich_markup_mode=None)
+backend = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Check the configured backends.")
+volume = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List and delete volumes.")
+secret = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Set, list and delete secrets.")
+app.add_typer(backend, name="backend")
+app.add_typer(volume, name="volume")
+app.add_typer(secret, name="secret")
+
+UNWELL = 69
+
+
+@app.command()
+def offers(json: Json = False, config: Config = None) -> None:
+    """Show what can be had where, for how much."""
+    with open_api(config) as api:
+        found = api.offers()
+    from orchestrator.render.runs import offers_json, offers_text
+
+    typer.echo(offers_json(found) if json else offers_text(found))
+
+
+@backend.command("check")
+def check(json: Json = False, config: Config = None) -> None:
+    """Look whether every configured backend is usable."""
+    with open_api(config) as api:
+        found = api.check()
+    from orchestrator.render.runs import checks_json, checks_text
+
+    typer.echo(checks_json(found) if json else checks_text(found))
+    if not all(c.ok for _, c in found):
+        raise typer.Exit(UNWELL)
+
+
+@app.command()
+def gc(
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove them; without it they are listed.")
+    ] = False,
+    yes: Yes = False,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Find what nobody owns, and remove it."""
+    from orchestrator.render.runs import orphans_json, orphans_text
+
+    with open_api(config) as api:
+        found = api.orphans()
+        typer.echo(orphans_json(found) if json else orphans_text(found))
+        if remove and found and confirm(f"remove {len(found)} of them?", yes=yes):
+            api.remove_orphans(found)
+
+
+@app.command()
+def doctor(json: Json = False, config: Config = None) -> None:
+    """Look whether everything here is well."""
+    with open_api(config) as api:
+        found = api.diagnose()
+    from orchestrator.render.runs import checks_json, checks_text
+
+    typer.echo(checks_json(found) if json else checks_text(found))
+    if not all(c.ok for _, c in found):
+        raise typer.Exit(UNWELL)
+
+
+@volume.command("list")
+def list_volumes(json: Json = False, config: Config = None) -> None:
+    """List volumes."""
+    with open_api(config) as api:
+        found = api.volumes()
+    from orchestrator.render.runs import volumes_json, volumes_text
+
+    typer.echo(volumes_json(found) if json else volumes_text(found))
+
+
+@volume.command("delete")
+def delete_volume(
+    name: Annotated[str, typer.Argument(metavar="VOLUME", show_default=False)],
+    yes: Yes = False,
+    config: Config = None,
+) -> None:
+    """Delete a volume and what it holds."""
+    with open_api(config) as api:
+        if not confirm(f"delete volume {name} and what it holds?", yes=yes):
+            raise typer.Abort
+        api.delete_volume(name)
+
+
+SecretName = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
+
+
+@secret.command("set")
+def set_secret(name: SecretName, config: Config = None) -> None:
+    """Keep a secret, encrypted; its value is read from stdin, or asked for without showing it.
+
+    A value on the command line would stand in the process list and the shell's history.
+    """
+    if sys.stdin.isatty():
+        value = typer.prompt(f"value of {name}", hide_input=True, err=True)
+    else:
+        value = sys.stdin.read().removesuffix("\n")
+    with open_api(config) as api:
+        api.set_secret(name, value)
+
+
+@secret.command("list")
+def list_secrets(json: Json = False, config: Config = None) -> None:
+    """List the names of secrets; values are shown nowhere."""
+    with open_api(config) as api:
+        found = api.secrets()
+    from orchestrator.render.runs import secrets_json, secrets_text
+
+    typer.echo(secrets_json(found) if json else secrets_text(found))
+
+
+@secret.command("delete")
+def delete_secret(name: SecretName, config: Config = None) -> None:
+    """Forget a secret."""
+    with open_api(config) as api:
+        api.delete_secret(name)

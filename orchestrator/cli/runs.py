@@ -1,0 +1,200 @@
+"""Commands about the life of runs."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal
+
+import typer
+
+from orchestrator.cli.shared import Config, Json, RunName, RunNames, Yes, confirm, open_api
+from orchestrator.errors import RunFailed, UsageError
+from orchestrator.units import parse_duration
+
+app = typer.Typer(rich_markup_mode=None)
+
+TIMED_OUT = 124
+"""The exit code of ``wait`` when time ran out, as timeout(1) has it."""
+
+Replica = Annotated[int, typer.Option("--replica", min=0, help="Which replica.")]
+Node = Annotated[int, typer.Option("--node", min=0, help="Which node of it.")]
+
+
+@app.command()
+def ps(all: Annotated[bool, typer.Option("-a", "--all", help="Ended runs too.")] = False,
+       json: Json = False, config: Config = None) -> None:  # fmt: skip
+    """List runs."""
+    with open_api(config) as api:
+        views = [view for view in api.runs() if all or json or not view.run.state.is_final]
+    from orchestrator.render.runs import runs_json, runs_text
+
+    typer.echo(runs_json(views) if json else runs_text(views, now=datetime.now(UTC)))
+
+
+@app.command()
+def show(run: RunName, json: Json = False, config: Config = None) -> None:
+    """Show one run in full."""
+    with open_api(config) as api:
+        view = api.run(run)
+    from orchestrator.render.runs import run_json, run_text
+
+    typer.echo(run_json(view) if json else run_text(view))
+
+
+@app.command()
+def events(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Of this run only.")] = None,
+    after: Annotated[int, typer.Option("--after", min=0, help="Only those behind this serial.")] = 0,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Show what happened, oldest first."""
+    with open_api(config) as api:
+        found = api.events(run, after=after)
+    from orchestrator.render.runs import events_json, events_text
+
+    typer.echo(events_json(found) if json else events_text(found))
+
+
+@app.command()
+def logs(
+    run: RunName,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run ends.")] = False,
+    since: Annotated[
+        str | None, typer.Option("--since", help="Only the last 5m, 2h, …, or from a time on.")
+    ] = None,
+    tail: Annotated[int | None, typer.Option("-n", "--tail", min=0, help="Only the last N lines.")] = None,
+    timestamps: Annotated[bool, typer.Option("-t", "--timestamps", help="When each was written.")] = False,
+    replica: Replica = 0,
+    node: Node = 0,
+    config: Config = None,
+) -> None:
+    """Print a run's output."""
+    start = _since(since) if since else None
+    with open_api(config) as api:
+        for line in api.logs(run, replica=replica, node=node, follow=follow, since=start, tail=tail):
+            at = f"{line.at.isoformat(timespec='milliseconds')} " if timestamps and line.at else ""
+            print(at + line.text, flush=follow)
+
+
+def _since(text: str) -> datetime:
+    """Return the time that ``--since`` means: so long ago, or that moment.
+
+    Raises:
+        UsageError: it is neither a duration nor a time.
+    """
+    try:
+        return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
+    except ValueError:
+        pass
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(
+            f"--since: {text!r} is neither a duration nor a time",
+            fix="for example 5m or 2026-01-31T12:00:00Z",
+        ) from None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+@app.command("exec", context_settings={"allow_interspersed_args": False})
+def execute(
+    run: RunName,
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND [ARG]...", show_default=False)],
+    replica: Replica = 0,
+    node: Node = 0,
+    config: Config = None,
+) -> None:
+    """Run a command inside a running job."""
+    words = command[1:] if command[:1] == ["--"] else command
+    if not words:
+        raise UsageError("no command given", fix=f"modelyard exec {run} -- ls")
+    with open_api(config) as api:
+        code = api.execute(run, words, replica=replica, node=node, tty=sys.stdin.isatty())
+    raise typer.Exit(code)
+
+
+@app.command()
+def attach(run: RunName, replica: Replica = 0, node: Node = 0, config: Config = None) -> None:
+    """Open a shell in a running job, and say where its ports answer."""
+    from orchestrator.render.runs import editor_link, ports_text
+
+    with open_api(config) as api:
+        view = api.run(run)
+        container = api.container(run, replica=replica, node=node)
+        for line in (*ports_text(view), *editor_link(view, container)):
+            typer.echo(line, err=True)
+        shell = ["/bin/sh", "-c", "command -v bash >/dev/null && exec bash -l || exec sh -l"]
+        code = api.execute(run, shell, replica=replica, node=node, tty=sys.stdin.isatty())
+    raise typer.Exit(code)
+
+
+@app.command()
+def stop(run: RunNames, yes: Yes = False, detach: Annotated[
+    bool, typer.Option("-d", "--detach", help="Return once it was asked for.")] = False,
+    config: Config = None) -> None:  # fmt: skip
+    """End runs: drain, then terminate, then kill."""
+    from orchestrator.reconcile import Wanted
+
+    _end(run, Wanted.STOP, yes=yes, detach=detach, config=config)
+
+
+@app.command()
+def delete(run: RunNames, yes: Yes = False, detach: Annotated[
+    bool, typer.Option("-d", "--detach", help="Return once it was asked for.")] = False,
+    config: Config = None) -> None:  # fmt: skip
+    """End runs and forget them."""
+    from orchestrator.reconcile import Wanted
+
+    _end(run, Wanted.DELETE, yes=yes, detach=detach, config=config)
+
+
+def _end(names: list[str], wanted: object, *, yes: bool, detach: bool, config: Config) -> None:
+    from orchestrator.cli.progress import Reporter
+    from orchestrator.reconcile import Wanted
+
+    assert isinstance(wanted, Wanted)
+    with open_api(config) as api:
+        for name in names:
+            api.recorded(name)  # an unknown name is an error before anyone is asked
+        if not confirm(f"{wanted.value} {', '.join(names)}?", yes=yes):
+            raise typer.Abort
+        api.ask(names, wanted)
+        if detach:
+            return
+        with Reporter(api, [], prefix=False, terminal=sys.stderr.isatty()) as reporter:
+            goal: Literal["deleted", "ended"] = "deleted" if wanted is Wanted.DELETE else "ended"
+            api.follow(names, goal, hooks=reporter.hooks)
+
+
+@app.command()
+def wait(
+    run: RunNames,
+    goal: Annotated[
+        Literal["ready", "started", "ended", "deleted"], typer.Option("--for", help="What to wait for.")
+    ] = "ready",
+    timeout: Annotated[str | None, typer.Option("--timeout", help="Give up after 30s, 10m, ….")] = None,
+    config: Config = None,
+) -> None:
+    """Wait until runs are ready, started, ended or deleted."""
+    limit = _timeout_s(timeout) if timeout else None
+    with open_api(config) as api:
+        if goal != "deleted":
+            for name in run:
+                api.recorded(name)
+        if not api.follow(run, goal, timeout_s=limit):
+            typer.echo(f"not {goal} within {timeout}", err=True)
+            raise typer.Exit(TIMED_OUT)
+        if goal == "deleted":
+            return
+        failed = [view.run for name in run if (view := api.recorded(name)).run.state.value == "failed"]
+    if failed:
+        raise RunFailed("\n".join(f"{r.name}: failed: {r.reason}" for r in failed))
+
+
+def _timeout_s(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"--timeout: {error}") from None

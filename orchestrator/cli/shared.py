@@ -1,0 +1,91 @@
+"""Options and steps that several commands share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.api import Local
+    from orchestrator.spec.load import Document
+
+Files = Annotated[
+    list[str],
+    typer.Option(
+        "-f", "--file", help="A file, a folder, or - for stdin; may be given often.", show_default=False
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON; its 'schema' key names its form.")]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="The configuration of places.", envvar="MODELYARD_CONFIG", show_default=False
+    ),
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name.", show_default=False)]
+RunNames = Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs.", show_default=False)]
+
+
+@contextmanager
+def open_api(config: Path | None) -> Iterator[Local]:
+    """Give the api of this process, on the record that the environment names."""
+    from orchestrator.api import Local
+
+    api = Local(database_url(), config=config or default_config())
+    try:
+        yield api
+    finally:
+        api.close()
+
+
+def database_url() -> str:
+    """Return where the record is: ``MODELYARD_DATABASE_URL``, or a file of the user's."""
+    if url := os.environ.get("MODELYARD_DATABASE_URL"):
+        return url
+    from platformdirs import user_state_path
+
+    from orchestrator.store.urls import sqlite_url
+
+    return sqlite_url(user_state_path("modelyard", ensure_exists=True) / "state.db")
+
+
+def default_config() -> Path | None:
+    """Return the user's configuration file, None where there is none."""
+    from platformdirs import user_config_path
+
+    path = user_config_path("modelyard") / "config.yaml"
+    return path if path.exists() else None
+
+
+def load_files(paths: Sequence[str], arguments: Sequence[str] = ()) -> tuple[Document, ...]:
+    """Return the documents of files, folders and stdin; every problem at once."""
+    from orchestrator.catalog.hardware import known_names
+    from orchestrator.spec.load import load
+
+    if not paths:
+        raise UsageError("no files given", fix="name them with -f, for example -f configs/")
+    return load(
+        paths, stdin=sys.stdin.buffer, known_accelerators=known_names(), env=os.environ, args=arguments
+    )
+
+
+def confirm(question: str, *, yes: bool) -> bool:
+    """Return whether to go on; without a terminal nobody is asked, and that is an error.
+
+    Raises:
+        UsageError: ``--yes`` is missing and stdin is no terminal.
+    """
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question.rstrip('?')}: there is no terminal to ask on", fix="add --yes")
+    return typer.confirm(question, err=True)
