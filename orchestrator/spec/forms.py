@@ -269,6 +269,24 @@ def expand_cpu(value: object) -> object:
     return found
 
 
+def read_architecture(value: object) -> object:
+    """Return a CPU architecture as the planner spells it; what is unknown comes back as it is.
+
+    >>> read_architecture("arm64")
+    'arm'
+    """
+    return ARCHITECTURES.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def read_vendor(value: object) -> object:
+    """Return the vendor that a word names; what is unknown comes back as it is.
+
+    >>> read_vendor("TPU")
+    'google'
+    """
+    return VENDORS.get(value.lower(), value) if isinstance(value, str) else value
+
+
 def _tokens(text: str) -> list[tuple[str, int]]:
     """Return the parts of ``text`` between colons, each with its offset."""
     parts: list[tuple[str, int]] = []
@@ -344,7 +362,9 @@ def _names(token: str, offset: int, known: Mapping[str, str] | None) -> tuple[st
     return tuple(names)
 
 
-def check_accelerator(name: str, known: Mapping[str, str] | None, *, offset: int = 0) -> None:
+def check_accelerator(
+    name: str, known: Mapping[str, str] | None, *, offset: int = 0, item: int | None = None
+) -> None:
     """Refuse an accelerator that is not in ``known`` (lower case to spelling); None knows all.
 
     A slice of a TPU, such as ``v5litepod-8``, is known by its generation.
@@ -361,7 +381,7 @@ def check_accelerator(name: str, known: Mapping[str, str] | None, *, offset: int
         return
     seen = {key.translate(_LOOK_ALIKE): spelling for key, spelling in known.items()}
     guess = nearest(low.translate(_LOOK_ALIKE), seen)
-    raise FormError(f"unknown accelerator {shown(name)}", guess, offset=offset)
+    raise FormError(f"unknown accelerator {shown(name)}", guess, offset=offset, item=item)
 
 
 def nearest(word: str, words: Mapping[str, str]) -> str | None:

@@ -50,26 +50,6 @@ class Document:
         return Problem(at, what, fix, self.line(at))
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What loading may look at beyond the files.
-
-    Args:
-        accelerators: Names of known accelerators, in any case; None checks no name.
-        env: The environment that ``${{ env.X }}`` is taken from.
-        args: What ``${{ run.args }}`` stands for.
-    """
-
-    accelerators: Collection[str] | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
-    args: Sequence[str] = ()
-
-    def context(self, folder: str | None) -> Context:
-        """Return what validation of a document in ``folder`` may look at."""
-        known = self.accelerators
-        return Context(None if known is None else {name.lower(): name for name in sorted(known)}, folder)
-
-
 def load(
     paths: Sequence[str],
     *,
@@ -91,18 +71,14 @@ def load(
     Raises:
         SpecError: something is wrong; holds every problem of every file, by place.
     """
-    problems = Problems()
-    around = Surroundings(known_accelerators, env or {}, args)
-    documents: list[Document] = []
-    for file, content in _contents(paths, stdin, problems):
+    reader = _Reader(_by_lower_case(known_accelerators), env or {}, args)
+    for file, content in _contents(paths, stdin, reader.problems):
         folder = Path.cwd() if file == STDIN else Path(file).absolute().parent
-        documents += _read(content, file, str(folder), around, problems)
-    _refuse_same_names(documents, problems)
-    if not documents and not problems.found:
+        reader.read(content, file, str(folder))
+    if not reader.documents and not reader.problems.found:
         nowhere = Position(paths[0] if paths else STDIN, 1, 1)
-        problems.add(nowhere, "no documents", "begin with type: task, for example")
-    problems.settle()
-    return tuple(documents)
+        reader.problems.add(nowhere, "no documents", "begin with type: task, for example")
+    return reader.settle()
 
 
 def read(
@@ -122,12 +98,14 @@ def read(
     >>> read("type: volume\\nname: cache")[0].spec.hash()[:8]
     '0d7a3ba9'
     """
-    problems = Problems()
-    around = Surroundings(known_accelerators, env or {}, args)
-    documents = _read(text.encode("utf-8", "surrogatepass"), file, folder, around, problems)
-    _refuse_same_names(documents, problems)
-    problems.settle()
-    return tuple(documents)
+    reader = _Reader(_by_lower_case(known_accelerators), env or {}, args)
+    reader.read(text.encode("utf-8", "surrogatepass"), file, folder)
+    return reader.settle()
+
+
+def _by_lower_case(names: Collection[str] | None) -> dict[str, str] | None:
+    # of two spellings, the one with capitals is kept to be suggested
+    return None if names is None else {name.lower(): name for name in sorted(names, reverse=True)}
 
 
 # --- files ----------------------------------------------------------------------------------
@@ -179,23 +157,38 @@ def _files(path: str, problems: Problems) -> list[str]:
 # --- documents ------------------------------------------------------------------------------
 
 
-def _read(
-    content: bytes, file: str, folder: str | None, around: Surroundings, problems: Problems
-) -> list[Document]:
-    from orchestrator.spec.source import decode, parse  # brings PyYAML: 20 ms of CPU
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Collects documents, and all that is wrong with any of them."""
 
-    source = decode(content, file, problems)
-    if source is None:
-        return []
-    context = around.context(folder)
-    filling = Interpolation(source, around.env, around.args) if "${{" in source.text else None
-    documents = (
-        _document(filling.document(root) if filling else root, source, context) for root in parse(source)
-    )
-    return [document for document in documents if document is not None]
+    accelerators: Mapping[str, str] | None
+    env: Mapping[str, str]
+    args: Sequence[str]
+    problems: Problems = field(default_factory=Problems)
+    documents: list[Document] = field(default_factory=list)
+
+    def read(self, content: bytes, file: str, folder: str | None) -> None:
+        from orchestrator.spec.source import decode, parse  # brings PyYAML: 20 ms of CPU
+
+        source = decode(content, file, self.problems)
+        if source is None:
+            return
+        context = Context(self.accelerators, folder)
+        fill = Interpolation(source, self.env, self.args).document if "${{" in source.text else None
+        for root in parse(source):
+            document = _document(fill(root) if fill else root, source, context)
+            if document is not None:
+                self.documents.append(document)
+
+    def settle(self) -> tuple[Document, ...]:
+        """Return the documents, or raise what is wrong with them."""
+        _refuse_same_names(self.documents, self.problems)
+        self.problems.settle()
+        return tuple(self.documents)
 
 
 def _document(root: Node, source: Source, context: Context) -> Document | None:
+    """Return the checked document, or None when something is wrong with it."""
     spec_type = _type_of(root, source)
     if spec_type is None or not isinstance(root, Entries):
         return None

@@ -237,7 +237,10 @@ class Cpu(Part):
 
     is_leaf = True
 
-    arch: Annotated[Literal["x86", "arm"] | None, replace("The instruction set; any when unset.")] = None
+    arch: Annotated[
+        Annotated[Literal["x86", "arm"], BeforeValidator(forms.read_architecture)] | None,
+        replace("The instruction set; any when unset."),
+    ] = None
     count: Annotated[FloatRange, replace("How many cores.", examples=[2, "8..", 0.5])]
 
     @model_validator(mode="before")
@@ -251,8 +254,10 @@ class Cpu(Part):
         return f"{self.arch}:{count}" if self.arch else count
 
 
-def _capability(value: object) -> object:
-    return forms.expand_capability(value)
+def _known_names(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    for index, name in enumerate(names):
+        forms.check_accelerator(name, _context(info).accelerators, item=index)
+    return names
 
 
 class Gpu(Part):
@@ -260,9 +265,12 @@ class Gpu(Part):
 
     short_forms = ("integer", "string")
 
-    vendor: Annotated[Vendor | None, replace("Who makes it; any when unset.")] = None
+    vendor: Annotated[
+        Annotated[Vendor, BeforeValidator(forms.read_vendor)] | None, replace("Who makes it; any when unset.")
+    ] = None
     name: Annotated[
-        Strings, replace("Accelerators by name; any of them will do.", examples=["H100", ["A100", "H100"]])
+        Annotated[Strings, AfterValidator(_known_names)],
+        replace("Accelerators by name; any of them will do.", examples=["H100", ["A100", "H100"]]),
     ] = ()
     count: Annotated[IntRange, replace("How many of them.", examples=[1, "1..8"])] = IntRange.model_construct(
         min=1, max=1
@@ -272,7 +280,10 @@ class Gpu(Part):
     ] = None
     total_memory: Annotated[ByteRange | None, replace("Device memory of all together.")] = None
     compute_capability: Annotated[
-        Annotated[tuple[Int, Int], BeforeValidator(_capability, json_schema_input_type=str | float)] | None,
+        Annotated[
+            tuple[Int, Int], BeforeValidator(forms.expand_capability, json_schema_input_type=str | float)
+        ]
+        | None,
         replace("The least CUDA compute capability.", examples=["8.9"]),
     ] = None
 
@@ -281,18 +292,12 @@ class Gpu(Part):
     def _expand(cls, value: object, info: ValidationInfo) -> object:
         return forms.expand_gpu(value, _context(info).accelerators)
 
-    @model_validator(mode="after")
-    def _known(self, info: ValidationInfo) -> Self:
-        for name in self.name:
-            forms.check_accelerator(name, _context(info).accelerators)
-        return self
-
     def canonical(self) -> Plain:
-        """Return what is set; the capability as text, such as ``8.9``."""
+        """Return what is set, the capability as text such as ``8.9``; 1 where nothing is."""
         plain = super().canonical()
         if self.compute_capability and isinstance(plain, dict):
             plain["compute_capability"] = "{}.{}".format(*self.compute_capability)
-        return plain
+        return plain or 1
 
 
 def _disk(value: object) -> object:
@@ -342,10 +347,6 @@ class Measured(Part):
     graphs: Annotated[Bytes | None, replace("Captured graphs.", unit="bytes")] = None
 
 
-def _model_id(value: object) -> object:
-    return {"id": value} if isinstance(value, str) else value
-
-
 class Model(Part):
     """A model: which one, and in what form."""
 
@@ -372,7 +373,7 @@ class Model(Part):
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, value: object) -> object:
-        return _model_id(value)
+        return {"id": value} if isinstance(value, str) else value
 
     def canonical(self) -> Plain:
         """Return the id alone where nothing else is set."""
@@ -386,10 +387,6 @@ class Traffic(Part):
     concurrency: Annotated[Count, replace("Requests in flight.")] = 16
     input_tokens: Annotated[Count, replace("Tokens of a typical prompt.")] = 1500
     output_tokens: Annotated[Count, replace("Tokens of a typical answer.")] = 300
-
-
-def _adapter_type(value: object) -> object:
-    return {"type": value} if isinstance(value, str) else value
 
 
 class TrainAdapter(Part):
@@ -408,7 +405,7 @@ class TrainAdapter(Part):
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, value: object) -> object:
-        return _adapter_type(value)
+        return {"type": value} if isinstance(value, str) else value
 
 
 class Train(Part):
