@@ -16,6 +16,8 @@ _ALIASES = {
     "awq_marlin": "awq",
     "auto_gptq": "gptq",
     "gptq_marlin": "gptq",
+    "gptqmodel": "gptq",
+    "intel/auto-round": "auto-round",
     "bnb": "bitsandbytes",
     "float-quantized": "compressed-tensors",
     "int-quantized": "compressed-tensors",
@@ -92,9 +94,10 @@ def choose(
 def _precisions(job: ServingJob, made: str) -> tuple[str, ...]:
     if made in _MADE_IN:
         return _MADE_IN[made]
-    by_bits: dict[float | None, tuple[str, ...]] = {4: ("int4", "fp4"), 8: ("int8", "fp8")}
-    default = ("int4",) if made in ("awq", "gptq") else ("int4", "fp4", "int8", "fp8")
-    return by_bits.get(job.model.quantization_bits, default)
+    bits = job.model.quantization_bits  # with its scales, so a little above 4 or 8
+    if bits is None:
+        return ("int4",) if made in ("awq", "gptq") else ("int4", "fp4", "int8", "fp8")
+    return ("int4", "fp4") if bits < 6 else ("int8", "fp8")
 
 
 def _of_plain(job: ServingJob, named: str | None, online: Mapping[str, str], engine: str) -> Choice | str:

@@ -32,7 +32,7 @@ METHODS: Mapping[str, Method] = {
     "awq": Method((8, 0), gfx=_CDNA),
     "gptq": Method((8, 0), gfx=_CDNA),
     "fp8": Method((8, 0), (8, 9), frozenset({"gfx942"}), frozenset({"gfx942"}), frozenset({"gaudi"})),
-    "compressed-tensors": Method((8, 0), (8, 9)),
+    "compressed-tensors": Method((8, 0)),
     "eetq": Method((8, 0)),
     "exl2": Method((8, 0)),
     "marlin": Method((8, 0)),

@@ -28,6 +28,7 @@ IMAGES: Mapping[str, str] = {
     "rocm": "vllm/vllm-openai-rocm:v{version}",
     "cpu-x86": "vllm/vllm-openai-cpu:v{version}-x86_64",
     "cpu-arm": "vllm/vllm-openai-cpu:v{version}-arm64",
+    "xpu": "vllm/vllm-openai-xpu:v{version}",
     "tpu": "vllm/vllm-tpu:v0.26.0",
     "gaudi": "vault.habana.ai/gaudi-docker/1.23.0/ubuntu22.04/habanalabs/vllm-installer-2.9.0:latest",
 }
@@ -42,29 +43,32 @@ GFX = frozenset(
 """What the ROCm image is built for (vLLM docs, installation/gpu)."""
 _FP8_GFX = frozenset({"gfx942", "gfx950", "gfx1200", "gfx1201"})
 _CDNA3_ON = frozenset({"gfx942", "gfx950"})
-_OFF_GPU = frozenset({"cpu", "gaudi"})
+_OFF_GPU = frozenset({"cpu", "gaudi", "xpu"})
+_XPU = frozenset({"xpu"})
 
 METHODS: Mapping[str, Method] = {
     "awq": Method((7, 5), gfx=GFX, others=_OFF_GPU),
     "gptq": Method((7, 5), gfx=GFX, others=_OFF_GPU),
-    "fp8": Method((7, 5), (8, 9), _FP8_GFX, _FP8_GFX, frozenset({"gaudi", "tpu"})),
+    "auto-round": Method((7, 5), gfx=GFX, others=frozenset({"cpu", "xpu"})),
+    "fp8": Method((7, 5), (8, 9), _FP8_GFX, _FP8_GFX, frozenset({"gaudi", "tpu", "xpu"})),
     "fbgemm_fp8": Method((8, 0), (8, 9), _FP8_GFX, _FP8_GFX),
-    "compressed-tensors": Method((7, 5), (8, 9), GFX, _FP8_GFX, frozenset({"cpu", "gaudi", "tpu"})),
+    # its scheme may be int8, native from 7.5, or fp8, from 8.9: no claim is made
+    "compressed-tensors": Method((7, 5), gfx=GFX, others=frozenset({"cpu", "gaudi", "tpu", "xpu"})),
     "experts_int8": Method((8, 0)),
-    "mxfp4": Method((8, 0), (10, 0), _CDNA3_ON, frozenset({"gfx950"}), frozenset({"tpu"})),
+    "mxfp4": Method((8, 0), (10, 0), _CDNA3_ON, frozenset({"gfx950"}), frozenset({"tpu", "xpu"})),
     "modelopt": Method((8, 0), (8, 9), _FP8_GFX, _FP8_GFX),
     "modelopt_fp8": Method((8, 0), (8, 9), _FP8_GFX, _FP8_GFX),
     "modelopt_fp4": Method((7, 5), (10, 0), _CDNA3_ON),
     "quark": Method((7, 0), (8, 9), GFX, _FP8_GFX),
     "torchao": Method((7, 5), gfx=GFX),
-    "fp8_per_tensor": Method((7, 5), (8, 9), _FP8_GFX, _FP8_GFX),
-    "fp8_per_block": Method((7, 5), (8, 9), _FP8_GFX, _FP8_GFX),
+    "fp8_per_tensor": Method((7, 5), (8, 9), _FP8_GFX, _FP8_GFX, _XPU),
+    "fp8_per_block": Method((7, 5), (8, 9), _FP8_GFX, _FP8_GFX, _XPU),
     "fp8_per_channel": Method((7, 5), (8, 9), _FP8_GFX, _FP8_GFX),
     "int8_per_channel_weight_only": Method((7, 5)),
     "nvfp4_per_token": Method((7, 5), (10, 0)),
     "mxfp8": Method((7, 5), (10, 0), frozenset({"gfx950"}), frozenset({"gfx950"})),
 }
-"""``get_min_capability`` of each method in vLLM 0.33.0; on AMD the list of ``platforms/rocm.py``.
+"""``get_min_capability`` of each method in vLLM 0.33.0; on AMD and Intel the lists in ``platforms/``.
 GGUF and bitsandbytes left the core: they need plugins that the image does not have."""
 
 ONLINE: Mapping[str, str] = {"fp8": "fp8", "int8": "int8_per_channel_weight_only"}

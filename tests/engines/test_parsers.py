@@ -1,0 +1,128 @@
+"""Every command we generate is one that the engine's own parser accepts.
+
+Needs the engines' packages (no GPU) in environments of their own: ``docs/reference/engines.md``
+says how they are made. ``MODELYARD_VLLM_PYTHON`` and ``MODELYARD_SGLANG_PYTHON`` name the
+interpreters; without them these tests skip, unless ``MODELYARD_REQUIRE`` asks for them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.catalog.values import ModelFacts
+from orchestrator.engines import ServingJob, engine
+from orchestrator.engines.node_entry import command as node_command
+from tests.engines.jobs import A100, H100, LLAMA_8B, MODELS, every_job, job
+
+SCRIPT = Path(__file__).with_name("ask_parser.py")
+NODE = {"MODELYARD_MASTER_NODE_IP": "10.0.0.1", "MODELYARD_NODE_IP": "10.0.0.2", "MODELYARD_NODE_RANK": "1"}
+
+
+def interpreter(name: str) -> str:
+    """Return the interpreter that has ``name``, or skip the test."""
+    variable = f"MODELYARD_{name.upper()}_PYTHON"
+    python = os.environ.get(variable)
+    if python is None:
+        if name in os.environ.get("MODELYARD_REQUIRE", "").split(","):
+            pytest.fail(f"{variable} is not set, and MODELYARD_REQUIRE asks for {name}")
+        pytest.skip(f"{variable} names no interpreter with {name}")
+    return python
+
+
+def ask(name: str, questions: Iterable[tuple[tuple[str, ...], str | None]]) -> list[dict[str, Any]]:
+    """Return the parser's verdicts on command lines, in order."""
+    lines = [json.dumps({"argv": argv, "folder": folder}) for argv, folder in questions]
+    done = subprocess.run(
+        [interpreter(name), str(SCRIPT), name],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    verdicts = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(verdicts) == len(lines), done.stderr[-2000:]
+    return verdicts
+
+
+def argv_of(name: str, sized: ServingJob) -> tuple[str, ...]:
+    """Return what the engine's program gets on a node of ``sized``, a follower where there are several."""
+    launch = engine(name).launch(sized)
+    words = (*(launch.entrypoint or ()), *launch.command)
+    if sized.nodes > 1:
+        words = tuple(node_command(words[2:], NODE))
+    prefix = {"vllm": 2, "sglang": 3}[name]
+    return words[prefix:]
+
+
+def distinct(name: str, models: Iterable[ModelFacts]) -> dict[tuple[str, ...], ServingJob]:
+    """Return every different command line for ``models``, with a job that gives it."""
+    served = engine(name)
+    return {argv_of(name, sized): sized for sized in every_job(models) if served.refuses(sized) is None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vllm", "sglang"])
+def test_every_command_parses(name: str) -> None:
+    interpreter(name)
+    commands = distinct(name, MODELS)
+    verdicts = ask(name, [(argv, None) for argv in commands])
+    refused = [(argv, v["error"]) for argv, v in zip(commands, verdicts, strict=True) if not v["ok"]]
+    print(f"{len(commands)} {name} commands, {len(refused)} refused", file=sys.stderr)
+    assert not refused, refused[:3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vllm", "sglang"])
+def test_parser_refuses_what_does_not_exist(name: str) -> None:
+    """The question itself must be able to fail."""
+    words = argv_of(name, job())
+    verdicts = ask(name, [(words, None), ((*words, "--swap-space", "4"), None)])
+    assert [v["ok"] for v in verdicts] == [True, False]
+
+
+def config_json(folder: Path, model: ModelFacts) -> str:
+    """Write a Llama ``config.json`` with the dimensions of ``model`` and return its folder."""
+    folder.mkdir(parents=True)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": model.hidden,
+        "intermediate_size": model.intermediate,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "vocab_size": model.vocab,
+        "max_position_embeddings": model.context,
+        "torch_dtype": "bfloat16",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_vllm_configures_what_we_launch(tmp_path: Path) -> None:
+    """Its configuration check sees what its parser does not: lengths, degrees, batch sizes."""
+    interpreter("vllm")
+    folder = config_json(tmp_path / "llama", LLAMA_8B)
+    sized = [s for s in every_job([LLAMA_8B], (None, A100, H100)) if s.source.scheme != "s3"]
+    sized = [s for s in sized if engine("vllm").refuses(s) is None]
+    verdicts = ask("vllm", [(argv_of("vllm", s), folder) for s in sized])
+    refused = [(s, v["error"]) for s, v in zip(sized, verdicts, strict=True) if not v["ok"]]
+    print(f"{len(sized)} vllm configurations, {len(refused)} refused", file=sys.stderr)
+    assert not refused, refused[:3]
+
+
+@pytest.mark.slow
+def test_vllm_configuration_catches_a_length_beyond_the_model(tmp_path: Path) -> None:
+    folder = config_json(tmp_path / "llama", LLAMA_8B)
+    words = ("m", "--max-model-len", "200000")
+    assert not ask("vllm", [(words, folder)])[0]["ok"]
