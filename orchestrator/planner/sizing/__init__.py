@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from orchestrator.planner.sizing.logs import from_log
 from orchestrator.planner.sizing.serving import size_serving
-from orchestrator.planner.sizing.values import DeviceMemory, Measured, ServingJob, Size
+from orchestrator.planner.sizing.training import size_training
+from orchestrator.planner.sizing.values import DeviceMemory, Measured, ServingJob, Size, TrainingJob
 
-__all__ = ["DeviceMemory", "Measured", "ServingJob", "Size", "from_log", "size_serving"]
+__all__ = [
+    "DeviceMemory",
+    "Measured",
+    "ServingJob",
+    "Size",
+    "TrainingJob",
+    "from_log",
+    "size_serving",
+    "size_training",
+]

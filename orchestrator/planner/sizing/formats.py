@@ -20,9 +20,9 @@ attention.
 class WeightFormat:
     """A way to store weights: ``bits`` per touched weight with its scales and zeros included.
 
-    ``moe_scope`` and ``vision_scope`` replace ``scope`` for mixtures of experts and for models
-    with a vision tower, where published checkpoints touch less. ``pad_experts`` is the multiple
-    to which kernels pad each expert's inner dimension when it is loaded.
+    ``moe_scope`` replaces ``scope`` for mixtures of experts, where published checkpoints touch
+    less. ``pad_experts`` is the multiple to which kernels pad each expert's inner dimension when
+    it is loaded.
     """
 
     name: str
@@ -31,18 +31,21 @@ class WeightFormat:
     source: str
     rest_bits: float = 16.0
     moe_scope: Scope | None = None
-    vision_scope: Scope | None = None
     pad_experts: int = 1
 
-    def scope_for(self, *, experts: bool, vision: bool) -> Scope:
-        """Return the scope that holds for a model with these parts.
+    def scope_for(self, *, experts: bool, skips: tuple[str, ...] = ()) -> Scope:
+        """Return the scope that holds for a model with or without experts.
 
-        >>> FORMATS["gptq"].scope_for(experts=True, vision=False)
+        ``skips`` are the modules a published config leaves in 16 bits; attention among them
+        leaves the feed-forward alone.
+
+        >>> FORMATS["gptq"].scope_for(experts=True)
         'experts'
+        >>> FORMATS["nvfp4"].scope_for(experts=False, skips=("model.layers.0.self_attn*",))
+        'mlp'
         """
-        if vision and self.vision_scope is not None:
-            return self.vision_scope
-        return self.moe_scope if experts and self.moe_scope is not None else self.scope
+        scope = self.moe_scope if experts and self.moe_scope is not None else self.scope
+        return "mlp" if scope == "linear" and any("attn" in s for s in skips) else scope
 
 
 def _grouped(bits: int, group: int, *, zeros: bool) -> float:
@@ -89,9 +92,7 @@ _FORMATS = (
         "OCP Microscaling 1.0: 4 bits, 8-bit scale per 32; gpt-oss README",
         pad_experts=256,
     ),
-    WeightFormat(
-        "nvfp4", 4.5, "linear", "NVIDIA Model-Optimizer README: 4 bits, fp8 scale per 16", vision_scope="mlp"
-    ),
+    WeightFormat("nvfp4", 4.5, "linear", "NVIDIA Model-Optimizer README: 4 bits, fp8 scale per 16"),
     WeightFormat(
         "nvfp4_mixed", 4.5, "experts", "NVIDIA Model-Optimizer README: 4-bit experts, the rest 16 bits"
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from orchestrator.catalog.values import ModelFacts
+from orchestrator.catalog.values import LayerKind, ModelFacts
 
 SIMILAR_GROUPS = 1.25
 """Kinds of layer whose counts differ by less than this share one group of the larger size
@@ -61,7 +61,7 @@ class KvLayout:
         return max(0.0, pool_bytes) / each if each > 0 else math.inf
 
 
-def layer_token_bytes(facts: ModelFacts, *, tensor: int, element_bytes: float) -> float:
+def layer_token_bytes(facts: ModelFacts, kind: LayerKind, *, tensor: int, element_bytes: float) -> float:
     """Return what one token takes in one attention layer on one tensor-parallel rank.
 
     Latent attention (MLA) keeps one latent and one rotary key, whole on every rank; heads that
@@ -69,13 +69,16 @@ def layer_token_bytes(facts: ModelFacts, *, tensor: int, element_bytes: float) -
 
     >>> mla = ModelFacts("v3", "DeepseekV3ForCausalLM", 61, 7168, 18432, 128, 128, 128, 129280,
     ...                  attention="mla", kv_lora_rank=512, qk_rope_head_dim=64)
-    >>> layer_token_bytes(mla, tensor=8, element_bytes=2)
+    >>> layer_token_bytes(mla, "full", tensor=8, element_bytes=2)
     1152
     """
+    if kind not in ("full", "sliding"):
+        return 0.0
     if facts.attention == "mla":
         return ((facts.kv_lora_rank or 0) + (facts.qk_rope_head_dim or 0)) * element_bytes
-    heads = max(1, math.ceil(facts.kv_heads / tensor))
-    return heads * (facts.head_dim + (facts.v_head_dim or facts.head_dim)) * element_bytes
+    heads = facts.heads_of(kind)
+    kept = max(1, math.ceil(heads.kv_heads / tensor))
+    return kept * (heads.head_dim + (heads.v_head_dim or heads.head_dim)) * element_bytes
 
 
 def kv_layout(
@@ -89,29 +92,47 @@ def kv_layout(
         pipeline: Stages that share the layers.
         element_bytes: 2 for bf16, 1 for fp8.
         grouped: Whether the engine allots kinds of layer in equal groups and pads the last
-            one, as vLLM does since 0.11.
+            one, as vLLM does since 0.10.
+
+    A grouped engine gives every kind pages of one size, so the kind with the smaller tokens
+    gets the longer blocks, and the printed count is in those.
     """
-    each = layer_token_bytes(facts, tensor=tensor, element_bytes=element_bytes)
-    kinds = facts.kinds()
-    per_stage = math.ceil(len(kinds) / pipeline)
-    stages = [kinds[i : i + per_stage] for i in range(0, len(kinds), per_stage)] or [kinds]
-    worst = max(stages, key=lambda s: (len(s) - s.count("linear"), len(s)))
-    full, sliding = worst.count("full"), worst.count("sliding")
+    full_each = layer_token_bytes(facts, "full", tensor=tensor, element_bytes=element_bytes)
+    slide_each = layer_token_bytes(facts, "sliding", tensor=tensor, element_bytes=element_bytes)
+    full, sliding, linear = _worst_stage(facts, pipeline)
+    index = _indexer_token_bytes(facts, full + sliding)
     window = facts.sliding_window or 0
-    if not window or (sliding and not full):
-        # a model whose every layer slides is one group: it is charged in full
-        charged, full_layers, window_layers = full + sliding, full + (0 if window else sliding), sliding
+    if not window:
+        full, sliding = full + sliding, 0
+    if full and sliding and grouped:
+        token = _padded(full, sliding) * min(full_each, slide_each)
     else:
-        charged, full_layers, window_layers = full + sliding, full, sliding
-        if grouped:
-            charged = _padded(full, sliding)
+        token = full * full_each + sliding * slide_each
     return KvLayout(
-        token_bytes=charged * each,
-        full_bytes=full_layers * each,
-        window_bytes=window_layers * each if window else 0,
+        token_bytes=token + index,
+        full_bytes=full * full_each + index,
+        window_bytes=sliding * slide_each,
         window=window,
-        state_bytes=worst.count("linear") * facts.linear_state_bytes // tensor,
+        state_bytes=linear * facts.linear_state_bytes // tensor,
     )
+
+
+def _worst_stage(facts: ModelFacts, pipeline: int) -> tuple[int, int, int]:
+    """Return the full, sliding and linear layers that cache on the stage that keeps the most."""
+    kinds = facts.kinds()
+    if facts.kv_shared_layers:
+        kinds = kinds[: len(kinds) - facts.kv_shared_layers]
+    per_stage = math.ceil(len(kinds) / pipeline)
+    stages = [kinds[i : i + per_stage] for i in range(0, len(kinds), per_stage)]
+    counts = [(s.count("full"), s.count("sliding"), s.count("linear")) for s in stages]
+    return max(counts, key=lambda c: (c[0] + c[1], c[0], c[2]), default=(0, 0, 0))
+
+
+def _indexer_token_bytes(facts: ModelFacts, layers: int) -> float:
+    """Return what a sparse-attention indexer caches: an fp8 key and a 4-byte scale per token."""
+    if not facts.index_layers or not facts.index_head_dim:
+        return 0.0
+    return min(layers, facts.index_layers) * (facts.index_head_dim + 4)
 
 
 def _padded(full: int, sliding: int) -> int:

@@ -37,7 +37,8 @@ class EngineProfile:
     on one device, added for a tensor-parallel group, and for each doubling of it beyond two.
     ``stage_non_torch_bytes`` replaces the first on pipeline ranks. ``graphs`` says whether CUDA
     graphs are charged inside the budget. ``whole_prompt`` engines profile a prompt of the whole
-    context; ``prompt_logits`` ones compute logits for every prompt token.
+    context; ``prompt_logits`` ones compute logits for every prompt token. ``unties`` names formats
+    in which a head of its own is loaded although the config ties it to the embedding.
     """
 
     engine: str
@@ -57,6 +58,7 @@ class EngineProfile:
     prefill_activations: bool = True
     block_tokens: int = 16
     tiers: tuple[BatchTier, ...] = (BatchTier(0, 256, 2048),)
+    unties: frozenset[str] = frozenset()
     slow_tier_names: tuple[str, ...] = ()
     """Accelerators that keep the lowest tier whatever their memory."""
 
@@ -184,12 +186,19 @@ _PROFILES: tuple[EngineProfile, ...] = (
         since=(4, 51),
         source="Qwen3 speed_benchmark.md: the peak over a prompt of 30,720 tokens is weights and KV cache",
         prefill_activations=False,
+        unties=frozenset({"fp8_block128"}),
     ),
     replace(_T445, since=(4, 52), source="as 4.45 to 4.50: the larger of the two behaviours measured"),
     replace(_T445, engine="litgpt", since=(0,), source="litgpt tutorials/resource-tables.md"),
 )
 
-CURRENT: Mapping[str, str] = {"vllm": "0.33", "sglang": "0.5.23", "tgi": "3.3.5", "nim": "0.33", "transformers": "5"}
+CURRENT: Mapping[str, str] = {
+    "vllm": "0.33",
+    "sglang": "0.5.23",
+    "tgi": "3.3.5",
+    "nim": "0.33",
+    "transformers": "5",
+}
 """The version that is meant when none is named; NIM 3 wraps vLLM and counts by its version."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.catalog.values import Accelerator, ModelFacts
 from orchestrator.planner.sizing.adapters import adapter_parameters
@@ -52,7 +52,8 @@ def size_serving(facts: ModelFacts, device: Accelerator, job: ServingJob) -> Siz
     >>> from orchestrator.catalog.values import Accelerator
     >>> h100 = Accelerator("H100-80GB", "nvidia", "hopper", 80, round(79.19 * 2**30), "torch on an H100 SXM")
     >>> llama = ModelFacts("llama-3.1-8b", "LlamaForCausalLM", 32, 4096, 14336, 32, 8, 128, 128256)
-    >>> size = size_serving(llama, h100, ServingJob(engine_version="0.19.0", context=8192, memory_utilization=0.95))
+    >>> job = ServingJob(engine_version="0.19.0", context=8192, memory_utilization=0.95)
+    >>> size = size_serving(llama, h100, job)
     >>> size.fits, round(size.device.non_kv_bytes / 2**30, 1), size.kv_cache_tokens
     (True, 17.1, 476352)
     """
@@ -131,7 +132,9 @@ def _non_kv(
     expert_ranks = max(job.expert, job.tensor)
     weights = measured.weights_bytes
     if weights is None:
+        own_head = facts.tied and precision.name in profile.unties
         sized = weight_bytes(facts, precision.name)
+        sized = replace(sized, head=sized.embedding) if own_head else sized
         weights = round(
             device_weight_bytes(
                 facts, sized, tensor=job.tensor, pipeline=job.pipeline, expert_ranks=expert_ranks
@@ -140,7 +143,9 @@ def _non_kv(
     activations = measured.activations_bytes
     if activations is None:
         wide = 4 if precision.name == "fp32" else 2
-        activations = round(_activations(facts, job, profile, batch, element_bytes=wide, native=precision.name))
+        activations = round(
+            _activations(facts, job, profile, batch, element_bytes=wide, native=precision.name)
+        )
     adapter = 2 * job.adapters * adapter_parameters(facts, job.adapter_rank) // job.tensor // job.pipeline
     return DeviceMemory(
         weights_bytes=weights,
@@ -175,7 +180,9 @@ def _activations(
     h, inner = facts.hidden, facts.intermediate / job.tensor
     if profile.base == "none":
         forward = batch.tokens * (3 * inner + 3 * h) * element_bytes if profile.prefill_activations else 0.0
-        logits = batch.tokens * facts.vocab * 6 if profile.prompt_logits else batch.sequences * facts.vocab * 4
+        logits = (
+            batch.tokens * facts.vocab * 6 if profile.prompt_logits else batch.sequences * facts.vocab * 4
+        )
         return max(forward, logits)
     products = 3 if facts.gated else 2
     forward = batch.tokens * (products * inner + 4 * h) * element_bytes
@@ -224,7 +231,7 @@ def _without_pool(
     peak = memory.non_kv_bytes + round(wanted)
     short = round(peak * (1 + profile.margin)) + CONTEXT_BYTES - memory.visible_bytes
     return Size(
-        device=_completed(memory, kv=round(wanted), peak=peak),
+        device=replace(memory, kv_cache_bytes=round(wanted), peak_bytes=peak),
         fits=short <= 0,
         margin=profile.margin,
         reason="" if short <= 0 else _REASONS["memory"],
@@ -263,7 +270,7 @@ def _with_pool(
     if tokens is None:
         tokens = layout.admitted_tokens(pool, block=profile.block_tokens) * job.data
     return Size(
-        device=_completed(memory, kv=max(0, round(pool)), peak=_peak(memory, profile, pool)),
+        device=replace(memory, kv_cache_bytes=max(0, round(pool)), peak_bytes=_peak(memory, profile, pool)),
         fits=not reason,
         margin=profile.margin,
         reason=reason,
@@ -337,16 +344,3 @@ _REASONS = {
 def _peak(memory: DeviceMemory, profile: EngineProfile, pool: float) -> int:
     graphs = memory.graphs_bytes if profile.graphs != "none" else 0
     return memory.non_kv_bytes + graphs + max(0, round(pool))
-
-
-def _completed(memory: DeviceMemory, *, kv: int, peak: int) -> DeviceMemory:
-    return DeviceMemory(
-        weights_bytes=memory.weights_bytes,
-        activations_bytes=memory.activations_bytes,
-        non_torch_bytes=memory.non_torch_bytes,
-        graphs_bytes=memory.graphs_bytes,
-        kv_cache_bytes=kv,
-        adapter_bytes=memory.adapter_bytes,
-        peak_bytes=peak,
-        visible_bytes=memory.visible_bytes,
-    )

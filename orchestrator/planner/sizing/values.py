@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,68 @@ class ServingJob:
     def devices(self) -> int:
         """How many devices one replica takes."""
         return self.tensor * self.pipeline * self.data
+
+
+Method = Literal["sft", "pretrain", "dpo", "kto", "orpo", "reward", "ppo", "grpo"]
+Tuning = Literal["full", "lora", "qlora"]
+Checkpointing = Literal["none", "selective", "full"]
+LossKernel = Literal["full", "chunked", "fused"]
+Sharding = Literal["none", "zero1", "zero2", "zero3", "fsdp"]
+Offload = Literal["none", "optimizer", "activations", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """One training run as its framework will hold it.
+
+    ``devices`` share the batch; ``tensor`` × ``pipeline`` of them hold one copy of the model.
+    ``micro_batch`` sequences of ``sequence_length`` tokens go through a device at once. Unpacked
+    batches are padded to their longest sample, ``longest_sample`` tokens where the data set is
+    known. ``state_dtype`` is what optimizer states and adapters are kept in: with ``fp32``,
+    16-bit weights that are trained have a master copy. ``base_format`` is what a frozen base is
+    kept in (None: 16 bits, or nf4 with ``qlora``); ``quantizes_experts`` says that a base which
+    is quantized while it loads has its experts converted too. ``accumulates`` says that gradients stay
+    between micro batches. ``rollout_share`` is the share of the device that the engine which
+    generates takes (GRPO, PPO).
+    """
+
+    engine: str = "trl"
+    tuning: Tuning = "full"
+    method: Method = "sft"
+    precision: str = "bf16"
+    sequence_length: int = 2048
+    micro_batch: int = 1
+    packing: bool = False
+    longest_sample: int | None = None
+    optimizer: str = "adamw"
+    state_dtype: Literal["bf16", "fp32"] = "bf16"
+    checkpointing: Checkpointing = "full"
+    loss_kernel: LossKernel = "full"
+    compiled: bool = False
+    optimizer_in_backward: bool = False
+    accumulates: bool = True
+    sharding: Sharding = "none"
+    offload: Offload = "none"
+    devices: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    expert: int = 1
+    rank: int = 16
+    targets: tuple[str, ...] = ("all-linear",)
+    base_format: str | None = None
+    quantizes_experts: bool = False
+    reference: bool | None = None
+    rollout_share: float = 0.0
+    measured: Measured = Measured()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that pass through one device at once."""
+        length = self.sequence_length
+        if not self.packing and self.longest_sample is not None:
+            length = min(length, self.longest_sample)
+        pairs = 2 if self.method in ("dpo", "orpo", "reward") else 1
+        return length * self.micro_batch * pairs
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
+from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.values import ModelFacts
 from orchestrator.planner.sizing.formats import WeightFormat, weight_format
-from orchestrator.planner.sizing.parameters import Parameters, count_parts, expert_layers
+from orchestrator.planner.sizing.parameters import count_parts, expert_layers, speculative_parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,70 +56,48 @@ def weight_bytes(facts: ModelFacts, precision: str, *, loaded: bool = True) -> W
     from the bytes on disk, with the multi-token-prediction layers.
 
     >>> llama = ModelFacts("llama-3.1-8b", "LlamaForCausalLM", 32, 4096, 14336, 32, 8, 128, 128256)
-    >>> round(weight_bytes(llama, "bf16").total / 2**30, 2), round(weight_bytes(llama, "fp8").total / 2**30, 2)
-    (14.96, 8.46)
+    >>> [round(weight_bytes(llama, name).total / 2**30, 2) for name in ("bf16", "fp8")]
+    [14.96, 8.46]
     """
     fmt = weight_format(precision)
-    parts = count_parts(facts)
-    sized = _by_scope(parts, fmt, facts)
+    sized = _by_scope(count_parts(facts), fmt, facts)
     as_published = weight_format(published_format(facts)).name == fmt.name
     if facts.weights_bytes is not None and as_published:
-        mtp = parts.mtp * _mtp_bits(fmt) / 8
-        return _scaled(sized, max(0.0, facts.weights_bytes - mtp) / sized.total)
-    if loaded and fmt.pad_experts > 1 and facts.expert_intermediate:
+        known = facts.weights_bytes - (_speculative_bytes(facts, fmt) if loaded else 0)
+        return _scaled(sized, max(0.0, known) / sized.total)
+    if not loaded:
+        return replace(sized, experts=sized.experts + _speculative_bytes(facts, fmt))
+    if fmt.pad_experts > 1 and facts.expert_intermediate:
         width = facts.expert_intermediate
         padded = math.ceil(width / fmt.pad_experts) * fmt.pad_experts
-        return _with_experts(sized, sized.experts * padded / width)
-    if not loaded:
-        return _with_experts(sized, sized.experts + parts.mtp * _mtp_bits(fmt) / 8)
+        return replace(sized, experts=sized.experts * padded / width)
     return sized
 
 
-def _mtp_bits(fmt: WeightFormat) -> float:
+def _speculative_bytes(facts: ModelFacts, fmt: WeightFormat) -> float:
     # int4 checkpoints leave the speculative layers in 16 bits; fp8 ones convert them too
-    return fmt.bits if fmt.bits >= 8 or fmt.name == "fp8_fp4" else fmt.rest_bits
+    bits = fmt.bits if fmt.bits >= 8 or fmt.rest_bits < 16 else fmt.rest_bits
+    return speculative_parameters(facts) * bits / 8
 
 
 def _by_scope(parts: Parameters, fmt: WeightFormat, facts: ModelFacts) -> WeightBytes:
-    scope = fmt.scope_for(experts=bool(facts.experts), vision=parts.vision > 0)
+    scope = fmt.scope_for(experts=bool(facts.experts), skips=facts.quantization_skips)
     touched, rest = fmt.bits / 8, fmt.rest_bits / 8
     everything = touched if scope == "all" else max(rest, 2.0)  # embeddings never below 16 bits
     return WeightBytes(
         embedding=parts.embedding * everything,
         head=parts.head * everything,
-        attention=parts.attention * (touched if scope in ("all", "linear") else rest),
+        attention=(parts.attention + parts.mixer) * (touched if scope in ("all", "linear") else rest),
         dense=parts.dense * (touched if scope != "experts" else rest),
         experts=parts.experts * touched,
         shared=parts.shared * (touched if scope != "experts" else rest),
-        other=parts.other * everything,
+        other=(parts.other + parts.router) * everything,
         vision=parts.vision * everything,
     )
 
 
 def _scaled(sized: WeightBytes, factor: float) -> WeightBytes:
-    return WeightBytes(
-        sized.embedding * factor,
-        sized.head * factor,
-        sized.attention * factor,
-        sized.dense * factor,
-        sized.experts * factor,
-        sized.shared * factor,
-        sized.other * factor,
-        sized.vision * factor,
-    )
-
-
-def _with_experts(sized: WeightBytes, experts: float) -> WeightBytes:
-    return WeightBytes(
-        sized.embedding,
-        sized.head,
-        sized.attention,
-        sized.dense,
-        experts,
-        sized.shared,
-        sized.other,
-        sized.vision,
-    )
+    return WeightBytes(*(getattr(sized, f.name) * factor for f in fields(sized)))
 
 
 def device_weight_bytes(
@@ -132,10 +111,10 @@ def device_weight_bytes(
 
     >>> llama = ModelFacts("llama-3.1-8b", "LlamaForCausalLM", 32, 4096, 14336, 32, 8, 128, 128256)
     >>> sized = weight_bytes(llama, "bf16")
-    >>> [round(device_weight_bytes(llama, sized, tensor=1, pipeline=n, expert_ranks=1) / 2**30, 2) for n in (1, 2, 4)]
+    >>> held = [device_weight_bytes(llama, sized, tensor=1, pipeline=n, expert_ranks=1) for n in (1, 2, 4)]
+    >>> [round(each / 2**30, 2) for each in held]
     [14.96, 7.48, 4.23]
     """
-    dense_side = (sized.embedding, sized.head or sized.embedding)
     if pipeline == 1:
         layers = (sized.layers - sized.experts) / tensor + sized.experts / expert_ranks
         return layers + (sized.embedding + sized.head) / tensor + sized.vision
@@ -164,9 +143,11 @@ def split_layers(layers: int, pipeline: int) -> tuple[int, ...]:
 def _layer_bytes(
     facts: ModelFacts, sized: WeightBytes, *, tensor: int, expert_ranks: int
 ) -> tuple[float, ...]:
+    feeds = facts.feeds()
     routed = expert_layers(facts)
-    leading = facts.layers - routed
+    plain = sum(1 for feed in feeds if feed in ("dense", "both"))
     common = (sized.attention + sized.other) / facts.layers / tensor
-    dense = sized.dense / leading / tensor if leading else 0.0
+    dense = sized.dense / plain / tensor if plain else 0.0
     moe = (sized.experts / expert_ranks + sized.shared / tensor) / routed if routed else 0.0
-    return (common + dense,) * leading + (common + moe,) * routed
+    each = {"dense": dense, "experts": moe, "both": dense + moe, "none": 0.0}
+    return tuple(common + each[feed] for feed in feeds)

@@ -1,0 +1,344 @@
+"""Read a row of measured memory into what the sizing is asked; the answers are never looked at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from orchestrator.catalog.parameters import parameters
+from orchestrator.catalog.values import Accelerator, LayerKind, ModelFacts, VisionFacts
+from orchestrator.planner.sizing.formats import weight_format
+from orchestrator.planner.sizing.values import (
+    Checkpointing,
+    LossKernel,
+    Offload,
+    Sharding,
+    TrainingJob,
+    Tuning,
+)
+from orchestrator.units import GIB
+
+ANSWERS = frozenset({"measured_gib", "measured_tokens", "notes"})
+
+LONGEST_SAMPLE = 1304
+"""Tokens of the longest sample of an instruction set: Alpaca's, as litgpt's
+tutorials/resource-tables.md lists it for Llama 2. An unpacked batch is padded to its longest."""
+
+Row = Mapping[str, str]
+
+
+def question(row: Row) -> Row:
+    """Return the row without its answers, so that nothing can read them by mistake.
+
+    The pool of an end-to-end row is an answer too: one whose device and share are stated.
+    """
+    kept = {k: (v or "").strip() for k, v in row.items() if k not in ANSWERS}
+    if kept.get("gpu_mem_gib") and kept.get("gpu_mem_util"):
+        kept["kv_pool_gib"] = ""
+    return MappingProxyType(kept)
+
+
+def number(row: Row, name: str, default: float = 0.0) -> float:
+    """Return a column's number, ``default`` where it is blank."""
+    try:
+        return float(row.get(name) or default)
+    except ValueError:
+        return default
+
+
+def whole(row: Row, name: str, default: int = 0) -> int:
+    """Return a column's whole number, ``default`` where it is blank."""
+    return int(number(row, name, default))
+
+
+def named_parameters(model_id: str) -> float | None:
+    """Return the billions of parameters that a model's name states, where it states the total.
+
+    >>> [named_parameters(name) for name in ("org/Nano-4B-BF16", "org/gemma-4-E4B-it", "org/A3B-8x7B")]
+    [4.0, None, None]
+    """
+    found = re.findall(r"(?<![A-Za-z\d.x_])(\d+(?:[._]\d+)?)[Bb](?![a-z\d])", model_id.rsplit("/", 1)[-1])
+    return float(found[0].replace("_", ".")) if found else None
+
+
+def device_of(row: Row) -> Accelerator:
+    """Return the device of a row with the memory the row says it shows; 80 GB where it is silent."""
+    name = row.get("gpu") or "80GB"
+    visible = number(row, "gpu_mem_gib")
+    if not visible:
+        found = re.search(r"(\d+)\s*GB", name)
+        visible = float(found[1]) * 0.985 if found else 78.8
+    return Accelerator(name, "nvidia", "", visible, round(visible * GIB), row.get("source", ""))
+
+
+def format_of(row: Row) -> str:
+    """Return the name of the row's weight format, bf16 where it names none that is known."""
+    name = row.get("weight_quant") or "bf16"
+    if row.get("arch", "").startswith("DeepseekV4") and "fp8" in name:
+        return "fp8_fp4"  # its config.json: experts in fp4
+    try:
+        return weight_format(name).name
+    except ValueError:
+        words = (("mxfp4", "mxfp4"), ("fp4", "nvfp4"), ("fp8", "fp8"), ("8", "int8"), ("4", "int4"))
+        return next((fmt for word, fmt in words if word in name), "bf16")
+
+
+def facts_of(row: Row) -> ModelFacts:
+    """Return the facts of a row's model: the catalog's, else from the row's columns."""
+    facts = _from_columns(row)
+    # NVIDIA's NVFP4 checkpoints of Gemma leave attention in 16 bits, as their hf_quant_config says
+    skips = ("self_attn",) if facts.architecture.startswith("Gemma") and "fp4" in format_of(row) else ()
+    return replace(
+        facts,
+        quantization=None,
+        quantization_bits=None,
+        quantization_skips=skips,
+        weights_bytes=None,
+        dtype="bf16",
+    )
+
+
+def _from_columns(row: Row) -> ModelFacts:
+    facts = _shapes(row) if whole(row, "layers") else _typical(row)
+    stated, named = number(row, "params_b"), named_parameters(row["model_id"])
+    counted = parameters(facts).total / 1e9 if facts.intermediate and not facts.experts else None
+    total = _settled(stated or None, counted, named)
+    tower = facts.vision.parameters if facts.vision and facts.vision.parameters else 0
+    if total is not None and counted is not None and abs(total - (counted - tower / 1e9)) < 0.01 * counted:
+        total += tower / 1e9  # the column counted the text model alone
+    facts = replace(facts, parameters=round(total * 1e9) if total else None)
+    return _widths(facts)
+
+
+def _settled(stated: float | None, counted: float | None, named: float | None) -> float | None:
+    """Return the count to believe, in billions, where a list and the shapes disagree."""
+    candidates = [c for c in (stated, counted) if c]
+    if not candidates:
+        return named
+    if named is None or (len(candidates) == 2 and abs(candidates[0] / candidates[1] - 1) < 0.03):
+        return candidates[0]
+    best = min(candidates, key=lambda c: abs(c / named - 1))
+    return named if abs(best / named - 1) > 0.30 else best
+
+
+def _typical(row: Row) -> ModelFacts:
+    """Return a dense model of usual proportions for a row that gives no shapes: h = 128 L."""
+    total = (number(row, "params_b") or named_parameters(row["model_id"]) or 7.0) * 1e9
+    hidden = max(256, round((total * 128 / 12) ** (1 / 3) / 128) * 128)
+    vocab, layers = whole(row, "vocab", 128_000), max(1, hidden // 128)
+    # a table of 128k entries is too much for a small model to hold twice
+    return ModelFacts(
+        id=row["model_id"],
+        architecture=row.get("arch", ""),
+        layers=layers,
+        hidden=hidden,
+        intermediate=0,
+        heads=hidden // 128,
+        kv_heads=max(1, hidden // 512),
+        head_dim=128,
+        vocab=vocab,
+        tied=total < 5e9,
+        source=row.get("source", ""),
+    )
+
+
+def _shapes(row: Row) -> ModelFacts:
+    layers, hidden, heads = whole(row, "layers", 1), whole(row, "hidden", 1), whole(row, "heads", 1)
+    arch = row.get("arch", "")
+    experts = whole(row, "experts")
+    stated = row.get("tie", "")
+    latent = whole(row, "kv_lora_rank")
+    facts = ModelFacts(
+        id=row["model_id"],
+        architecture=arch,
+        layers=layers,
+        hidden=hidden,
+        intermediate=whole(row, "intermediate"),
+        heads=heads,
+        kv_heads=whole(row, "kv_heads", heads),
+        head_dim=whole(row, "head_dim", max(1, hidden // heads)),
+        vocab=whole(row, "vocab", 128_000),
+        tied=stated == "True",
+        attention="mla" if latent else "mha",
+        kv_lora_rank=latent or None,
+        qk_rope_head_dim=64 if latent else None,  # every published MLA config has 64
+        qk_nope_head_dim=whole(row, "head_dim") or None if latent else None,
+        v_head_dim=whole(row, "head_dim") or None if latent else None,
+        experts=experts,
+        experts_per_token=whole(row, "top_k"),
+        layer_kinds=_kinds(row, layers),
+        sliding_window=whole(row, "sliding_window") or None,
+        gated=not arch.startswith(_UNGATED),
+        vision=_TOWERS.get(arch),
+        source=row.get("source", ""),
+    )
+    return _ungated(facts, number(row, "params_b") * 1e9)
+
+
+_UNGATED = ("PhiForCausal", "Falcon", "GPTNeoX", "Starcoder2", "NemotronH", "OPT", "Bloom", "GPT2", "MPT")
+_TOWERS = {
+    "Gemma3ForConditionalGeneration": VisionFacts(27, 1152, 4304, 16, 14, 896, 416_866_032),
+    "Mistral3ForConditionalGeneration": VisionFacts(24, 1024, 4096, 16, 14, 1540, 438_960_128),
+}
+
+
+def _ungated(facts: ModelFacts, stated: float) -> ModelFacts:
+    """Return the facts with two matrices a block where the count says that a third does not fit."""
+    if not facts.gated or not facts.intermediate or facts.experts or not stated:
+        return facts
+    two = replace(facts, gated=False)
+    off = {f.gated: abs(parameters(f).total / stated - 1) for f in (facts, two)}
+    return two if off[False] < 0.05 < off[True] else facts
+
+
+def _kinds(row: Row, layers: int) -> tuple[LayerKind, ...]:
+    if not row.get("n_full_attn"):
+        return ()
+    full = whole(row, "n_full_attn")
+    other: LayerKind = "sliding" if row.get("sliding_window") else "linear"
+    if full >= layers:
+        return ()
+    kinds: list[LayerKind] = [other] * layers
+    for i in range(full):
+        kinds[(i + 1) * layers // full - 1] = "full"
+    return tuple(kinds)
+
+
+def _widths(facts: ModelFacts) -> ModelFacts:
+    """Solve the feed-forward's width from the parameter count where the columns leave it out."""
+    if facts.parameters is None:
+        return facts
+    rest = facts.parameters - parameters(facts).total
+    each = facts.layers * facts.hidden * (3 if facts.gated else 2)
+    if facts.experts and not facts.expert_intermediate:
+        return replace(facts, expert_intermediate=max(1, rest // (each * facts.experts)))
+    if not facts.experts and not facts.intermediate and rest > 0:
+        return replace(facts, intermediate=rest // each)
+    return facts
+
+
+def training_job(row: Row) -> TrainingJob:
+    """Return the run a row describes, from its columns and the words of ``train_details``."""
+    text = row["train_details"].lower()
+    engine = _ENGINES.get(row["engine"], "trl")
+    devices = whole(row, "n_gpus", 1)
+    tensor = whole(row, "tp", 1)
+    devices = max(devices, tensor * whole(row, "pp", 1))
+    master = "fp32" in text or "zero" in text or "megatron" in text or row["method"] == "full_fp32master"
+    packed = re.search(r"\bpacked|packing true", text) is not None
+    padded = engine in ("litgpt", "hf-trainer", "torchtune", "peft", "torchtitan")
+    if "megatron" in text:
+        engine = "megatron"
+    plain = format_of(row) in ("bf16", "fp16", "fp32")
+    return TrainingJob(
+        engine=engine,
+        tuning=_tuning(row["method"]),
+        precision="fp32" if "fp32 params" in text or row["method"] == "full_fp32master" else "bf16",
+        sequence_length=whole(row, "context", 2048),
+        micro_batch=whole(row, "batch", 1),
+        packing=packed,
+        longest_sample=None if padded else LONGEST_SAMPLE,
+        optimizer=_optimizer(text),
+        state_dtype="fp32" if master else "bf16",
+        checkpointing=_checkpointing(text, engine),
+        loss_kernel=_loss(text, engine),
+        compiled="compile" in text and "no compile" not in text,
+        optimizer_in_backward=re.search(r"optimizer[-_]in[-_]b", text) is not None,
+        accumulates=engine not in ("torchtune", "litgpt", "torchtitan"),
+        sharding=_sharding(text, devices, tensor),
+        offload=_offload(text),
+        devices=devices,
+        tensor=tensor,
+        pipeline=whole(row, "pp", 1),
+        expert=2 if "ep2" in text else 1,
+        rank=_rank(text),
+        targets=_targets(text),
+        base_format=None if plain else format_of(row),
+        quantizes_experts="quantize_moe_experts" in text,
+    )
+
+
+_ENGINES = {
+    "axolotl": "axolotl",
+    "litgpt": "litgpt",
+    "torchtune": "torchtune",
+    "torchtitan": "torchtitan",
+    "ms-swift": "ms-swift",
+    "LLaMA-Factory": "llama-factory",
+    "peft/transformers": "peft",
+    "Qwen finetune.py": "hf-trainer",
+}
+
+
+def _tuning(method: str) -> Tuning:
+    if "qlora" in method:
+        return "qlora"
+    return "full" if method in ("full", "full_fp32master", "pretrain") else "lora"
+
+
+def _optimizer(text: str) -> str:
+    if "adafactor" in text:
+        return "adafactor"
+    paged = "paged_" if "paged" in text else ""
+    return f"{paged}adamw_8bit" if re.search(r"8[-_ ]?bit", text) else f"{paged}adamw"
+
+
+def _checkpointing(text: str, engine: str) -> Checkpointing:
+    if engine == "peft":
+        return "full" if re.search(r"(?<!no )grad ckpt", text) else "none"  # its benchmark has it off
+    if re.search(r"no grad|grad_ckpt false", text):
+        return "none"
+    if re.search(r"selective", text):
+        return "selective"
+    if "grad_ckpt none" in text:
+        return "full" if "fsdp" in text else "none"  # FSDP recipes checkpoint in their own section
+    return "full" if re.search(r"ckpt|checkpoint|recompute|lora|adamw_|zero", text) else "none"
+
+
+def _loss(text: str, engine: str) -> LossKernel:
+    if "no liger" in text:
+        return "full"
+    if re.search(r"liger|cutcrossentropy|kernelsplugin", text):
+        return "fused"
+    # torchtune's recipes have its chunked loss since 0.3
+    recipe = engine == "torchtune" and "recipe" in text
+    return "chunked" if "chunked" in text or recipe else "full"
+
+
+def _sharding(text: str, devices: int, tensor: int) -> Sharding:
+    if devices <= tensor:
+        return "none"
+    words: tuple[tuple[str, Sharding], ...] = (
+        ("zero-3", "zero3"),
+        ("zero-2", "zero2"),
+        ("zero-1", "zero1"),
+        ("fsdp", "fsdp"),
+    )
+    for word, kind in words:
+        if word in text:
+            return kind
+    return "zero1" if "megatron" in text else "none"
+
+
+def _offload(text: str) -> Offload:
+    if "cpu offload" in text:
+        return "optimizer"
+    return "activations" if re.search(r"act(ivation)? offload", text) else "none"
+
+
+def _rank(text: str) -> int:
+    found = re.search(r"\blora_r (\d+)|\br ?= ?(\d+)|\br(\d+)\b", text)
+    return int(next(g for g in found.groups() if g)) if found else 8
+
+
+def _targets(text: str) -> tuple[str, ...]:
+    if "all-linear" in text:
+        return ("all-linear",)
+    words = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    found = [w for w in words if w in text]
+    found += [w for w in ("query", "key", "value", "projection", "mlp", "self_attn", "output") if w in text]
+    if re.search(r"\bq,\s*v\b", text):
+        found += ["q", "v"]
+    return tuple(found) or ("all-linear",)
