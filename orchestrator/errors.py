@@ -6,6 +6,8 @@
     ├── UsageError            64  the command line is wrong
     ├── SpecError             65  a spec is wrong; carries every problem of every file
     ├── ConfigError           78  the configuration of places is wrong
+    ├── ModelError            65  a model's files are wrong, or nothing is known about it
+    │   └── HubUnreachable    69  the hub did not answer, or asked to be asked later     (temporary)
     ├── NothingFits           75  no offer can hold what a spec asks for
     ├── StateMoved             1  the record changed since it was read
     ├── RunFailed              1  the work itself failed
@@ -132,6 +134,22 @@ class ConfigError(ModelyardError):
     """The configuration of places (``config.yaml``) is wrong."""
 
     exit_code = 78
+
+
+class ModelError(ModelyardError):
+    """A model's files are wrong, or nothing is known about it."""
+
+    exit_code = 65
+
+
+class HubUnreachable(ModelError, Temporary):
+    """The model hub did not answer, or asked to be asked later."""
+
+    exit_code = 69
+
+    def __init__(self, what: str, *, fix: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(what, fix=fix)
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True)

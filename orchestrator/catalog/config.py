@@ -1,0 +1,163 @@
+"""Turns a ``config.json`` into model facts: what every field means, family by family."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.catalog.families import FAMILIES
+from orchestrator.catalog.quantization import read_quantization
+from orchestrator.catalog.text import Text
+from orchestrator.catalog.values import ModelFacts
+from orchestrator.catalog.vision import read_vision
+from orchestrator.errors import ModelError
+
+_SUFFIX = re.compile(
+    r"(ForCausalLM|ForConditionalGeneration|ForSequenceClassification|ForMaskedLM|ForTokenClassification"
+    r"|LMHeadModel|LMModel|TextModel|Model)$"
+)
+_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_HIDDEN = ("hidden_size", "n_embd", "d_model", "n_embed", "dim")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+_VOCAB = ("vocab_size", "padded_vocab_size", "n_vocab")
+_LAYER_LISTS = ("layers_block_type", "hybrid_override_pattern")
+_SPECIAL = (
+    "num_local_experts", "num_experts", "n_routed_experts", "kv_lora_rank", "linear_num_key_heads",
+    "mamba_d_state", "ssm_state_size", "state_size", "ssm_cfg", "block_configs", "is_encoder_decoder",
+)  # fmt: skip
+"""Fields that say a model is no plain decoder; without knowing its family they cannot be counted."""
+_NEEDED = {
+    "layers": (*_LAYERS, *_LAYER_LISTS),
+    "hidden size": _HIDDEN,
+    "attention heads": _HEADS,
+    "vocabulary": _VOCAB,
+}
+
+
+def from_config(config: Mapping[str, Any], *, id: str = "", source: str = "config.json") -> ModelFacts:
+    """Return the facts that a model's ``config.json`` states; nothing is fetched or loaded.
+
+    An architecture we do not know is read as a plain gated decoder when the config has all that one
+    needs; ``extra["assumed"]`` then says so.
+
+    Args:
+        config: The parsed file; a text model nested in a multimodal one is found.
+        id: What to call the model.
+        source: Where the config came from, for the reader.
+
+    Raises:
+        ModelError: a needed field is missing, or a number is negative or absurd.
+
+    >>> tiny = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "hidden_size": 64,
+    ...         "intermediate_size": 128, "num_attention_heads": 4, "vocab_size": 512}
+    >>> from_config(tiny).kv_heads
+    4
+    """
+    family = family_of(config)
+    text = Text.of(config)
+    _refuse_missing(text, family)
+    read = FAMILIES.get(family)
+    if read is None:
+        _refuse_special(text, family)
+    differences = (
+        read(text) if read else {"extra": {"assumed": f"{family or 'no architecture'} as a plain decoder"}}
+    )
+    facts = replace(_plain(text, id=id, family=_architecture(config), source=source), **differences)
+    facts = replace(facts, **_published(config), vision=read_vision(family, config, facts.hidden))
+    _refuse_uneven(facts)
+    return facts
+
+
+def family_of(config: Mapping[str, Any]) -> str:
+    """Return the family that the config's architecture names, without its suffix.
+
+    >>> family_of({"architectures": ["Qwen3MoeForCausalLM"]})
+    'Qwen3Moe'
+    """
+    return _SUFFIX.sub("", _architecture(config))
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    for part in (config, Text.of(config).values):
+        named = part.get("architectures")
+        if isinstance(named, (list, tuple)) and named:
+            return str(named[0])
+    return ""
+
+
+def _plain(text: Text, *, id: str, family: str, source: str) -> ModelFacts:
+    """Return the facts of a plain gated decoder with the config's numbers."""
+    hidden, heads = text.number(*_HIDDEN), text.number(*_HEADS)
+    return ModelFacts(
+        id=id,
+        architecture=family,
+        layers=text.number(*_LAYERS, default=_listed_layers(text)),
+        hidden=hidden,
+        intermediate=text.number("intermediate_size", "n_inner", "ffn_dim", default=4 * hidden),
+        heads=heads,
+        kv_heads=text.number("num_key_value_heads", "num_kv_heads", default=heads),
+        head_dim=text.number("head_dim", default=max(1, hidden // heads)),
+        vocab=text.number(*_VOCAB),
+        tied=bool(text.outer.get("tie_word_embeddings", text.values.get("tie_word_embeddings"))),
+        context=text.count("max_position_embeddings", "n_positions", "seq_length", "max_seq_len") or None,
+        source=source,
+    )
+
+
+def _listed_layers(text: Text) -> int | None:
+    """Return how many layers a list of them has, where the config gives no count."""
+    listed = text.items("layers_block_type") or str(text.get("hybrid_override_pattern") or "").replace(
+        "|", ""
+    )
+    return len(listed) or None
+
+
+def _published(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the weights were published: number format and quantization."""
+    text = Text.of(config)
+    named = str(text.get("dtype", "torch_dtype") or "bfloat16").removeprefix("torch.")
+    found: dict[str, Any] = {"dtype": _DTYPES.get(named, named)}
+    quantization = read_quantization(config)
+    if quantization:
+        found["quantization"] = quantization.method
+        found["quantization_bits"] = quantization.bits
+        found["quantization_group"] = quantization.group
+        found["quantization_skips"] = quantization.skips
+    return found
+
+
+def _refuse_missing(text: Text, family: str) -> None:
+    missing = [f"{keys[0]} ({what})" for what, keys in _NEEDED.items() if text.get(*keys) is None]
+    if missing:
+        known = f"architecture {family!r}" if family else "no architecture"
+        raise ModelError(
+            f"the config says too little: {known}, without {', '.join(missing)}",
+            fix="use the config.json that came with the weights, or point at the folder that holds both",
+        )
+
+
+def _refuse_special(text: Text, family: str) -> None:
+    special = [key for key in _SPECIAL if text.get(key)]
+    if special:
+        raise ModelError(
+            f"architecture {family or 'not named'!r} is not known, and {special[0]!r} says it is no plain decoder",
+            fix="point at the folder with its *.safetensors files, whose headers are counted instead",
+        )
+
+
+def _refuse_uneven(facts: ModelFacts) -> None:
+    if facts.layer_kinds and len(facts.layer_kinds) != facts.layers:
+        raise ModelError(
+            f"the config names {len(facts.layer_kinds)} layer types for {facts.layers} layers",
+            fix="one entry per layer",
+        )
+    if facts.layers > 10_000 or facts.experts > 100_000 or facts.vocab > 100_000_000:
+        raise ModelError("the config's numbers are larger than any model's", fix="check config.json")
+    if facts.attention == "mha" and facts.heads % facts.kv_heads and facts.kv_heads > facts.heads:
+        raise ModelError(
+            f"the config has {facts.kv_heads} key heads for {facts.heads} query heads",
+            fix="num_attention_heads is a multiple of num_key_value_heads",
+        )

@@ -1,0 +1,1087 @@
+"""What each model family's config means: the differences from a plain gated decoder, and no more.
+
+A family is named by its architecture without the suffix (``Qwen3MoeForCausalLM`` is ``Qwen3Moe``).
+Its function returns the fields of ``ModelFacts`` that differ. Shapes were checked against the
+parameters of transformers 5.24 built on the meta device (``tests/catalog/test_config.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from orchestrator.catalog.text import Text
+from orchestrator.catalog.values import FeedForward, Heads, LayerKind, Trim
+
+Differences: TypeAlias = dict[str, Any]
+
+_KINDS: Mapping[str, LayerKind] = {
+    "full_attention": "full",
+    "attention": "full",
+    "sliding_attention": "sliding",
+    "chunked_attention": "sliding",
+    "compressed_sparse_attention": "full",
+    "heavily_compressed_attention": "full",
+    "linear_attention": "linear",
+    "mamba": "linear",
+    "conv": "linear",
+}
+_BYTES_BY_DTYPE = {"float32": 4, "float64": 8}
+
+
+# -- layers ------------------------------------------------------------------------------------
+
+
+def layer_kinds(text: Text, *, every: int = 0) -> Differences:
+    """Return the kinds of the layers, from ``layer_types`` or a period.
+
+    Args:
+        text: The config.
+        every: Where the config has no list: each ``every``-th layer is full, the others slide.
+    """
+    layers = text.number("num_hidden_layers", "n_layer")
+    named = text.items("layer_types", "layers_block_type")[:layers]
+    window = text.get("sliding_window", "attention_chunk_size", "sliding_window_size")
+    kinds: tuple[LayerKind, ...] = ()
+    if named:
+        kinds = tuple(_KINDS.get(str(name), "full") for name in named)
+    elif every and window:
+        kinds = tuple("full" if (i + 1) % every == 0 else "sliding" for i in range(layers))
+    if "sliding" in kinds and not window:
+        kinds = tuple("full" if kind == "sliding" else kind for kind in kinds)
+    if not kinds or set(kinds) == {"full"}:
+        return {}
+    return {"layer_kinds": kinds, "sliding_window": int(window) if "sliding" in kinds else None}
+
+
+def _always_sliding(text: Text) -> Differences:
+    """Mistral's first: every layer slides when the config has a window shorter than the context."""
+    layers, window = text.number("num_hidden_layers"), text.get("sliding_window")
+    if text.items("layer_types"):
+        return layer_kinds(text)
+    if not window or window >= text.count("max_position_embeddings", default=window):
+        return {}
+    return {"layer_kinds": ("sliding",) * layers, "sliding_window": int(window)}
+
+
+def _sparse_layers(text: Text, is_sparse: Callable[[int], bool], dense: FeedForward = "dense") -> Differences:
+    layers = text.number("num_hidden_layers")
+    feeds: tuple[FeedForward, ...] = tuple("experts" if is_sparse(i) else dense for i in range(layers))
+    leading = next((i for i, feed in enumerate(feeds) if feed == "experts"), layers)
+    plain = feeds == (dense,) * leading + ("experts",) * (layers - leading)
+    return {"dense_layers": leading, "feed_forwards": () if plain and dense == "dense" else feeds}
+
+
+def _experts(text: Text, *, width: int | None = None) -> Differences:
+    return {
+        "experts": text.count("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"),
+        "experts_per_token": text.count(
+            "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k", default=1
+        ),
+        "expert_intermediate": width
+        or text.number("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size"),
+    }
+
+
+def _every_layer_sparse(text: Text) -> Differences:
+    return {**_experts(text), "dense_layers": 0}
+
+
+def _leading_dense(text: Text) -> Differences:
+    """DeepSeek's layout: dense layers first, then experts with shared ones beside them."""
+    shared = text.count("n_shared_experts", "num_shared_experts")
+    frequency = text.get("moe_layer_freq")
+    leading = text.count("first_k_dense_replace")
+    if isinstance(frequency, list):
+        sparse = _sparse_layers(text, lambda i: bool(frequency[i]))
+    elif isinstance(text.get("mlp_layer_types"), list):
+        named = text.items("mlp_layer_types")
+        sparse = _sparse_layers(text, lambda i: named[i] == "sparse")
+    else:
+        sparse = _sparse_layers(text, lambda i: i >= leading and i % (frequency or 1) == 0)
+    experts = _experts(text)
+    return {
+        **experts,
+        **sparse,
+        "shared_experts": shared,
+        "shared_intermediate": experts["expert_intermediate"] if shared else 0,
+    }
+
+
+def _latent(text: Text) -> Differences:
+    """Return the fields of multi-head latent attention."""
+    nope, rope = text.count("qk_nope_head_dim", default=128), text.count("qk_rope_head_dim", default=64)
+    return {
+        "attention": "mla",
+        "q_lora_rank": text.count("q_lora_rank") or None,
+        "kv_lora_rank": text.number("kv_lora_rank"),
+        "qk_nope_head_dim": nope,
+        "qk_rope_head_dim": rope,
+        "v_head_dim": text.number("v_head_dim", default=128),
+        "head_dim": nope + rope,
+        "kv_heads": text.number("num_attention_heads"),
+    }
+
+
+# -- token mixers with a fixed state -------------------------------------------------------------
+
+
+def _state_element(text: Text) -> int:
+    """Return the bytes of one state value: engines keep it in the model's dtype unless told."""
+    named = str(text.get("mamba_ssm_cache_dtype", "mamba_ssm_dtype", "dtype", "torch_dtype") or "")
+    return _BYTES_BY_DTYPE.get(named.removeprefix("torch."), 2)
+
+
+def gated_delta(text: Text) -> Differences:
+    """Gated delta net of Qwen3-Next and Qwen3.5: projections, a short convolution, gates."""
+    hidden = text.number("hidden_size")
+    key_heads, value_heads = text.number("linear_num_key_heads"), text.number("linear_num_value_heads")
+    key_dim, value_dim = text.number("linear_key_head_dim"), text.number("linear_value_head_dim")
+    keys, values, kernel = key_heads * key_dim, value_heads * value_dim, text.number("linear_conv_kernel_dim")
+    channels = 2 * keys + values
+    projections = hidden * (channels + values + 2 * value_heads) + values * hidden
+    state = value_heads * key_dim * value_dim * _state_element(text)
+    return {
+        "linear_parameters": projections + channels * kernel + 2 * value_heads + value_dim,
+        "linear_state_bytes": state + channels * (kernel - 1) * 2,
+    }
+
+
+def mamba2(text: Text) -> Differences:
+    """Mamba-2 of Nemotron-H, Granite 4, Bamba and Falcon-H1."""
+    hidden = text.number("hidden_size")
+    heads = text.number("mamba_num_heads", "mamba_n_heads")
+    inner = text.get("mamba_d_ssm") or heads * _mamba_head(text, heads)
+    groups, state = text.number("n_groups", "mamba_n_groups"), text.number("ssm_state_size", "mamba_d_state")
+    kernel = text.number("conv_kernel", "mamba_d_conv", default=4)
+    channels = inner + 2 * groups * state
+    projected = inner + channels + heads
+    bias = (projected + hidden) if text.flag("mamba_proj_bias", "use_bias") else 0
+    convolution = channels * kernel + (
+        channels if text.flag("use_conv_bias", "mamba_conv_bias", default=True) else 0
+    )
+    norm = inner if text.flag("mamba_rms_norm", default=True) else 0
+    return {
+        "linear_parameters": hidden * (projected + inner) + bias + convolution + norm + 3 * heads,
+        "linear_state_bytes": inner * state * _state_element(text) + channels * (kernel - 1) * 2,
+    }
+
+
+def _mamba_head(text: Text, heads: int) -> int:
+    named = text.get("mamba_head_dim", "mamba_d_head")
+    if isinstance(named, int):
+        return named
+    expanded = int(text.get("mamba_expand", "expand") or 2) * text.number("hidden_size")
+    return expanded // heads
+
+
+def _mamba1(text: Text) -> Differences:
+    """Mamba of Jamba: a low-rank time step and three inner norms."""
+    hidden, state = text.number("hidden_size"), text.number("mamba_d_state", default=16)
+    inner, kernel = text.number("mamba_expand", default=2) * hidden, text.number("mamba_d_conv", default=4)
+    rank = text.get("mamba_dt_rank")
+    rank = rank if isinstance(rank, int) else -(-hidden // 16)
+    bias = (2 * inner + hidden) if text.flag("mamba_proj_bias") else 0
+    convolution = inner * kernel + (inner if text.flag("mamba_conv_bias", default=True) else 0)
+    scan = inner * (rank + 2 * state) + rank * inner + inner + inner * state + inner
+    return {
+        "linear_parameters": 3 * hidden * inner + bias + convolution + scan + rank + 2 * state,
+        "linear_state_bytes": inner * state * _state_element(text) + inner * (kernel - 1) * 2,
+    }
+
+
+def _short_convolution(text: Text) -> Differences:
+    """LFM2: a gated convolution of a few taps."""
+    hidden, kernel = text.number("hidden_size"), text.number("conv_L_cache", default=3)
+    bias = 5 * hidden if text.flag("conv_bias") else 0
+    return {
+        "linear_parameters": 4 * hidden * hidden + hidden * kernel + bias,
+        "linear_state_bytes": hidden * (kernel - 1) * 2,
+    }
+
+
+def _kimi_delta(text: Text) -> Differences:
+    """Kimi delta attention: three short convolutions, low-rank decay and output gate."""
+    hidden = text.number("hidden_size")
+    linear = text.get("linear_attn_config") or {}
+    heads = int(linear.get("num_heads") or text.number("linear_num_heads"))
+    head = int(linear.get("head_dim") or text.number("linear_head_dim"))
+    kernel = int(linear.get("short_conv_kernel_size") or text.number("linear_conv_kernel_dim", default=4))
+    width = heads * head
+    gate = hidden * width if linear.get("use_full_rank_gate") else head * (hidden + width)
+    low_rank = head * (hidden + width) + gate + hidden * heads
+    return {
+        "linear_parameters": 4 * hidden * width + 3 * width * kernel + low_rank + heads + width + head,
+        "linear_state_bytes": heads * head * head * 4 + 3 * width * (kernel - 1) * 2,
+    }
+
+
+# -- families ------------------------------------------------------------------------------------
+
+
+def _llama(text: Text) -> Differences:
+    bias = text.flag("attention_bias", "qkv_bias", "use_bias", "use_qkv_bias", "bias")
+    out = text.flag("attention_out_bias", default=bias)
+    return {"qkv_bias": bias, "trim": Trim(o_bias=out, mlp_bias=text.flag("mlp_bias")), **layer_kinds(text)}
+
+
+def _mistral(text: Text) -> Differences:
+    return _always_sliding(text)
+
+
+def _mistral3(text: Text) -> Differences:
+    """Mistral 3 and its kin: a dense text model, or latent attention with experts (Small 4)."""
+    return _deepseek(text) if text.count("kv_lora_rank") else _llama(text)
+
+
+def _mixtral(text: Text) -> Differences:
+    return {**_every_layer_sparse(text), **_always_sliding(text)}
+
+
+def _phimoe(text: Text) -> Differences:
+    bias = text.flag("attention_bias", default=True)
+    trim = Trim(norm_bias=True, o_bias=bias, head_bias=text.flag("lm_head_bias", default=True))
+    return {**_every_layer_sparse(text), **_always_sliding(text), "qkv_bias": bias, "trim": trim}
+
+
+def _qwen2(text: Text) -> Differences:
+    slides = layer_kinds(text) if text.flag("use_sliding_window") else {}
+    return {"qkv_bias": text.flag("qkv_bias", "attention_bias", default=True), **slides}
+
+
+def _qwen3(text: Text) -> Differences:
+    bias = text.flag("attention_bias")
+    slides = layer_kinds(text) if text.flag("use_sliding_window") else {}
+    return {"qkv_bias": bias, "trim": Trim(qk_norm="head", o_bias=bias), **slides}
+
+
+def _qwen_experts(text: Text) -> Differences:
+    dense, step = set(text.items("mlp_only_layers")), text.number("decoder_sparse_step", default=1)
+    return {**_experts(text), **_sparse_layers(text, lambda i: i not in dense and (i + 1) % step == 0)}
+
+
+def _qwen2_moe(text: Text) -> Differences:
+    shared = text.number("shared_expert_intermediate_size")
+    return {
+        **_qwen2(text),
+        **_qwen_experts(text),
+        "shared_experts": 1,
+        "shared_intermediate": shared,
+        "trim": Trim(shared_gate=True),
+    }
+
+
+def _qwen3_moe(text: Text) -> Differences:
+    return {**_qwen3(text), **_qwen_experts(text)}
+
+
+def _qwen3_linear(text: Text) -> Differences:
+    """Qwen3-Next and Qwen3.5: three of four layers linear, a gate on attention's output."""
+    bias = text.flag("attention_bias")
+    kinds = layer_kinds(text) or _every_nth_full(text, text.number("full_attention_interval", default=4))
+    experts: Differences = {}
+    gate = bool(text.count("num_experts"))
+    if gate:
+        shared = text.number("shared_expert_intermediate_size")
+        experts = {**_qwen_experts(text), "shared_experts": 1, "shared_intermediate": shared}
+    trim = Trim(qk_norm="head", output_gate=True, o_bias=bias, shared_gate=gate)
+    return {**kinds, **gated_delta(text), **experts, "qkv_bias": bias, "trim": trim}
+
+
+def _every_nth_full(text: Text, interval: int) -> Differences:
+    layers = text.number("num_hidden_layers")
+    kinds: tuple[LayerKind, ...] = tuple(
+        "full" if (i + 1) % interval == 0 else "linear" for i in range(layers)
+    )
+    return {"layer_kinds": kinds}
+
+
+def _gemma(text: Text) -> Differences:
+    return {"tied": text.flag("tie_word_embeddings", default=True)}
+
+
+def _gemma2(text: Text) -> Differences:
+    kinds = layer_kinds(text, every=2)
+    return {"tied": text.flag("tie_word_embeddings", default=True), "trim": Trim(norms=4), **kinds}
+
+
+def _gemma3(text: Text) -> Differences:
+    kinds = layer_kinds(text, every=text.number("sliding_window_pattern", default=6))
+    tied = text.flag("tie_word_embeddings", default=True)
+    return {"tied": tied, "trim": Trim(norms=4, qk_norm="head"), **kinds}
+
+
+def _gemma4(text: Text) -> Differences:
+    """Gemma 4: full layers with wider heads whose values are their keys; experts beside a dense block."""
+    kinds = layer_kinds(text, every=6)
+    layers = text.number("num_hidden_layers")
+    hidden = text.number("hidden_size")
+    small = text.number("head_dim")
+    large = text.number("global_head_dim", default=_widest_head(text, small))
+    heads, shared = text.number("num_attention_heads"), text.count("num_kv_shared_layers")
+    tied_values = text.flag("attention_k_eq_v")
+    kv_full = text.number("num_global_key_value_heads", default=text.number("num_key_value_heads"))
+    sparse = text.flag("enable_moe_block") and bool(text.count("num_experts"))
+    per_layer = text.count("hidden_size_per_layer_input")
+    other = per_layer * (2 * hidden) + hidden if per_layer else 0
+    table = text.number("vocab_size_per_layer_input", default=1) * layers * per_layer
+    once = table + hidden * layers * per_layer + per_layer if per_layer else 0
+    width = text.number("intermediate_size")
+    double = shared and text.flag("use_double_wide_mlp")
+    # Q, K and V norms: the last has no weight, and a layer that shares keys has no norm for them.
+    kind_list: tuple[LayerKind, ...] = kinds.get("layer_kinds", ("full",) * layers)
+    unused = sum(
+        -_shared_projections(
+            kind, small, large, text.number("num_key_value_heads"), kv_full, hidden, tied_values
+        )
+        for kind in kind_list[layers - shared :]
+        if shared
+    )
+    return {
+        **kinds,
+        "tied": text.flag("tie_word_embeddings", default=True),
+        "head_dim": large,
+        "kv_heads": kv_full if tied_values else text.number("num_key_value_heads"),
+        "sliding_heads": Heads(heads, text.number("num_key_value_heads"), small),
+        "kv_shared_layers": shared,
+        "intermediates": (width,) * (layers - shared) + (2 * width,) * shared if double else (),
+        **(_experts(text) if sparse else {}),
+        "feed_forwards": ("both",) * layers if sparse else (),
+        "trim": Trim(
+            norms=7 if sparse else 4,
+            qk_norm="head",
+            keys_are_values=("full",) if tied_values else (),
+            layer_other=other + (hidden + text.count("num_experts") if sparse else 0),
+            model_other=once + unused,
+        ),
+    }
+
+
+def _widest_head(text: Text, usual: int) -> int:
+    """Return the head size that transformers 5.24 states layer by layer."""
+    layers = text.get("per_layer_config") or {}
+    return max((int(layer.get("head_dim", usual)) for layer in layers.values()), default=usual)
+
+
+def _shared_projections(
+    kind: LayerKind, small: int, large: int, kv_small: int, kv_large: int, hidden: int, tied_values: bool
+) -> int:
+    """Return the key and value weights and the key norm that a layer sharing keys does without."""
+    head = small if kind == "sliding" else large
+    if kind == "full" and tied_values:
+        return hidden * kv_large * head + head
+    return 2 * hidden * kv_small * head + head
+
+
+def _gemma3n(text: Text) -> Differences:
+    """Gemma 3n: alternating updates, learned augmented residuals and per-layer embeddings."""
+    layers, hidden, per_layer = (
+        text.number("num_hidden_layers"),
+        text.number("hidden_size"),
+        text.number("hidden_size_per_layer_input"),
+    )
+    streams, rank = text.number("altup_num_inputs", default=4), text.number("laurel_rank", default=64)
+    altup = streams * hidden + streams**3 + streams**2 + hidden + hidden
+    laurel = 2 * hidden * rank + hidden
+    inputs = 2 * hidden * per_layer + hidden
+    table = text.number("vocab_size_per_layer_input", default=262144) * layers * per_layer
+    project = hidden * layers * per_layer + per_layer
+    streams_in_out = 2 * (streams - 1) * hidden * hidden
+    widths = text.items("intermediate_size")
+    return {
+        **layer_kinds(text, every=5),
+        "tied": text.flag("tie_word_embeddings", default=True),
+        "kv_shared_layers": text.count("num_kv_shared_layers", default=15),
+        "intermediates": tuple(int(width) for width in widths) if len(widths) == layers else (),
+        "trim": Trim(
+            norms=4,
+            qk_norm="head",
+            layer_other=altup - hidden + laurel + inputs,
+            model_other=table + project + streams_in_out,
+        ),
+    }
+
+
+def _phi(text: Text) -> Differences:
+    """Phi-1.5 and Phi-2: attention and feed-forward in parallel, biases everywhere."""
+    trim = Trim(norms=1, norm_bias=True, o_bias=True, mlp_bias=True, head_bias=True)
+    return {"gated": False, "qkv_bias": True, "trim": trim}
+
+
+def _phi3(text: Text) -> Differences:
+    return _always_sliding(text)
+
+
+def _falcon(text: Text) -> Differences:
+    """Falcon: one or two norms by generation, one key head or groups of them, no bias."""
+    hidden = text.number("hidden_size")
+    newer = text.flag("new_decoder_architecture")
+    heads = text.number("num_attention_heads", "n_head")
+    if newer:
+        kv_heads = text.number("num_kv_heads", "n_head_kv", default=heads)
+    else:
+        kv_heads = 1 if text.flag("multi_query", default=True) else heads
+    both = newer and text.count("num_ln_in_parallel_attn", default=2) == 2
+    norms = 2 if both or not text.flag("parallel_attn", default=True) else 1
+    bias = text.flag("bias")
+    return {
+        "gated": False,
+        "kv_heads": kv_heads,
+        "head_dim": hidden // heads,
+        "intermediate": text.number("ffn_hidden_size", default=4 * hidden),
+        "tied": text.flag("tie_word_embeddings", default=True),
+        "qkv_bias": bias,
+        "trim": Trim(norms=norms, norm_bias=True, o_bias=bias, mlp_bias=bias),
+    }
+
+
+def _gpt2(text: Text) -> Differences:
+    hidden = text.number("n_embd", "hidden_size")
+    return {
+        "gated": False,
+        "intermediate": text.number("n_inner", default=4 * hidden),
+        "kv_heads": 1 if text.flag("multi_query") else text.number("n_head", "num_attention_heads"),
+        "tied": text.flag("tie_word_embeddings", default=True),
+        "qkv_bias": True,
+        "trim": Trim(norm_bias=True, o_bias=True, mlp_bias=True, positions=text.number("n_positions")),
+    }
+
+
+def _gpt_neox(text: Text) -> Differences:
+    bias = text.flag("attention_bias", default=True)
+    trim = Trim(norm_bias=True, o_bias=bias, mlp_bias=True)
+    return {"gated": False, "qkv_bias": bias, "trim": trim}
+
+
+def _gptj(text: Text) -> Differences:
+    hidden = text.number("n_embd", "hidden_size")
+    trim = Trim(norms=1, norm_bias=True, mlp_bias=True, head_bias=True)
+    return {"gated": False, "intermediate": text.number("n_inner", default=4 * hidden), "trim": trim}
+
+
+def _bloom(text: Text) -> Differences:
+    hidden = text.number("hidden_size", "n_embed")
+    trim = Trim(norm_bias=True, o_bias=True, mlp_bias=True, final_norms=2)
+    return {
+        "gated": False,
+        "intermediate": 4 * hidden,
+        "tied": text.flag("tie_word_embeddings", default=True),
+        "qkv_bias": True,
+        "trim": trim,
+    }
+
+
+def _opt(text: Text) -> Differences:
+    positions = text.number("max_position_embeddings") + 2  # the first two are never used
+    return {
+        "gated": False,
+        "intermediate": text.number("ffn_dim"),
+        "tied": text.flag("tie_word_embeddings", default=True),
+        "qkv_bias": True,
+        "trim": Trim(norm_bias=True, o_bias=True, mlp_bias=True, positions=positions),
+    }
+
+
+def _bert(text: Text) -> Differences:
+    """BERT and its kin: positions and token types, a norm after the embeddings, a pooler."""
+    hidden = text.number("hidden_size")
+    return {
+        "gated": False,
+        "tied": True,
+        "qkv_bias": True,
+        "trim": Trim(
+            norm_bias=True,
+            o_bias=True,
+            mlp_bias=True,
+            positions=text.number("max_position_embeddings"),
+            token_types=text.count("type_vocab_size", default=2),
+            model_other=hidden * hidden + hidden,
+        ),
+    }
+
+
+def _nomic(text: Text) -> Differences:
+    """Nomic's BERT: rotary positions, a gate, no biases and no pooler."""
+    trim = Trim(norm_bias=True, token_types=text.count("type_vocab_size", default=2))
+    return {"tied": True, "trim": trim}
+
+
+def _stablelm(text: Text) -> Differences:
+    norms = 1 if text.flag("use_parallel_residual") else 2
+    return {"qkv_bias": text.flag("use_qkv_bias"), "trim": Trim(norms=norms, norm_bias=True)}
+
+
+def _starcoder2(text: Text) -> Differences:
+    bias = text.flag("use_bias", default=True)
+    trim = Trim(norm_bias=True, o_bias=bias, mlp_bias=bias)
+    return {
+        "gated": False,
+        "tied": text.flag("tie_word_embeddings", default=True),
+        "qkv_bias": bias,
+        "trim": trim,
+        **_always_sliding(text),
+    }
+
+
+def _cohere(text: Text) -> Differences:
+    norm = "full" if text.flag("use_qk_norm") else "none"
+    bias = text.flag("attention_bias")
+    trim = Trim(norms=1, qk_norm=norm, o_bias=bias)
+    return {"tied": text.flag("tie_word_embeddings", default=True), "qkv_bias": bias, "trim": trim}
+
+
+def _cohere2(text: Text) -> Differences:
+    kinds = layer_kinds(text, every=text.number("sliding_window_pattern", default=4))
+    return {"tied": text.flag("tie_word_embeddings", default=True), "trim": Trim(norms=1), **kinds}
+
+
+def _olmo(text: Text) -> Differences:
+    return {"trim": Trim(norms=0, final_norms=0)}  # its norms carry no weights
+
+
+def _olmo2(text: Text) -> Differences:
+    return {"trim": Trim(qk_norm="full"), **layer_kinds(text, every=4)}
+
+
+def _olmoe(text: Text) -> Differences:
+    return {**_every_layer_sparse(text), "trim": Trim(qk_norm="full")}
+
+
+def _glm(text: Text) -> Differences:
+    return {"qkv_bias": text.flag("attention_bias", default=True)}
+
+
+def _glm4(text: Text) -> Differences:
+    return {"qkv_bias": text.flag("attention_bias", default=True), "trim": Trim(norms=4)}
+
+
+def _glm4_moe(text: Text) -> Differences:
+    norm = "head" if text.flag("use_qk_norm") else "none"
+    bias = text.flag("attention_bias")
+    return {**_leading_dense(text), "qkv_bias": bias, "trim": Trim(qk_norm=norm)}
+
+
+def _chatglm(text: Text) -> Differences:
+    """ChatGLM's own code: grouped keys by their own name, biases on queries, keys and values."""
+    return {
+        "intermediate": text.number("ffn_hidden_size"),
+        "vocab": text.number("padded_vocab_size", "vocab_size"),
+        "kv_heads": text.number("multi_query_group_num", default=text.number("num_attention_heads")),
+        "head_dim": text.number("kv_channels", default=128),
+        "qkv_bias": text.flag("add_qkv_bias", default=True),
+    }
+
+
+def _qwen1(text: Text) -> Differences:
+    """Qwen's first: ``intermediate_size`` counts gate and up together."""
+    trim = Trim()
+    return {"intermediate": text.number("intermediate_size") // 2, "qkv_bias": True, "trim": trim}
+
+
+def _deepseek(text: Text) -> Differences:
+    bias = text.flag("attention_bias")
+    return {**_latent(text), **_leading_dense(text), "qkv_bias": bias, "trim": Trim(o_bias=bias)}
+
+
+def _deepseek_dense(text: Text) -> Differences:
+    return {**_leading_dense(text), "qkv_bias": text.flag("attention_bias")}
+
+
+def _deepseek_sparse(text: Text) -> Differences:
+    """DeepSeek V3.2 and GLM 5: an indexer in every layer, or in those the config marks ``full``."""
+    layers = text.number("num_hidden_layers")
+    marks = text.items("indexer_types")[:layers]
+    indexed = sum(1 for mark in marks if mark == "full") if marks else layers
+    width = text.number("index_head_dim", default=128)
+    shape = _deepseek(text)
+    shape["trim"] = Trim(o_bias=text.flag("attention_bias"), model_other=indexed * 2 * width)
+    return {
+        **shape,
+        "index_layers": indexed,
+        "index_heads": text.number("index_n_heads", default=64),
+        "index_head_dim": width,
+    }
+
+
+def _deepseek4(text: Text) -> Differences:
+    """DeepSeek V4: one latent head, compressed keys, several residual streams, grouped output ranks."""
+    layers, hidden, heads = (
+        text.number("num_hidden_layers"),
+        text.number("hidden_size"),
+        text.number("num_attention_heads"),
+    )
+    head, rank = text.number("head_dim"), text.number("q_lora_rank")
+    groups, out_rank, streams = text.number("o_groups"), text.number("o_lora_rank"), text.number("hc_mult")
+    index_heads, index_dim = text.number("index_n_heads"), text.number("index_head_dim")
+    attention = hidden * rank + rank + rank * heads * head + hidden * head + head + heads
+    output = heads * head * out_rank + groups * out_rank * hidden
+    mixes = (2 + streams) * streams
+    residual = 2 * (mixes * streams * hidden + mixes + 3)
+    ratios = [int(ratio) for ratio in text.items("compress_ratios")[:layers]]
+    fine = [ratio for ratio in ratios if ratio == 4]
+    coarse = [ratio for ratio in ratios if ratio > 4]
+    compressors = sum(2 * head * (2 * hidden + ratio) + head for ratio in fine) + sum(
+        head * (2 * hidden + ratio) + head for ratio in coarse
+    )
+    indexers = sum(
+        2 * index_dim * (2 * hidden + ratio)
+        + index_dim
+        + rank * index_heads * index_dim
+        + index_heads * hidden
+        for ratio in fine
+    )
+    top = streams * streams * hidden + streams + 1
+    plain = hidden * (heads * head * 2 + 2 * head)  # what the plain count takes it for
+    return {
+        **_leading_dense(text),
+        "kv_heads": 1,
+        "head_dim": head,
+        "layer_kinds": tuple("full" if ratio else "sliding" for ratio in ratios) or ("full",) * layers,
+        "sliding_window": text.count("sliding_window") or None,
+        "trim": Trim(
+            layer_other=attention + output + residual - plain,
+            model_other=compressors + indexers + top,
+        ),
+        "extra": {"compress_ratios": tuple(ratios)},
+    }
+
+
+def _gpt_oss(text: Text) -> Differences:
+    bias = text.flag("attention_bias", default=True)
+    trim = Trim(o_bias=bias, router_bias=True, expert_bias=True, sinks=("full", "sliding"))
+    return {**_every_layer_sparse(text), **layer_kinds(text, every=2), "qkv_bias": bias, "trim": trim}
+
+
+def _llama4(text: Text) -> Differences:
+    """Llama 4: experts in every or every second layer, a wider dense block in the others."""
+    step, width = text.number("interleave_moe_layer_step", default=1), text.number("intermediate_size")
+    chosen = text.items("moe_layers")
+    sparse = _sparse_layers(text, (lambda i: i in chosen) if chosen else (lambda i: (i + 1) % step == 0))
+    return {
+        **_experts(text, width=width),
+        **sparse,
+        **layer_kinds(text, every=4),
+        "intermediate": text.number("intermediate_size_mlp", default=width),
+        "shared_experts": 1,
+        "shared_intermediate": width,
+    }
+
+
+def _minimax2(text: Text) -> Differences:
+    return {
+        **_every_layer_sparse(text),
+        "trim": Trim(qk_norm="full" if text.flag("use_qk_norm", default=True) else "none"),
+    }
+
+
+def _minimax3(text: Text) -> Differences:
+    """MiniMax M3: DeepSeek's layout on grouped heads, with its own indexer in the sparse layers."""
+    sparse = text.get("sparse_attention_config") or {}
+    width, heads = int(sparse.get("sparse_index_dim", 128)), int(sparse.get("sparse_num_index_heads", 4))
+    hidden, head = text.number("hidden_size"), text.number("head_dim")
+    marked = sum(1 for mark in sparse.get("sparse_attention_freq", ()) if mark)
+    frequency = text.items("moe_layer_freq")
+    experts = _experts(text, width=text.number("intermediate_size"))
+    shared = text.count("n_shared_experts")
+    return {
+        **experts,
+        **_sparse_layers(text, lambda i: bool(frequency[i]) if frequency else True),
+        "intermediate": text.number("dense_intermediate_size", "intermediate_size"),
+        "shared_experts": shared,
+        "shared_intermediate": text.count("shared_intermediate_size") if shared else 0,
+        "trim": Trim(
+            qk_norm="head" if text.flag("use_qk_norm") else "none",
+            model_other=marked * (hidden * width * (heads + 1) + 2 * head),
+        ),
+        "extra": {"index_layers": marked},
+    }
+
+
+def _mimo2(text: Text) -> Differences:
+    """MiMo V2: sliding layers with their own heads and sinks; keys wider than values."""
+    pattern = text.items("hybrid_layer_pattern")
+    frequency = text.items("moe_layer_freq")
+    kinds: tuple[LayerKind, ...] = tuple("sliding" if mark else "full" for mark in pattern)
+    sinks: list[LayerKind] = []
+    if text.flag("add_full_attention_sink_bias"):
+        sinks.append("full")
+    if text.flag("add_swa_attention_sink_bias"):
+        sinks.append("sliding")
+    return {
+        **_experts(text),
+        **_sparse_layers(text, lambda i: bool(frequency[i]) if frequency else True),
+        "v_head_dim": text.number("v_head_dim", "head_dim"),
+        "layer_kinds": kinds,
+        "sliding_window": text.count("sliding_window") or None,
+        "sliding_heads": Heads(
+            text.number("swa_num_attention_heads"),
+            text.number("swa_num_key_value_heads"),
+            text.number("swa_head_dim"),
+            text.number("swa_v_head_dim"),
+        ),
+        "trim": Trim(sinks=tuple(sinks)),
+    }
+
+
+def _nemotron_h(text: Text) -> Differences:
+    """Nemotron-H: each layer is one thing: Mamba-2, attention, a dense block or experts."""
+    pattern = str(text.get("hybrid_override_pattern") or "")
+    letters = pattern.replace("|", "") or _spelled(text)
+    kind: Mapping[str, LayerKind] = {"M": "linear", "*": "full"}
+    feed: Mapping[str, FeedForward] = {"-": "dense", "E": "experts"}
+    experts: Differences = {}
+    if "E" in letters:
+        shared = text.count("n_shared_experts")
+        experts = {
+            **_experts(text),
+            "shared_experts": shared,
+            "shared_intermediate": text.count("moe_shared_expert_intermediate_size") if shared else 0,
+            "expert_hidden": text.count("moe_latent_size") or None,
+        }
+    bias = text.flag("attention_bias")
+    return {
+        **mamba2(text),
+        **experts,
+        "layers": len(letters),
+        "gated": False,
+        "layer_kinds": tuple(kind.get(letter, "none") for letter in letters),
+        "feed_forwards": tuple(feed.get(letter, "none") for letter in letters),
+        "qkv_bias": bias,
+        "trim": Trim(norms=1, o_bias=bias, mlp_bias=text.flag("mlp_bias")),
+    }
+
+
+def _spelled(text: Text) -> str:
+    letters = {
+        "mamba": "M",
+        "linear_attention": "M",
+        "attention": "*",
+        "full_attention": "*",
+        "mlp": "-",
+        "moe": "E",
+    }
+    return "".join(letters.get(str(name), "*") for name in text.items("layers_block_type", "layer_types"))
+
+
+def _nemotron(text: Text) -> Differences:
+    bias = text.flag("attention_bias")
+    return {"gated": False, "qkv_bias": bias, "trim": Trim(norm_bias=True, o_bias=bias)}
+
+
+def _deci(text: Text) -> Differences:
+    """Nemotron's searched models: attention left out of some layers, feed-forwards of any width."""
+    hidden, heads = text.number("hidden_size"), text.number("num_attention_heads")
+    kinds: list[LayerKind] = []
+    widths: list[int] = []
+    groups: list[int] = []
+    for block in text.items("block_configs"):
+        attention, feed = block.get("attention") or {}, block.get("ffn") or {}
+        kinds.append("none" if attention.get("no_op") or attention.get("replace_with_linear") else "full")
+        if kinds[-1] == "full":
+            groups.append(int(attention.get("n_heads_in_group") or 1))
+        multiple = 0.0 if feed.get("no_op") else float(feed.get("ffn_mult") or 0)
+        widths.append(_round_up(int(2 * multiple * hidden / 3), 256))
+    group = max(groups, default=1)
+    return {
+        "kv_heads": heads // group,
+        "layer_kinds": tuple(kinds),
+        "intermediate": max(widths, default=0) or 4 * hidden,
+        "intermediates": tuple(widths),
+        "qkv_bias": text.flag("attention_bias"),
+        "trim": Trim(
+            model_other=-hidden
+            * sum((kind == "none") + (width == 0) for kind, width in zip(kinds, widths, strict=True))
+        ),
+    }
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def _granite(text: Text) -> Differences:
+    return _llama(text)
+
+
+def _granite_moe(text: Text) -> Differences:
+    return {**_every_layer_sparse(text), "qkv_bias": text.flag("attention_bias")}
+
+
+def _granite_hybrid(text: Text) -> Differences:
+    """Granite 4: Mamba-2 or attention, then experts where there are any and a shared block always."""
+    layers, experts = text.number("num_hidden_layers"), text.count("num_local_experts")
+    shared = text.count("shared_intermediate_size")
+    kinds = layer_kinds(text)
+    mixer = mamba2(text) if "linear" in kinds.get("layer_kinds", ()) else {}
+    if not experts:
+        feed: Differences = {"intermediate": shared, "feed_forwards": ("dense",) * layers}
+    else:
+        feed = {**_every_layer_sparse(text), "shared_experts": 1, "shared_intermediate": shared}
+    return {**kinds, **mixer, **feed, "qkv_bias": text.flag("attention_bias")}
+
+
+def _jamba(text: Text) -> Differences:
+    period, offset = text.number("attn_layer_period", default=8), text.count("attn_layer_offset", default=4)
+    every, first = text.number("expert_layer_period", default=2), text.count("expert_layer_offset", default=1)
+    layers = text.number("num_hidden_layers")
+    kinds: tuple[LayerKind, ...] = tuple("full" if i % period == offset else "linear" for i in range(layers))
+    return {
+        **_experts(text),
+        **_sparse_layers(text, lambda i: i % every == first),
+        **_mamba1(text),
+        "layer_kinds": kinds,
+    }
+
+
+def _bamba(text: Text) -> Differences:
+    """Bamba: Mamba-2 in all layers but the listed ones."""
+    layers, attends = text.number("num_hidden_layers"), set(text.items("attn_layer_indices"))
+    kinds: tuple[LayerKind, ...] = tuple("full" if i in attends else "linear" for i in range(layers))
+    return {**mamba2(text), "layer_kinds": kinds}
+
+
+def _falcon_h1(text: Text) -> Differences:
+    """Falcon-H1: attention and Mamba-2 side by side in every layer."""
+    mixer = mamba2(_without_norm(text))
+    bias = text.flag("attention_bias")
+    return {
+        "linear_state_bytes": mixer["linear_state_bytes"],
+        "qkv_bias": bias,
+        "trim": Trim(o_bias=bias, mlp_bias=text.flag("mlp_bias"), layer_other=mixer["linear_parameters"]),
+        "extra": {"parallel_mixer": True},
+    }
+
+
+def _without_norm(text: Text) -> Text:
+    return Text({**text.values, "mamba_rms_norm": text.flag("mamba_rms_norm")}, text.outer)
+
+
+def _kimi_linear(text: Text) -> Differences:
+    """Kimi Linear: delta attention in most layers, latent attention in the rest."""
+    linear = text.get("linear_attn_config") or {}
+    full = set(linear.get("full_attn_layers", ()))
+    layers = text.number("num_hidden_layers")
+    kinds: tuple[LayerKind, ...] = tuple("full" if i + 1 in full else "linear" for i in range(layers))
+    if not full:
+        kinds = layer_kinds(text).get("layer_kinds", ())
+    gate = text.flag("mla_use_output_gate")
+    return {
+        **_latent(text),
+        **_leading_dense(text),
+        **_kimi_delta(text),
+        "layer_kinds": kinds,
+        "expert_hidden": text.count("routed_expert_hidden_size") or None,
+        "trim": Trim(output_gate=gate),
+    }
+
+
+def _lfm2(text: Text) -> Differences:
+    """LFM2: short convolutions, a width that the config asks to be adjusted."""
+    layers = text.number("num_hidden_layers")
+    attends = set(text.items("full_attn_idxs"))
+    kinds = layer_kinds(text)
+    if not kinds:
+        chosen: tuple[LayerKind, ...] = tuple("full" if i in attends else "linear" for i in range(layers))
+        kinds = {"layer_kinds": chosen}
+    width = text.number("intermediate_size", "block_ff_dim", "block_dim")
+    if text.flag("block_auto_adjust_ff_dim", default=True) and not text.count("num_experts"):
+        width = int(2 * width / 3)
+        width = int(float(text.get("block_ffn_dim_multiplier") or 1.0) * width)
+        width = _round_up(width, text.number("block_multiple_of", default=256))
+    experts: Differences = {}
+    if text.count("num_experts"):
+        leading = text.count("num_dense_layers", default=2)
+        experts = {**_experts(text), **_sparse_layers(text, lambda i: i >= leading)}
+    return {
+        **kinds,
+        **_short_convolution(text),
+        **experts,
+        "intermediate": width,
+        "tied": text.flag("tie_word_embeddings", "tie_embedding", default=True),
+        "trim": Trim(qk_norm="head"),
+    }
+
+
+def _ernie_moe(text: Text) -> Differences:
+    first, last = text.count("moe_layer_start_index", default=1), text.get("moe_layer_end_index")
+    end = text.number("num_hidden_layers") - 1 if last in (None, -1) else int(last)
+    step = text.number("moe_layer_interval", default=1)
+    shared = text.count("moe_num_shared_experts")
+    experts = _experts(text)
+    return {
+        **experts,
+        **_sparse_layers(text, lambda i: first <= i <= end and (i + 1) % step == 0),
+        "shared_experts": shared,
+        "shared_intermediate": experts["expert_intermediate"] if shared else 0,
+        "tied": text.flag("tie_word_embeddings", default=True),
+        "trim": Trim(router_bias=True),
+    }
+
+
+def _hunyuan_dense(text: Text) -> Differences:
+    bias = text.flag("attention_bias")
+    return {"qkv_bias": bias, "trim": Trim(qk_norm="head", o_bias=bias)}
+
+
+def _hunyuan_moe(text: Text) -> Differences:
+    width = text.number("intermediate_size")
+    bias = text.flag("attention_bias")
+    return {
+        **_experts(text, width=text.number("moe_intermediate_size", "intermediate_size")),
+        "dense_layers": 0,
+        "shared_experts": text.count("num_shared_expert", "n_shared_experts", default=1),
+        "shared_intermediate": width,
+        "qkv_bias": bias,
+        "trim": Trim(qk_norm="head", o_bias=bias),
+    }
+
+
+def _seed(text: Text) -> Differences:
+    bias = text.flag("attention_bias", default=True)
+    return {"qkv_bias": bias, "trim": Trim(o_bias=text.flag("attention_out_bias"))}
+
+
+def _apertus(text: Text) -> Differences:
+    """Apertus: an activation with two learned numbers per layer, and no gate."""
+    return {"gated": False, "trim": Trim(qk_norm="head", layer_other=2)}
+
+
+def _exaone4(text: Text) -> Differences:
+    return {"trim": Trim(qk_norm="head"), **layer_kinds(text, every=4)}
+
+
+def _arcee(text: Text) -> Differences:
+    return {**_llama(text), "gated": False}
+
+
+def _step3p7(text: Text) -> Differences:
+    shared = text.count("n_shared_experts")
+    return {
+        **_leading_dense(text),
+        **layer_kinds(text),
+        "shared_experts": shared,
+        "shared_intermediate": text.count("share_expert_dim") if shared else 0,
+        "trim": Trim(qk_norm="head"),
+    }
+
+
+def _mllama(text: Text) -> Differences:
+    """Llama 3.2 Vision: some layers attend to the picture and not to the tokens before."""
+    crossing = set(text.items("cross_attention_layers"))
+    layers = text.number("num_hidden_layers")
+    hidden, heads = text.number("hidden_size"), text.number("num_attention_heads")
+    head = hidden // heads
+    kv = text.number("num_key_value_heads") * head
+    # cross attention has the same matrices, norms of its heads and two gates; 8 extra table rows
+    cross = len(crossing) * (2 * hidden * hidden + 2 * hidden * kv + 2 * head + 2)
+    kinds: tuple[LayerKind, ...] = tuple("none" if i in crossing else "full" for i in range(layers))
+    return {"layer_kinds": kinds, "trim": Trim(model_other=cross + 8 * hidden)}
+
+
+Family: TypeAlias = Callable[[Text], Differences]
+
+FAMILIES: Mapping[str, Family] = {
+    "Apertus": _apertus,
+    "Arcee": _arcee,
+    "Aquila": _llama,
+    "Baichuan": _llama,
+    "Bamba": _bamba,
+    "Bert": _bert,
+    "Bloom": _bloom,
+    "ChatGLM": _chatglm,
+    "Cohere": _cohere,
+    "Cohere2": _cohere2,
+    "DeciLM": _deci,
+    "Deepseek": _deepseek_dense,
+    "DeepseekV2": _deepseek,
+    "DeepseekV3": _deepseek,
+    "DeepseekV32": _deepseek_sparse,
+    "DeepseekV4": _deepseek4,
+    "Ernie4_5": _llama,
+    "Ernie4_5_Moe": _ernie_moe,
+    "Exaone4": _exaone4,
+    "Falcon": _falcon,
+    "FalconH1": _falcon_h1,
+    "GPT2": _gpt2,
+    "GPTBigCode": _gpt2,
+    "GPTJ": _gptj,
+    "GPTNeoX": _gpt_neox,
+    "Gemma": _gemma,
+    "Gemma2": _gemma2,
+    "Gemma3": _gemma3,
+    "Gemma3n": _gemma3n,
+    "Gemma4": _gemma4,
+    "Gemma4Unified": _gemma4,
+    "Glm": _glm,
+    "Glm4": _glm4,
+    "Glm4Moe": _glm4_moe,
+    "Glm4MoeLite": _deepseek,
+    "GlmMoeDsa": _deepseek_sparse,
+    "GptOss": _gpt_oss,
+    "Granite": _granite,
+    "GraniteMoe": _granite_moe,
+    "GraniteMoeHybrid": _granite_hybrid,
+    "HunYuanDenseV1": _hunyuan_dense,
+    "HunYuanMoEV1": _hunyuan_moe,
+    "InternLM": _llama,
+    "InternLM2": _llama,
+    "InternLM3": _llama,
+    "Jamba": _jamba,
+    "KimiK25": _deepseek,
+    "KimiK3": _kimi_linear,
+    "KimiLinear": _kimi_linear,
+    "KimiVL": _deepseek,
+    "Lfm2": _lfm2,
+    "Lfm2Moe": _lfm2,
+    "Llama": _llama,
+    "Llama4": _llama4,
+    "Llava": _llama,
+    "MiMo": _qwen2,
+    "MiMoV2Flash": _mimo2,
+    "MiniCPM": _llama,
+    "MiniMaxM2": _minimax2,
+    "MiniMaxM3": _minimax3,
+    "MiniMaxM3Sparse": _minimax3,
+    "Ministral": _mistral,
+    "Ministral3": _llama,
+    "Mistral": _mistral,
+    "Mistral3": _mistral3,
+    "Mixtral": _mixtral,
+    "Mllama": _mllama,
+    "Mistral4": _deepseek,
+    "MistralLarge3": _deepseek,
+    "Nemotron": _nemotron,
+    "NemotronH": _nemotron_h,
+    "NomicBert": _nomic,
+    "OPT": _opt,
+    "Olmo": _olmo,
+    "Olmo2": _olmo2,
+    "Olmo3": _olmo2,
+    "Olmoe": _olmoe,
+    "Orion": _stablelm,
+    "Phi": _phi,
+    "Phi3": _phi3,
+    "Phi3V": _phi3,
+    "Phimoe": _phimoe,
+    "PhiMoE": _phimoe,
+    "QWen": _qwen1,
+    "QWenLMHead": _qwen1,
+    "Qwen2": _qwen2,
+    "Qwen2Moe": _qwen2_moe,
+    "Qwen2VL": _qwen2,
+    "Qwen2_5_VL": _qwen2,
+    "Qwen3": _qwen3,
+    "Qwen3Moe": _qwen3_moe,
+    "Qwen3Next": _qwen3_linear,
+    "Qwen3VL": _qwen3,
+    "Qwen3VLMoe": _qwen3_moe,
+    "Qwen3_5": _qwen3_linear,
+    "Qwen3_5Moe": _qwen3_linear,
+    "Roberta": _bert,
+    "SeedOss": _seed,
+    "SmolLM3": _llama,
+    "StableLm": _stablelm,
+    "Starcoder2": _starcoder2,
+    "Step3p7Flash": _step3p7,
+    "XLMRoberta": _bert,
+}
