@@ -1,13 +1,15 @@
 """What share of their data sheets devices, engines and training stacks reach, as versioned values.
 
 Every figure is a law over an architecture, a number format, an engine or a stack; none knows a
-model. ``python -m tests.benchmarks.throughput_fit CSV`` prints them again.
+model. Unless a comment names another source, ``python -m tests.benchmarks.throughput_fit CSV``
+prints it again, from 503 serving and 247 training rows of public measurements
+(``docs/reference/throughput.md`` lists them).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +56,13 @@ class EngineSpeed:
 class Stack:
     """What a training stack reaches of the bf16 dense peak, recomputation counted as work.
 
-    ``layer_s`` is host time per layer and micro batch.
+    ``layer_s`` is host time per layer and micro batch. ``gathers`` says whether full tuning
+    collects its sharded weights for every micro batch (FSDP, ZeRO-3).
     """
 
     flops: float
     layer_s: float
+    gathers: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,77 +70,100 @@ class ServingFactors:
     """Efficiency factors of serving.
 
     ``format_flops`` multiplies ``Silicon.flops`` where products run in that format,
-    ``weight_only_flops`` where weights are stored narrower than they are multiplied.
+    ``widened_flops`` where weights are stored narrower than they are multiplied.
     ``experts_bandwidth`` and ``experts_flops`` are routed experts' shares of what dense layers
-    reach, ``kv_bandwidth`` the KV cache's. ``overlap`` is how much of the shorter of memory and
-    compute time stays visible. ``allreduce_s`` is one all-reduce's latency over a switch,
-    ``bus_allreduce_s`` over PCIe; ``link`` and ``bus_gbs`` are the share of a link, and the rate
-    of a bus without one.
+    reach, ``kv_bandwidth`` the KV cache's. ``visible`` is how much of the shorter of memory and
+    compute time is not hidden by the longer. ``allreduce_s`` is one all-reduce's latency over a
+    switch, ``bus_allreduce_s`` over PCIe; ``link`` is the share that all-reduces reach of a link
+    one way, ``bus_gbs`` what PCIe 5.0 x16 carries for them. ``pipeline`` is how full pipeline
+    stages are, ``burst`` what filling and draining leave of a finite burst. ``spread`` is the
+    factor up and down that holds four of five unseen rows, by kind; ``fitted`` are the
+    architectures that the rows cover.
     """
 
     silicon: Mapping[str, Silicon]
     engines: Mapping[str, EngineSpeed]
     format_flops: Mapping[str, float]
-    weight_only_flops: float
+    widened_flops: float
     experts_bandwidth: float
     experts_flops: float
     attention_flops: float
     kv_bandwidth: float
-    overlap: float
+    visible: float
     allreduce_s: float
     bus_allreduce_s: float
     link: float
     bus_gbs: float
     pipeline: float
     burst: float
+    spread: Mapping[str, float]
+    fitted: frozenset[str]
 
 
 SERVING = ServingFactors(
     silicon={
-        "Volta": Silicon(0.70, 0.45),
-        "Turing": Silicon(0.70, 0.45),
-        "Ampere": Silicon(0.75, 0.6),
-        "Ada": Silicon(0.8, 0.5),
-        "Hopper": Silicon(0.9, 0.5),
-        "Blackwell": Silicon(0.8, 0.5),
-        "Blackwell RTX": Silicon(0.8, 0.5),
-        "other": Silicon(0.65, 0.35),
+        "Ampere": Silicon(0.88, 0.87),
+        "Ada": Silicon(0.95, 0.60),
+        "Hopper": Silicon(0.87, 0.61),
+        "Blackwell": Silicon(0.67, 0.61),
+        "Blackwell RTX": Silicon(0.95, 0.85),
+        # no rows: below all that were seen, as their kernels are less travelled (MAMF, the best
+        # matrix product, is 51 % of the peak on MI300X, 68 % on MI355X, 74 % on Gaudi 3:
+        # stas00/ml-engineering, compute/accelerator)
+        "other": Silicon(0.70, 0.45),
     },
     engines={
-        # vLLM 0.11, engine/arg_utils.py: 8192 and 1024 from 70 GiB on, A100 excepted, else 2048 and 256
+        # vLLM 0.11, engine/arg_utils.py: 8192 and 1024 from 70 GiB on, the A100 excepted, else 2048 and 256
         "vllm": EngineSpeed(
-            0.95, layer_s=50e-6, sequence_s=20e-6, small_chunk_tokens=2048, small_max_sequences=256
+            rate=1.0,
+            layer_s=49e-6,
+            sequence_s=42e-6,
+            request_s=1.1e-3,
+            small_chunk_tokens=2048,
+            small_max_sequences=256,
         ),
-        "vllm 0.8": EngineSpeed(
-            0.95,
-            layer_s=90e-6,
-            host_layer_s=0.35e-3,
-            narrow_bandwidth=0.5,
-            kv_reads=3.0,
+        # until 0.8; vLLM 0.4.2, config.py: max_context_len_to_capture 8192
+        "vllm-v0": EngineSpeed(
+            layer_s=150e-6,
+            host_layer_s=0.26e-3,
+            narrow_bandwidth=0.99,
+            kv_reads=2.6,
+            max_sequences=256,
+            small_max_sequences=256,
             graph_tokens=8192,
         ),
-        "sglang": EngineSpeed(0.9, layer_s=50e-6, sequence_s=20e-6),
-        "tensorrt-llm": EngineSpeed(1.0, request_s=0.3e-3, max_sequences=2048),
-        "lmdeploy": EngineSpeed(1.0),
-        "exllamav2": EngineSpeed(1.0, request_s=0.0),
+        # the rows say 0.74, most of them untuned launches of one model; held at vLLM's side of it
+        "sglang": EngineSpeed(rate=0.85, layer_s=49e-6, sequence_s=42e-6, request_s=1.1e-3),
+        # the measure of the others: its rate is 1 by definition
+        "tensorrt-llm": EngineSpeed(layer_s=33e-6, sequence_s=9.1e-6, request_s=0.3e-3, max_sequences=2048),
+        "lmdeploy": EngineSpeed(layer_s=33e-6),
+        "exllamav2": EngineSpeed(layer_s=33e-6, request_s=0.0),
+        # launches every layer from Python and copies the cache as it grows (DynamicCache, repeat_kv)
         "transformers": EngineSpeed(
-            1.0, host_layer_s=0.83e-3, request_s=0.0, narrow_bandwidth=0.5, kv_reads=20.0, graph_tokens=0
+            host_layer_s=0.88e-3,
+            narrow_bandwidth=0.42,
+            kv_reads=29.0,
+            request_s=0.0,
+            graph_tokens=0,
         ),
-        "other": EngineSpeed(0.8),
+        # no rows: below all engines that were seen
+        "other": EngineSpeed(rate=0.8),
     },
-    format_flops={"bf16": 1.0, "fp8": 0.85, "int8": 0.85, "fp4": 0.55},
-    weight_only_flops=0.8,
-    experts_bandwidth=0.5,
-    experts_flops=0.6,
-    attention_flops=0.6,
-    kv_bandwidth=0.8,
-    overlap=0.3,
-    allreduce_s=12e-6,
-    bus_allreduce_s=45e-6,
-    link=0.6,
-    bus_gbs=50.0,
-    pipeline=0.8,
-    burst=0.76,
+    format_flops={"bf16": 1.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.73},
+    widened_flops=0.81,
+    experts_bandwidth=0.48,
+    experts_flops=0.75,
+    attention_flops=1.0,
+    kv_bandwidth=0.88,
+    visible=0.58,
+    allreduce_s=13e-6,
+    bus_allreduce_s=39e-6,
+    link=0.61,
+    bus_gbs=64.0,
+    pipeline=0.70,
+    burst=0.73,
+    spread={"dense": 1.4, "experts": 1.6, "other": 2.0, "measured": 1.25},
+    fitted=frozenset({"Ampere", "Ada", "Hopper", "Blackwell"}),
 )
 
 
@@ -144,9 +171,12 @@ SERVING = ServingFactors(
 class TrainingFactors:
     """Efficiency factors of training.
 
-    ``silicon`` scales a stack's share of the peak by architecture; ``format_speed`` is the gain
-    of a narrower format over bf16 by stack and format; ``width_half`` is the hidden size at which matrix
-    products reach half their rate; ``link`` and ``network_gbs`` carry sharded weights.
+    ``silicon`` scales a stack's share of the peak by architecture, ``format_speed`` is the gain
+    of a stack in a format over bf16. ``width_half`` is the hidden size at which matrix products
+    reach half their rate. ``widen`` multiplies the bandwidth cost of widening frozen weights by
+    their method, ``recompute`` is what a checkpointed forward costs of a first one. ``link`` is
+    the share of the links between accelerators, ``network_gbs`` what reaches one accelerator from
+    other machines.
     """
 
     stacks: Mapping[str, Stack]
@@ -155,30 +185,35 @@ class TrainingFactors:
     experts_flops: float
     attention_flops: float
     width_half: float
-    dequantize_layer_s: float
+    widen: Mapping[str, float]
+    recompute: float
     link: float
     network_gbs: float
-    overlap: float
+    visible: float
+    spread: float
 
 
 TRAINING = TrainingFactors(
     stacks={
-        "fsdp": Stack(0.60, 0.2e-3),
-        "megatron": Stack(0.60, 0.1e-3),
-        "transformers": Stack(0.5, 2e-3),
+        "fsdp": Stack(flops=0.61, layer_s=0.21e-3, gathers=True),
+        "megatron": Stack(flops=0.77, layer_s=0.1e-3, gathers=False),
+        "transformers": Stack(flops=0.52, layer_s=2.3e-3, gathers=True),
     },
-    silicon={"Ampere": 1.0, "Hopper": 0.75, "Blackwell": 0.75, "other": 0.75},
+    # "other" has no rows and is set to the lowest of those that have
+    silicon={"Ampere": 1.0, "Hopper": 0.72, "Blackwell": 0.66, "other": 0.66},
     format_speed={
-        "fsdp fp8": 1.3,
-        "megatron fp8": 1.8,
-        "megatron mxfp8": 1.7,
-        "megatron nvfp4": 2.2,
+        "fsdp fp8": 1.4,
+        "megatron fp8": 1.9,
+        "megatron mxfp8": 1.9,
+        "megatron nvfp4": 2.8,
     },
-    experts_flops=0.5,
-    attention_flops=0.6,
-    width_half=300.0,
-    dequantize_layer_s=10e-3,
-    link=0.5,
-    network_gbs=40.0,
-    overlap=0.2,
+    experts_flops=0.48,
+    attention_flops=0.43,
+    width_half=330.0,
+    widen={"gptq": 5.1, "other": 1.0},
+    recompute=0.34,
+    link=0.56,
+    network_gbs=86.0,
+    visible=0.16,
+    spread=1.5,
 )

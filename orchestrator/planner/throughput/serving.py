@@ -1,39 +1,46 @@
 """Serving as a roofline: how many tokens a replica makes at a stated load, and how fast each comes.
 
-A decode step reads the weights and the KV cache once for all sequences (bandwidth), multiplies
-each sequence's token (compute), and pays its all-reduces and its launches. Prompts enter in
-chunks that cost the same step with many tokens. Little's law joins the two.
+A pass through the model reads the weights and the KV cache once for all its tokens (bandwidth),
+multiplies each token (compute), and pays its all-reduces and launches. Decode is a pass of one
+token per sequence, prefill one of a chunk of prompt. Little's law joins the two.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from orchestrator.catalog.values import Accelerator, ModelFacts
-from orchestrator.units import GIB
-from orchestrator.planner.throughput.factors import SERVING, EngineSpeed, ServingFactors, Silicon
-from orchestrator.planner.throughput.work import (
-    Work,
-    attended_tokens,
-    attention_flops,
-    kv_elements,
-    state_bytes,
-    weight_bits,
-    weight_bytes,
-    work,
+from orchestrator.planner.sizing.formats import KV_ELEMENT_BYTES
+from orchestrator.planner.sizing.kv import kv_layout
+from orchestrator.planner.sizing.profiles import version_key
+from orchestrator.planner.throughput.device import (
+    bandwidth,
+    bus_share,
+    by_architecture,
+    is_switched,
+    is_widened,
+    peak_flops,
+    product_format,
 )
+from orchestrator.planner.throughput.factors import SERVING, EngineSpeed, ServingFactors
+from orchestrator.planner.throughput.measured import Measured, closest
+from orchestrator.planner.throughput.work import Work, work
+from orchestrator.units import GIB
 
 BoundBy = Literal["bandwidth", "compute", "interconnect", "overhead"]
+
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
     """A replica's speed at a stated load, all its accelerators together.
 
-    ``low`` and ``high`` bound ``output_tokens_s``. ``ttft_s`` is a request's wait for its first
-    token, queueing for a free place included; ``tpot_s`` the time between its tokens.
-    ``sequences`` run at once, which is fewer than asked for where the KV cache is full.
+    ``low`` and ``high`` bound ``output_tokens_s`` in four of five unseen cases. ``ttft_s`` is a
+    request's mean wait for its first token, with its queueing for a free place; ``tpot_s`` the
+    mean time between its tokens. ``sequences`` run at once: fewer than asked for where the KV
+    cache is full. ``measured`` names the source of the row that the figures were brought to.
     """
 
     output_tokens_s: float
@@ -44,243 +51,83 @@ class Throughput:
     high: float
     bound_by: BoundBy
     sequences: float
-    measured: bool = False
+    measured: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """What a replica's shape and its traffic make of a model: the inputs of every step."""
+class _Replica:
+    """A model on its accelerators under its load: what every pass is computed from."""
 
     facts: ModelFacts
     model: Work
     accelerator: Accelerator
+    engine: EngineSpeed
+    factors: ServingFactors
     tensor: int
     pipeline: int
     data: int
     expert: int
     weight_format: str
-    kv_bytes: float
-    engine: EngineSpeed
+    element_bytes: float
     input_tokens: float
     output_tokens: float
+    max_sequences: int
+    chunk_tokens: int
 
     @property
-    def chunk_tokens(self) -> int:
-        """Return how many prompt tokens the engine takes into one step by default."""
-        return self.engine.chunk_tokens if _is_large(self.accelerator) else self.engine.small_chunk_tokens
+    def rank_devices(self) -> int:
+        """Return the accelerators of one data-parallel rank."""
+        return self.tensor * self.pipeline
 
     @property
-    def max_sequences(self) -> int:
-        """Return how many sequences the engine runs at once by default."""
-        return self.engine.max_sequences if _is_large(self.accelerator) else self.engine.small_max_sequences
+    def expert_ranks(self) -> int:
+        """Return over how many data-parallel ranks the experts are spread."""
+        return self.data if self.expert > 1 else 1
 
+    @property
+    def context(self) -> float:
+        """Return the mean tokens of a sequence in decode."""
+        return self.input_tokens + self.output_tokens / 2
 
-def _is_large(accelerator: Accelerator) -> bool:
-    return accelerator.visible_bytes >= 70 * GIB and accelerator.architecture != "Ampere"
-
-
-def silicon(accelerator: Accelerator, factors: ServingFactors) -> Silicon:
-    """Return the shares that ``accelerator``'s architecture reaches."""
-    name = accelerator.architecture
-    # sm_120 and sm_121 have neither tcgen05 nor HBM: a Blackwell by name only.
-    if name == "Blackwell" and accelerator.capability is not None and accelerator.capability[0] >= 11:
-        name = "Blackwell RTX"
-    return factors.silicon.get(name, factors.silicon["other"])
-
-
-def peak_flops(accelerator: Accelerator, number_format: str) -> float:
-    """Return the dense peak of ``accelerator`` in ``number_format``, in operations a second.
-
-    Where no figure for 16 bits is known, 0.08 TFLOP/s per GB/s stands in: what GeForce 30 and 40
-    have (RTX 3090: 71.2 over 936; RTX 3090 Ti: 80 over 1008).
-
-    Raises:
-        ValueError: neither the peak nor the bandwidth is known.
-    """
-    peaks = accelerator.tflops
-    if number_format in peaks:
-        return peaks[number_format] * 1e12
-    if "bf16" in peaks or "fp16" in peaks:
-        return peaks.get("bf16", peaks.get("fp16", 0.0)) * 1e12
-    return 0.08 * bandwidth(accelerator) / 1e9 * 1e12
-
-
-def bandwidth(accelerator: Accelerator) -> float:
-    """Return the memory bandwidth of ``accelerator`` in bytes a second.
-
-    Raises:
-        ValueError: the catalog has no figure.
-    """
-    if accelerator.bandwidth_gbs is None:
-        raise ValueError(f"no memory bandwidth is known for {accelerator.name}")
-    return accelerator.bandwidth_gbs * 1e9
-
-
-def product_format(accelerator: Accelerator, weight_format: str) -> str:
-    """Return the format in which weights of ``weight_format`` are multiplied on ``accelerator``.
-
-    MXFP4 weights meet 8-bit activations where the device has FP4; formats that it lacks are
-    widened to 16 bits on the way in.
-    """
-    wanted = {"fp8": "fp8", "mxfp8": "fp8", "int8": "int8", "nvfp4": "fp4", "mxfp4": "fp4"}.get(weight_format)
-    if wanted is None or wanted not in accelerator.tflops:
-        return "bf16"
-    return "fp8" if weight_format == "mxfp4" else wanted
-
-
-def _product_flops(load: Load, factors: ServingFactors) -> float:
-    chosen = product_format(load.accelerator, load.weight_format)
-    share = factors.format_flops[chosen] * silicon(load.accelerator, factors).flops
-    if chosen == "bf16" and weight_bits(load.weight_format) < 16:
-        share *= factors.weight_only_flops
-    return peak_flops(load.accelerator, chosen) * share
+    def cache_bytes(self) -> float:
+        """Return what a sequence of mean length keeps in the KV cache on one tensor-parallel rank."""
+        layout = kv_layout(self.facts, tensor=self.tensor, element_bytes=self.element_bytes, grouped=False)
+        return layout.request_bytes(round(self.context))
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
-    """The parts of one pass through the model, in seconds."""
+class _Pass:
+    """The parts of one pass through the model, in seconds.
+
+    Memory and compute overlap but for a share of the shorter; the host runs ahead of the device
+    likewise where it launches every layer.
+    """
 
     bandwidth: float
     compute: float
     interconnect: float
     overhead: float
     host: float
-    overlap: float
+    visible: float
 
     @property
     def seconds(self) -> float:
-        """Return the length of the pass; memory and compute overlap, and the host runs ahead of both."""
-        longer, shorter = max(self.bandwidth, self.compute), min(self.bandwidth, self.compute)
-        device = longer + self.overlap * shorter + self.interconnect + self.overhead
-        return max(device, self.host) + self.overlap * min(device, self.host)
+        """Return how long the pass takes."""
+        device = _overlapped(self.bandwidth, self.compute, self.visible) + self.interconnect + self.overhead
+        return _overlapped(device, self.host, self.visible)
+
+    def parts(self) -> dict[BoundBy, float]:
+        """Return the seconds by what bounds them."""
+        return {
+            "bandwidth": self.bandwidth,
+            "compute": self.compute,
+            "interconnect": self.interconnect,
+            "overhead": self.overhead + self.host,
+        }
 
 
-def _pass(
-    load: Load, factors: ServingFactors, *, tokens: float, sequences: float, kv: float, attention: float, context: float
-) -> Pass:
-    """Return one pass of ``tokens`` tokens through all stages of one data-parallel rank.
-
-    ``kv`` is the bytes of KV cache read and ``attention`` the operations over it, both before
-    tensor parallelism divides them.
-    """
-    stages = min(float(load.pipeline), max(tokens, 1.0))
-    micro = tokens / stages
-    shards = load.tensor
-    expert_shards = load.tensor * (load.data if load.expert > 1 else 1)
-    routed = micro * (load.data if load.expert > 1 else 1)
-    device = silicon(load.accelerator, factors)
-    rate = bandwidth(load.accelerator) * device.bandwidth
-    dense, experts = weight_bytes(load.model, load.weight_format)
-    touched = 1 - (1 - load.model.expert_share) ** max(routed, 1.0) if experts else 0.0
-    if weight_bits(load.weight_format) < 16 and product_format(load.accelerator, load.weight_format) == "bf16":
-        rate_w = rate * load.engine.narrow_bandwidth
-    else:
-        rate_w = rate
-    read = dense / shards / rate_w + experts * touched / expert_shards / (rate_w * factors.experts_bandwidth)
-    kv_shards = min(shards, load.facts.kv_heads) if load.facts.attention == "mha" else 1
-    read += kv * load.engine.kv_reads / stages / kv_shards / (rate * factors.kv_bandwidth)
-    flops = _product_flops(load, factors)
-    routed_work = load.model.experts * load.model.expert_share
-    # per micro batch over all stages; a stage holds 1/stages of the layers and all stages work at once
-    multiply = 2 * micro * (load.model.dense + routed_work / factors.experts_flops) / shards / flops
-    sixteen = peak_flops(load.accelerator, "bf16") * device.flops * factors.attention_flops
-    multiply += attention / stages / shards / sixteen
-    return Pass(
-        bandwidth=read,
-        compute=multiply,
-        interconnect=_allreduce(load, factors, micro),
-        overhead=load.engine.layer_s * load.model.layers + sequences / stages * load.engine.sequence_s,
-        host=_host_layer_s(load, context) * load.model.layers,
-        overlap=factors.overlap,
-    )
-
-
-def _host_layer_s(load: Load, context: float) -> float:
-    """Return the host's time per layer at ``context``: none while a recorded graph runs."""
-    limit = load.engine.graph_tokens
-    return load.engine.host_layer_s if limit is not None and context > limit else 0.0
-
-
-def _allreduce(load: Load, factors: ServingFactors, tokens: float) -> float:
-    """Return the seconds of two all-reduces per layer, of ``tokens`` activations in 16 bits each."""
-    if load.tensor == 1:
-        return 0.0
-    link = load.accelerator.link_gbs
-    switched = link is not None and link >= 200
-    one_way = (link or 0.0) / 2 * factors.link if switched else _bus_gbs(load.accelerator, factors)
-    latency = factors.allreduce_s if switched else factors.bus_allreduce_s
-    volume = 2 * (load.tensor - 1) / load.tensor * tokens * load.model.hidden * 2
-    return 2 * load.model.layers * (latency + volume / (one_way * 1e9))
-
-
-def _bus_gbs(accelerator: Accelerator, factors: ServingFactors) -> float:
-    """Return what PCIe carries one way: generation 5 from Hopper on, half of it before."""
-    return factors.bus_gbs if accelerator.architecture in ("Hopper", "Blackwell") else factors.bus_gbs / 2
-
-
-def _decode(load: Load, factors: ServingFactors, sequences: float) -> Pass:
-    context = load.input_tokens + load.output_tokens / 2
-    attended = attended_tokens(load.facts, context)
-    element = load.kv_bytes * kv_elements(load.facts)
-    return _pass(
-        load,
-        factors,
-        tokens=sequences,
-        sequences=sequences,
-        kv=sequences * (attended * element + state_bytes(load.facts)),
-        attention=sequences * attention_flops(load.facts, attended),
-        context=context,
-    )
-
-
-def _prefill(load: Load, factors: ServingFactors, sequences: float) -> tuple[Pass, float]:
-    """Return one prefill pass, and the share of it that one request causes."""
-    tokens = min(max(load.input_tokens, 1.0) * sequences, float(load.chunk_tokens))
-    share = max(load.input_tokens, 1.0) / tokens
-    attended = attended_tokens(load.facts, load.input_tokens / 2)
-    one = _pass(
-        load,
-        factors,
-        tokens=tokens,
-        sequences=0.0,
-        kv=0.0,
-        attention=tokens * attention_flops(load.facts, attended),
-        context=load.input_tokens,
-    )
-    return one, share
-
-
-def kv_places(load: Load, *, memory_share: float = 0.9, other_bytes: float = 2e9) -> float:
-    """Return how many sequences one data-parallel rank's KV cache holds at their mean length.
-
-    Args:
-        load: The replica.
-        memory_share: Of the visible memory, what the engine takes (vLLM's default).
-        other_bytes: Activations and graphs per device.
-    """
-    dense, experts = weight_bytes(load.model, load.weight_format)
-    shards = load.tensor * load.pipeline
-    spread = shards * (load.data if load.expert > 1 else 1)
-    held = (dense + load.model.table * 2) / shards + experts / spread
-    free = load.accelerator.visible_bytes * memory_share - held - other_bytes
-    context = load.input_tokens + load.output_tokens / 2
-    kv_shards = min(load.tensor, load.facts.kv_heads) if load.facts.attention == "mha" else 1
-    per_token = load.kv_bytes * kv_elements(load.facts) * attended_tokens(load.facts, context)
-    per_sequence = (per_token + state_bytes(load.facts)) / load.pipeline / kv_shards
-    return max(free / per_sequence, 1.0)
-
-
-def engine_speed(name: str, factors: ServingFactors = SERVING) -> EngineSpeed:
-    """Return the speed of an engine, which may carry its version: ``vllm 0.11.0``.
-
-    NIM serves with TensorRT-LLM or vLLM and is taken for vLLM. vLLM before 0.9 ran its V0 core,
-    which leaves its CUDA graphs beyond 8192 tokens (``--max-seq-len-to-capture``).
-    """
-    word, _, version = name.lower().partition(" ")
-    word = {"nim": "vllm"}.get(word, word)
-    if word == "vllm" and version.startswith("0.") and version.split(".")[1].isdigit() and int(version.split(".")[1]) < 9:
-        word = "vllm 0.8"
-    return factors.engines.get(word, factors.engines["other"])
+def _overlapped(one: float, other: float, visible: float) -> float:
+    return max(one, other) + visible * min(one, other)
 
 
 def serving_throughput(
@@ -289,55 +136,294 @@ def serving_throughput(
     *,
     input_tokens: float,
     output_tokens: float,
-    concurrency: float | None,
-    weight_format: str = "bf16",
-    kv_dtype: str = "bf16",
-    engine: str = "vllm",
+    concurrency: float | None = None,
     tensor: int = 1,
     pipeline: int = 1,
     data: int = 1,
     expert: int = 1,
+    weight_format: str = "bf16",
+    kv_dtype: str = "bf16",
+    engine: str = "vllm",
+    engine_version: str | None = None,
+    kv_cache_tokens: float | None = None,
+    max_sequences: int | None = None,
     burst: bool = False,
+    measured: Sequence[Measured] = (),
+    counted: Work | None = None,
     factors: ServingFactors = SERVING,
 ) -> Throughput:
-    """Return how fast a replica of ``tensor × pipeline × data`` accelerators serves a load."""
-    load = Load(
+    """Return how fast one replica of ``tensor × pipeline × data`` accelerators serves a load.
+
+    Args:
+        facts: The model.
+        accelerator: Every device of the replica.
+        input_tokens: Mean prompt length.
+        output_tokens: Mean answer length.
+        concurrency: Requests in the replica at any time; None keeps it as full as it gets.
+        tensor: Ranks that share every layer.
+        pipeline: Stages that share the layers.
+        data: Ranks that share the requests.
+        expert: Above 1, the experts are spread over all ranks rather than repeated per data rank.
+        weight_format: How weights lie in memory, in any spelling that sizing knows.
+        kv_dtype: Format of the KV cache.
+        engine: ``vllm``, ``sglang``, ``nim``, ``tgi``, ``transformers``, ``tensorrt-llm``, ...
+        engine_version: None means the current one.
+        kv_cache_tokens: Tokens the replica's KV cache holds, from sizing; None estimates them.
+        max_sequences: The engine's limit of sequences at once per data rank; None is its default.
+        burst: Whether the load is one finite burst, as benchmarks send it, that fills and drains.
+        measured: Measured rows; the closest of the same model, accelerators, layout, engine and
+            format wins over the formula, which then only carries it from its load to this one.
+        counted: What ``work`` says of the model in the format, for callers that ask many times.
+        factors: What devices and engines reach of their data sheets.
+
+    Raises:
+        ValueError: a count is below 1, a length is negative or no token comes out, the catalog
+            has no bandwidth for the accelerator, or a format is unknown.
+
+    >>> from orchestrator.catalog import accelerator, model
+    >>> load = {"input_tokens": 1500, "output_tokens": 300, "concurrency": 16}
+    >>> speed = serving_throughput(model("meta-llama/Llama-3.1-8B-Instruct"), accelerator("H100"), **load)
+    >>> speed.bound_by, speed.low < speed.output_tokens_s < speed.high
+    ('bandwidth', True)
+    """
+    if min(tensor, pipeline, data, expert) < 1 or (concurrency is not None and concurrency <= 0):
+        raise ValueError("degrees of parallelism and concurrency are at least 1")
+    if input_tokens < 0 or output_tokens < 1:
+        raise ValueError("a request has a prompt of 0 tokens or more and an answer of at least 1")
+    speed = engine_speed(engine, engine_version, factors)
+    large = _is_large(accelerator)
+    replica = _Replica(
         facts=facts,
-        model=work(facts),
+        model=counted or work(facts, weight_format),
         accelerator=accelerator,
+        engine=speed,
+        factors=factors,
         tensor=tensor,
         pipeline=pipeline,
         data=data,
         expert=expert,
         weight_format=weight_format,
-        kv_bytes=1.0 if kv_dtype == "fp8" else 2.0,
-        engine=engine_speed(engine, factors),
+        element_bytes=KV_ELEMENT_BYTES[kv_dtype],
         input_tokens=input_tokens,
         output_tokens=output_tokens,
+        max_sequences=max_sequences or (speed.max_sequences if large else speed.small_max_sequences),
+        chunk_tokens=speed.chunk_tokens if large else speed.small_chunk_tokens,
     )
-    room = min(kv_places(load), float(load.max_sequences))
-    asked = room if concurrency is None else concurrency / data
+    formula = _at_load(replica, concurrency, kv_cache_tokens, burst)
+    row = closest(
+        measured,
+        model=facts.id,
+        accelerator=accelerator.name,
+        layout=(tensor, pipeline, data),
+        engine=engine,
+        weight_format=weight_format,
+        load=(input_tokens, output_tokens, concurrency),
+    )
+    if row is None:
+        return formula
+    there = replace(replica, input_tokens=row.input_tokens, output_tokens=row.output_tokens)
+    expected = _at_load(there, row.concurrency, kv_cache_tokens, burst).output_tokens_s
+    return _brought_to(formula, row, row.output_tokens_s / expected, factors)
+
+
+def engine_speed(name: str, version: str | None = None, factors: ServingFactors = SERVING) -> EngineSpeed:
+    """Return the speed of an engine; an unknown one has that of ``other``.
+
+    NIM serves through vLLM, and TGI's speed is taken for vLLM's. vLLM before 0.9 ran its V0 core.
+
+    >>> engine_speed("vllm", "0.4.2").graph_tokens, engine_speed("nim") == engine_speed("vllm")
+    (8192, True)
+    """
+    key = {"nim": "vllm", "tgi": "vllm"}.get(name, name)
+    if key == "vllm" and version is not None and () < version_key(version) < (0, 9):
+        key = "vllm-v0"
+    return factors.engines.get(key, factors.engines["other"])
+
+
+def _is_large(accelerator: Accelerator) -> bool:
+    """Return whether engines take their defaults for large devices (vLLM: 70 GiB, the A100 excepted)."""
+    return accelerator.visible_bytes >= 70 * GIB and accelerator.architecture != "Ampere"
+
+
+def _at_load(
+    replica: _Replica, concurrency: float | None, kv_cache_tokens: float | None, burst: bool
+) -> Throughput:
+    """Return the formula's answer for a replica with ``concurrency`` requests in it."""
+    factors, engine = replica.factors, replica.engine
+    room = min(_places(replica, kv_cache_tokens), float(replica.max_sequences))
+    asked = room if concurrency is None else concurrency / replica.data
     sequences = max(min(asked, room), 1.0)
-    step = _decode(load, factors, sequences)
-    chunk, share = _prefill(load, factors, sequences)
-    slow = (factors.pipeline if pipeline > 1 and sequences >= pipeline else 1.0) * load.engine.rate
-    if burst:
-        slow *= factors.burst
-    steps = max(output_tokens, 1.0)
-    # what one request takes of the replica: its part of prefill passes, of decode steps, and the host's time
-    took = (chunk.seconds * share + steps * step.seconds / sequences) / slow + load.engine.request_s
-    rate = data / took
-    output = rate * output_tokens
-    cycle = sequences * took
-    waiting = max(asked / sequences - 1, 0.0) * cycle
-    first = chunk.seconds * max(input_tokens / load.chunk_tokens, 1.0) / slow + step.seconds
+    step, chunk = _decode(replica, sequences), _prefill(replica, sequences)
+    share = _chunk_share(replica, sequences)
+    steps = replica.output_tokens / sequences
+    slowed = engine.rate * (factors.burst if burst else 1.0)
+    # what one request takes of its rank: its part of prefill passes, of decode passes, and the host's time
+    took = (chunk.seconds * share + step.seconds * steps) / slowed + engine.request_s
+    requests_s = replica.data / took
+    prompts = max(replica.input_tokens / replica.chunk_tokens, 1.0)
+    first = (chunk.seconds * prompts * min(1.0, share * sequences) + step.seconds) / slowed
+    output = requests_s * replica.output_tokens
+    spread = _spread(replica)
     return Throughput(
         output_tokens_s=output,
-        total_tokens_s=rate * (input_tokens + output_tokens),
-        ttft_s=waiting + first,
-        tpot_s=max(cycle - first, step.seconds) / steps,
-        low=output / 1.5,
-        high=output * 1.5,
-        bound_by="bandwidth",
-        sequences=sequences * data,
+        total_tokens_s=output + requests_s * replica.input_tokens,
+        ttft_s=first + max(asked - sequences, 0.0) * took,
+        tpot_s=max(sequences * took - first, step.seconds * replica.output_tokens) / replica.output_tokens,
+        low=output / spread,
+        high=output * spread,
+        bound_by=_bound(((chunk, share), (step, steps))),
+        sequences=sequences * replica.data,
     )
+
+
+def _bound(passes: Sequence[tuple[_Pass, float]]) -> BoundBy:
+    """Return what takes the most of a request's passes, each with the part of it the request causes."""
+    kinds: tuple[BoundBy, ...] = ("bandwidth", "compute", "interconnect", "overhead")
+    return max(kinds, key=lambda kind: sum(each.parts()[kind] * share for each, share in passes))
+
+
+def _spread(replica: _Replica) -> float:
+    """Return the factor up and down within which four of five unseen cases lie."""
+    spread = replica.factors.spread
+    seen = replica.accelerator.architecture in replica.factors.fitted
+    kind = "experts" if replica.model.experts else "dense"
+    return spread[kind] if seen else spread["other"]
+
+
+def _brought_to(formula: Throughput, row: Measured, ratio: float, factors: ServingFactors) -> Throughput:
+    """Return ``formula`` scaled by what a measured row made of it."""
+    output, spread = formula.output_tokens_s * ratio, factors.spread["measured"]
+    return replace(
+        formula,
+        output_tokens_s=output,
+        total_tokens_s=formula.total_tokens_s * ratio,
+        ttft_s=formula.ttft_s / ratio,
+        tpot_s=formula.tpot_s / ratio,
+        low=output / spread,
+        high=output * spread,
+        measured=row.source,
+    )
+
+
+def _places(replica: _Replica, kv_cache_tokens: float | None) -> float:
+    """Return how many sequences of mean length the KV cache of one data-parallel rank holds."""
+    if kv_cache_tokens is not None:
+        return max(kv_cache_tokens / replica.data / max(replica.context, 1.0), 1.0)
+    model, shared = replica.model, replica.rank_devices
+    held = (model.held_bytes - model.expert_bytes) / shared
+    held += model.expert_bytes / shared / replica.expert_ranks
+    # nine tenths of the device for the engine (vLLM's default to 0.16), 2 GB of it for activations and graphs
+    free = replica.accelerator.visible_bytes * 0.9 - held - 2e9
+    per_sequence = replica.cache_bytes() / replica.pipeline
+    return max(free / per_sequence, 1.0) if per_sequence else float(replica.max_sequences)
+
+
+def _decode(replica: _Replica, sequences: float) -> _Pass:
+    """Return a pass that gives each of ``sequences`` its next token."""
+    return _pass(
+        replica,
+        tokens=sequences,
+        sequences=sequences,
+        cache=sequences * replica.cache_bytes() * replica.engine.kv_reads,
+        attention=sequences * replica.model.attention_flops(replica.context),
+        context=replica.context,
+    )
+
+
+def _prefill(replica: _Replica, sequences: float) -> _Pass:
+    """Return a pass over a chunk of prompts; a prompt's mean token sees half of it."""
+    tokens = _chunk(replica, sequences)
+    attention = tokens * replica.model.attention_flops(replica.input_tokens / 2)
+    return _pass(
+        replica, tokens=tokens, sequences=0.0, cache=0.0, attention=attention, context=replica.input_tokens
+    )
+
+
+def _chunk(replica: _Replica, sequences: float) -> float:
+    """Return the prompt tokens that enter one pass: a chunk, or all there are."""
+    return min(max(replica.input_tokens, 1.0) * sequences, float(replica.chunk_tokens))
+
+
+def _chunk_share(replica: _Replica, sequences: float) -> float:
+    """Return the part of prefill passes that one request causes; above 1 for a prompt of several chunks."""
+    return max(replica.input_tokens, 1.0) / _chunk(replica, sequences)
+
+
+def _pass(
+    replica: _Replica, *, tokens: float, sequences: float, cache: float, attention: float, context: float
+) -> _Pass:
+    """Return one pass of ``tokens`` tokens through all stages of one data-parallel rank.
+
+    ``cache`` is the bytes of KV cache that each tensor-parallel rank reads, ``attention`` the
+    operations over it.
+    """
+    # micro batches in flight: fewer than there are stages, as bubbles take their part
+    flying = 1 + (min(float(replica.pipeline), max(tokens, 1.0)) - 1) * replica.factors.pipeline
+    micro = tokens / flying
+    engine, layers = replica.engine, replica.facts.layers
+    graphs_end = engine.graph_tokens is not None and context > engine.graph_tokens
+    return _Pass(
+        bandwidth=_weights_s(replica, micro) + _cache_s(replica, cache / flying),
+        compute=_products_s(replica, micro) + _attention_s(replica, attention / flying),
+        interconnect=_allreduce_s(replica, micro),
+        overhead=engine.layer_s * layers + engine.sequence_s * sequences / flying,
+        host=engine.host_layer_s * layers if graphs_end else 0.0,
+        visible=replica.factors.visible,
+    )
+
+
+def _weights_s(replica: _Replica, tokens: float) -> float:
+    """Return the seconds of reading the weights that ``tokens`` tokens touch.
+
+    Routing is taken for uniform: of the experts, ``1 - (1 - k/E)^tokens`` are touched.
+    """
+    model = replica.model
+    rate = _memory_rate(replica) * replica.tensor
+    if is_widened(replica.accelerator, replica.weight_format):
+        rate *= replica.engine.narrow_bandwidth
+    routed = max(tokens, 1.0) * replica.expert_ranks
+    touched = 1 - math.pow(1 - model.expert_share, routed)
+    experts = model.expert_bytes * touched / replica.expert_ranks / replica.factors.experts_bandwidth
+    return (model.dense_bytes + experts) / rate
+
+
+def _cache_s(replica: _Replica, read_bytes: float) -> float:
+    return read_bytes / (_memory_rate(replica) * replica.factors.kv_bandwidth)
+
+
+def _memory_rate(replica: _Replica) -> float:
+    share = by_architecture(replica.accelerator, replica.factors.silicon).bandwidth
+    return bandwidth(replica.accelerator) * share
+
+
+def _products_s(replica: _Replica, tokens: float) -> float:
+    """Return the seconds of multiplying ``tokens`` tokens with the weights."""
+    factors, model = replica.factors, replica.model
+    chosen = product_format(replica.accelerator, replica.weight_format)
+    share = by_architecture(replica.accelerator, factors.silicon).flops * factors.format_flops[chosen]
+    if is_widened(replica.accelerator, replica.weight_format):
+        share *= factors.widened_flops
+    routed = model.experts * model.expert_share / factors.experts_flops
+    rate = peak_flops(replica.accelerator, chosen) * share * replica.tensor
+    return 2 * tokens * (model.dense + routed) / rate
+
+
+def _attention_s(replica: _Replica, operations: float) -> float:
+    """Return the seconds of attention, which is in 16 bits whatever the weights are in."""
+    share = by_architecture(replica.accelerator, replica.factors.silicon).flops
+    rate = peak_flops(replica.accelerator) * share * replica.factors.attention_flops
+    return operations / (rate * replica.tensor)
+
+
+def _allreduce_s(replica: _Replica, tokens: float) -> float:
+    """Return the seconds of two all-reduces per layer of 16-bit activations of ``tokens`` tokens."""
+    if replica.tensor == 1:
+        return 0.0
+    factors, device = replica.factors, replica.accelerator
+    if is_switched(device):
+        latency, one_way = factors.allreduce_s, (device.link_gbs or 0.0) / 2 * factors.link
+    else:
+        latency, one_way = factors.bus_allreduce_s, factors.bus_gbs * bus_share(device)
+    # a ring moves 2 (n - 1) / n of the 2 bytes of every activation
+    volume = 4 * (replica.tensor - 1) / replica.tensor * tokens * replica.facts.hidden
+    return 2 * replica.facts.layers * (latency + volume / (one_way * 1e9))

@@ -1,0 +1,355 @@
+"""Scores the throughput estimates on measured rows: ``python -m tests.benchmarks.throughput CSV``.
+
+The CSV has the columns of ``tests/data/throughput.csv`` or more. Answers (``measured_*``,
+``ttft_ms``, ``tpot_ms``, ``mfu``) and ``notes``, which repeat some, are taken off a row before
+anything is predicted from it; they may be blank. ``--predictions OUT`` writes one line a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import math
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.catalog import Accelerator, ModelFacts, accelerator, model
+from orchestrator.planner.throughput import serving_throughput, training_throughput
+from orchestrator.planner.throughput.factors import SERVING, TRAINING, ServingFactors, TrainingFactors
+from orchestrator.planner.throughput.work import work
+from orchestrator.units import GIB
+
+Row = Mapping[str, str]
+
+ANSWERS = frozenset(
+    {
+        "measured_tokens_s_total",
+        "measured_output_tokens_s",
+        "measured_tokens_s_per_gpu",
+        "ttft_ms",
+        "tpot_ms",
+        "mfu",
+        "notes",
+    }
+)
+TRAINS = "train_tokens_s"
+UNSCORED = re.compile(r"not used in the fit|spec-decode|kv offload", re.IGNORECASE)
+STACKS = {
+    "megatron": "megatron",
+    "nemo": "megatron",
+    "transformers": "transformers",
+    "xtuner": "transformers",
+}
+USD_HOUR = {
+    "A100-80GB": 1.79,
+    "H100-80GB": 3.99,
+    "H200-141GB": 4.59,
+    "B200-180GB": 6.79,
+    "B300-288GB": 7.89,
+    "L40S-48GB": 1.86,
+    "RTX-PRO-6000-96GB": 3.36,
+    "GB200-186GB": 27.04,
+    "MI300X-192GB": 6.00,
+}
+"""Dollars an hour of one, on demand. A100 and H100: RunPod secure cloud, 2026-11-09
+(datareceipts/data-receipts vendors.json); H200, B200, B300: the same, 2026-10-07
+(api-evangelist/runpod plans-pricing.yml); L40S and RTX PRO 6000: AWS us-east-1, 2026-07-20
+(aws/karpenter-provider-aws zz_generated.pricing_aws.go); GB200 and MI300X: Azure, 2026-06-18
+(Azure/karpenter-provider-azure zz_generated.pricing.go), by the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A serving row as the estimate takes it."""
+
+    row: Row
+    facts: ModelFacts
+    accelerator: Accelerator
+    load: Mapping[str, Any]
+
+    def predict(self, factors: ServingFactors = SERVING) -> tuple[float, float]:
+        """Return output and total tokens a second."""
+        speed = serving_throughput(self.facts, self.accelerator, **self.load, factors=factors)
+        return speed.output_tokens_s, speed.total_tokens_s
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A training row as the estimate takes it."""
+
+    row: Row
+    facts: ModelFacts
+    accelerator: Accelerator
+    run: Mapping[str, Any]
+
+    def predict(self, factors: TrainingFactors = TRAINING) -> float:
+        """Return trained tokens a second."""
+        return training_throughput(self.facts, self.accelerator, **self.run, factors=factors).tokens_s
+
+
+def read_rows(path: Path) -> tuple[list[Row], list[Row]]:
+    """Return the rows without their answers, and the answers beside them."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    asked: list[Row] = [{key: value for key, value in row.items() if key not in ANSWERS} for row in rows]
+    answers: list[Row] = [{key: row.get(key) or "" for key in ANSWERS} for row in rows]
+    return asked, answers
+
+
+def number(row: Row, column: str, default: float) -> float:
+    """Return a cell as a number, ``default`` where it is blank or no number."""
+    try:
+        return float(row.get(column) or default)
+    except ValueError:
+        return default
+
+
+def facts_of(row: Row) -> ModelFacts:
+    """Return the catalog's facts of the row's model, or a stand-in of its size."""
+    known = model(row["model_id"])
+    if known is not None:
+        return known
+    total = number(row, "params_b", 7) * 1e9
+    return stand_in(row["model_id"], total, number(row, "active_params_b", total / 1e9) * 1e9)
+
+
+def stand_in(name: str, total: float, active: float) -> ModelFacts:
+    """Return the shape a model of ``total`` and ``active`` parameters usually has.
+
+    A transformer block has 12 hidden² parameters, and hidden is about 128 times the layers (GPT-3
+    and Llama families). For a mixture, 64 experts of which 8 work.
+    """
+    mixture = active < 0.9 * total
+    layers = max(8, round((active * (3 if mixture else 1) / (12 * 128**2)) ** (1 / 3)))
+    hidden = max(2, round((active / (12 * layers)) ** 0.5 / 128)) * 128
+    heads = hidden // 128
+    width = int((total - active) / (1 - 8 / 64) / (layers * 64 * 3 * hidden)) if mixture else 0
+    return ModelFacts(
+        name,
+        "stand-in",
+        layers=layers,
+        hidden=hidden,
+        intermediate=8 * hidden // 3,
+        heads=heads,
+        kv_heads=min(8, heads),
+        head_dim=128,
+        vocab=50_000,
+        parameters=int(total),
+        experts=64 if mixture else 0,
+        experts_per_token=8 if mixture else 0,
+        expert_intermediate=width,
+        feed_forwards=("experts",) * layers if mixture else (),
+    )
+
+
+def accelerator_of(row: Row) -> Accelerator:
+    """Return the catalog's accelerator for the row's spelling, such as ``A100-80G``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    name = row["gpu"]
+    found = accelerator(name)
+    if found is None and (sized := re.fullmatch(r"(.+)-(\d+)G", name)):
+        found = accelerator(sized[1], memory_bytes=int(sized[2]) * GIB)
+    if found is None:
+        raise ValueError(f"{row['row_id']}: no accelerator is called {name!r}")
+    return found
+
+
+def serving(row: Row) -> Serving:
+    """Return a serving row as the estimate takes it."""
+    engine, _, version = row["engine"].partition(" ")
+    tensor, data = int(number(row, "tp", 1)), int(number(row, "dp", 1))
+    concurrency = None if row["concurrency_or_batch"] == "max" else number(row, "concurrency_or_batch", 1)
+    weight_format = row["weight_format"].replace("gptq-", "gptq_").replace("awq-int4", "awq")
+    cache = row.get("kv_dtype") or "16bit"
+    if cache == "unstated":  # NVIDIA's fp8 and nvfp4 checkpoints name an fp8 cache (hf_quant_config.json)
+        cache = "fp8" if weight_format in ("fp8", "nvfp4") else "16bit"
+    load = {
+        "input_tokens": number(row, "input_tokens", 64),
+        "output_tokens": max(number(row, "output_tokens", 1), 1),
+        "concurrency": concurrency,
+        "tensor": tensor,
+        # devices that no column explains hold layers one after the other (transformers' device_map)
+        "pipeline": max(int(number(row, "n_gpus", 1)) // (tensor * data), 1),
+        "data": data,
+        "weight_format": weight_format,
+        "kv_dtype": cache,
+        "engine": engine.lower(),
+        "engine_version": version or None,
+        # dozens of requests and more at an infinite rate are one burst; a few are kept in flight
+        "burst": row.get("request_rate") == "inf" and concurrency is not None and concurrency >= 64,
+    }
+    facts = facts_of(row)
+    return Serving(row, facts, accelerator_of(row), {**load, "counted": work(facts, weight_format)})
+
+
+def training(row: Row) -> Training:
+    """Return a training row as the estimate takes it; checkpointing is on where memory asks for it."""
+    facts, device = facts_of(row), accelerator_of(row)
+    engine = row["engine"].lower()
+    stack = next((stack for name, stack in STACKS.items() if engine.startswith(name)), "fsdp")
+    count, tensor, pipeline = (int(number(row, key, 1)) for key in ("n_gpus", "tp", "pp"))
+    length, micro = int(number(row, "seq_len", 2048)), int(number(row, "micro_batch", 1))
+    method = row["method"].lower()
+    tuning = next((name for name in ("qlora", "lora", "pretrain") if name in method), "full")
+    # Adam in mixed precision takes 16 bytes a parameter, a layer keeps 34 an activation (arXiv 2205.05198)
+    states = 16 * (facts.parameters or 0) / count
+    kept = 34 * facts.layers * facts.hidden * length * micro / tensor / pipeline
+    full = states + kept > 0.92 * device.visible_bytes
+    run = {
+        "count": count,
+        "sequence_length": length,
+        "micro_batch": micro,
+        "tensor": tensor,
+        "pipeline": pipeline,
+        "tuning": tuning,
+        "weight_format": row["weight_format"].removesuffix("-rowwise"),
+        "checkpointing": {"fsdp": full, "megatron": False, "transformers": True}[stack],
+        "stack": stack,
+        "counted": work(facts),
+    }
+    return Training(row, facts, device, run)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What is written for a row; output is None for training."""
+
+    row_id: str
+    output_tokens_s: float | None
+    tokens_s_total: float
+    tokens_s_per_gpu: float
+
+
+def predict(row: Row) -> Prediction:
+    """Return the estimate for a row without its answers."""
+    count = max(number(row, "n_gpus", 1), 1)
+    if row["kind"] == TRAINS:
+        total = training(row).predict()
+        return Prediction(row["row_id"], None, total, total / count)
+    output, total = serving(row).predict()
+    return Prediction(row["row_id"], output, total, total / count)
+
+
+def answer_of(row: Row, answers: Row) -> float | None:
+    """Return what was measured, in the unit the row is scored in; None for a row that is not scored."""
+    if UNSCORED.search(answers["notes"]) or number(row, "request_rate", math.inf) < math.inf:
+        return None
+    column = "measured_tokens_s_total" if row["kind"] == TRAINS else "measured_output_tokens_s"
+    measured = number(answers, column, 0)
+    return measured if measured > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A row with its prediction and what was measured."""
+
+    row: Row
+    predicted: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """Return the logarithm of predicted over measured."""
+        return math.log(self.predicted / self.measured)
+
+
+def score(rows: Sequence[Row], answers: Sequence[Row], predictions: Sequence[Prediction]) -> list[Scored]:
+    """Return the rows that have an answer."""
+    scored = []
+    for row, given, made in zip(rows, answers, predictions, strict=True):
+        measured = answer_of(row, given)
+        if measured is not None:
+            value = made.tokens_s_total if made.output_tokens_s is None else made.output_tokens_s
+            scored.append(Scored(row, value, measured))
+    return scored
+
+
+def median_error(errors: Iterable[float]) -> float:
+    """Return the median of ``|predicted / measured - 1|`` over logarithmic errors."""
+    return statistics.median(abs(math.exp(error) - 1) for error in errors)
+
+
+def within(errors: Sequence[float], factor: float) -> float:
+    """Return the share of logarithmic errors within a factor up or down."""
+    return sum(abs(error) <= math.log(factor) for error in errors) / len(errors)
+
+
+def pair_order(scored: Sequence[Scored]) -> tuple[int, int]:
+    """Return how many pairs of accelerators come out in the right order by dollars a token, of how many.
+
+    A pair is two serving rows of one source that differ in the accelerator, and in how many of it,
+    only; pairs within 5 % of each other are left out.
+    """
+    same: dict[tuple[str, ...], list[tuple[str, float, float]]] = defaultdict(list)
+    keys = ("kind", "source", "model_id", "weight_format", "engine", "input_tokens", "output_tokens")
+    for each in scored:
+        name = accelerator_of(each.row).name
+        if each.row["kind"] == TRAINS or name not in USD_HOUR:
+            continue
+        dollars = USD_HOUR[name] * number(each.row, "n_gpus", 1)
+        setup = (*(each.row[key] for key in keys), each.row["concurrency_or_batch"])
+        same[setup].append((name, dollars / each.measured, dollars / each.predicted))
+    right = total = 0
+    for runs in same.values():
+        for (one, paid, thought), (other, other_paid, other_thought) in itertools.combinations(runs, 2):
+            if one != other and abs(math.log(paid / other_paid)) > math.log(1.05):
+                total += 1
+                right += (paid < other_paid) == (thought < other_thought)
+    return right, total
+
+
+def report(scored: Sequence[Scored]) -> list[str]:
+    """Return the lines that are printed."""
+    lines = []
+    for title, kinds in (("serving", False), ("training", True)):
+        errors = [each.error for each in scored if (each.row["kind"] == TRAINS) == kinds]
+        if errors:
+            bias = math.exp(statistics.median(errors))
+            lines.append(
+                f"{title:<9} {len(errors):>4} rows  median error {median_error(errors):6.1%}  "
+                f"within 1.5x {within(errors, 1.5):6.1%}  within 2x {within(errors, 2):6.1%}  bias {bias:.2f}"
+            )
+    right, total = pair_order(scored)
+    if total:
+        lines.append(
+            f"order of accelerators by $ per token right in {right} of {total} pairs ({right / total:.1%})"
+        )
+    return lines
+
+
+def write(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Write one line a row."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        out.writerow(
+            ["row_id", "predicted_output_tokens_s", "predicted_tokens_s_total", "predicted_tokens_s_per_gpu"]
+        )
+        for each in predictions:
+            output = "" if each.output_tokens_s is None else f"{each.output_tokens_s:.6g}"
+            out.writerow([each.row_id, output, f"{each.tokens_s_total:.6g}", f"{each.tokens_s_per_gpu:.6g}"])
+
+
+def main() -> None:
+    """Predict every row, write and score."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("csv", type=Path)
+    parser.add_argument("--predictions", type=Path)
+    arguments = parser.parse_args()
+    rows, answers = read_rows(arguments.csv)
+    predictions = [predict(row) for row in rows]
+    if arguments.predictions:
+        write(arguments.predictions, predictions)
+    print("\n".join(report(score(rows, answers, predictions)) or ["no answers to score"]))
+
+
+if __name__ == "__main__":
+    main()
