@@ -6,11 +6,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from orchestrator.apply.planning import RunPlan, VolumePlan
 from orchestrator.errors import Problem, SpecError
 from orchestrator.reconcile import Run, RunEvent, RunState, Turn, Wanted
-from orchestrator.store.records import Store, Volume
+from orchestrator.store.values import Volume
+
+if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without
+    from orchestrator.store.records import Store
 
 
 def record(

@@ -73,6 +73,7 @@ class _Lazy(TyperGroup):
 app = typer.Typer(
     cls=_Lazy,
     add_completion=False,
+    pretty_exceptions_enable=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

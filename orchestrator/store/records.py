@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
@@ -25,17 +24,7 @@ from orchestrator.store.rows import event_of, job_of, run_of
 from orchestrator.store.secrets import Secrets
 from orchestrator.store.settle import Batch, batch_of, settle
 from orchestrator.store.tables import events, jobs, runs, volumes
-
-
-@dataclass(frozen=True, slots=True)
-class Volume:
-    """A volume that a spec asked for: its name, where it is kept, and the spec as canonical JSON."""
-
-    name: str
-    backend: str
-    spec: str
-    spec_hash: str
-    created_at: datetime
+from orchestrator.store.values import Volume
 
 
 class Store:
@@ -77,7 +66,8 @@ class Store:
 
     def runs(self) -> list[Run]:
         """Return every run, by name."""
-        return [run_of(row) for row in self._rows(sa.select(runs).order_by(runs.c.name))]
+        # Sorted here: databases order text by the language they were made for.
+        return sorted(map(run_of, self._rows(sa.select(runs))), key=lambda run: run.name)
 
     def run(self, name: str) -> Run:
         """Return the run called ``name``.
@@ -91,10 +81,12 @@ class Store:
 
     def jobs(self, run_id: str | None = None) -> list[Job]:
         """Return a run's jobs, or those of all runs, by run, replica, node and attempt."""
-        found = sa.select(jobs).order_by(jobs.c.run_id, jobs.c.replica, jobs.c.node, jobs.c.attempt)
+        found = sa.select(jobs)
         if run_id is not None:
             found = found.where(jobs.c.run_id == run_id)
-        return [job_of(row) for row in self._rows(found)]
+        return sorted(
+            map(job_of, self._rows(found)), key=lambda job: (job.run_id, job.replica, job.node, job.attempt)
+        )
 
     def events(
         self, run: str | None = None, *, after: int = 0, limit: int = 1_000
@@ -181,7 +173,7 @@ class Store:
 
     def volumes(self) -> list[Volume]:
         """Return the volumes that specs asked for, by name."""
-        return [_volume_of(row) for row in self._rows(sa.select(volumes).order_by(volumes.c.name))]
+        return sorted(map(_volume_of, self._rows(sa.select(volumes))), key=lambda volume: volume.name)
 
     def put_volume(self, volume: Volume) -> None:
         """Write down a volume, in place of one of the same name."""

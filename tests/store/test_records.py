@@ -10,7 +10,8 @@ import pytest
 from orchestrator.errors import NotFound, StateMoved
 from orchestrator.reconcile.values import Forget, JobState, RunState, Turn, Wanted
 from orchestrator.store import current_runs, open_store
-from orchestrator.store.records import Store, Volume
+from orchestrator.store.records import Store
+from orchestrator.store.values import Volume
 from tests.store.values import KEY, T0, a_job, a_run, an_event, made, recorded, turned
 
 
@@ -44,11 +45,11 @@ def test_a_store_that_is_opened_again_holds_the_same(url: str) -> None:
 
 
 def test_current_runs_are_those_of_the_store(store: Store, url: str) -> None:
-    store.commit([made(a_run(name)) for name in ("b", "a", "ä")])
+    store.commit([made(a_run(name)) for name in ("b", "a", "ä", "a-1", "a0")])
     store.commit([turned(a_run("a"), RunState.READY)])
 
     assert current_runs(url) == store.runs()
-    assert [run.name for run in store.runs()] == ["a", "b", "ä"]
+    assert [run.name for run in store.runs()] == ["a", "a-1", "a0", "b", "ä"]
 
 
 def test_every_turn_raises_the_serial_and_a_record_does_not(store: Store) -> None:
