@@ -407,6 +407,11 @@ class TrainAdapter(Part):
     def _expand(cls, value: object) -> object:
         return {"type": value} if isinstance(value, str) else value
 
+    def canonical(self) -> Plain:
+        """Return the type alone where nothing else is set."""
+        plain = super().canonical()
+        return self.type if plain in ({}, {"type": self.type}) else plain
+
 
 class Train(Part):
     """A training job: method, model, data, and where the result goes."""
@@ -443,8 +448,8 @@ class Train(Part):
 class RegistryAuth(Part):
     """Credentials for pulling a private image."""
 
-    username: Annotated[str, replace("The user, or a reference such as ${{ secrets.USER }}.")]
-    password: Annotated[str, replace("A reference: ${{ secrets.NAME }}.")]
+    username: Annotated[str, replace("The user, or a reference such as `${{ secrets.USER }}`.")]
+    password: Annotated[str, replace("A reference: `${{ secrets.NAME }}`.")]
 
 
 class PortMapping(Part):

@@ -108,7 +108,8 @@ class Part(BaseModel):
 
 def _plain(value: object, info: FieldInfo) -> Plain:
     if value is None:
-        return "off" if unit_of(info) == "seconds" else None
+        # a duration that has a limit unless it is told otherwise
+        return "off" if unit_of(info) == "seconds" and info.default is not None else None
     if isinstance(value, int) and unit_of(info) == "bytes":
         return exact_bytes(value)
     if isinstance(value, int) and unit_of(info) == "seconds":
@@ -194,8 +195,4 @@ def _change(path: str, before: object, after: object, info: FieldInfo) -> Iterat
             if left != right:
                 yield from _change(f"{path}[{index}]", left, right, info)
         return
-    yield Change(path, _side(before, info), _side(after, info), mark_of(info))
-
-
-def _side(value: object, info: FieldInfo) -> Plain:
-    return None if value is None and unit_of(info) is None else _plain(value, info)
+    yield Change(path, _plain(before, info), _plain(after, info), mark_of(info))
