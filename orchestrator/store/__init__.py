@@ -39,16 +39,17 @@ def open_store(url: str, *, secret_key: str | None = None, busy_s: float = BUSY_
 
 
 def current_runs(url: str) -> list[Run]:
-    """Return the runs of the store at ``url``, by name, in the cheapest way; makes nothing.
+    """Return the runs of the store at ``url``, by name, in the cheapest way.
 
-    A local SQLite file is read with the standard library alone; one that is not there holds
-    no runs.
+    A local SQLite file is read with the standard library alone, and nothing is made where
+    there is none. Any other store is opened as ``open_store`` does.
 
     Raises:
         ConfigError, StoreBusy, StoreError: as in ``open_store``.
     """
     path = sqlite_path(url)
-    if path is not None:
-        return peek(path)
+    found = peek(path) if path is not None else None
+    if found is not None:
+        return found
     with open_store(url) as store:
         return store.runs()

@@ -57,10 +57,18 @@ class Database:
         Raises:
             StoreBusy: another process writes, and did not end in time.
         """
+        with self._writing(foreign_keys=True) as connection:
+            yield connection
+
+    @contextmanager
+    def _writing(self, *, foreign_keys: bool) -> Iterator[sa.Connection]:
+        options = {"modelyard_write": True, "modelyard_foreign_keys": foreign_keys}
         with _ours(self.where), self.engine.connect() as connection:
-            locked = connection.execution_options(modelyard_write=True)
-            with locked.begin():
-                yield locked
+            connection.execution_options(**options)
+            with connection.begin():
+                yield connection
+            if not foreign_keys:
+                connection.detach()  # not for the next one
 
     def prepare(self) -> str:
         """Bring the schema up to date and return the deployment's id, made at the first opening.
@@ -72,7 +80,7 @@ class Database:
             revision = _revision(connection)
             if is_current(revision, where=self.where):
                 return _deployment(connection)
-        with self.writing() as connection:
+        with self._writing(foreign_keys=False) as connection:
             # Asked again under the lock: another process may have been faster.
             if not is_current(_revision(connection), where=self.where):
                 from orchestrator.store.migrate import upgrade  # Alembic: a tenth of a CPU second
@@ -123,9 +131,13 @@ def _sqlite(path: Path, busy_s: float) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
+        options = connection.get_execution_options()
+        if not options.get("modelyard_foreign_keys", True):
+            # SQLite alters a table by copying and dropping it, and a drop deletes the rows that
+            # point to it. The switch has no effect inside a transaction.
+            connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
         # The driver's own BEGIN is off (isolation_level None): it comes late and takes no lock.
-        writes = connection.get_execution_options().get("modelyard_write")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("modelyard_write") else "BEGIN")
 
     return engine
 
@@ -166,7 +178,7 @@ def _ours(where: str) -> Iterator[None]:
         original = error.orig
         if isinstance(original, sqlite3.Error):
             raise sqlite_error(original, where) from error
-        raise _postgres_error(original, where) from error
+        raise _postgres_error(original, where, lost=isinstance(error, exc.OperationalError)) from error
     except (OverflowError, UnicodeEncodeError) as error:  # the drivers raise these as they are
         raise StoreError(f"{where} cannot hold a value: {error}") from error
 
@@ -180,16 +192,17 @@ _POSTGRES_KINDS = {
 """Classes of SQLSTATE that pass by themselves, and what they mean (PostgreSQL docs, appendix A)."""
 
 
-def _postgres_error(error: BaseException | None, where: str) -> StoreError:
+def _postgres_error(error: BaseException | None, where: str, *, lost: bool) -> StoreError:
+    """Return what an error of PostgreSQL means for a user; ``lost`` when the connection may be gone."""
     state = getattr(error, "sqlstate", None)
     said = str(error).partition("\n")[0]
-    if state is None:
-        # No connection was made; libpq tells why in words alone.
+    if state is None and lost:
+        # No connection was made, or it broke; libpq tells why in words alone.
         return StoreBusy(
             f"{where} cannot be reached: {said}", fix="check the server and MODELYARD_DATABASE_URL"
         )
     if state == "53100":
         return StoreError(f"no space left for {where}", fix="make room on the server's disk")
-    if state[:2] in _POSTGRES_KINDS:
+    if state is not None and state[:2] in _POSTGRES_KINDS:
         return StoreBusy(f"{where}: {_POSTGRES_KINDS[state[:2]]}", fix="try again")
     return StoreError(f"{where}: {said}")

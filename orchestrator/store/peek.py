@@ -19,8 +19,11 @@ from orchestrator.store.rows import run_of
 BUSY_S = 30.0
 
 
-def peek(path: Path) -> list[Run]:
+def peek(path: Path) -> list[Run] | None:
     """Return the runs in the SQLite file at ``path``, by name; a missing file holds none.
+
+    None says that an older program wrote the file: its schema has to be brought up to date
+    before this one can read it.
 
     Raises:
         StoreBusy: another process holds the file.
@@ -38,12 +41,15 @@ def peek(path: Path) -> list[Run]:
     return _read_still(path)
 
 
-def _read(path: Path, options: str) -> list[Run]:
+def _read(path: Path, options: str) -> list[Run] | None:
     uri = f"file:{quote(str(path))}?{options}"
     with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S)) as connection:
         connection.row_factory = sqlite3.Row
-        if not _has_runs(connection, path):
+        revision = _revision(connection)
+        if revision is None:  # made, and not filled yet
             return []
+        if not is_current(revision, where=str(path)):
+            return None
         return [run_of(dict(row)) for row in connection.execute("SELECT * FROM runs ORDER BY name")]
 
 
@@ -56,23 +62,19 @@ def _needs_log_index(error: sqlite3.OperationalError, path: Path) -> bool:
     return made and not path.with_name(path.name + "-wal").exists()
 
 
-def _read_still(path: Path) -> list[Run]:
+def _read_still(path: Path) -> list[Run] | None:
     try:
         return _read(path, "mode=ro&immutable=1")
     except sqlite3.Error as error:
         raise sqlite_error(error, str(path)) from error
 
 
-def _has_runs(connection: sqlite3.Connection, path: Path) -> bool:
-    """Return whether the first migration has run; a store that was just made holds nothing."""
+def _revision(connection: sqlite3.Connection) -> str | None:
     tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'")
     if tables.fetchone() is None:
-        return False
+        return None
     found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    if found is None:
-        return False
-    is_current(found[0], where=str(path))
-    return True
+    return str(found[0]) if found else None
 
 
 def sqlite_error(error: sqlite3.Error, where: str) -> StoreError:

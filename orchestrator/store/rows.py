@@ -34,10 +34,17 @@ def run_row(run: Run, *, changed_at: datetime) -> dict[str, Any]:
     }
 
 
-@functools.lru_cache(maxsize=4096)
+# A run's template outlives many transitions of the run and passes over it: most of a row's
+# cost, paid once. Templates cannot change, so that one may stand in many runs.
+@functools.lru_cache(maxsize=16_384)
 def _template_text(template: Template) -> str:
-    # A run's template outlives many transitions of the run: written out once, not at each.
     return encode(template)
+
+
+@functools.lru_cache(maxsize=16_384)
+def _template_of(text: str) -> Template:
+    template: Template = decode(Template, text)
+    return template
 
 
 def run_of(row: Row) -> Run:
@@ -48,7 +55,7 @@ def run_of(row: Row) -> Run:
         type=row["type"],
         spec=row["spec"],
         spec_hash=row["spec_hash"],
-        template=decode(Template, row["template"]),
+        template=_template_of(row["template"]),
         since=from_micros(row["since"]),
         wanted=Wanted(row["wanted"]),
         state=RunState(row["state"]),

@@ -62,10 +62,8 @@ class Secrets:
     def list(self) -> list[tuple[str, datetime]]:
         """Return the names, in order, and when each was last set."""
         with self._database.reading() as connection:
-            rows = connection.execute(
-                sa.select(secrets.c.name, secrets.c.updated_at).order_by(secrets.c.name)
-            )
-            return [(name, from_micros(at)) for name, at in rows]
+            rows = connection.execute(sa.select(secrets.c.name, secrets.c.updated_at)).all()
+        return sorted((row.name, from_micros(row.updated_at)) for row in rows)
 
     def delete(self, name: str) -> None:
         """Forget ``name``.

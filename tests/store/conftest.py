@@ -15,6 +15,9 @@ from orchestrator.store.records import Store
 from orchestrator.store.urls import sqlite_url
 from tests.store.values import KEY
 
+_ENGLISH = ("--locale=C", "--locale-provider=icu", "--icu-locale=en")
+"""Text ordered as people order it, so that a test sees where we count on another order."""
+
 
 def _programs() -> Path | None:
     """Debian keeps the server's programs off the PATH, one folder per version."""
@@ -62,7 +65,7 @@ def postgres() -> Iterator[str]:
                 **as_user,
             )
 
-        call("initdb", "-D", str(cluster), "-U", "modelyard", "-A", "trust", "-N", "-E", "UTF8", "--locale=C")
+        call("initdb", "-D", str(cluster), "-U", "modelyard", "-A", "trust", "-N", "-E", "UTF8", *_ENGLISH)
         # Tests need no durability; a killed server's data folder is thrown away.
         options = (
             f"-c listen_addresses= -c unix_socket_directories={home} -c fsync=off -c max_connections=200"

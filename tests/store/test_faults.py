@@ -310,7 +310,7 @@ def test_a_store_that_cannot_be_written_can_be_peeked_at(open_folder: Path) -> N
     open_folder.chmod(0o555)
 
     def work() -> None:
-        assert [run.name for run in peek(path)] == ["chat"]
+        assert [run.name for run in peek(path) or ()] == ["chat"]
         with pytest.raises(ConfigError, match="cannot be written"):
             open_store(sqlite_url(path))
 
@@ -392,3 +392,19 @@ def test_a_message_that_no_database_holds_is_made_legible(store: Store) -> None:
     (_, read), *_ = store.events()
     assert (read.message, read.cause) == ("a\ufffdb\ufffdc", "ünder \U0001f600")
     assert store.run("chat").reason == "\ufffd"
+
+
+def test_a_spec_that_no_database_holds_is_refused_for_good(store: Store) -> None:
+    with pytest.raises(StoreError) as caught:
+        store.commit([made(a_run("chat", spec="\ud800"))])
+
+    assert not isinstance(caught.value, StoreBusy)
+    assert store.runs() == []
+
+
+@pytest.mark.postgres
+def test_a_spec_that_postgresql_does_not_hold_is_refused_for_good(postgres_store_url: str) -> None:
+    with open_store(postgres_store_url) as store, pytest.raises(StoreError, match="NUL") as caught:
+        store.commit([made(a_run("chat", spec="\0"))])
+
+    assert not isinstance(caught.value, StoreBusy)

@@ -30,10 +30,10 @@ def test_a_secret_comes_back_and_is_replaced(store: Store) -> None:
 
 
 def test_names_are_listed_in_order(store: Store) -> None:
-    for name in ("b", "a"):
+    for name in ("b", "a", "B"):
         store.secrets.set(name, "x", now=T0)
 
-    assert store.secrets.list() == [("a", T0), ("b", T0)]
+    assert store.secrets.list() == [("B", T0), ("a", T0), ("b", T0)]
 
 
 def test_a_deleted_secret_is_not_found(store: Store) -> None:

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from orchestrator.store import current_runs, migrate, open_store, revisions
+from orchestrator.store.records import Store
+from orchestrator.store.tables import metadata
+from tests.store.values import T0, a_job, a_run, made, recorded
+
+LATER = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+def upgrade():
+    with op.batch_alter_table("runs") as runs:
+        runs.alter_column("reason", existing_type=sa.Text, nullable=True)
+"""
+
+
+def test_the_migrations_make_the_tables_the_code_speaks_of(store: Store) -> None:
+    with store.database.reading() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+
+        assert compare_metadata(context, metadata) == []
+
+
+def test_the_revisions_are_those_of_the_migrations() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(migrate.MIGRATIONS))
+    config.set_main_option("path_separator", "os")
+
+    found = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+
+    assert tuple(reversed(found)) == revisions.REVISIONS
+
+
+def test_a_later_migration_keeps_what_is_there(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_run("chat")
+    with open_store(url, secret_key=None) as store:
+        store.commit([made(run), recorded(a_job(run), run)])
+        before = (store.deployment, store.runs(), store.jobs(), store.events())
+    later = tmp_path / "later"
+    shutil.copytree(migrate.MIGRATIONS, later)
+    (later / "versions" / "r0002_later.py").write_text(LATER)
+    monkeypatch.setattr(migrate, "MIGRATIONS", later)
+    monkeypatch.setattr(revisions, "REVISIONS", ("0001", "0002"))
+    monkeypatch.setattr(revisions, "HEAD", "0002")
+
+    assert current_runs(url) == before[1]
+    with open_store(url) as store:
+        assert (store.deployment, store.runs(), store.jobs(), store.events()) == before
+        with store.database.writing() as connection:
+            if store.database.path:
+                assert connection.execute(sa.text("PRAGMA foreign_keys")).scalar() == 1
+            revision = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+        assert revision == "0002"
+
+
+def test_a_migration_that_fails_leaves_the_old_schema(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = tmp_path / "later"
+    shutil.copytree(migrate.MIGRATIONS, later)
+    (later / "versions" / "r0002_later.py").write_text(LATER + '    raise RuntimeError("power cut")\n')
+    with open_store(url) as store:
+        store.commit([made(a_run("chat"))])
+    with monkeypatch.context() as patched:
+        patched.setattr(migrate, "MIGRATIONS", later)
+        patched.setattr(revisions, "REVISIONS", ("0001", "0002"))
+        patched.setattr(revisions, "HEAD", "0002")
+
+        with pytest.raises(RuntimeError, match="power cut"):
+            open_store(url)
+
+    with open_store(url) as store:
+        assert [run.since for run in store.runs()] == [T0]
+
+
+def test_a_file_that_was_made_and_not_filled_is_filled(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    path.touch()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+
+    assert current_runs(f"sqlite:///{path}") == []
+    with open_store(f"sqlite:///{path}") as store:
+        assert store.runs() == []
