@@ -143,7 +143,7 @@ def _refuse_special(text: Text, family: str) -> None:
     special = [key for key in _SPECIAL if text.get(key)]
     if special:
         raise ModelError(
-            f"architecture {family or 'not named'!r} is not known, and {special[0]!r} says it is no plain decoder",
+            f"architecture {family or 'not named'!r} is not known, and {special[0]!r} says it is special",
             fix="point at the folder with its *.safetensors files, whose headers are counted instead",
         )
 

@@ -8,215 +8,21 @@ parameters of transformers 5.24 built on the meta device (``tests/catalog/test_c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+from orchestrator.catalog.layout import (
+    Differences,
+    always_sliding,
+    every_layer_sparse,
+    expert_sizes,
+    latent,
+    layer_kinds,
+    leading_dense,
+    sparse_layers,
+)
+from orchestrator.catalog.mixers import gated_delta, kimi_delta, mamba1, mamba2, short_convolution
 from orchestrator.catalog.text import Text
-from orchestrator.catalog.values import FeedForward, Heads, LayerKind, Trim
-
-Differences: TypeAlias = dict[str, Any]
-
-_KINDS: Mapping[str, LayerKind] = {
-    "full_attention": "full",
-    "attention": "full",
-    "sliding_attention": "sliding",
-    "chunked_attention": "sliding",
-    "compressed_sparse_attention": "full",
-    "heavily_compressed_attention": "full",
-    "linear_attention": "linear",
-    "mamba": "linear",
-    "conv": "linear",
-}
-_BYTES_BY_DTYPE = {"float32": 4, "float64": 8}
-
-
-# -- layers ------------------------------------------------------------------------------------
-
-
-def layer_kinds(text: Text, *, every: int = 0) -> Differences:
-    """Return the kinds of the layers, from ``layer_types`` or a period.
-
-    Args:
-        text: The config.
-        every: Where the config has no list: each ``every``-th layer is full, the others slide.
-    """
-    layers = text.number("num_hidden_layers", "n_layer")
-    named = text.items("layer_types", "layers_block_type")[:layers]
-    window = text.get("sliding_window", "attention_chunk_size", "sliding_window_size")
-    kinds: tuple[LayerKind, ...] = ()
-    if named:
-        kinds = tuple(_KINDS.get(str(name), "full") for name in named)
-    elif every and window:
-        kinds = tuple("full" if (i + 1) % every == 0 else "sliding" for i in range(layers))
-    if "sliding" in kinds and not window:
-        kinds = tuple("full" if kind == "sliding" else kind for kind in kinds)
-    if not kinds or set(kinds) == {"full"}:
-        return {}
-    return {"layer_kinds": kinds, "sliding_window": int(window) if "sliding" in kinds else None}
-
-
-def _always_sliding(text: Text) -> Differences:
-    """Mistral's first: every layer slides when the config has a window shorter than the context."""
-    layers, window = text.number("num_hidden_layers"), text.get("sliding_window")
-    if text.items("layer_types"):
-        return layer_kinds(text)
-    if not window or window >= text.count("max_position_embeddings", default=window):
-        return {}
-    return {"layer_kinds": ("sliding",) * layers, "sliding_window": int(window)}
-
-
-def _sparse_layers(text: Text, is_sparse: Callable[[int], bool], dense: FeedForward = "dense") -> Differences:
-    layers = text.number("num_hidden_layers")
-    feeds: tuple[FeedForward, ...] = tuple("experts" if is_sparse(i) else dense for i in range(layers))
-    leading = next((i for i, feed in enumerate(feeds) if feed == "experts"), layers)
-    plain = feeds == (dense,) * leading + ("experts",) * (layers - leading)
-    return {"dense_layers": leading, "feed_forwards": () if plain and dense == "dense" else feeds}
-
-
-def _experts(text: Text, *, width: int | None = None) -> Differences:
-    return {
-        "experts": text.count("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"),
-        "experts_per_token": text.count(
-            "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k", default=1
-        ),
-        "expert_intermediate": width
-        or text.number("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size"),
-    }
-
-
-def _every_layer_sparse(text: Text) -> Differences:
-    return {**_experts(text), "dense_layers": 0}
-
-
-def _leading_dense(text: Text) -> Differences:
-    """DeepSeek's layout: dense layers first, then experts with shared ones beside them."""
-    shared = text.count("n_shared_experts", "num_shared_experts")
-    frequency = text.get("moe_layer_freq")
-    leading = text.count("first_k_dense_replace")
-    if isinstance(frequency, list):
-        sparse = _sparse_layers(text, lambda i: bool(frequency[i]))
-    elif isinstance(text.get("mlp_layer_types"), list):
-        named = text.items("mlp_layer_types")
-        sparse = _sparse_layers(text, lambda i: named[i] == "sparse")
-    else:
-        sparse = _sparse_layers(text, lambda i: i >= leading and i % (frequency or 1) == 0)
-    experts = _experts(text)
-    return {
-        **experts,
-        **sparse,
-        "shared_experts": shared,
-        "shared_intermediate": experts["expert_intermediate"] if shared else 0,
-    }
-
-
-def _latent(text: Text) -> Differences:
-    """Return the fields of multi-head latent attention."""
-    nope, rope = text.count("qk_nope_head_dim", default=128), text.count("qk_rope_head_dim", default=64)
-    return {
-        "attention": "mla",
-        "q_lora_rank": text.count("q_lora_rank") or None,
-        "kv_lora_rank": text.number("kv_lora_rank"),
-        "qk_nope_head_dim": nope,
-        "qk_rope_head_dim": rope,
-        "v_head_dim": text.number("v_head_dim", default=128),
-        "head_dim": nope + rope,
-        "kv_heads": text.number("num_attention_heads"),
-    }
-
-
-# -- token mixers with a fixed state -------------------------------------------------------------
-
-
-def _state_element(text: Text) -> int:
-    """Return the bytes of one state value: engines keep it in the model's dtype unless told."""
-    named = str(text.get("mamba_ssm_cache_dtype", "mamba_ssm_dtype", "dtype", "torch_dtype") or "")
-    return _BYTES_BY_DTYPE.get(named.removeprefix("torch."), 2)
-
-
-def gated_delta(text: Text) -> Differences:
-    """Gated delta net of Qwen3-Next and Qwen3.5: projections, a short convolution, gates."""
-    hidden = text.number("hidden_size")
-    key_heads, value_heads = text.number("linear_num_key_heads"), text.number("linear_num_value_heads")
-    key_dim, value_dim = text.number("linear_key_head_dim"), text.number("linear_value_head_dim")
-    keys, values, kernel = key_heads * key_dim, value_heads * value_dim, text.number("linear_conv_kernel_dim")
-    channels = 2 * keys + values
-    projections = hidden * (channels + values + 2 * value_heads) + values * hidden
-    state = value_heads * key_dim * value_dim * _state_element(text)
-    return {
-        "linear_parameters": projections + channels * kernel + 2 * value_heads + value_dim,
-        "linear_state_bytes": state + channels * (kernel - 1) * 2,
-    }
-
-
-def mamba2(text: Text) -> Differences:
-    """Mamba-2 of Nemotron-H, Granite 4, Bamba and Falcon-H1."""
-    hidden = text.number("hidden_size")
-    heads = text.number("mamba_num_heads", "mamba_n_heads")
-    inner = text.get("mamba_d_ssm") or heads * _mamba_head(text, heads)
-    groups, state = text.number("n_groups", "mamba_n_groups"), text.number("ssm_state_size", "mamba_d_state")
-    kernel = text.number("conv_kernel", "mamba_d_conv", default=4)
-    channels = inner + 2 * groups * state
-    projected = inner + channels + heads
-    bias = (projected + hidden) if text.flag("mamba_proj_bias", "use_bias") else 0
-    convolution = channels * kernel + (
-        channels if text.flag("use_conv_bias", "mamba_conv_bias", default=True) else 0
-    )
-    norm = inner if text.flag("mamba_rms_norm", default=True) else 0
-    return {
-        "linear_parameters": hidden * (projected + inner) + bias + convolution + norm + 3 * heads,
-        "linear_state_bytes": inner * state * _state_element(text) + channels * (kernel - 1) * 2,
-    }
-
-
-def _mamba_head(text: Text, heads: int) -> int:
-    named = text.get("mamba_head_dim", "mamba_d_head")
-    if isinstance(named, int):
-        return named
-    expanded = int(text.get("mamba_expand", "expand") or 2) * text.number("hidden_size")
-    return expanded // heads
-
-
-def _mamba1(text: Text) -> Differences:
-    """Mamba of Jamba: a low-rank time step and three inner norms."""
-    hidden, state = text.number("hidden_size"), text.number("mamba_d_state", default=16)
-    inner, kernel = text.number("mamba_expand", default=2) * hidden, text.number("mamba_d_conv", default=4)
-    rank = text.get("mamba_dt_rank")
-    rank = rank if isinstance(rank, int) else -(-hidden // 16)
-    bias = (2 * inner + hidden) if text.flag("mamba_proj_bias") else 0
-    convolution = inner * kernel + (inner if text.flag("mamba_conv_bias", default=True) else 0)
-    scan = inner * (rank + 2 * state) + rank * inner + inner + inner * state + inner
-    return {
-        "linear_parameters": 3 * hidden * inner + bias + convolution + scan + rank + 2 * state,
-        "linear_state_bytes": inner * state * _state_element(text) + inner * (kernel - 1) * 2,
-    }
-
-
-def _short_convolution(text: Text) -> Differences:
-    """LFM2: a gated convolution of a few taps."""
-    hidden, kernel = text.number("hidden_size"), text.number("conv_L_cache", default=3)
-    bias = 5 * hidden if text.flag("conv_bias") else 0
-    return {
-        "linear_parameters": 4 * hidden * hidden + hidden * kernel + bias,
-        "linear_state_bytes": hidden * (kernel - 1) * 2,
-    }
-
-
-def _kimi_delta(text: Text) -> Differences:
-    """Kimi delta attention: three short convolutions, low-rank decay and output gate."""
-    hidden = text.number("hidden_size")
-    linear = text.get("linear_attn_config") or {}
-    heads = int(linear.get("num_heads") or text.number("linear_num_heads"))
-    head = int(linear.get("head_dim") or text.number("linear_head_dim"))
-    kernel = int(linear.get("short_conv_kernel_size") or text.number("linear_conv_kernel_dim", default=4))
-    width = heads * head
-    gate = hidden * width if linear.get("use_full_rank_gate") else head * (hidden + width)
-    low_rank = head * (hidden + width) + gate + hidden * heads
-    return {
-        "linear_parameters": 4 * hidden * width + 3 * width * kernel + low_rank + heads + width + head,
-        "linear_state_bytes": heads * head * head * 4 + 3 * width * (kernel - 1) * 2,
-    }
-
-
-# -- families ------------------------------------------------------------------------------------
+from orchestrator.catalog.values import FeedForward, Heads, LayerKind, Norm, Trim
 
 
 def _llama(text: Text) -> Differences:
@@ -226,7 +32,7 @@ def _llama(text: Text) -> Differences:
 
 
 def _mistral(text: Text) -> Differences:
-    return _always_sliding(text)
+    return always_sliding(text)
 
 
 def _mistral3(text: Text) -> Differences:
@@ -235,13 +41,13 @@ def _mistral3(text: Text) -> Differences:
 
 
 def _mixtral(text: Text) -> Differences:
-    return {**_every_layer_sparse(text), **_always_sliding(text)}
+    return {**every_layer_sparse(text), **always_sliding(text)}
 
 
 def _phimoe(text: Text) -> Differences:
     bias = text.flag("attention_bias", default=True)
     trim = Trim(norm_bias=True, o_bias=bias, head_bias=text.flag("lm_head_bias", default=True))
-    return {**_every_layer_sparse(text), **_always_sliding(text), "qkv_bias": bias, "trim": trim}
+    return {**every_layer_sparse(text), **always_sliding(text), "qkv_bias": bias, "trim": trim}
 
 
 def _qwen2(text: Text) -> Differences:
@@ -257,7 +63,7 @@ def _qwen3(text: Text) -> Differences:
 
 def _qwen_experts(text: Text) -> Differences:
     dense, step = set(text.items("mlp_only_layers")), text.number("decoder_sparse_step", default=1)
-    return {**_experts(text), **_sparse_layers(text, lambda i: i not in dense and (i + 1) % step == 0)}
+    return {**expert_sizes(text), **sparse_layers(text, lambda i: i not in dense and (i + 1) % step == 0)}
 
 
 def _qwen2_moe(text: Text) -> Differences:
@@ -345,7 +151,7 @@ def _gemma4(text: Text) -> Differences:
         "sliding_heads": Heads(heads, text.number("num_key_value_heads"), small),
         "kv_shared_layers": shared,
         "intermediates": (width,) * (layers - shared) + (2 * width,) * shared if double else (),
-        **(_experts(text) if sparse else {}),
+        **(expert_sizes(text) if sparse else {}),
         "feed_forwards": ("both",) * layers if sparse else (),
         "trim": Trim(
             norms=7 if sparse else 4,
@@ -402,14 +208,14 @@ def _gemma3n(text: Text) -> Differences:
     }
 
 
-def _phi(text: Text) -> Differences:
+def _phi(_text: Text) -> Differences:
     """Phi-1.5 and Phi-2: attention and feed-forward in parallel, biases everywhere."""
     trim = Trim(norms=1, norm_bias=True, o_bias=True, mlp_bias=True, head_bias=True)
     return {"gated": False, "qkv_bias": True, "trim": trim}
 
 
 def _phi3(text: Text) -> Differences:
-    return _always_sliding(text)
+    return always_sliding(text)
 
 
 def _falcon(text: Text) -> Differences:
@@ -519,12 +325,12 @@ def _starcoder2(text: Text) -> Differences:
         "tied": text.flag("tie_word_embeddings", default=True),
         "qkv_bias": bias,
         "trim": trim,
-        **_always_sliding(text),
+        **always_sliding(text),
     }
 
 
 def _cohere(text: Text) -> Differences:
-    norm = "full" if text.flag("use_qk_norm") else "none"
+    norm: Norm = "full" if text.flag("use_qk_norm") else "none"
     bias = text.flag("attention_bias")
     trim = Trim(norms=1, qk_norm=norm, o_bias=bias)
     return {"tied": text.flag("tie_word_embeddings", default=True), "qkv_bias": bias, "trim": trim}
@@ -535,7 +341,7 @@ def _cohere2(text: Text) -> Differences:
     return {"tied": text.flag("tie_word_embeddings", default=True), "trim": Trim(norms=1), **kinds}
 
 
-def _olmo(text: Text) -> Differences:
+def _olmo(_text: Text) -> Differences:
     return {"trim": Trim(norms=0, final_norms=0)}  # its norms carry no weights
 
 
@@ -544,7 +350,7 @@ def _olmo2(text: Text) -> Differences:
 
 
 def _olmoe(text: Text) -> Differences:
-    return {**_every_layer_sparse(text), "trim": Trim(qk_norm="full")}
+    return {**every_layer_sparse(text), "trim": Trim(qk_norm="full")}
 
 
 def _glm(text: Text) -> Differences:
@@ -556,9 +362,9 @@ def _glm4(text: Text) -> Differences:
 
 
 def _glm4_moe(text: Text) -> Differences:
-    norm = "head" if text.flag("use_qk_norm") else "none"
+    norm: Norm = "head" if text.flag("use_qk_norm") else "none"
     bias = text.flag("attention_bias")
-    return {**_leading_dense(text), "qkv_bias": bias, "trim": Trim(qk_norm=norm)}
+    return {**leading_dense(text), "qkv_bias": bias, "trim": Trim(qk_norm=norm)}
 
 
 def _chatglm(text: Text) -> Differences:
@@ -580,11 +386,11 @@ def _qwen1(text: Text) -> Differences:
 
 def _deepseek(text: Text) -> Differences:
     bias = text.flag("attention_bias")
-    return {**_latent(text), **_leading_dense(text), "qkv_bias": bias, "trim": Trim(o_bias=bias)}
+    return {**latent(text), **leading_dense(text), "qkv_bias": bias, "trim": Trim(o_bias=bias)}
 
 
 def _deepseek_dense(text: Text) -> Differences:
-    return {**_leading_dense(text), "qkv_bias": text.flag("attention_bias")}
+    return {**leading_dense(text), "qkv_bias": text.flag("attention_bias")}
 
 
 def _deepseek_sparse(text: Text) -> Differences:
@@ -633,7 +439,7 @@ def _deepseek4(text: Text) -> Differences:
     top = streams * streams * hidden + streams + 1
     plain = hidden * (heads * head * 2 + 2 * head)  # what the plain count takes it for
     return {
-        **_leading_dense(text),
+        **leading_dense(text),
         "kv_heads": 1,
         "head_dim": head,
         "layer_kinds": tuple("full" if ratio else "sliding" for ratio in ratios) or ("full",) * layers,
@@ -649,16 +455,16 @@ def _deepseek4(text: Text) -> Differences:
 def _gpt_oss(text: Text) -> Differences:
     bias = text.flag("attention_bias", default=True)
     trim = Trim(o_bias=bias, router_bias=True, expert_bias=True, sinks=("full", "sliding"))
-    return {**_every_layer_sparse(text), **layer_kinds(text, every=2), "qkv_bias": bias, "trim": trim}
+    return {**every_layer_sparse(text), **layer_kinds(text, every=2), "qkv_bias": bias, "trim": trim}
 
 
 def _llama4(text: Text) -> Differences:
     """Llama 4: experts in every or every second layer, a wider dense block in the others."""
     step, width = text.number("interleave_moe_layer_step", default=1), text.number("intermediate_size")
     chosen = text.items("moe_layers")
-    sparse = _sparse_layers(text, (lambda i: i in chosen) if chosen else (lambda i: (i + 1) % step == 0))
+    sparse = sparse_layers(text, (lambda i: i in chosen) if chosen else (lambda i: (i + 1) % step == 0))
     return {
-        **_experts(text, width=width),
+        **expert_sizes(text, width=width),
         **sparse,
         **layer_kinds(text, every=4),
         "intermediate": text.number("intermediate_size_mlp", default=width),
@@ -669,7 +475,7 @@ def _llama4(text: Text) -> Differences:
 
 def _minimax2(text: Text) -> Differences:
     return {
-        **_every_layer_sparse(text),
+        **every_layer_sparse(text),
         "trim": Trim(qk_norm="full" if text.flag("use_qk_norm", default=True) else "none"),
     }
 
@@ -681,11 +487,11 @@ def _minimax3(text: Text) -> Differences:
     hidden, head = text.number("hidden_size"), text.number("head_dim")
     marked = sum(1 for mark in sparse.get("sparse_attention_freq", ()) if mark)
     frequency = text.items("moe_layer_freq")
-    experts = _experts(text, width=text.number("intermediate_size"))
+    experts = expert_sizes(text, width=text.number("intermediate_size"))
     shared = text.count("n_shared_experts")
     return {
         **experts,
-        **_sparse_layers(text, lambda i: bool(frequency[i]) if frequency else True),
+        **sparse_layers(text, lambda i: bool(frequency[i]) if frequency else True),
         "intermediate": text.number("dense_intermediate_size", "intermediate_size"),
         "shared_experts": shared,
         "shared_intermediate": text.count("shared_intermediate_size") if shared else 0,
@@ -708,8 +514,8 @@ def _mimo2(text: Text) -> Differences:
     if text.flag("add_swa_attention_sink_bias"):
         sinks.append("sliding")
     return {
-        **_experts(text),
-        **_sparse_layers(text, lambda i: bool(frequency[i]) if frequency else True),
+        **expert_sizes(text),
+        **sparse_layers(text, lambda i: bool(frequency[i]) if frequency else True),
         "v_head_dim": text.number("v_head_dim", "head_dim"),
         "layer_kinds": kinds,
         "sliding_window": text.count("sliding_window") or None,
@@ -733,7 +539,7 @@ def _nemotron_h(text: Text) -> Differences:
     if "E" in letters:
         shared = text.count("n_shared_experts")
         experts = {
-            **_experts(text),
+            **expert_sizes(text),
             "shared_experts": shared,
             "shared_intermediate": text.count("moe_shared_expert_intermediate_size") if shared else 0,
             "expert_hidden": text.count("moe_latent_size") or None,
@@ -804,7 +610,7 @@ def _granite(text: Text) -> Differences:
 
 
 def _granite_moe(text: Text) -> Differences:
-    return {**_every_layer_sparse(text), "qkv_bias": text.flag("attention_bias")}
+    return {**every_layer_sparse(text), "qkv_bias": text.flag("attention_bias")}
 
 
 def _granite_hybrid(text: Text) -> Differences:
@@ -816,7 +622,7 @@ def _granite_hybrid(text: Text) -> Differences:
     if not experts:
         feed: Differences = {"intermediate": shared, "feed_forwards": ("dense",) * layers}
     else:
-        feed = {**_every_layer_sparse(text), "shared_experts": 1, "shared_intermediate": shared}
+        feed = {**every_layer_sparse(text), "shared_experts": 1, "shared_intermediate": shared}
     return {**kinds, **mixer, **feed, "qkv_bias": text.flag("attention_bias")}
 
 
@@ -826,9 +632,9 @@ def _jamba(text: Text) -> Differences:
     layers = text.number("num_hidden_layers")
     kinds: tuple[LayerKind, ...] = tuple("full" if i % period == offset else "linear" for i in range(layers))
     return {
-        **_experts(text),
-        **_sparse_layers(text, lambda i: i % every == first),
-        **_mamba1(text),
+        **expert_sizes(text),
+        **sparse_layers(text, lambda i: i % every == first),
+        **mamba1(text),
         "layer_kinds": kinds,
     }
 
@@ -866,9 +672,9 @@ def _kimi_linear(text: Text) -> Differences:
         kinds = layer_kinds(text).get("layer_kinds", ())
     gate = text.flag("mla_use_output_gate")
     return {
-        **_latent(text),
-        **_leading_dense(text),
-        **_kimi_delta(text),
+        **latent(text),
+        **leading_dense(text),
+        **kimi_delta(text),
         "layer_kinds": kinds,
         "expert_hidden": text.count("routed_expert_hidden_size") or None,
         "trim": Trim(output_gate=gate),
@@ -891,10 +697,10 @@ def _lfm2(text: Text) -> Differences:
     experts: Differences = {}
     if text.count("num_experts"):
         leading = text.count("num_dense_layers", default=2)
-        experts = {**_experts(text), **_sparse_layers(text, lambda i: i >= leading)}
+        experts = {**expert_sizes(text), **sparse_layers(text, lambda i: i >= leading)}
     return {
         **kinds,
-        **_short_convolution(text),
+        **short_convolution(text),
         **experts,
         "intermediate": width,
         "tied": text.flag("tie_word_embeddings", "tie_embedding", default=True),
@@ -907,10 +713,10 @@ def _ernie_moe(text: Text) -> Differences:
     end = text.number("num_hidden_layers") - 1 if last in (None, -1) else int(last)
     step = text.number("moe_layer_interval", default=1)
     shared = text.count("moe_num_shared_experts")
-    experts = _experts(text)
+    experts = expert_sizes(text)
     return {
         **experts,
-        **_sparse_layers(text, lambda i: first <= i <= end and (i + 1) % step == 0),
+        **sparse_layers(text, lambda i: first <= i <= end and (i + 1) % step == 0),
         "shared_experts": shared,
         "shared_intermediate": experts["expert_intermediate"] if shared else 0,
         "tied": text.flag("tie_word_embeddings", default=True),
@@ -927,7 +733,7 @@ def _hunyuan_moe(text: Text) -> Differences:
     width = text.number("intermediate_size")
     bias = text.flag("attention_bias")
     return {
-        **_experts(text, width=text.number("moe_intermediate_size", "intermediate_size")),
+        **expert_sizes(text, width=text.number("moe_intermediate_size", "intermediate_size")),
         "dense_layers": 0,
         "shared_experts": text.count("num_shared_expert", "n_shared_experts", default=1),
         "shared_intermediate": width,
@@ -941,7 +747,7 @@ def _seed(text: Text) -> Differences:
     return {"qkv_bias": bias, "trim": Trim(o_bias=text.flag("attention_out_bias"))}
 
 
-def _apertus(text: Text) -> Differences:
+def _apertus(_text: Text) -> Differences:
     """Apertus: an activation with two learned numbers per layer, and no gate."""
     return {"gated": False, "trim": Trim(qk_norm="head", layer_other=2)}
 
@@ -957,7 +763,7 @@ def _arcee(text: Text) -> Differences:
 def _step3p7(text: Text) -> Differences:
     shared = text.count("n_shared_experts")
     return {
-        **_leading_dense(text),
+        **leading_dense(text),
         **layer_kinds(text),
         "shared_experts": shared,
         "shared_intermediate": text.count("share_expert_dim") if shared else 0,

@@ -139,10 +139,7 @@ def _latent_attention(facts: ModelFacts) -> int:
     rank, rope = facts.kv_lora_rank or 0, facts.qk_rope_head_dim or 0
     nope, value = facts.qk_nope_head_dim or 0, facts.v_head_dim or facts.head_dim
     width = facts.heads * (nope + rope)
-    if facts.q_lora_rank:
-        query = facts.q_lora_rank * (facts.hidden + width)
-    else:
-        query = facts.hidden * width
+    query = facts.q_lora_rank * (facts.hidden + width) if facts.q_lora_rank else facts.hidden * width
     gate = facts.hidden * facts.heads * value if facts.trim.output_gate else 0
     latent = facts.hidden * (rank + rope) + rank * facts.heads * (nope + value)
     return query + latent + facts.heads * value * facts.hidden + gate

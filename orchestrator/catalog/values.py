@@ -184,15 +184,18 @@ class ModelFacts:
 
     def kinds(self) -> tuple[LayerKind, ...]:
         """Return the kind of every layer; all full where the config says nothing else."""
-        return self.layer_kinds or ("full",) * self.layers
+        plain: tuple[LayerKind, ...] = ("full",)
+        return self.layer_kinds or plain * self.layers
 
     def feeds(self) -> tuple[FeedForward, ...]:
         """Return the feed-forward of every layer."""
         if self.feed_forwards:
             return self.feed_forwards
+        dense: tuple[FeedForward, ...] = ("dense",)
+        sparse: tuple[FeedForward, ...] = ("experts",)
         if not self.experts:
-            return ("dense",) * self.layers
-        return ("dense",) * self.dense_layers + ("experts",) * (self.layers - self.dense_layers)
+            return dense * self.layers
+        return dense * self.dense_layers + sparse * (self.layers - self.dense_layers)
 
     def heads_of(self, kind: LayerKind) -> Heads:
         """Return the head layout of the layers of ``kind``."""
