@@ -507,14 +507,14 @@ def expand_mount(value: object) -> object:
     Raises:
         FormError: the text is no pair, or its second part is not absolute.
 
-    >>> expand_mount("cache:/root/.cache"), expand_mount("./data:/data")
-    ({'name': 'cache', 'path': '/root/.cache'}, {'instance_path': './data', 'path': '/data'})
+    >>> expand_mount("cache:/cache"), expand_mount("./data:/data")
+    ({'name': 'cache', 'path': '/cache'}, {'instance_path': './data', 'path': '/data'})
     """
     if not isinstance(value, str):
         return value
     source, colon, target = value.partition(":")
     if not colon or not source or not target:
-        fix = "for example cache:/root/.cache or ./data:/data"
+        fix = "for example cache:/cache or ./data:/data"
         raise FormError(f"expected SOURCE:/path, got {shown(value)}", fix)
     is_folder = source.startswith(("/", ".", "~"))
     return {"instance_path" if is_folder else "name": source, "path": target}
@@ -526,14 +526,14 @@ def expand_file(value: object) -> object:
     Raises:
         FormError: a part is empty.
 
-    >>> expand_file("train.py"), expand_file("~/.netrc:/root/.netrc")
-    ({'local_path': 'train.py'}, {'local_path': '~/.netrc', 'path': '/root/.netrc'})
+    >>> expand_file("train.py"), expand_file("~/.netrc:/home/me/.netrc")
+    ({'local_path': 'train.py'}, {'local_path': '~/.netrc', 'path': '/home/me/.netrc'})
     """
     if not isinstance(value, str):
         return value
     local, colon, path = value.partition(":")
     if not local or (colon and not path):
-        fix = "for example train.py or train.py:/work/train.py"
+        fix = "for example train.py or train.py:/app/train.py"
         raise FormError(f"expected LOCAL or LOCAL:PATH, got {shown(value)}", fix)
     return {"local_path": local, "path": path} if colon else {"local_path": local}
 

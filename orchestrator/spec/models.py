@@ -744,7 +744,7 @@ class Work(Placement):
     repos: Annotated[tuple[Repo, ...], replace("Git repositories put into the container.")] = ()
     volumes: Annotated[
         tuple[MountPoint, ...],
-        replace("Volumes and folders the container sees.", examples=[["cache:/root/.cache", "./data:/data"]]),
+        replace("Volumes and folders the container sees.", examples=[["cache:/cache", "./data:/data"]]),
     ] = ()
     ports: Annotated[
         tuple[Port, ...], replace("Ports that can be reached.", examples=[[8000, "80:8080", "*:8080"]])

@@ -45,7 +45,7 @@ ones left out; `-` is stdin. Relative paths count from the file's folder.
 | port | `8000`, `80:8080`, `*:8080` | local and container port; `*` is any free one |
 | env | `[A=1, HF_TOKEN]`, `{{A: 1, HF_TOKEN: }}` | a bare name: from the environment or the secrets |
 | mount | `cache:/path`, `/host:/path`, `./folder:/path` | a volume, or a folder of the machine |
-| file | `train.py`, `train.py:/work/train.py` | local path, and path inside |
+| file | `train.py`, `train.py:/app/train.py` | local path, and path inside |
 | model | `org/name` | the same as `{{id: org/name}}` |
 
 ## References
