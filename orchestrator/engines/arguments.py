@@ -10,6 +10,7 @@ from orchestrator.engines.flags import Flags, load
 from orchestrator.engines.job import ServingJob
 
 _NAME = re.compile(r"--?[A-Za-z][\w.-]*")
+_GLUED = re.compile(r"(-[A-Z])(\d+)")  # -O3
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ def parse(args: Sequence[str]) -> tuple[Option, ...]:
     found: list[tuple[str, list[str]]] = []
     for word in args:
         head, given, value = word.partition("=")
+        if glued := _GLUED.fullmatch(word):
+            head, given, value = glued[1], "=", glued[2]
         if _NAME.fullmatch(head):
             found.append((head, [value] if given else []))
         elif found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from orchestrator.engines import quantization
 from orchestrator.engines.job import ServingJob
 from orchestrator.units import GIB
 
@@ -78,6 +79,21 @@ def batch(job: ServingJob) -> str | None:
     if not seqs or not tokens or tokens >= seqs:
         return None
     return f"{tokens} batched tokens are fewer than {seqs} sequences at once"
+
+
+def kv_cache(job: ServingJob) -> str | None:
+    """Say that the KV cache cannot be held in this format on this device beside these activations."""
+    device = job.accelerator
+    if job.kv_dtype == "auto":
+        return None
+    kind = quantization.dtype(job)
+    halves = kind == "float16" or (kind == "auto" and job.model.dtype in ("fp16", "float16"))
+    if job.kv_dtype == "bf16" and halves:
+        return "a KV cache in bf16 does not go with fp16 activations, leave kv_cache at auto"
+    # FlashInfer, which reads fp8 before 8.9, begins at 8.0 (vLLM 0.33.0, its attention backends)
+    if device and device.capability and device.capability < (8, 0):
+        return f"a KV cache in {job.kv_dtype} needs compute capability 8.0, {device.name} has less"
+    return None
 
 
 def capability(job: ServingJob, lowest: tuple[int, int], engine: str) -> str | None:

@@ -171,7 +171,7 @@ def _refusal(job: ServingJob) -> str | None:
         or _spread(job)
         or checks.source(job, ("hub", "folder"), "sglang")
         or _weights(job)
-        or _kv_cache(job)
+        or checks.kv_cache(job)
         or checks.gated(job)
         or checks.context(job)
         or _fraction(job)
@@ -197,15 +197,6 @@ def _weights(job: ServingJob) -> str | None:
         return why
     if quantization.dtype(job) is None:
         return f"{job.accelerator.name if job.accelerator else 'a CPU'} has no bf16, ask for precision fp16"
-    return None
-
-
-def _kv_cache(job: ServingJob) -> str | None:
-    device = job.accelerator
-    if job.kv_dtype == "auto" or device is None or device.capability is None:
-        return None
-    if device.capability < (8, 0):
-        return f"a KV cache in {job.kv_dtype} needs compute capability 8.0, {device.name} has less"
     return None
 
 

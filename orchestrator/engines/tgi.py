@@ -185,6 +185,7 @@ def _refusal(job: ServingJob) -> str | None:
         or checks.divides(job)
         or checks.source(job, ("hub", "folder"), "tgi")
         or _weights(job)
+        or checks.kv_cache(job)
         or _named_apart(job)
         or checks.gated(job)
         or checks.context(job)

@@ -189,7 +189,8 @@ def refusal(job: ServingJob, engine: str = "vllm") -> str | None:
         or _experts(job)
         or checks.source(job, ("hub", "folder", "s3", "gs"), engine)
         or _weights(job, engine)
-        or _kv_cache(job, engine)
+        or checks.kv_cache(job)
+        or _fp8_cache(job, engine)
         or checks.gated(job)
         or checks.context(job)
         or checks.utilization(job)
@@ -226,13 +227,9 @@ def _weights(job: ServingJob, engine: str) -> str | None:
     return f"{engine} runs mxfp4 with bf16 only" if (kind, chosen.method) == ("float16", "mxfp4") else None
 
 
-def _kv_cache(job: ServingJob, engine: str) -> str | None:
+def _fp8_cache(job: ServingJob, engine: str) -> str | None:
     device = job.accelerator
-    if device is None or job.kv_dtype == "auto":
-        return None
-    if device.capability and device.capability < (8, 0):  # FlashInfer and bfloat16 both begin there
-        return f"a KV cache in {job.kv_dtype} needs compute capability 8.0, {device.name} has less"
-    if job.kv_dtype == "fp8" and device.gfx and device.gfx not in _FP8_GFX:
+    if job.kv_dtype == "fp8" and device and device.gfx and device.gfx not in _FP8_GFX:
         return f"{engine} has no fp8 KV cache on {device.gfx} ({device.name})"
     return None
 

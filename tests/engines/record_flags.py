@@ -47,11 +47,14 @@ def plain(value: Any) -> Any:
 
 def from_argparse(parser: argparse.ArgumentParser) -> Iterator[dict[str, Any]]:
     """Yield one record per option of an argparse parser."""
-    for action in parser._actions:
-        if not action.option_strings or isinstance(action, argparse._HelpAction):
+    names: dict[argparse.Action, list[str]] = {}
+    for name, action in parser._option_string_actions.items():  # hidden spellings too
+        names.setdefault(action, []).append(name)
+    for action, spellings in names.items():
+        if isinstance(action, argparse._HelpAction):
             continue
         takes = 0 if action.nargs == 0 else action.nargs or 1
-        record: dict[str, Any] = {"names": action.option_strings, "takes": takes}
+        record: dict[str, Any] = {"names": spellings, "takes": takes}
         if (default := plain(action.default)) is not None:
             record["default"] = default
         if action.choices:

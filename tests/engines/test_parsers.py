@@ -88,6 +88,20 @@ def test_parser_refuses_what_does_not_exist(name: str) -> None:
     assert [v["ok"] for v in verdicts] == [True, False]
 
 
+@pytest.mark.slow
+def test_users_spellings_survive_our_reading() -> None:
+    """What vLLM takes glued, dotted or with underscores it still takes as we pass it on."""
+    args = (
+        "-O3",
+        "--compilation-config.mode=3",
+        "--max_num_seqs",
+        "8",
+        "-dp=1",
+        "--no-enable-prefix-caching",
+    )
+    assert ask("vllm", [(argv_of("vllm", job(args=args)), None)]) == [{"ok": True}]
+
+
 def config_json(folder: Path, model: ModelFacts) -> str:
     """Write a Llama ``config.json`` with the dimensions of ``model`` and return its folder."""
     folder.mkdir(parents=True)

@@ -1,0 +1,104 @@
+"""The user's own options: they win, and are told where they contradict."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.engines import engine
+from orchestrator.engines.arguments import parse
+from tests.engines.jobs import H100, LLAMA_8B, T4, job
+
+
+def launched(*args: str, name: str = "vllm", **changes: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the command and the warnings of a job with ``args``."""
+    answer = engine(name).launch(job(args=args, **changes))
+    return answer.command, answer.warnings
+
+
+def test_users_value_replaces_ours_and_is_told() -> None:
+    command, warnings = launched("--max-model-len", "4096")
+    assert command.count("--max-model-len") == 1
+    assert command[-2:] == ("--max-model-len", "4096")
+    assert warnings == ("args: --max-model-len 4096 replaces 8192 of the plan",)
+
+
+def test_short_name_replaces_the_long_one() -> None:
+    command, _ = launched("-tp=2", "-pp", "2", count=4, tensor=4)
+    assert "--tensor-parallel-size" not in command
+    assert command[-4:] == ("-tp", "2", "-pp", "2")
+
+
+def test_same_value_is_no_news() -> None:
+    assert launched("--max-model-len=8192")[1] == ()
+
+
+def test_dotted_underscored_and_level_options_pass() -> None:
+    command, _ = launched("--compilation-config.mode=3", "--max_num_seqs", "8", "-O3")
+    assert command[-5:] == ("3", "--max_num_seqs", "8", "-O", "3")
+
+
+def test_negative_number_is_a_value() -> None:
+    assert parse(["--seed", "-1"])[0].values == ("-1",)
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (["--swap-space", "4"], "vllm 0.33.0 has no option --swap-space"),
+        (["--max-modle-len", "4096"], "did you mean --max-model-len"),
+        (["4096"], "'4096' stands before any option"),
+        (["--host", "127.0.0.1"], "--host is not for args"),
+        (["--port", "9000"], "say port: in the spec"),
+        (["--api-key", "abc"], "put VLLM_API_KEY in env"),
+        (["--nnodes", "2"], "nodes and ranks are set for each node"),
+        (["--max-lora-rank", "20"], "takes one of"),
+        (["--max-model-len"], "takes one value, got none"),
+        (["--enforce-eager", "yes"], "takes no value, got 'yes'"),
+        (["--max-num-seqs", "many"], "--max-num-seqs takes a number, got 'many'"),
+        (["-tp", "4"], "tensor 4 x pipeline 1 x data 1 is 4 accelerators, not 1"),
+        (["--max-model-len", "1M"], "a context of 1048576 is beyond the model's 131072"),
+        (["--gpu-memory-utilization", "90"], "memory utilization 90 is not a fraction of 1"),
+        (["--quantization", "awq"], "are not awq; name a repository whose weights are"),
+        (["--max-num-seqs", "512", "--max-num-batched-tokens", "256"], "fewer than 512 sequences"),
+    ],
+)
+def test_contradiction_is_refused_by_name(args: list[str], reason: str) -> None:
+    assert reason in (engine("vllm").refuses(job(args=tuple(args))) or "accepted")
+
+
+def test_secret_is_not_repeated_in_the_reason() -> None:
+    assert "hunter2" not in (engine("vllm").refuses(job(args=("--api-key", "hunter2"))) or "")
+
+
+def test_online_quantization_by_name_is_taken() -> None:
+    command, _ = launched("--quantization", "fp8_per_block")
+    assert command.count("--quantization") == 1
+
+
+def test_device_still_decides_about_the_users_quantization() -> None:
+    why = engine("vllm").refuses(
+        job(accelerator=T4, precision="auto", args=("--quantization", "experts_int8"))
+    )
+    assert why == "vllm needs compute capability 8.0 for experts_int8, T4-16GB has 7.5"
+
+
+def test_unrecorded_version_warns_and_is_checked_against_the_newest() -> None:
+    answer = engine("vllm").launch(job(version="0.40.0"))
+    assert answer.image == "vllm/vllm-openai:v0.40.0"
+    assert answer.warnings == ("options of vllm 0.40.0 are not recorded, checked against 0.33.0",)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "reason"),
+    [
+        ("sglang", ("--host", "127.0.0.1"), "listen on every address"),
+        ("sglang", ("--quantization", "int4"), "takes one of"),
+        ("sglang", ("--tp_size", "2"), "did you mean --tp-size"),
+        ("tgi", ("--quantize", "exl2"), "are not exl2"),
+        ("tgi", ("--otlp-endpoint", "a b"), "splits 'a b' at its spaces"),
+        ("nim", ("--swap-space", "4"), "no option --swap-space"),
+        ("transformers", ("--device", "cpu"), "the plan chose it"),
+    ],
+)
+def test_every_engine_checks_its_own(name: str, args: tuple[str, ...], reason: str) -> None:
+    assert reason in (engine(name).refuses(job(LLAMA_8B, H100, args=args)) or "accepted")
