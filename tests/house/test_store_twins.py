@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, find, settings
 
+from orchestrator.errors import ModelyardError
+from orchestrator.store.records import Store
 from orchestrator.store.settle import Batch, Settled, settle
+from orchestrator.store.urls import sqlite_url
+from tests.store.test_faults import check_a_kill_leaves_all_or_nothing
 from tests.store.test_settle import (
     batches,
     check_a_group_does_what_its_batches_do_one_by_one,
@@ -65,3 +71,19 @@ def test_the_broken_twin_is_caught(twin: Callable[..., Settled], check: Check) -
 
     quick = settings(max_examples=500, database=None, suppress_health_check=list(HealthCheck))
     assert find(batches, fails, settings=quick)
+
+
+class _Torn(Store):
+    """Writes what changed in one transaction and what happened in the next."""
+
+    def _write(self, group: Sequence[Batch]) -> list[Mapping[str, int] | ModelyardError]:
+        answers = super()._write([replace(batch, events=()) for batch in group])
+        super()._write([replace(batch, puts=(), expected={}) for batch in group])
+        return answers
+
+
+def test_a_torn_commit_is_caught(tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path / "state.db")
+
+    with pytest.raises(AssertionError):
+        check_a_kill_leaves_all_or_nothing(lambda: _Torn.open(url, secret_key=None, busy_s=5))

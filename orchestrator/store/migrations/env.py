@@ -6,10 +6,10 @@ from alembic import context
 
 from orchestrator.store.tables import metadata
 
-context.configure(
-    connection=context.config.attributes["connection"],
-    target_metadata=metadata,
-    # SQLite cannot alter a column: Alembic copies the table instead.
-    render_as_batch=True,
-)
-context.run_migrations()
+if hasattr(context, "config"):  # Alembic runs this file; whoever only imports it has none
+    context.configure(
+        connection=context.config.attributes["connection"],
+        target_metadata=metadata,
+        render_as_batch=True,  # SQLite alters a column by copying the table
+    )
+    context.run_migrations()
