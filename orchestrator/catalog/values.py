@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Literal
 
 LayerKind = Literal["full", "sliding", "linear", "none"]
@@ -202,3 +203,63 @@ class ModelFacts:
         if kind == "sliding" and self.sliding_heads is not None:
             return self.sliding_heads
         return Heads(self.heads, self.kv_heads, self.head_dim, self.v_head_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class PriceRow:
+    """What one kind of instance costs at a provider, as somebody read it on a day.
+
+    Prices are in US dollars for the whole instance and hour; None is unknown and never free.
+    ``accelerator`` is a catalog name, ``count`` how many of it one instance has.
+    """
+
+    provider: str
+    region: str
+    instance_type: str
+    source: str
+    accelerator: str | None = None
+    count: int = 0
+    cpu: float | None = None
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    arch: Literal["x86", "arm"] = "x86"
+    on_demand_usd_hour: float | None = None
+    spot_usd_hour: float | None = None
+    as_of: date | None = None
+    """The day of the page or file the price is from, None where it carries none."""
+    confidence: Literal["high", "medium", "low"] = "medium"
+    notes: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return the key of this row: provider, region and instance type."""
+        return f"{self.provider}/{self.region}/{self.instance_type}"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """The container image of one engine version for one family of accelerators."""
+
+    engine: str
+    version: str
+    family: str
+    """As ``Accelerator.family``; ``cpu`` and ``cpu-arm`` where there is no accelerator."""
+    repository: str
+    tag: str
+    source: str
+    digest: str | None = None
+    min_capability: tuple[int, int] | None = None
+    min_driver: int | None = None
+    """Major version of the NVIDIA driver that the image's CUDA needs."""
+    ended: str | None = None
+    """Why nobody should start with it, where its project has ended."""
+    notes: str = ""
+
+    @property
+    def reference(self) -> str:
+        """Return what to pull: by digest where one is pinned, else by tag.
+
+        >>> Image("vllm", "0.33.0", "cuda", "vllm/vllm-openai", "v0.33.0", "docs").reference
+        'vllm/vllm-openai:v0.33.0'
+        """
+        return f"{self.repository}@{self.digest}" if self.digest else f"{self.repository}:{self.tag}"
