@@ -422,7 +422,7 @@ class _Pass:
 
     def _turn(self, state: RunState, *, cause: str = "", reason: str = "", ready: int = 0) -> None:
         run = self.run
-        was_ready = run.was_ready or state is RunState.READY
+        was_ready = run.was_ready or ready > 0
         fresh = replace(run, state=state, reason=reason, ready=ready, was_ready=was_ready)
         if fresh == run:
             return

@@ -1,0 +1,119 @@
+"""Broken twins of the reconciler: random histories must catch every one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from orchestrator.backend import Instance, Phase
+from orchestrator.reconcile import Forget, Job, Observed, Remove, RunState, decide, reconcile
+from orchestrator.reconcile.decide import _Pass
+from tests.reconcile.histories import Broken, play
+
+HISTORIES, STEPS = 60, 60
+
+
+class UnknownIsGone(_Pass):
+    """Takes a place that does not answer for one that is empty."""
+
+    def __init__(self, run: object, jobs: Sequence[Job], observed: Observed, now: object) -> None:
+        seen = {name: found or () for name, found in observed.instances.items()}
+        super().__init__(run, jobs, Observed(seen, observed.busy), now)  # type: ignore[arg-type]
+
+
+class StartsTheLostAgain(_Pass):
+    """Starts a launch that vanished under the same name, in place of a new attempt."""
+
+    def _settle_absent(self, job: Job) -> None:
+        self._start(job)
+
+
+class AdoptsNothing(_Pass):
+    """Leaves alone what runs under our name and is not on record."""
+
+    def adopt(self) -> None:
+        return
+
+
+class LetsTheGangStand(_Pass):
+    """Does not end the other nodes when one has failed."""
+
+    def _keep_attempt(self, attempt: list[Job], stale: list[Job]) -> None:
+        for job in attempt:
+            if not job.state.is_final:
+                self._keep_limits(job)
+
+
+class DoesNotWaitForTheOld(_Pass):
+    """Starts a successor beside the old one where there is no room for both."""
+
+    def _begin(self, replica: int, backend: int, stale: list[Job]) -> None:
+        super()._begin(replica, backend, [])
+
+
+class ForgetsTooEarly(_Pass):
+    """Drops a run from the record while its launches are still there."""
+
+    def take_down(self) -> None:
+        self.actions.append(Forget(self.run, self._event(self.run.name, "", "deleted", "asked to delete")))
+
+
+class NeverStops(_Pass):
+    """Writes down that a launch shall stop and does not ask its place."""
+
+    def _is_known(self, job: Job) -> bool:
+        return super()._is_known(job) and job.stop_asked_at is None
+
+
+class KeepsTheOldSpec(_Pass):
+    """Takes a launch of an older spec for one of the present."""
+
+    def _is_current(self, job: Job) -> bool:
+        return not job.state.is_final or job.created_at >= self.run.since
+
+
+class SweepsTheLiving(_Pass):
+    """Removes what still runs along with what has ended."""
+
+    def _clean(self) -> None:
+        for name, job in self.jobs.items():
+            if name in self.seen and self.seen[name].phase is Phase.RUNNING and job.attempt > 1:
+                self.actions.append(Remove(job.backend, name))
+
+
+class ReusesNames(_Pass):
+    """Numbers attempts by what is live, so that a name comes back."""
+
+    def _begin(self, replica: int, backend: int, stale: list[Job]) -> None:
+        every, self.jobs = self.jobs, {n: j for n, j in self.jobs.items() if not j.state.is_final}
+        super()._begin(replica, backend, stale)
+        self.jobs = every | self.jobs
+
+
+class GivesNoReason(_Pass):
+    """Fails a run without saying why."""
+
+    def _turn(self, state: RunState, *, cause: str = "", reason: str = "", ready: int = 0) -> None:
+        super()._turn(state, cause=cause, ready=ready)
+
+
+class IgnoresExits(_Pass):
+    """Does not notice that a launch has ended."""
+
+    def _settle_exited(self, job: Job, instance: Instance) -> None:
+        return
+
+
+TWINS = [
+    UnknownIsGone, StartsTheLostAgain, AdoptsNothing, LetsTheGangStand, DoesNotWaitForTheOld, ForgetsTooEarly,
+    NeverStops, KeepsTheOldSpec, SweepsTheLiving, ReusesNames, GivesNoReason, IgnoresExits,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.__name__)
+def test_histories_catch_a_broken_twin(twin: type[_Pass], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decide, "_Pass", twin)
+    with pytest.raises(Broken):
+        for seed in range(HISTORIES):
+            play(seed, STEPS, reconcile)

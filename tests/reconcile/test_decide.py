@@ -1,0 +1,323 @@
+"""What one pass decides, case by case."""
+
+from __future__ import annotations
+
+import pytest
+
+from backends.sim import Script
+from orchestrator.reconcile import Retry, Start, Stop, Wanted
+from tests.reconcile.world import ANSWERS, PATIENT, World
+
+
+def names(world: World, run: str = "chat") -> list[str]:
+    return sorted(i.name for i in world.alive(run))
+
+
+def test_a_service_comes_up_and_rests() -> None:
+    world = World()
+    world.apply(replicas=2)
+    world.settle()
+    assert names(world) == ["chat-0-0-0", "chat-1-0-0"]
+    assert world.state() == "ready"
+    assert world.step() == []
+
+
+def test_a_task_that_ends_well_has_succeeded() -> None:
+    world = World(scripts={"sft": Script(run_s=5)})
+    world.apply("sft", type="task")
+    world.settle()
+    assert world.state("sft") == "succeeded"
+    assert world.job("sft-0-0-0").exit_code == 0
+
+
+def test_a_start_is_written_down_before_it_is_asked_for() -> None:
+    world = World()
+    world.apply()
+    actions = world.decide()
+    assert world.job("chat-0-0-0").state.value == "provisioning"
+    assert [type(a) for a in actions if isinstance(a, Start)] == [Start]
+    assert names(world) == []
+
+
+def test_a_failed_task_is_not_retried_unless_the_spec_says_so() -> None:
+    world = World(scripts={"sft": Script(run_s=1, exit_code=3)})
+    world.apply("sft", type="task")
+    world.settle()
+    assert world.state("sft") == "failed"
+    assert world.runs["sft"].reason == "sft-0-0-0: exit code 3"
+    assert world.started() == {"sft-0-0-0": 1}
+
+
+def test_retries_end_with_the_duration() -> None:
+    world = World(scripts={"sft": Script(run_s=1, exit_code=3)})
+    world.apply("sft", type="task", retry=Retry(frozenset({"error"}), duration_s=30, first_s=4))
+    world.settle()
+    assert world.state("sft") == "failed"
+    assert "retry.duration is over" in world.runs["sft"].reason
+    assert 2 <= len(world.started()) <= 4
+
+
+def test_an_interruption_is_another_event_than_an_error() -> None:
+    world = World(scripts={"sft": Script(run_s=1, exit_code=3, reason="preempted")})
+    world.apply("sft", type="task", retry=Retry(frozenset({"error"})))
+    world.settle()
+    assert world.state("sft") == "failed"
+    assert "retry does not name interruption" in world.runs["sft"].reason
+
+
+def test_a_place_without_capacity_sends_the_launch_to_the_next_at_once() -> None:
+    world = World(scripts={"chat-0-0-0": Script(refuse="no-capacity")})
+    world.apply()
+    world.step()
+    world.step()
+    assert [i.name for i in world.places["far"].instances()] == ["chat-0-0-1"]
+
+
+def test_no_capacity_anywhere_waits_before_the_next_round() -> None:
+    world = World(scripts={"chat": Script(refuse="no-capacity")})
+    world.apply(retry=PATIENT)
+    for _ in range(4):
+        world.step()
+    assert sum(isinstance(a, Start) for a in world.asked) == 2
+    world.clock.advance(2)
+    world.step()
+    assert sum(isinstance(a, Start) for a in world.asked) == 3
+
+
+def test_a_launch_that_never_can_start_is_not_asked_for_again() -> None:
+    world = World(scripts={"chat": Script(refuse="rejected")})
+    world.apply(retry=PATIENT)
+    world.settle()
+    assert world.state() == "failed"
+    assert sum(isinstance(a, Start) for a in world.asked) == 1
+
+
+def test_an_unreachable_place_changes_nothing() -> None:
+    world = World()
+    world.apply()
+    world.settle()
+    world.places["near"].unreachable = True
+    world.clock.advance(3600)
+    assert world.step() == []
+    assert world.state() == "ready"
+
+
+def test_a_lost_answer_does_not_start_twice() -> None:
+    world = World(scripts={"chat": Script(lost_answer=True)})
+    world.apply()
+    world.settle()
+    assert world.started() == {"chat-0-0-0": 1}
+
+
+def test_a_container_that_is_gone_is_an_interruption() -> None:
+    world = World()
+    world.apply(retry=PATIENT)
+    world.settle()
+    world.places["near"].remove("chat-0-0-0")
+    world.settle()
+    assert world.job("chat-0-0-0").reason == "lost"
+    assert names(world) == ["chat-0-0-1"]
+
+
+def test_one_nodes_failure_ends_the_gang_and_names_the_node() -> None:
+    world = World(scripts={"sft-0-1-0": Script(run_s=5, exit_code=1)})
+    world.apply("sft", type="task", nodes=3)
+    world.settle()
+    assert world.state("sft") == "failed"
+    assert world.runs["sft"].reason == "sft-0-1-0: exit code 1"
+    assert {world.job(f"sft-0-{n}-0").reason for n in (0, 2)} == {"node-failed"}
+    assert world.alive() == []
+
+
+def test_a_failed_gang_is_retried_whole() -> None:
+    world = World(scripts={"sft-0-1-0": Script(run_s=5, exit_code=1), "sft": Script(run_s=20)})
+    world.apply("sft", type="task", nodes=2, retry=PATIENT)
+    world.settle()
+    assert world.state("sft") == "succeeded"
+    assert sorted(world.started()) == ["sft-0-0-0", "sft-0-0-1", "sft-0-1-0", "sft-0-1-1"]
+
+
+def test_a_replacement_is_ready_before_the_old_one_is_stopped() -> None:
+    world = World(scripts={"chat-0-0-1": Script(boot_s=30, ready_s=30)})
+    world.apply(surge=True)
+    world.settle()
+    world.apply(spec_hash="b", surge=True)
+    world.step()
+    world.step()
+    assert names(world) == ["chat-0-0-0", "chat-0-0-1"]
+    world.settle()
+    assert names(world) == ["chat-0-0-1"]
+
+
+def test_without_room_the_old_one_is_stopped_first() -> None:
+    world = World()
+    world.apply()
+    world.settle()
+    world.apply(spec_hash="b")
+    alive = [len(names(world)) for _ in range(6) if world.step() or True]
+    assert max(alive) == 1
+    world.settle()
+    assert names(world) == ["chat-0-0-1"]
+
+
+def test_a_rollout_that_fails_keeps_the_old_replicas() -> None:
+    world = World(scripts={f"chat-0-0-{n}": Script(run_s=0, exit_code=1, ready_s=1e6) for n in range(1, 9)})
+    world.apply(surge=True, retry=Retry(PATIENT.on, attempts=3, first_s=1))
+    world.settle()
+    world.apply(spec_hash="b", surge=True, retry=Retry(PATIENT.on, attempts=3, first_s=1))
+    world.settle()
+    assert names(world) == ["chat-0-0-0"]
+    assert world.state() == "ready"
+    assert world.runs["chat"].reason == "rollout failed: chat-0-0-3: exit code 1 (3 attempts failed)"
+
+
+def test_scaling_to_zero_only_stops() -> None:
+    world = World()
+    world.apply(replicas=3)
+    world.settle()
+    world.asked.clear()
+    world.apply(replicas=0)
+    world.settle()
+    assert names(world) == []
+    assert not any(isinstance(a, Start) for a in world.asked)
+    assert world.state() == "ready"
+
+
+def test_scaled_down_and_up_again_starts_anew() -> None:
+    world = World()
+    for replicas in (2, 1, 2):
+        world.apply(replicas=replicas)
+        world.settle()
+    assert names(world) == ["chat-0-0-0", "chat-1-0-1"]
+
+
+def test_a_stop_ends_what_runs_and_is_final() -> None:
+    world = World()
+    world.apply(replicas=2)
+    world.settle()
+    world.want("chat", Wanted.STOP)
+    world.settle()
+    assert world.alive() == []
+    assert world.state() == "stopped"
+
+
+def test_a_stopped_task_is_stopped_and_not_done_even_if_it_exits_with_0() -> None:
+    world = World(scripts={"sft": Script(stop_code=0)})
+    world.apply("sft", type="task")
+    world.settle()
+    world.want("sft", Wanted.STOP)
+    world.settle()
+    assert world.state("sft") == "stopped"
+
+
+def test_a_delete_leaves_nothing() -> None:
+    world = World()
+    world.apply(replicas=2)
+    world.settle()
+    world.want("chat", Wanted.DELETE)
+    world.settle()
+    assert world.runs == {}
+    assert [i for p in world.places.values() for i in p.instances()] == []
+    assert world.events[-1].after == "deleted"
+
+
+def test_a_delete_waits_for_a_place_that_does_not_answer() -> None:
+    world = World()
+    world.apply()
+    world.settle()
+    world.want("chat", Wanted.DELETE)
+    world.places["near"].unreachable = True
+    for _ in range(3):
+        world.step()
+    assert "chat" in world.runs
+    world.places["near"].unreachable = False
+    world.settle()
+    assert world.runs == {}
+
+
+def test_a_task_over_its_time_has_failed_and_says_why() -> None:
+    world = World()
+    world.apply("sft", type="task", max_duration_s=100)
+    world.step()
+    world.step()
+    world.clock.advance(101)
+    world.settle()
+    assert world.state("sft") == "failed"
+    assert world.runs["sft"].reason == "sft-0-0-0: ran for 100 s"
+
+
+def test_a_pass_says_when_to_look_again() -> None:
+    world = World()
+    world.apply("sft", type="task", max_duration_s=100)
+    world.step()
+    world.step()
+    run = world.runs["sft"]
+    from orchestrator.reconcile import Observed, reconcile
+
+    found = Observed({name: list(place.instances()) for name, place in world.places.items()})
+    step = reconcile(run, list(world.jobs[run.id].values()), found, now=world.clock())
+    assert step.wake_at is not None
+    assert (step.wake_at - world.clock()).total_seconds() == 100
+
+
+def test_a_service_that_never_answers_fails_with_the_port() -> None:
+    world = World(scripts={"chat": Script(ready_s=1e6)})
+    world.apply(probe=ANSWERS, retry=Retry(PATIENT.on, attempts=1))
+    world.settle()
+    assert world.state() == "failed"
+    assert "no answer on port 8000 within 60 s" in world.runs["chat"].reason
+
+
+def test_a_record_that_was_lost_is_rebuilt_from_what_runs() -> None:
+    world = World()
+    world.apply(replicas=2)
+    world.settle()
+    world.runs.clear()
+    world.jobs.clear()
+    world.apply(replicas=2)
+    world.settle()
+    assert set(world.started().values()) == {1}
+    assert names(world) == ["chat-0-0-0", "chat-1-0-0"]
+    assert world.state() == "ready"
+
+
+def test_a_finished_task_found_again_is_not_run_again() -> None:
+    world = World(scripts={"sft": Script(run_s=1)})
+    world.apply("sft", type="task")
+    world.settle()
+    world.runs.clear()
+    world.jobs.clear()
+    world.apply("sft", type="task")
+    world.settle()
+    assert world.state("sft") == "succeeded"
+    assert world.started() == {"sft-0-0-0": 1}
+
+
+def test_only_the_last_ended_launches_are_kept() -> None:
+    world = World(scripts={f"chat-0-0-{n}": Script(run_s=0, exit_code=1) for n in range(5)})
+    world.apply(retry=PATIENT)
+    world.settle(tick_s=20)
+    kept = sorted(i.name for p in world.places.values() for i in p.instances())
+    assert kept == ["chat-0-0-3", "chat-0-0-4", "chat-0-0-5"]
+
+
+def test_nothing_of_another_run_is_touched() -> None:
+    world = World()
+    world.apply("chat")
+    world.apply("embed")
+    world.settle()
+    world.want("chat", Wanted.DELETE)
+    world.asked.clear()
+    world.settle()
+    touched = {a.name for a in world.asked if isinstance(a, Stop)}
+    assert touched == {"chat-0-0-0"}
+    assert world.state("embed") == "ready"
+
+
+@pytest.mark.parametrize("kind", ["service", "dev-environment"])
+def test_what_is_kept_up_must_not_end(kind: str) -> None:
+    world = World(scripts={"chat-0-0-0": Script(run_s=1, exit_code=0)})
+    world.apply(type=kind, retry=PATIENT)
+    world.settle()
+    assert names(world) == ["chat-0-0-1"]
+    assert world.job("chat-0-0-0").message == f"a {kind} must not end"
