@@ -19,7 +19,8 @@ from pathlib import Path
 
 from orchestrator.planner.sizing.formats import weight_format
 from orchestrator.planner.sizing.kv import kv_layout
-from orchestrator.planner.sizing.serving import size_serving
+from orchestrator.planner.sizing.parameters import count_parts
+from orchestrator.planner.sizing.serving import default_batch, size_serving
 from orchestrator.planner.sizing.training import size_training
 from orchestrator.planner.sizing.values import ServingJob, Size
 from orchestrator.planner.sizing.weights import device_weight_bytes, weight_bytes
@@ -76,20 +77,17 @@ def _weights(row: Row) -> Prediction:
     return _bounded(row, held / GIB, WEIGHTS_MARGIN)
 
 
-_ENGINES = ("vllm", "sglang", "tgi", "nim", "transformers", "litgpt")
-
-
 def _serving(row: Row) -> Size:
     words = row["engine"].lower().split()
     default = "transformers" if row["method"] == "generate" else "vllm"
     engine = words[0] if words and words[0] in _ENGINES else default
-    version = next((w for w in words[1:] if w[0].isdigit()), "0" if engine == "transformers" else None)
-    generated = 2048 if "generate 2048" in row["measure"] else 0
+    version = next((w for w in words[1:] if w[0].isdigit()), _UNSTATED.get(engine))
+    batch = default_batch(device_of(row), engine=engine, version=version)
     context = whole(row, "context")
-    prompt = max(1, context - generated) if engine == "transformers" else None
+    generated = 2048 if "generate 2048" in row["measure"] else 0
     job = ServingJob(
         engine=engine,
-        engine_version=version or ("0.11" if engine == "vllm" else None),
+        engine_version=version,
         precision=format_of(row),
         kv_cache=row["kv_dtype"] if row.get("kv_dtype") in ("fp8", "fp32") else "16bit",
         context=context or None,
@@ -97,10 +95,17 @@ def _serving(row: Row) -> Size:
         tensor=whole(row, "tp", 1),
         pipeline=whole(row, "pp", 1),
         memory_utilization=number(row, "gpu_mem_util") or None,
-        max_num_seqs=None,
-        max_num_batched_tokens=prompt,
+        # stated, so that the answer is the engine's own default and not a lower one that fits
+        max_num_seqs=batch.max_num_seqs if engine in _POOLED else None,
+        max_num_batched_tokens=max(1, context - generated) if engine == "transformers" else None,
     )
     return size_serving(facts_of(row), device_of(row), job)
+
+
+_POOLED = ("vllm", "sglang", "tgi", "nim")
+_ENGINES = (*_POOLED, "transformers", "litgpt")
+_UNSTATED = {"vllm": "0.11", "transformers": "0"}
+"""Versions taken where a row names none: most such rows are from 2024 and 2025."""
 
 
 def _serve_peak(row: Row) -> Prediction:
@@ -201,7 +206,7 @@ def _naive(row: Row) -> float | None:
 
 def _naive_weights(row: Row) -> float:
     asked = question(row)
-    total = facts_of(asked).parameters or 0
+    total = count_parts(facts_of(asked)).total
     cut = max(1, whole(row, "tp", 1) * whole(row, "pp", 1)) if row["kind"] != "train_peak" else 1
     return total * weight_format(format_of(row)).bits / 8 / cut / GIB
 

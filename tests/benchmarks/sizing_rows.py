@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from orchestrator.catalog import model, models
 from orchestrator.catalog.parameters import parameters
 from orchestrator.catalog.values import Accelerator, LayerKind, ModelFacts, VisionFacts
 from orchestrator.planner.sizing.formats import weight_format
@@ -87,7 +88,7 @@ def format_of(row: Row) -> str:
 
 def facts_of(row: Row) -> ModelFacts:
     """Return the facts of a row's model: the catalog's, else from the row's columns."""
-    facts = _from_columns(row)
+    facts = _published(row) or _from_columns(row)
     # NVIDIA's NVFP4 checkpoints of Gemma leave attention in 16 bits, as their hf_quant_config says
     skips = ("self_attn",) if facts.architecture.startswith("Gemma") and "fp4" in format_of(row) else ()
     return replace(
@@ -97,7 +98,28 @@ def facts_of(row: Row) -> ModelFacts:
         quantization_skips=skips,
         weights_bytes=None,
         dtype="bf16",
+        extra={**facts.extra, "num_nextn_predict_layers": int(facts.architecture.startswith(_SPECULATIVE))},
     )
+
+
+_SPECULATIVE = ("DeepseekV3", "DeepseekV4", "Qwen3_5", "Qwen3Next", "Glm4Moe", "MiMo")
+"""Architectures whose config.json states one multi-token-prediction layer."""
+
+
+def _published(row: Row) -> ModelFacts | None:
+    """Return the catalog's facts of the row's model, or of the one it was made from by its name."""
+    name = row["model_id"]
+    known = model(name)
+    if known is None:
+        bases = [m for m in models() if name.lower().startswith(m.lower() + "-")]
+        known = model(max(bases, key=len)) if bases else None
+    if known is None or any(whole(row, c) not in (0, v) for c, v in _checked(known)):
+        return None
+    return known
+
+
+def _checked(known: ModelFacts) -> tuple[tuple[str, int], ...]:
+    return ("layers", known.layers), ("hidden", known.hidden)
 
 
 def _from_columns(row: Row) -> ModelFacts:

@@ -23,7 +23,7 @@ SLACK_BYTES_PER_TOKEN = 3 * GIB // 2 // 8192
 
 GRAPH_POOL_BYTES = round(0.73 * GIB)
 GRAPH_BYTES_PER_UNIT = 1430.0
-GRAPH_MOE_BYTES = round(0.7 * GIB)
+GRAPH_MOE_BYTES = GIB
 """CUDA graphs: a pool, and bytes per layer × hidden; mixtures of experts add the third. Fitted
 on the 36 graph pools of llm-d-planner PR #205 (``python -m tests.benchmarks.sizing CSV --fit``)."""
 
@@ -65,6 +65,16 @@ def size_serving(facts: ModelFacts, device: Accelerator, job: ServingJob) -> Siz
     sizes = (_size(facts, job, profile, tier, visible) for tier in (tiers if open_limits else tiers[:1]))
     first = next(sizes)
     return first if first.fits else next((s for s in sizes if s.fits), first)
+
+
+def default_batch(device: Accelerator, *, engine: str, version: str | None = None) -> BatchTier:
+    """Return the batch limits an engine sets by itself on ``device``.
+
+    >>> h200 = Accelerator("H200-141GB", "nvidia", "hopper", 141, 140 * 2**30, "torch on an H200")
+    >>> default_batch(h200, engine="vllm").max_num_batched_tokens
+    8192
+    """
+    return _tiers(engine_profile(engine, version), device.name, device.visible_bytes)[0]
 
 
 def _check(job: ServingJob) -> None:
@@ -117,7 +127,17 @@ def _size(facts: ModelFacts, job: ServingJob, profile: EngineProfile, tier: Batc
     wanted = layout.request_bytes(context) * math.ceil(job.concurrency / job.data)
     if profile.base == "none":
         return _without_pool(memory, layout, profile, wanted=wanted, context=context, batch=batch)
-    return _with_pool(memory, layout, profile, job, wanted=wanted, context=context, batch=batch, tier=tier)
+    return _with_pool(
+        memory,
+        layout,
+        profile,
+        job,
+        vocab=facts.vocab,
+        wanted=wanted,
+        context=context,
+        batch=batch,
+        tier=tier,
+    )
 
 
 def _precision(facts: ModelFacts, job: ServingJob) -> str:
@@ -253,6 +273,7 @@ def _with_pool(
     profile: EngineProfile,
     job: ServingJob,
     *,
+    vocab: int,
     wanted: float,
     context: int,
     batch: _Batch,
@@ -265,7 +286,7 @@ def _with_pool(
         pool = memory.kv_cache_bytes
     charged = memory.weights_bytes if profile.base == "static" else memory.non_kv_bytes
     room = pool - profile.margin * charged
-    reason, short = _verdict(memory, profile, batch, room=room, wanted=wanted, outside=outside)
+    reason, short = _verdict(memory, profile, batch, vocab=vocab, room=room, wanted=wanted, outside=outside)
     tokens = job.measured.kv_cache_tokens
     if tokens is None:
         tokens = layout.admitted_tokens(pool, block=profile.block_tokens) * job.data
@@ -319,6 +340,7 @@ def _verdict(
     profile: EngineProfile,
     batch: _Batch,
     *,
+    vocab: int,
     room: float,
     wanted: float,
     outside: float,
@@ -327,7 +349,9 @@ def _verdict(
         return _REASONS["weights"], memory.weights_bytes - memory.visible_bytes + wanted
     if room < wanted:
         return _REASONS["kv" if room > 0 else "memory"], wanted - room
-    slack = CONTEXT_BYTES if profile.base != "total" else SLACK_BYTES_PER_TOKEN * batch.tokens
+    slack = CONTEXT_BYTES
+    if profile.base == "total":
+        slack = SLACK_BYTES_PER_TOKEN * batch.tokens + 4 * batch.sequences * vocab  # the warm-up's logits
     if outside < slack:
         return _REASONS["outside"], slack - outside
     return "", 0.0
