@@ -126,7 +126,7 @@ class Metrics:
 
     ``queue`` counts waiting requests, ``running`` those being worked on, ``kv_cache`` is the used
     fraction from 0 to 1, ``ttft`` a histogram of seconds to the first token. An empty tuple means
-    that the engine does not tell.
+    that the engine does not tell this.
     """
 
     path: str = "/metrics"
@@ -152,6 +152,7 @@ class Profile:
 class EngineLaunch:
     """A serving job as one container: everything the engine decides about a ``Launch``.
 
+    ``model_name`` is what requests have to call the model: some servers answer to one name only.
     ``routes`` are the request paths a gateway may pass on, and nothing else: engines leave
     administrative routes open beside them. ``stop_grace_s`` is longer than the engine's own
     drain. ``registry`` is a user name and the reference of the token, for images that need one.
@@ -172,7 +173,8 @@ class EngineLaunch:
     shm_bytes: int = 0
     port: int = 0
     probe: Probe | None = None
-    metrics: Metrics = Metrics()
+    metrics: Metrics | None = None
+    model_name: str = ""
     routes: tuple[str, ...] = ()
     stop_grace_s: float = 10.0
     profile: Profile = Profile()

@@ -74,6 +74,7 @@ class Nim:
                 start_s=startup.start_s(job),
             ),
             metrics=METRICS,
+            model_name=job.name,
             routes=vllm.ROUTES,
             stop_grace_s=float(job.drain_s + DRAIN_MARGIN_S),
             profile=Profile(writable=(CACHE, "/tmp", "/dev/shm")),

@@ -146,6 +146,7 @@ class Sglang:
             port=(job.port or PORT) if leads else 0,
             probe=_probe(job) if leads else None,
             metrics=METRICS,
+            model_name=job.name,
             routes=ROUTES if leads else (),
             stop_grace_s=float(job.drain_s + DRAIN_MARGIN_S),
             profile=Profile(writable=("/root/.cache", "/root/.triton", "/tmp", "/dev/shm")),

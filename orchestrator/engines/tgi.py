@@ -156,6 +156,7 @@ class Tgi:
                 start_s=startup.start_s(job),
             ),
             metrics=METRICS,
+            model_name=job.name,
             routes=ROUTES,
             stop_grace_s=float(job.drain_s + DRAIN_MARGIN_S),
             profile=Profile(writable=("/data", "/tmp", "/dev/shm")),

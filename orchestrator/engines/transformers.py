@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, checks, quantization, startup
 from orchestrator.engines.arguments import Option, Rules, option
-from orchestrator.engines.job import EngineLaunch, Metrics, Profile, ServingJob
+from orchestrator.engines.job import EngineLaunch, Profile, ServingJob
 from orchestrator.engines.quantization import Choice, Method
 
 PORT = 8000
@@ -43,9 +43,9 @@ ROUTES = (
     "/v1/completions",
     "/v1/responses",
     "/v1/audio/transcriptions",
-    "/v1/models",
 )
-"""Requests only: /load_model and /reset are on the same port, and there are no keys."""
+"""Requests only: /load_model and /reset are on the same port, and there are no keys. /v1/models lists
+the hub's cache and not the model that is served, and fails where there is no cache."""
 
 RULES = Rules(
     owned={
@@ -101,7 +101,7 @@ class Transformers:
             shm_bytes=startup.shm_bytes(job),
             port=job.port or PORT,
             probe=Probe(port=job.port or PORT, path="/health", timeout_s=10.0, start_s=start_s),
-            metrics=Metrics(path=""),
+            model_name=_model(job),
             routes=ROUTES,
             stop_grace_s=float(job.drain_s + DRAIN_MARGIN_S),
             profile=Profile(writable=("/root/.cache", "/tmp", "/usr/local", "/opt")),
@@ -145,6 +145,7 @@ def _weights(job: ServingJob) -> str | None:
 
 
 def _model(job: ServingJob) -> str:
+    """Return the model as the server is pinned to it: requests under any other name get a 400."""
     revision = job.source.revision if job.source.scheme == "hub" else None
     return job.source.reference + (f"@{revision}" if revision else "")
 

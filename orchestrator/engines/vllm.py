@@ -170,6 +170,7 @@ class Vllm:
             port=(job.port or PORT) if leads else 0,
             probe=probe(job) if leads else None,
             metrics=METRICS,
+            model_name=job.name,
             routes=ROUTES if leads else (),
             stop_grace_s=float(job.drain_s + DRAIN_MARGIN_S),
             profile=profile(job),
