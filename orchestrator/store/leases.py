@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import socket
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
+
+_OWNER = re.compile(r"(.+):(\d+):(\d+)")
+
+
+class _Seen(NamedTuple):
+    """What /proc says of a process: its state's letter, and its start in clock ticks since boot."""
+
+    state: str
+    start_ticks: int
 
 
 def this_owner() -> str:
-    """Return the name of this process as an owner: ``host:pid:start-ticks``.
+    """Return the name of this process as an owner: ``place:pid:start-ticks``.
 
-    The third part tells two processes apart that had the same number one after the other.
+    The last part tells two processes apart that had the same number one after the other.
     """
     pid = os.getpid()
-    return f"{socket.gethostname()}:{pid}:{_start_ticks(pid)}"
+    seen = _look(pid)
+    return f"{_place()}:{pid}:{seen.start_ticks if seen else 0}"
 
 
 def is_gone(owner: str) -> bool:
@@ -25,29 +38,20 @@ def is_gone(owner: str) -> bool:
     >>> is_gone("elsewhere:1:1"), is_gone(this_owner())
     (False, False)
     """
-    host, pid, ticks = owner.rsplit(":", 2)
-    if host != socket.gethostname():
+    found = _OWNER.fullmatch(owner)
+    if found is None or found[1] != _place():
         return False
     try:
-        os.kill(int(pid), 0)
+        os.kill(int(found[2]), 0)
     except ProcessLookupError:
         return True
     except PermissionError:
         pass  # it is there, and someone else's
-    return _start_ticks(int(pid)) != int(ticks)
-
-
-def _start_ticks(pid: int) -> int:
-    """Return when a process started, in clock ticks since boot; 0 where there is no /proc.
-
-    The name in parentheses may hold spaces: the fields are counted from behind it (proc(5):
-    start time is the 22nd of the line, the 20th behind the name).
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return 0
-    return int(stat.rpartition(")")[2].split()[19])
+    seen = _look(int(found[2]))
+    if seen is None:
+        return False  # it cannot be looked at, and so may be the one
+    # A zombie has ended; it only waits for a parent that may never ask.
+    return seen.state == "Z" or seen.start_ticks != int(found[3])
 
 
 def is_free(holder: str | None, until: datetime | None, *, owner: str, now: datetime, gone: bool) -> bool:
@@ -61,3 +65,33 @@ def is_free(holder: str | None, until: datetime | None, *, owner: str, now: date
     if holder is None or until is None or holder == owner:
         return True
     return gone or until <= now
+
+
+@functools.cache
+def _place() -> str:
+    """Return where process numbers mean what they mean here: ``host/boot-namespace``.
+
+    Host names are not unique, and containers of one host may share its name but not its
+    process numbers. Without /proc the name has to do.
+    """
+    host = socket.gethostname()
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        namespace = Path("/proc/self/ns/pid").readlink().name
+    except OSError:
+        return host
+    return f"{host}/{boot[:8]}-{re.sub(r'[^0-9]', '', namespace)}"
+
+
+def _look(pid: int) -> _Seen | None:
+    """Return what /proc says of a process, None where it says nothing.
+
+    The name in parentheses may hold spaces: fields are counted from behind it (proc(5): the
+    state is the 3rd of the line, the start time the 22nd).
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return _Seen(fields[0], int(fields[19]))

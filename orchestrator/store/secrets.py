@@ -1,6 +1,7 @@
 """Secrets, encrypted at rest: Fernet (AES-128-CBC and HMAC-SHA256), the key apart from the data.
 
 A value leaves this room only as the answer of ``get``: never in an error, a repr or an event.
+cryptography is imported where a value is sealed or opened: most commands touch none.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import stat
 import tempfile
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from cryptography.fernet import Fernet, InvalidToken
 from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestrator.errors import ConfigError, NotFound, StoreError
 from orchestrator.store.codec import from_micros, to_micros
 from orchestrator.store.database import Database
 from orchestrator.store.tables import secrets
+
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet
 
 _NEW_KEY = "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
 
@@ -77,6 +81,8 @@ class Secrets:
             raise NotFound(f"no secret {name!r}")
 
     def _open(self, name: str, sealed: bytes) -> str:
+        from cryptography.fernet import InvalidToken
+
         try:
             sealed_name, value = json.loads(self._fernet(make=False).decrypt(sealed))
         except InvalidToken:
@@ -89,6 +95,8 @@ class Secrets:
         return str(value)
 
     def _fernet(self, *, make: bool) -> Fernet:
+        from cryptography.fernet import Fernet
+
         key = self._key
         if key is None:
             if self._database.path is None:
@@ -140,6 +148,8 @@ def key_of(path: Path, *, make: bool) -> str:
 
 def _make_key(path: Path) -> None:
     """Write a new key so that there is never half a file, nor two keys from two processes at once."""
+    from cryptography.fernet import Fernet
+
     try:
         handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
         with os.fdopen(handle, "wb") as file:

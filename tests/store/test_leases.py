@@ -91,13 +91,18 @@ def test_a_process_that_lives_is_not_gone_and_one_that_ended_is() -> None:
     child = subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    assert child.stdin is not None
     assert child.stdout is not None
     owner = child.stdout.readline().strip()
 
     living = is_gone(owner)
-    child.communicate("")
+    child.stdin.close()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    zombie = is_gone(owner)
+    child.wait()
+    child.stdout.close()
 
-    assert (living, is_gone(owner)) == (False, True)
+    assert (living, zombie, is_gone(owner)) == (False, True, True)
 
 
 def test_another_process_of_the_same_number_is_not_the_owner() -> None:
@@ -107,5 +112,6 @@ def test_another_process_of_the_same_number_is_not_the_owner() -> None:
     assert int(pid) == os.getpid()
 
 
-def test_nobody_knows_of_an_owner_elsewhere() -> None:
-    assert not is_gone("elsewhere:999999999:1")
+@pytest.mark.parametrize("owner", ["elsewhere:999999999:1", "no owner at all", "", "a:b:c"])
+def test_nobody_knows_of_an_owner_elsewhere(owner: str) -> None:
+    assert not is_gone(owner)

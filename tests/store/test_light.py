@@ -45,11 +45,11 @@ def test_a_missing_file_holds_no_runs_and_is_not_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_that_is_up_to_date_opens_without_alembic(tmp_path: Path) -> None:
+def test_a_store_that_is_up_to_date_opens_without_alembic_or_cryptography(tmp_path: Path) -> None:
     url = sqlite_url(tmp_path / "state.db")
     open_store(url).close()
 
     imported = _imported("from orchestrator.store import open_store; open_store(sys.argv[1]).close()", url)
 
     assert "sqlalchemy" in imported
-    assert not {"alembic", "psycopg"} & imported
+    assert not {"alembic", "cryptography", "psycopg"} & imported
