@@ -51,7 +51,7 @@ def parameters(facts: ModelFacts) -> Parameters:
 
     >>> from orchestrator.catalog import model
     >>> parameters(model("openai/gpt-oss-20b")).experts
-    19110297600
+    19116933120
     """
     kinds, feeds = facts.kinds(), facts.feeds()
     trim = facts.trim
@@ -82,8 +82,8 @@ def active_parameters(facts: ModelFacts) -> int:
     """Return how many parameters one token passes through: of the experts, only the chosen ones.
 
     >>> from orchestrator.catalog import model
-    >>> round(active_parameters(model("Qwen/Qwen3-30B-A3B")) / 1e9, 1)
-    3.3
+    >>> active_parameters(model("Qwen/Qwen3-30B-A3B"))
+    3352822784
     """
     parts = parameters(facts)
     idle = parts.experts * (facts.experts - facts.experts_per_token) // facts.experts if facts.experts else 0
