@@ -226,7 +226,15 @@ class Local:
 
     def _have_reached(self, names: Sequence[str], goal: Goal) -> bool:
         runs = {run.name: run for run in self.store.runs()}
-        return all(name not in runs or has_reached(runs[name], goal) for name in names)
+        return all(name not in runs or self._has_reached(runs[name], goal) for name in names)
+
+    def _has_reached(self, run: Run, goal: Goal) -> bool:
+        if not has_reached(run, goal) or goal != "settled" or run.state.is_final:
+            return has_reached(run, goal)
+        live = [job for job in self.store.jobs(run.id) if not job.state.is_final]
+        return bool(run.reason) or all(
+            job.spec_hash == run.spec_hash and not job.stop_asked_at for job in live
+        )
 
     # Reading ---------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from orchestrator.loop.observe import Observer
 from orchestrator.loop.probes import Prober
 from orchestrator.reconcile import (
     Job,
+    JobState,
     Observed,
     Record,
     Remove,
@@ -159,7 +160,8 @@ class Loop:
         found = self._observer.of_run(run.name, _homes(run, jobs))
         probe = run.template.launch.probe
         if probe and run.type == "service" and run.wanted is Wanted.RUN:
-            found = {name: self._probed(seen, probe) for name, seen in found.items()}
+            ready = {job.name for job in jobs if job.state is JobState.READY}
+            found = {name: self._probed(seen, probe, ready) for name, seen in found.items()}
         step = reconcile(run, jobs, Observed(found, frozenset(self._under_way)), now=self._clock())
         for action in step.actions:
             if isinstance(action, Start | Stop | Remove):
@@ -169,11 +171,14 @@ class Loop:
         if step.wake_at and (self._wake_at is None or step.wake_at < self._wake_at):
             self._wake_at = step.wake_at
 
-    def _probed(self, seen: Sequence[Instance] | None, probe: Probe) -> Sequence[Instance] | None:
+    def _probed(
+        self, seen: Sequence[Instance] | None, probe: Probe, ready: Collection[str]
+    ) -> Sequence[Instance] | None:
+        """Return instances with what their probes say, where their backend does not probe."""
         if seen is None:
             return None
         return [
-            replace(i, ready=self._prober.is_ready(i, probe))
+            replace(i, ready=self._prober.is_ready(i, probe, before=i.name in ready))
             if i.phase is Phase.RUNNING and i.ready is None
             else i
             for i in seen

@@ -61,9 +61,13 @@ class Prober:
     wake: Callable[[], None]
     _patients: dict[str, _Patient] = field(default_factory=dict)
 
-    def is_ready(self, instance: Instance, probe: Probe) -> bool:
-        """Return what the last answers of a running launch say, and see to the next."""
-        patient = self._patients.setdefault(instance.name, _Patient())
+    def is_ready(self, instance: Instance, probe: Probe, *, before: bool) -> bool:
+        """Return what the last answers of a running launch say, and see to the next.
+
+        ``before`` is what the record says of a launch that was not asked here yet: another
+        process asked it.
+        """
+        patient = self._patients.setdefault(instance.name, _Patient(ready=before))
         if patient.asked is not None and patient.asked.done():
             self._take(patient, probe, patient.asked.result())
         address = instance.ports.get(probe.port)

@@ -154,7 +154,7 @@ class _Pass:
             self._end(job, JobState.STOPPED, instance, cause=job.stop_cause or "stopped")
 
     def _settle_alive(self, job: Job, instance: Instance) -> None:
-        state, cause = self._alive_state(instance)
+        state, cause = self._alive_state(job, instance)
         fresh = replace(
             job,
             state=state,
@@ -170,14 +170,16 @@ class _Pass:
         elif (fresh.ports, fresh.devices, fresh.address) != (job.ports, job.devices, job.address):
             self._put(fresh, None)
 
-    def _alive_state(self, instance: Instance) -> tuple[JobState, str]:
+    def _alive_state(self, job: Job, instance: Instance) -> tuple[JobState, str]:
         if instance.phase is Phase.PENDING:
             return JobState.STARTING, "accepted"
         if self.run.type == "task":
             return JobState.RUNNING, "started"
+        if instance.ready is None and job.state is JobState.READY:
+            return job.state, ""  # nobody asked it this time
         if instance.ready or (instance.ready is None and self.run.template.launch.probe is None):
             return JobState.READY, "answers its probe" if instance.ready else "started"
-        return JobState.RUNNING, "started" if instance.ready is None else "does not answer its probe"
+        return JobState.RUNNING, "does not answer its probe" if job.ready_at else "started"
 
     # Taking down -----------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.backend import Instance, Phase
 from orchestrator.reconcile import Forget, Job, Observed, Remove, RunState, decide, reconcile
 from orchestrator.reconcile.decide import _Pass
-from tests.reconcile.histories import Broken, play
+from tests.reconcile.histories import Broken, play_all
 
 HISTORIES, STEPS = 60, 60
 
@@ -115,5 +115,4 @@ TWINS = [
 def test_histories_catch_a_broken_twin(twin: type[_Pass], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decide, "_Pass", twin)
     with pytest.raises(Broken):
-        for seed in range(HISTORIES):
-            play(seed, STEPS, reconcile)
+        play_all(range(HISTORIES), STEPS, reconcile)

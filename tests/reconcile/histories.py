@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from backends.sim import Script, Sim
@@ -51,6 +51,12 @@ def play(seed: int, steps: int, reconcile: Reconcile) -> World:
     hold_laws(world)
     hold_rest(world)
     return world
+
+
+def play_all(seeds: Iterable[int], steps: int, reconcile: Reconcile) -> None:
+    """Play one history per seed."""
+    for seed in seeds:
+        play(seed, steps, reconcile)
 
 
 def heal(world: World) -> None:

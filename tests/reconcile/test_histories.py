@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.reconcile import reconcile
-from tests.reconcile.histories import play
+from tests.reconcile.histories import play, play_all
 
 HISTORIES, STEPS = 300, 60
 
@@ -13,8 +13,7 @@ HISTORIES, STEPS = 300, 60
 @pytest.mark.parametrize("part", range(10))
 def test_world_becomes_desired(part: int) -> None:
     """18,000 random steps in ten parts, the same in every run."""
-    for seed in range(part * HISTORIES // 10, (part + 1) * HISTORIES // 10):
-        play(seed, STEPS, reconcile)
+    play_all(range(part * HISTORIES // 10, (part + 1) * HISTORIES // 10), STEPS, reconcile)
 
 
 def test_a_history_is_the_same_each_time() -> None:
