@@ -136,6 +136,12 @@ def _range(text: str, read: Callable[[str, int], float], *, offset: int = 0) -> 
     return ends
 
 
+def _exactly(value: float) -> dict[str, float]:
+    if value < 0:
+        raise FormError(f"expected at least 0, got {value}")
+    return {"min": value, "max": value}
+
+
 def expand_int_range(value: object) -> object:
     """Return ``2``, ``1..4``, ``2..`` or ``..4`` as ``{min, max}``.
 
@@ -147,10 +153,10 @@ def expand_int_range(value: object) -> object:
     """
     if isinstance(value, str):
         return _range(value, _whole)
-    if isinstance(value, float) and not value.is_integer():
+    if isinstance(value, float):
         raise FormError(f"expected a whole number, got {value}")
-    if _is_number(value):
-        return {"min": value, "max": value}
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _exactly(value)
     return value
 
 
@@ -165,8 +171,8 @@ def expand_float_range(value: object) -> object:
     """
     if isinstance(value, str):
         return _range(value, _decimal)
-    if _is_number(value):
-        return {"min": value, "max": value}
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _exactly(value)
     return value
 
 

@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.spec.tree import Entries, Items, Node, Scalar, Source, resolve
+from orchestrator.spec.tree import Entries, Entry, Items, Node, Scalar, Source, resolve
 
 _REFERENCE = re.compile(r"\$\{\{\s*(.*?)\s*\}\}", re.DOTALL)
 _NAMED = re.compile(r"(env|secrets)\.([A-Za-z_][A-Za-z0-9_-]*)", re.ASCII)
@@ -48,14 +48,18 @@ class Interpolation:
     env: Mapping[str, str]
     args: Sequence[str]
 
-    def document(self, root: Node) -> Node:
-        """Return ``root`` with its references filled in, save those to secrets."""
+    def document(self, root: Node) -> tuple[Node, frozenset[str]]:
+        """Return ``root`` with its references filled in, and the keys where one could not be."""
         if not isinstance(root, Entries):
-            return root
-        filled = {
-            key: replace(entry, node=self._field(key, entry.node)) for key, entry in root.entries.items()
-        }
-        return replace(root, entries=filled)
+            return root, frozenset()
+        filled: dict[str, Entry] = {}
+        failed: set[str] = set()
+        for key, entry in root.entries.items():
+            before = len(self.source.problems.found)
+            filled[key] = replace(entry, node=self._field(key, entry.node))
+            if len(self.source.problems.found) > before:
+                failed.add(key)
+        return replace(root, entries=filled), frozenset(failed)
 
     def _field(self, key: str, node: Node) -> Node:
         if key == "env":

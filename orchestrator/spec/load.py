@@ -174,9 +174,10 @@ class _Reader:
         if source is None:
             return
         context = Context(self.accelerators, folder)
-        fill = Interpolation(source, self.env, self.args).document if "${{" in source.text else None
+        filling = Interpolation(source, self.env, self.args) if "${{" in source.text else None
         for root in parse(source):
-            document = _document(fill(root) if fill else root, source, context)
+            filled, unread = filling.document(root) if filling else (root, frozenset[str]())
+            document = _document(filled, source, context, unread)
             if document is not None:
                 self.documents.append(document)
 
@@ -187,24 +188,33 @@ class _Reader:
         return tuple(self.documents)
 
 
-def _document(root: Node, source: Source, context: Context) -> Document | None:
-    """Return the checked document, or None when something is wrong with it."""
-    spec_type = _type_of(root, source)
+def _document(root: Node, source: Source, context: Context, unread: Collection[str]) -> Document | None:
+    """Return the checked document, or None when something is wrong with it.
+
+    Nothing more is said about the fields in ``unread``, which could not be made sense of before.
+    """
+    spec_type = None if "type" in unread else _type_of(root, source)
     if spec_type is None or not isinstance(root, Entries):
         return None
-    written = _written(root)
+    written = _without(unread, _written(root))
     try:
         spec = spec_type.model_validate(written, context=context)
     except ValidationError as error:
         complaints = error.errors(include_url=False)
         complain(source, root, spec_type, complaints)
-        unread = {str(complaint["loc"][0]) for complaint in complaints}
-        if (rest := _rest(spec_type, written, unread, context)) is not None:
-            _apply_rules(root, source, rest, unread)
+        unread = {*unread, *(str(complaint["loc"][0]) for complaint in complaints)}
+        rest = spec_type.model_validate(_without(unread, written), context=context)
+        _apply_rules(root, source, rest, unread)
         return None
-    if _apply_rules(root, source, spec):
+    if _apply_rules(root, source, spec, unread) or unread:
         return None
     return Document(spec, Position(source.file, root.line, root.column), source, root)
+
+
+def _without(unread: Collection[str], written: Mapping[str, Value]) -> dict[str, Value]:
+    """Leave out the fields in ``unread``, so that the others can be looked at; a name must be there."""
+    kept = {key: value for key, value in written.items() if key not in unread}
+    return {"name": "unread", **kept} if "name" in unread else kept
 
 
 def _type_of(root: Node, source: Source) -> type[Spec] | None:
@@ -221,7 +231,7 @@ def _type_of(root: Node, source: Source) -> type[Spec] | None:
     word = plain(entry.node)
     if isinstance(word, str) and word in TYPES:
         return TYPES[word]
-    guess = nearest(str(word).lower(), {name: name for name in TYPES})
+    guess = nearest(word.lower(), {name: name for name in TYPES}) if isinstance(word, str) else None
     where = entry.node.line, entry.node.column
     source.add(*where, f"type: unknown type {shown(word)}", guess or f"one of {words}")
     return None
@@ -245,18 +255,7 @@ def _scalar_text(node: Node) -> Value:
     return node.text if isinstance(node, Scalar) and node.value is not None else plain(node)
 
 
-def _rest(
-    spec_type: type[Spec], written: Mapping[str, Value], unread: set[str], context: Context
-) -> Spec | None:
-    """Return the document without the fields in ``unread``, so that rules can look at the others."""
-    kept = {key: value for key, value in written.items() if key not in unread}
-    try:
-        return spec_type.model_validate({"name": "unread", **kept}, context=context)
-    except ValidationError:
-        return None
-
-
-def _apply_rules(root: Node, source: Source, spec: Spec, unread: Collection[str] = ()) -> int:
+def _apply_rules(root: Node, source: Source, spec: Spec, unread: Collection[str]) -> int:
     """Add what the rules find wrong to the problems; return how much that is."""
     found = tuple(findings(spec, unread=unread))
     for finding in found:

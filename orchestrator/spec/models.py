@@ -94,7 +94,7 @@ def _checked_name(name: str) -> str:
         raise FormError(f"a name has at most {MAX_NAME} characters, this has {len(name)}", "shorten it")
     if NAME.fullmatch(name):
         return name
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-0123456789")
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).lstrip("-0123456789").rstrip("-")
     rule = "lower case letters, digits and dashes, beginning with a letter"
     raise FormError(f"{forms.shown(name)} is no name", f"did you mean {slug!r}?" if slug else rule)
 

@@ -7,7 +7,6 @@ over, for it would complain about what its reader did not write.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
@@ -153,10 +152,11 @@ def _engine_has_model(spec: Service) -> Iterator[Finding]:
 
 @_rule(Service, "model")
 def _adapter_names(spec: Service) -> Iterator[Finding]:
-    names = Counter(adapter.name for adapter in spec.model.adapters) if spec.model else Counter[str]()
-    for index, adapter in enumerate(spec.model.adapters if spec.model else ()):
-        if names[adapter.name] > 1:
-            yield Finding(f"model.adapters[{index}].name", f"two adapters are called {adapter.name!r}")
+    names = [adapter.name for adapter in spec.model.adapters] if spec.model else []
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            path = f"model.adapters[{index}].name"
+            yield Finding(path, f"a second adapter called {name!r}", "give each its own name")
 
 
 @_rule(Service, "replicas", "scaling")

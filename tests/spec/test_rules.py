@@ -1,0 +1,92 @@
+"""Rules over several fields: each is broken once, at its place, and kept once."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.spec.texts import place, problem_in, problems_in, service, task
+
+RUN = "type: service\nname: s\ncommands: [a]\nport: 80\n"
+FLEET = "type: fleet\nname: f\n"
+DEV = "type: dev-environment\nname: d\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "what"),
+    [
+        ("type: task\nname: t\n", (1, 1), "a task needs commands, an image or train"),
+        (task("commands: [a]\ntrain: {model: m, dataset: d}"), (4, 11),
+         "commands: a task has either commands or train"),
+        (task("nodes: auto"), (4, 8), "nodes: auto counts nodes from train, which is not there"),
+        ("type: service\nname: s\n", (1, 1), "a service needs a model, commands or an image"),
+        ("type: service\nname: s\nimage: x\n", (1, 1), "a service needs the port its program listens on"),
+        (service("commands: [a]"), (4, 11), "commands: a service with its own commands needs their port"),
+        (RUN + "engine: vllm\n", (5, 9), "engine: engine without a model"),
+        (RUN + "args: {a: 1}\n", (5, 7), "args: args without a model"),
+        (RUN + "traffic: {concurrency: 3}\n", (5, 10), "traffic: traffic without a model"),
+        (service("replicas: 1..4"), (4, 11), "replicas: a range of replicas needs scaling"),
+        (service("replicas: 1.."), (4, 11), "replicas: a range of replicas needs an upper end"),
+        (service("replicas: 1001"), (4, 11), "replicas: at most 1000 replicas, got 1001"),
+        (service("scaling: {metric: rps, target: 1}"), (4, 10), "scaling: scaling needs a range of replicas"),
+        (service("rate_limits: [{rps: 1}, {rps: 2}]"), (4, 25), "rate_limits[1]: two limits for /"),
+        ("type: service\nname: s\nmodel: {id: a/b, adapters: [{name: x, id: p}, {name: y, id: q}, "
+         "{name: x, id: r}]}\n", (3, 72), "model.adapters[2].name: a second adapter called 'x'"),
+        (task("shell: zsh"), (4, 8), "shell: expected sh, bash or a path, got 'zsh'"),
+        (task("user: a:b:c"), (4, 7), "user: expected user or user:group, got 'a:b:c'"),
+        (task("user: a b"), (4, 7), "user: expected user or user:group, got 'a b'"),
+        (task("registry_auth: {username: u, password: p}"), (4, 40),
+         "registry_auth.password: a password in plain text"),
+        ("type: task\nname: t\ncommands: [a]\nregistry_auth: {username: u, password: '${{ secrets.P }}'}\n",
+         (4, 16), "registry_auth: registry_auth without an image"),
+        (task("ports: [80, 80:81]"), (4, 13), "ports[1]: local_port 80 is there twice"),
+        (task("ports: [80:81, '*:81']"), (4, 16), "ports[1]: container_port 81 is there twice"),
+        (task("volumes: [a:/x, b:/x]"), (4, 17), "volumes[1]: two mounts at /x"),
+        (task("env: {MODELYARD_RANK: 1}"), (4, 23),
+         "env.MODELYARD_RANK: 'MODELYARD_RANK' is set by Modelyard itself"),
+        (DEV + "entrypoint: a\n", (3, 13), "entrypoint: a dev environment keeps its own entrypoint"),
+        (FLEET, (1, 1), "a fleet has either nodes or ssh_config"),
+        (FLEET + "nodes: 2\nssh_config: {hosts: [a]}\n", (3, 8),
+         "nodes: a fleet has either nodes or ssh_config"),
+        (FLEET + "ssh_config: {hosts: []}\n", (3, 21), "ssh_config.hosts: no hosts"),
+        (FLEET + "ssh_config: {hosts: [a, b, a]}\n", (3, 28), "ssh_config.hosts[2]: 'a' is there twice"),
+        (FLEET + "ssh_config: {hosts: [a], network: x}\n", (3, 35),
+         "ssh_config.network: expected a network, got 'x'"),
+        (service("probes: [{method: get, body: x}]"), (4, 10), "probes[0]: a get request has no body"),
+        (service("probes: [{timeout: 0}]"), (4, 10), "probes[0]: timeout and interval are at least 1s"),
+        (service("utilization_policy: {min_gpu_utilization: 5, time_window: 1m}"), (4, 21),
+         "utilization_policy: time_window is at least 5m"),
+        (service("rate_limits: [{rps: 1, key: {type: header}}]"), (4, 29),
+         "rate_limits[0].key: a key of type header names its header, and only that"),
+        (task("retry: {on_events: []}"), (4, 8), "retry: on_events is empty"),
+    ],
+)  # fmt: skip
+def test_broken_rules_are_said_at_their_place(text: str, at: tuple[int, int], what: str) -> None:
+    problem = problem_in(text)
+
+    assert (place(problem), problem.what) == (at, what)
+    assert problem.fix or "at most" in what
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        task(), service(), RUN, DEV, DEV + "ide: vscode\n",
+        FLEET + "nodes: 0..2\n", FLEET + "ssh_config: {hosts: [a, {hostname: b}]}\n",
+        "type: task\nname: t\ncommands: [a]\n",
+        "type: task\nname: t\ntrain: {model: m, dataset: d}\nnodes: auto\n",
+        service("commands: [a]\nport: 1"), service("replicas: 0"),
+        service("replicas: 0..4\nscaling: {metric: rps, target: 1}"),
+        service("rate_limits: [{rps: 1}, {rps: 2, prefix: /a}]"),
+        service("probes: [{method: post, body: x}]"),
+        task("shell: /bin/zsh"), task("user: 1000:1000"), task("ports: [80, '*:81']"), task("env: [A=1]"),
+        task("registry_auth: {username: u, password: '${{ secrets.P }}'}"),
+    ],
+)  # fmt: skip
+def test_rules_that_are_kept_say_nothing(text: str) -> None:
+    assert problems_in(text) == ()
+
+
+def test_plain_passwords_are_not_repeated() -> None:
+    (problem,) = problems_in(task("registry_auth:\n  username: u\n  password: hunter2"))
+
+    assert "hunter2" not in problem.what + (problem.fix or "")
