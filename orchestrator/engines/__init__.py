@@ -23,6 +23,7 @@ __all__ = [
 _PARTS = frozenset(
     {
         "__init__",
+        "architectures",
         "arguments",
         "checks",
         "flags",

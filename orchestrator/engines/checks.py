@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from orchestrator.engines import quantization
+from orchestrator.engines import architectures, quantization
 from orchestrator.engines.job import ServingJob
 from orchestrator.units import GIB
 
+TRANSFORMERS = "5.23.0"
+"""vLLM and SGLang run what they have no code for through this library's."""
 VOCAB_PADDING = 64
 """vLLM and SGLang pad the vocabulary to a multiple of this before they split it."""
 
@@ -17,6 +19,33 @@ def source(job: ServingJob, schemes: Container[str], engine: str) -> str | None:
     if job.source.scheme in schemes:
         return None
     return f"{engine} does not load from {job.source.scheme}://, mount it as a folder"
+
+
+def architecture(job: ServingJob, engine: str, version: str) -> str | None:
+    """Say that the engine has no code for this kind of model."""
+    name, known = job.model.architecture, architectures.load(engine, version)
+    if name in known.served:
+        return None
+    return (
+        f"{engine} {version} no longer serves {name}"
+        if name in known.ended
+        else f"{engine} does not serve {name}"
+    )
+
+
+def borrowed(job: ServingJob, engine: str, version: str) -> str | None:
+    """Say that neither the engine nor transformers has code for this kind of model."""
+    name, known = job.model.architecture, architectures.load(engine, version)
+    if name in architectures.load("transformers", TRANSFORMERS).served and name not in known.ended:
+        return None
+    return architecture(job, engine, version)
+
+
+def borrows(job: ServingJob, engine: str, version: str) -> str | None:
+    """Say that the engine runs this model through transformers, at its speed."""
+    if job.model.architecture in architectures.load(engine, version).served:
+        return None
+    return f"{engine} has no code for {job.model.architecture}, it runs through transformers and is slower"
 
 
 def gated(job: ServingJob) -> str | None:

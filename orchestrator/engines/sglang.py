@@ -167,6 +167,7 @@ def _refusal(job: ServingJob) -> str | None:
         return "sglang's image has no user but root"
     return (
         checks.capability(job, CUDA_FROM, "sglang")
+        or checks.borrowed(job, "sglang", Sglang.versions[0])
         or checks.world(job)
         or checks.divides(job)
         or _spread(job)
@@ -289,7 +290,7 @@ def _probe(job: ServingJob) -> Probe:
 
 def _cautions(job: ServingJob) -> tuple[str, ...]:
     chosen = quantization.choose(job, online=ONLINE, engine="sglang", also=ONLINE_NAMES)
-    told = []
+    told = [checks.borrows(job, "sglang", Sglang.versions[0])]
     if isinstance(chosen, Choice) and chosen.method:
         told.append(quantization.widened(chosen.method, METHODS, job.accelerator))
     if job.family == "rocm" and job.image is None:

@@ -44,48 +44,6 @@ METHODS: Mapping[str, Method] = {
 ONLINE: Mapping[str, str] = {"fp8": "fp8", "int8": "eetq", "int4": "bitsandbytes-nf4"}
 ONLINE_NAMES = frozenset({"bitsandbytes", "bitsandbytes-fp4"})
 
-ARCHITECTURES = frozenset(
-    {
-        "BaichuanForCausalLM",
-        "BloomForCausalLM",
-        "CohereForCausalLM",
-        "DbrxForCausalLM",
-        "DeepseekV2ForCausalLM",
-        "DeepseekV3ForCausalLM",
-        "FalconForCausalLM",
-        "GPT2LMHeadModel",
-        "GPTBigCodeForCausalLM",
-        "GPTJForCausalLM",
-        "GPTNeoXForCausalLM",
-        "Gemma2ForCausalLM",
-        "Gemma3ForCausalLM",
-        "Gemma3ForConditionalGeneration",
-        "GemmaForCausalLM",
-        "GraniteForCausalLM",
-        "Idefics2ForConditionalGeneration",
-        "Idefics3ForConditionalGeneration",
-        "Llama4ForConditionalGeneration",
-        "LlamaForCausalLM",
-        "LlavaNextForConditionalGeneration",
-        "MPTForCausalLM",
-        "MambaForCausalLM",
-        "MistralForCausalLM",
-        "MixtralForCausalLM",
-        "MllamaForConditionalGeneration",
-        "OPTForCausalLM",
-        "PaliGemmaForConditionalGeneration",
-        "Phi3ForCausalLM",
-        "PhiForCausalLM",
-        "PhiMoEForCausalLM",
-        "Qwen2ForCausalLM",
-        "Qwen2VLForConditionalGeneration",
-        "Qwen2_5_VLForConditionalGeneration",
-        "Starcoder2ForCausalLM",
-        "T5ForConditionalGeneration",
-    }
-)
-"""What it has its own code for (its list of supported models)."""
-
 METRICS = Metrics(queue=("tgi_queue_size",), running=("tgi_batch_current_size",))
 """It tells neither its use of the KV cache nor a time to the first token."""
 
@@ -173,8 +131,6 @@ def _refusal(job: ServingJob) -> str | None:
         return f"tgi has no image for {job.family}"
     if job.nodes > 1 or max(job.pipeline, job.data, job.expert) > 1:
         return "tgi spreads a model by tensor parallelism on one node only"
-    if job.model.architecture not in ARCHITECTURES:
-        return f"tgi ended before {job.model.architecture} and has no code for it"
     if job.unprivileged:
         return "tgi's image has no user but root"
     if spaced := next((a for a in job.args if any(c.isspace() for c in a)), None):
@@ -182,6 +138,7 @@ def _refusal(job: ServingJob) -> str | None:
     return (
         checks.capability(job, CUDA_FROM, "tgi")
         or checks.gfx(job, _CDNA, "tgi")
+        or checks.architecture(job, "tgi", Tgi.versions[0])
         or checks.world(job)
         or checks.divides(job)
         or checks.source(job, ("hub", "folder"), "tgi")

@@ -123,6 +123,7 @@ def _refusal(job: ServingJob) -> str | None:
         return "transformers has no fp8 KV cache"
     return (
         checks.capability(job, (7, 5), "transformers")
+        or checks.architecture(job, "transformers", Transformers.versions[0])
         or checks.source(job, ("hub", "folder"), "transformers")
         or _weights(job)
         or checks.gated(job)

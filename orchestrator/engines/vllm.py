@@ -185,6 +185,7 @@ def refusal(job: ServingJob, engine: str = "vllm") -> str | None:
     return (
         checks.capability(job, CUDA_FROM, engine)
         or checks.gfx(job, GFX, engine)
+        or checks.borrowed(job, "vllm", Vllm.versions[0])
         or checks.world(job)
         or checks.divides(job)
         or _experts(job)
@@ -353,7 +354,7 @@ def probe(job: ServingJob) -> Probe:
 def cautions(job: ServingJob) -> tuple[str, ...]:
     """Return what a reader of the plan should know about this job on vLLM."""
     chosen = quantization.choose(job, online=ONLINE, engine="vllm", also=ONLINE_NAMES)
-    told = []
+    told = [checks.borrows(job, "vllm", Vllm.versions[0])]
     if isinstance(chosen, Choice) and chosen.method:
         told.append(quantization.widened(chosen.method, METHODS, job.accelerator))
     if any(a.rank is None for a in job.adapters):

@@ -172,3 +172,10 @@ def every_job(
             yield job(model, device, precision=precision, free_bytes=free, fetch_bytes=0, unprivileged=True)
         yield job(model, device, precision=precision, source=Source("./tuned", path="/models/tuned"))
         yield job(model, device, precision=precision, source=Source("s3://bucket/model"))
+
+
+def few_jobs(model: ModelFacts) -> Iterator[ServingJob]:
+    """Yield ``model`` on H100s in every shape, with its whole context, and with an fp8 KV cache."""
+    for shape in shapes(model, H100):
+        yield job(model, H100, context_tokens=model.context, **shape)
+    yield job(model, H100, precision="fp8", kv_dtype="fp8", max_num_seqs=64)

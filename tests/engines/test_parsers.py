@@ -12,15 +12,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.catalog import models
 from orchestrator.catalog.values import ModelFacts
 from orchestrator.engines import ServingJob, engine
 from orchestrator.engines.node_entry import command as node_command
-from tests.engines.jobs import A100, H100, LLAMA_8B, MODELS, every_job, job
+from tests.engines.jobs import A100, H100, LLAMA_8B, every_job, few_jobs, job
 
 SCRIPT = Path(__file__).with_name("ask_parser.py")
 NODE = {"MODELYARD_MASTER_NODE_IP": "10.0.0.1", "MODELYARD_NODE_IP": "10.0.0.2", "MODELYARD_NODE_RANK": "1"}
@@ -69,13 +71,17 @@ def distinct(name: str, models: Iterable[ModelFacts]) -> dict[tuple[str, ...], S
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["vllm", "sglang"])
 def test_every_command_parses(name: str) -> None:
+    """Every catalog model × device family × precision × option that the engine does not refuse."""
     interpreter(name)
-    commands = distinct(name, MODELS)
+    commands = distinct(name, models().values())
     verdicts = ask(name, [(argv, None) for argv in commands])
     refused = [(argv, v["error"]) for argv, v in zip(commands, verdicts, strict=True) if not v["ok"]]
-    print(f"{len(commands)} {name} commands, {len(refused)} refused", file=sys.stderr)
+    print(
+        f"{name}: {len(models())} models, {len(commands)} commands, {len(refused)} refused", file=sys.stderr
+    )
     assert not refused, refused[:3]
 
 
@@ -122,16 +128,31 @@ def config_json(folder: Path, model: ModelFacts) -> str:
     return str(folder)
 
 
+def measures(model: ModelFacts) -> tuple[object, ...]:
+    """Return what vLLM's configuration check looks at in a plain dense model."""
+    return model.heads, model.kv_heads, model.vocab, model.context, min(model.layers, 8)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_vllm_configures_what_we_launch(tmp_path: Path) -> None:
-    """Its configuration check sees what its parser does not: lengths, degrees, batch sizes."""
+    """Its configuration check sees what its parser does not: lengths, degrees, batches, formats.
+
+    Every shape of plain model in the catalog is checked, written as a Llama of its dimensions.
+    """
     interpreter("vllm")
-    folder = config_json(tmp_path / "llama", LLAMA_8B)
-    sized = [s for s in every_job([LLAMA_8B], (None, A100, H100)) if s.source.scheme != "s3"]
-    sized = [s for s in sized if engine("vllm").refuses(s) is None]
-    verdicts = ask("vllm", [(argv_of("vllm", s), folder) for s in sized])
-    refused = [(s, v["error"]) for s, v in zip(sized, verdicts, strict=True) if not v["ok"]]
-    print(f"{len(sized)} vllm configurations, {len(refused)} refused", file=sys.stderr)
+    plain = {measures(m): m for m in models().values() if m.heads and not m.quantization and not m.experts}
+    questions = []
+    for number, model in enumerate(plain.values()):
+        as_llama = replace(model, architecture="LlamaForCausalLM", attention="mha", dtype="bf16")
+        folder = config_json(tmp_path / str(number), as_llama)
+        devices = (None, A100, H100) if number == 0 else (H100,)
+        jobs = every_job([as_llama], devices) if number == 0 else few_jobs(as_llama)
+        questions += [(s, folder) for s in jobs if s.source.scheme != "s3"]
+    questions = [(s, folder) for s, folder in questions if engine("vllm").refuses(s) is None]
+    verdicts = ask("vllm", [(argv_of("vllm", s), folder) for s, folder in questions])
+    refused = [(q, v["error"]) for q, v in zip(questions, verdicts, strict=True) if not v["ok"]]
+    print(f"{len(plain)} shapes, {len(questions)} configurations, {len(refused)} refused", file=sys.stderr)
     assert not refused, refused[:3]
 
 

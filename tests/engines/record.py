@@ -1,17 +1,22 @@
-"""Print the options that an engine's own parser accepts, one JSON object per line.
+"""Print what an engine's own code knows: its options, and the model architectures it serves.
 
 Run by the engine's interpreter, never by ours::
 
-    $MODELYARD_VLLM_PYTHON tests/engines/record_flags.py vllm > orchestrator/engines/flags/vllm-0.33.0.jsonl
+    $MODELYARD_VLLM_PYTHON tests/engines/record.py flags vllm > orchestrator/engines/flags/vllm-0.33.0.jsonl
+    $MODELYARD_VLLM_PYTHON tests/engines/record.py architectures vllm \\
+        > orchestrator/engines/architectures/vllm-0.33.0.txt
 
-Only facts are kept: names, how many values follow, defaults and closed choices.
+Only facts are kept. Options are one JSON object per line: names, how many values follow, defaults
+and closed choices. Architectures are one class name per line; ``!`` marks one that was taken out.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -93,21 +98,54 @@ def tgi(reference: Path) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def main(engine: str, *reference: str) -> None:
+def vllm_architectures() -> Iterator[str]:
+    """Yield the class names in vLLM's registry, and those it says it no longer has."""
+    os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
+    registry: Any = importlib.import_module("vllm.model_executor.models.registry")
+    yield from registry._VLLM_MODELS
+    yield from (f"!{name}" for name in registry._PREVIOUSLY_SUPPORTED_MODELS)
+
+
+def sglang_architectures() -> Iterator[str]:
+    """Yield the class names that SGLang's model files enter; read as text, some need a GPU to import."""
+    found = importlib.util.find_spec("sglang")
+    assert found
+    assert found.submodule_search_locations
+    for file in Path(found.submodule_search_locations[0], "srt", "models").rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EntryClass":
+                entered = node.value.elts if isinstance(node.value, ast.List | ast.Tuple) else [node.value]
+                yield from map(ast.unparse, entered)
+
+
+def transformers_architectures() -> Iterator[str]:
+    """Yield the class names of transformers' models that generate text."""
+    auto: Any = importlib.import_module("transformers.models.auto.modeling_auto")
+    tables = ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
+    for names in (getattr(auto, f"MODEL_FOR_{table}_MAPPING_NAMES") for table in tables):
+        for name in names.values():
+            yield from ((name,) if isinstance(name, str) else name)
+
+
+def main(what: str, engine: str, *reference: str) -> None:
     """Print the records of ``engine``, ordered by name; ``reference`` is TGI's page of options."""
     warnings.simplefilter("ignore")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    recorders: dict[tuple[str, str], Callable[[], Iterator[Any]]] = {
+        ("flags", "vllm"): lambda: from_argparse(vllm()),
+        ("flags", "sglang"): lambda: from_argparse(sglang()),
+        ("flags", "transformers"): transformers,
+        ("flags", "tgi"): lambda: tgi(Path(reference[0])),
+        ("architectures", "vllm"): vllm_architectures,
+        ("architectures", "sglang"): sglang_architectures,
+        ("architectures", "transformers"): transformers_architectures,
+    }
     noise = io.StringIO()
     with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
-        recorders: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
-            "vllm": lambda: from_argparse(vllm()),
-            "sglang": lambda: from_argparse(sglang()),
-            "transformers": transformers,
-            "tgi": lambda: tgi(Path(reference[0])),
-        }
-        found = list(recorders[engine]())
-    for record in sorted(found, key=lambda r: str(r["names"][0])):
-        print(json.dumps(record, sort_keys=True))
+        found = list(recorders[what, engine]())
+    if what == "flags":
+        found = [json.dumps(r, sort_keys=True) for r in sorted(found, key=lambda r: str(r["names"][0]))]
+    print("\n".join(found if what == "flags" else sorted(set(found))))
 
 
 if __name__ == "__main__":
