@@ -65,7 +65,7 @@ def from_config(config: Mapping[str, Any], *, id: str = "", source: str = "confi
     differences = (
         read(text) if read else {"extra": {"assumed": f"{family or 'no architecture'} as a plain decoder"}}
     )
-    facts = replace(_plain(text, id=id, family=_architecture(config), source=source), **differences)
+    facts = replace(_plain(text, id=id, family=architecture_of(config), source=source), **differences)
     facts = replace(facts, **_published(config), vision=read_vision(family, config, facts.hidden))
     _refuse_uneven(facts)
     return facts
@@ -77,10 +77,20 @@ def family_of(config: Mapping[str, Any]) -> str:
     >>> family_of({"architectures": ["Qwen3MoeForCausalLM"]})
     'Qwen3Moe'
     """
-    return _SUFFIX.sub("", _architecture(config))
+    return _SUFFIX.sub("", architecture_of(config))
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
+def is_known(config: Mapping[str, Any]) -> bool:
+    """Say whether the config's architecture is one that we can read exactly.
+
+    >>> is_known({"architectures": ["LlamaForCausalLM"]}), is_known({"architectures": ["NewForCausalLM"]})
+    (True, False)
+    """
+    return family_of(config) in FAMILIES
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """Return the architecture's name as the config spells it, empty where it has none."""
     for part in (config, Text.of(config).values):
         named = part.get("architectures")
         if isinstance(named, (list, tuple)) and named:

@@ -83,7 +83,7 @@ def active_parameters(facts: ModelFacts) -> int:
 
     >>> from orchestrator.catalog import model
     >>> active_parameters(model("Qwen/Qwen3-30B-A3B"))
-    3352822784
+    3353032704
     """
     parts = parameters(facts)
     idle = parts.experts * (facts.experts - facts.experts_per_token) // facts.experts if facts.experts else 0

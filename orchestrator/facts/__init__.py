@@ -1,0 +1,98 @@
+"""A model's facts: from the catalog, a folder or file, or the hub; pinned, cached, never guessed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from orchestrator import catalog
+from orchestrator.catalog import ModelFacts, count_parameters, from_config
+from orchestrator.errors import ModelError
+from orchestrator.facts.files import CONFIG
+from orchestrator.facts.hub import Hub, hub_facts
+from orchestrator.facts.local import local_facts
+
+__all__ = ["Hub", "ModelFacts", "count_parameters", "from_config", "resolve"]
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_REMOTE = re.compile(r"(s3|gs|oci|pvc|az|https?)://")
+
+
+def resolve(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    hub: Hub | None = None,
+    cache_dir: Path | None = None,
+    offline: bool = False,
+    overlay: Path | None = None,
+) -> ModelFacts:
+    """Return the facts of ``model``, from the nearest place that knows it.
+
+    In this order: a folder or file of that path; the catalog, unless a ``revision`` other than
+    ``main`` is asked for; a config put by hand into the cache; the hub.
+
+    Args:
+        model: A hub id, a folder with ``config.json``, a ``config.json``, a ``.gguf`` file.
+        revision: A branch, tag or commit of the hub's repository.
+        hub: Where to ask; the public hub without a token when None.
+        cache_dir: Where answers are kept; the user's cache directory when None.
+        offline: Ask nobody.
+        overlay: A folder with the user's own catalog.
+
+    Raises:
+        ModelError: nobody knows the model, or its files are wrong; says where to put config.json.
+        Denied: the model is gated or private.
+        HubUnreachable: the hub did not answer, or asked to be asked later.
+
+    >>> resolve("qwen/qwen3-8b", offline=True).layers
+    36
+    """
+    text = str(model)
+    path = Path(model).expanduser()
+    if path.exists():
+        return local_facts(path)
+    _refuse_unreadable(text)
+    pinned = revision if revision not in (None, "main") else None
+    known = catalog.model(text, overlay=overlay)
+    if known and pinned is None:
+        return known
+    kept = cache_dir or _default_cache()
+    placed = kept / "placed" / text
+    if pinned is None and (placed / CONFIG).is_file():
+        return local_facts(placed, id=text)
+    try:
+        found = hub_facts(text, revision=pinned, hub=hub or Hub(), cache_dir=kept, offline=offline)
+    except ModelError as error:
+        if not offline:
+            raise
+        fix = f"put its {CONFIG} at {placed / CONFIG}, or name a folder that has it"
+        raise ModelError(error.what, fix=fix) from error
+    return _with_catalog(found, known)
+
+
+def _with_catalog(found: ModelFacts, known: ModelFacts | None) -> ModelFacts:
+    """Add what only the catalog says: a licence, when the hub's answer had none."""
+    if known is None:
+        return found
+    return replace(found, licence=found.licence or known.licence)
+
+
+def _refuse_unreadable(model: str) -> None:
+    if _REMOTE.match(model):
+        raise ModelError(
+            f"what {model} is cannot be read from here",
+            fix=f"give the folder with its {CONFIG} too, as the model's config",
+        )
+    if not _ID.fullmatch(model) or ".." in model:
+        raise ModelError(
+            f"there is no file or folder {model!r}, and it is no hub id",
+            fix="write an id such as Qwen/Qwen3-8B, or the path of a folder with config.json",
+        )
+
+
+def _default_cache() -> Path:
+    import platformdirs  # only where the cache is used
+
+    return Path(platformdirs.user_cache_dir("modelyard"))

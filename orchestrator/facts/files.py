@@ -1,0 +1,133 @@
+"""Puts a model's facts together from its files, wherever they are: config, index, headers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from orchestrator.catalog.config import architecture_of, from_config, is_known
+from orchestrator.catalog.values import ModelFacts
+from orchestrator.errors import ModelError
+from orchestrator.facts.safetensors import Tensor, read_header, read_index
+from orchestrator.facts.shapes import facts_from_shapes
+
+CONFIG = "config.json"
+_QUANTIZED = "hf_quant_config.json"  # where NVIDIA's Model Optimizer says what the config does not
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SINGLE = ("model.safetensors", "pytorch_model.bin")
+
+
+class Files(Protocol):
+    """A model's files: a folder, or one commit of a repository."""
+
+    @property
+    def sizes(self) -> Mapping[str, int | None]:
+        """Names of the files at the top, with their bytes where known."""
+
+    def read(self, name: str, /) -> bytes:
+        """Return the whole of a small file."""
+
+    def read_part(self, name: str, /, start: int, length: int) -> bytes:
+        """Return up to ``length`` bytes of a file from ``start``."""
+
+
+def assemble(files: Files, *, id: str, source: str) -> ModelFacts:
+    """Return the facts of the model in ``files``.
+
+    Only the files that the index names count. An architecture we do not know is read from the
+    shapes of its tensors.
+
+    Raises:
+        ModelError: there is no config, a file is damaged, the index names one that is missing, or
+            nothing tells the sizes of an unknown architecture.
+    """
+    config = _config(files)
+    named = weight_files(files)
+    weights_bytes = _total(files, named)
+    if is_known(config):
+        facts = from_config(config, id=id, source=source)
+        if facts.vision and facts.vision.parameters is None and facts.quantization is None:
+            facts = replace(facts, parameters=_count(files, named))
+        return replace(facts, weights_bytes=weights_bytes)
+    tensors = _tensors(files, named)
+    if not tensors:
+        return replace(from_config(config, id=id, source=source), weights_bytes=weights_bytes)
+    return facts_from_shapes(config, tensors, id=id, architecture=architecture_of(config), source=source)
+
+
+def weight_files(files: Files) -> tuple[str, ...]:
+    """Return the weight files to count, by name: those of the index, else the only one.
+
+    Raises:
+        ModelError: the index is damaged or names a file that is not there.
+    """
+    for index in _INDEXES:
+        if index in files.sizes:
+            named, _ = read_index(files.read(index), index)
+            if missing := sorted(named - files.sizes.keys()):
+                more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+                raise ModelError(
+                    f"{index} names {missing[0]}{more}, which is not there", fix="fetch the missing files"
+                )
+            return tuple(sorted(named))
+    for single in _SINGLE:
+        if single in files.sizes:
+            return (single,)
+    return _unindexed(files)
+
+
+def _unindexed(files: Files) -> tuple[str, ...]:
+    """Return safetensors without an index; a second copy under the training's own names does not count."""
+    found = sorted(
+        name for name in files.sizes if name.endswith(".safetensors") and not name.startswith("adapter_")
+    )
+    return tuple(name for name in found if not name.startswith("consolidated")) or tuple(found)
+
+
+def _config(files: Files) -> Mapping[str, Any]:
+    if CONFIG not in files.sizes:
+        raise ModelError(f"there is no {CONFIG}", fix=f"put the {CONFIG} that came with the weights there")
+    config = _json(files, CONFIG)
+    if config.get("quantization_config") is None and _QUANTIZED in files.sizes:
+        said = _json(files, _QUANTIZED).get("quantization")
+        if isinstance(said, Mapping):
+            return {**config, "quantization_config": {"quant_method": "modelopt", **said}}
+    return config
+
+
+def _json(files: Files, name: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(files.read(name))
+    except ValueError as error:
+        raise ModelError(f"{name} is no JSON: {error}", fix="fetch the file again") from error
+    if not isinstance(found, Mapping):
+        raise ModelError(f"{name} is no mapping", fix="fetch the file again")
+    return found
+
+
+def _total(files: Files, named: tuple[str, ...]) -> int | None:
+    """Return the bytes of the weight files, from their sizes or else from what the index says."""
+    sizes = [files.sizes[name] for name in named]
+    if named and all(size is not None for size in sizes):
+        return sum(size for size in sizes if size is not None)
+    index = next((index for index in _INDEXES if index in files.sizes), None)
+    return read_index(files.read(index), index)[1] if index else None
+
+
+def _tensors(files: Files, named: tuple[str, ...]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for name in named:
+        if name.endswith(".safetensors"):
+
+            def read(start: int, length: int, name: str = name) -> bytes:
+                return files.read_part(name, start, length)
+
+            found.extend(read_header(read, name, file_bytes=files.sizes[name]))
+    return found
+
+
+def _count(files: Files, named: tuple[str, ...]) -> int | None:
+    tensors = _tensors(files, named)
+    return sum(tensor.elements for tensor in tensors) if tensors else None
