@@ -12,6 +12,7 @@ import pytest
 from orchestrator.planner.sizing import kv, logs, serving, training, weights
 from orchestrator.planner.sizing.values import Measured, ServingJob, TrainingJob
 from tests.benchmarks import sizing
+from tests.benchmarks.sizing_rows import Row
 from tests.planner.sizing import test_accuracy, test_logs, test_serving, test_training
 from tests.planner.sizing.shapes import DEEPSEEK_V3, GEMMA3_27B, GPT_OSS_120B, LLAMA_8B
 
@@ -19,7 +20,7 @@ Twin = Callable[..., Any]
 
 
 def _latent_shared_by_ranks(facts: Any, kind: Any, *, tensor: int, element_bytes: float) -> float:
-    return kv_layer(facts, kind, tensor=tensor, element_bytes=element_bytes) / tensor
+    return float(kv_layer(facts, kind, tensor=tensor, element_bytes=element_bytes)) / tensor
 
 
 def _groups_without_padding(full: int, sliding: int) -> int:
@@ -200,7 +201,7 @@ def test_a_prediction_that_peeks_is_caught(
     rows = [{**row, "notes": "activation 1.26"} for row in rows]
     honest = sizing.predict
 
-    def peeks(row: sizing.Row) -> sizing.Prediction:
+    def peeks(row: Row) -> sizing.Prediction:
         said = honest(row)
         return replace(said, gib=(said.gib or 0.0) + len(row.get(answer) or ""))
 

@@ -21,11 +21,12 @@ H100 kept 552 MiB of the 4 GiB outside the budget; llm-d-planner PR #205, failed
 SLACK_BYTES_PER_TOKEN = 3 * GIB // 2 // 8192
 """Allocator slack outside the budget by batched token: 1.5 GiB at 8,192, from that same run."""
 
-GRAPH_POOL_BYTES = round(0.73 * GIB)
-GRAPH_BYTES_PER_UNIT = 1430.0
-GRAPH_MOE_BYTES = GIB
-"""CUDA graphs: a pool, and bytes per layer × hidden; mixtures of experts add the third. Fitted
-on the 36 graph pools of llm-d-planner PR #205 (``python -m tests.benchmarks.sizing CSV --fit``)."""
+GRAPH_POOL_BYTES = round(0.63 * GIB)
+GRAPH_BYTES_PER_UNIT = 2390.0
+GRAPH_MOE_BYTES = round(1.06 * GIB)
+"""CUDA graphs: a pool, and bytes per layer x hidden over the root of the tensor-parallel ranks;
+mixtures of experts add up to the third. Fitted on the graph pools of llm-d-planner PR #205
+(``python -m tests.benchmarks.sizing_fit CSV``)."""
 
 WHOLE_PROMPT_LIMIT = 32_768
 """Contexts beyond this were cut into chunks of 512 tokens by vLLM 0.6 (its engine arguments)."""
@@ -233,7 +234,7 @@ def _non_torch(profile: EngineProfile, job: ServingJob) -> int:
 def _graphs(facts: ModelFacts, profile: EngineProfile, job: ServingJob) -> int:
     if profile.graphs == "none":
         return 0
-    units = facts.layers * facts.hidden / job.pipeline
+    units = facts.layers * facts.hidden / job.pipeline / math.sqrt(job.tensor)
     return GRAPH_POOL_BYTES + round(GRAPH_BYTES_PER_UNIT * units) + (GRAPH_MOE_BYTES if facts.experts else 0)
 
 

@@ -73,12 +73,12 @@ class TrainerProfile:
 
 
 _PROFILES = (
-    TrainerProfile("trl", 1.10, GIB, True, "as peft: the same trainer"),
-    TrainerProfile("axolotl", 1.10, GIB // 2, True, "axolotl examples, README figures of 2025 and 2026"),
-    TrainerProfile("peft", 1.10, GIB // 2, True, "peft method_comparison/MetaMathQA results"),
-    TrainerProfile("ms-swift", 1.10, GIB, True, "ms-swift examples: max_memory_reserved as printed"),
-    TrainerProfile("llama-factory", 1.10, GIB, True, "GLM-4 finetune/README.md"),
-    TrainerProfile("hf-trainer", 1.10, 3 * GIB // 2, True, "Qwen README.md, finetuning profile"),
+    TrainerProfile("trl", 1.15, 3 * GIB // 2, True, "as peft: the same trainer"),
+    TrainerProfile("axolotl", 1.15, GIB, True, "axolotl examples, README figures of 2025 and 2026"),
+    TrainerProfile("peft", 1.15, GIB, True, "peft method_comparison/MetaMathQA results"),
+    TrainerProfile("ms-swift", 1.15, 3 * GIB // 2, True, "ms-swift examples: max_memory_reserved as printed"),
+    TrainerProfile("llama-factory", 1.15, 3 * GIB // 2, True, "GLM-4 finetune/README.md"),
+    TrainerProfile("hf-trainer", 1.15, 2 * GIB, True, "Qwen README.md, finetuning profile"),
     TrainerProfile(
         "litgpt",
         1.0,
@@ -89,7 +89,9 @@ _PROFILES = (
     ),
     TrainerProfile("torchtune", 1.0, 0, False, "torchtune README.md: active memory"),
     TrainerProfile("torchtitan", 1.05, GIB // 2, False, "torchtitan benchmarks: reserved memory"),
-    TrainerProfile("megatron", 1.10, GIB, False, "ms-swift examples/megatron", sequence_parallel=True),
+    TrainerProfile(
+        "megatron", 1.15, 3 * GIB // 2, False, "ms-swift examples/megatron", sequence_parallel=True
+    ),
 )
 
 

@@ -75,9 +75,10 @@ def test_peers_formulas_are_further_off(rows: list[Row]) -> None:
 def test_predictions_do_not_depend_on_the_answers(rows: list[Row], tmp_path: Path) -> None:
     blank = [{k: "" if k in ANSWERS else v for k, v in row.items()} for row in rows]
     wrong = [{k: "1" if k in ANSWERS else v for k, v in row.items()} for row in rows]
+    givens: list[list[Row]] = [rows, [*blank], [*wrong]]
     outs = [tmp_path / "true.csv", tmp_path / "blank.csv", tmp_path / "wrong.csv"]
 
-    for out, given in zip(outs, (rows, blank, wrong), strict=True):
+    for out, given in zip(outs, givens, strict=True):
         sizing.write(out, given)
 
     assert outs[0].read_text() == outs[1].read_text() == outs[2].read_text()
