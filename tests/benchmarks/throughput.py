@@ -8,11 +8,13 @@ anything is predicted from it; they may be blank. ``--predictions OUT`` writes o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import itertools
 import math
 import re
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.catalog import Accelerator, ModelFacts, accelerator, model
+from orchestrator.planner.sizing.formats import KV_ELEMENT_BYTES, weight_format
 from orchestrator.planner.throughput import serving_throughput, training_throughput
 from orchestrator.planner.throughput.factors import SERVING, TRAINING, ServingFactors, TrainingFactors
 from orchestrator.planner.throughput.work import work
@@ -159,36 +162,63 @@ def accelerator_of(row: Row) -> Accelerator:
     if found is None and (sized := re.fullmatch(r"(.+)-(\d+)G", name)):
         found = accelerator(sized[1], memory_bytes=int(sized[2]) * GIB)
     if found is None:
-        raise ValueError(f"{row['row_id']}: no accelerator is called {name!r}")
+        raise ValueError(f"no accelerator is called {name!r}")
     return found
+
+
+def format_of(name: str) -> str:
+    """Return the weight format that a row's spelling means; by its bits where nobody spells it so.
+
+    >>> format_of("gptq-int8"), format_of("awq-int4"), format_of("w4a8"), format_of("mxfp8")
+    ('gptq_int8', 'awq_int4', 'int4', 'fp8')
+    """
+    inside: list[str] = re.findall(r"bf16|fp16|fp8|int8|int4|nf4", name)
+    for spelling in (name, name.replace("-", "_"), *inside):
+        with contextlib.suppress(ValueError):
+            weight_format(spelling)
+            return spelling
+    bits = re.search(r"\d+", name)
+    return {"4": "int4", "8": "int8"}.get(bits[0], "bf16") if bits else "bf16"
+
+
+def layout_of(row: Row) -> tuple[int, int, int]:
+    """Return tensor, pipeline and data parallelism of a serving row.
+
+    Data-parallel attention counts its ranks twice, in ``tp`` and in ``dp``. Devices that no column
+    explains hold layers one after the other (transformers' ``device_map``).
+    """
+    count, tensor, data = (max(int(number(row, key, 1)), 1) for key in ("n_gpus", "tp", "dp"))
+    if tensor * data > count:
+        tensor = max(count // data, 1)
+    return tensor, max(count // (tensor * data), 1), data
 
 
 def serving(row: Row) -> Serving:
     """Return a serving row as the estimate takes it."""
     engine, _, version = row["engine"].partition(" ")
-    tensor, data = int(number(row, "tp", 1)), int(number(row, "dp", 1))
+    tensor, pipeline, data = layout_of(row)
     concurrency = None if row["concurrency_or_batch"] == "max" else number(row, "concurrency_or_batch", 1)
-    weight_format = row["weight_format"].replace("gptq-", "gptq_").replace("awq-int4", "awq")
+    stored = format_of(row["weight_format"])
     cache = row.get("kv_dtype") or "16bit"
     if cache == "unstated":  # NVIDIA's fp8 and nvfp4 checkpoints name an fp8 cache (hf_quant_config.json)
-        cache = "fp8" if weight_format in ("fp8", "nvfp4") else "16bit"
+        cache = "fp8" if stored in ("fp8", "nvfp4") else "16bit"
     load = {
         "input_tokens": number(row, "input_tokens", 64),
         "output_tokens": max(number(row, "output_tokens", 1), 1),
         "concurrency": concurrency,
         "tensor": tensor,
-        # devices that no column explains hold layers one after the other (transformers' device_map)
-        "pipeline": max(int(number(row, "n_gpus", 1)) // (tensor * data), 1),
+        "pipeline": pipeline,
         "data": data,
-        "weight_format": weight_format,
-        "kv_dtype": cache,
+        "expert": data,
+        "weight_format": stored,
+        "kv_dtype": cache if cache in KV_ELEMENT_BYTES else "16bit",
         "engine": engine.lower(),
         "engine_version": version or None,
         # dozens of requests and more at an infinite rate are one burst; a few are kept in flight
         "burst": row.get("request_rate") == "inf" and concurrency is not None and concurrency >= 64,
     }
     facts = facts_of(row)
-    return Serving(row, facts, accelerator_of(row), {**load, "counted": work(facts, weight_format)})
+    return Serving(row, facts, accelerator_of(row), {**load, "counted": work(facts, stored)})
 
 
 def training(row: Row) -> Training:
@@ -221,22 +251,25 @@ def training(row: Row) -> Training:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What is written for a row; output is None for training."""
+    """What is written for a row; output is None for training, and all is where facts are missing."""
 
     row_id: str
-    output_tokens_s: float | None
-    tokens_s_total: float
-    tokens_s_per_gpu: float
+    output_tokens_s: float | None = None
+    tokens_s_total: float | None = None
+    tokens_s_per_gpu: float | None = None
 
 
 def predict(row: Row) -> Prediction:
-    """Return the estimate for a row without its answers."""
-    count = max(number(row, "n_gpus", 1), 1)
-    if row["kind"] == TRAINS:
-        total = training(row).predict()
-        return Prediction(row["row_id"], None, total, total / count)
-    output, total = serving(row).predict()
-    return Prediction(row["row_id"], output, total, total / count)
+    """Return the estimate for a row without its answers.
+
+    A row whose accelerator or its bandwidth nobody knows is named on stderr and left blank.
+    """
+    try:
+        output, total = (None, training(row).predict()) if row["kind"] == TRAINS else serving(row).predict()
+    except ValueError as error:
+        print(f"{row['row_id']}: {error}", file=sys.stderr)
+        return Prediction(row["row_id"])
+    return Prediction(row["row_id"], output, total, total / max(number(row, "n_gpus", 1), 1))
 
 
 def answer_of(row: Row, answers: Row) -> float | None:
@@ -267,8 +300,8 @@ def score(rows: Sequence[Row], answers: Sequence[Row], predictions: Sequence[Pre
     scored = []
     for row, given, made in zip(rows, answers, predictions, strict=True):
         measured = answer_of(row, given)
-        if measured is not None:
-            value = made.tokens_s_total if made.output_tokens_s is None else made.output_tokens_s
+        value = made.tokens_s_total if row["kind"] == TRAINS else made.output_tokens_s
+        if measured is not None and value is not None:
             scored.append(Scored(row, value, measured))
     return scored
 
@@ -334,8 +367,8 @@ def write(path: Path, predictions: Iterable[Prediction]) -> None:
             ["row_id", "predicted_output_tokens_s", "predicted_tokens_s_total", "predicted_tokens_s_per_gpu"]
         )
         for each in predictions:
-            output = "" if each.output_tokens_s is None else f"{each.output_tokens_s:.6g}"
-            out.writerow([each.row_id, output, f"{each.tokens_s_total:.6g}", f"{each.tokens_s_per_gpu:.6g}"])
+            values = (each.output_tokens_s, each.tokens_s_total, each.tokens_s_per_gpu)
+            out.writerow([each.row_id, *("" if value is None else f"{value:.6g}" for value in values)])
 
 
 def main() -> None:

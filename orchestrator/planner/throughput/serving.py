@@ -190,6 +190,8 @@ def serving_throughput(
         raise ValueError("degrees of parallelism and concurrency are at least 1")
     if input_tokens < 0 or output_tokens < 1:
         raise ValueError("a request has a prompt of 0 tokens or more and an answer of at least 1")
+    if kv_dtype not in KV_ELEMENT_BYTES:
+        raise ValueError(f"unknown KV cache format {kv_dtype!r}; known are {', '.join(KV_ELEMENT_BYTES)}")
     speed = engine_speed(engine, engine_version, factors)
     large = _is_large(accelerator)
     replica = _Replica(
