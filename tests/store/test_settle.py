@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import StateMoved
 from orchestrator.reconcile.values import Forget, Run, RunState, Write
-from orchestrator.store.settle import Batch, Settled, batch_of, settle
+from orchestrator.store.settle import Batch, DropRun, PutRun, Settled, batch_of, settle
 from tests.store.values import a_job, a_run, an_event, recorded, turned
 
 Settle = Callable[..., Settled]
@@ -88,11 +88,33 @@ def check_a_refused_batch_leaves_nothing(settle: Settle, group: Sequence[Batch])
     assert (tables.runs, tables.jobs, tables.events) == (without.runs, without.jobs, without.events)
 
 
+def check_a_serial_counts_the_turns_of_a_life(settle: Settle, group: Sequence[Batch]) -> None:
+    tables = Tables()
+    tables.take(group, settle)
+    turns: dict[str, int] = {}
+    for batch, answer in zip(group, tables.answers, strict=True):
+        for put in () if isinstance(answer, str) else batch.puts:
+            if isinstance(put, PutRun):
+                turns[put.id] = turns.get(put.id, 0) + 1
+            elif isinstance(put, DropRun):
+                del turns[put.id]
+
+    assert {id: row["serial"] for id, row in tables.runs.items()} == turns
+
+
+@settings(max_examples=300)
+@given(batches)
+def test_a_serial_counts_the_turns_of_a_life(group: Sequence[Batch]) -> None:
+    check_a_serial_counts_the_turns_of_a_life(settle, group)
+
+
+@settings(max_examples=300)
 @given(batches)
 def test_a_group_does_what_its_batches_do_one_by_one(group: Sequence[Batch]) -> None:
     check_a_group_does_what_its_batches_do_one_by_one(settle, group)
 
 
+@settings(max_examples=300)
 @given(batches)
 def test_a_refused_batch_leaves_nothing(group: Sequence[Batch]) -> None:
     check_a_refused_batch_leaves_nothing(settle, group)
