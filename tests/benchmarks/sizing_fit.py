@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.planner.sizing import profiles, serving, trainers, training
+from orchestrator.planner.sizing import engine_memory, profiles, trainers, training
 from orchestrator.units import GIB
 from tests.benchmarks import sizing
 from tests.benchmarks.sizing_rows import Row, facts_of, number, question, whole
@@ -177,7 +177,9 @@ def _print_fit(rows: Sequence[Row]) -> None:
     dense = [(units, gib) for units, gib, moe in pools if not moe]
     if len(dense) > 2:
         slope, base = statistics.linear_regression(*zip(*dense, strict=True))
-        in_code = f"{serving.GRAPH_POOL_BYTES / GIB:.2f} GiB + {serving.GRAPH_BYTES_PER_UNIT:.0f} B"
+        in_code = (
+            f"{engine_memory.GRAPH_POOL_BYTES / GIB:.2f} GiB + {engine_memory.GRAPH_BYTES_PER_UNIT:.0f} B"
+        )
         print(f"{'graph pool':<32} in code {in_code}   these rows {base:.2f} GiB + {slope * GIB:.0f} B")
         beyond = [gib - base - slope * units for units, gib, moe in pools if moe]
         print(f"{'graph pool of experts, most':<32} {max(beyond, default=0.0):.2f} GiB more")

@@ -20,7 +20,8 @@ Twin = Callable[..., Any]
 
 
 def _latent_shared_by_ranks(facts: Any, kind: Any, *, tensor: int, element_bytes: float) -> float:
-    return float(kv_layer(facts, kind, tensor=tensor, element_bytes=element_bytes)) / tensor
+    whole: float = kv_layer(facts, kind, tensor=tensor, element_bytes=element_bytes)
+    return whole / tensor
 
 
 def _groups_without_padding(full: int, sliding: int) -> int:
@@ -41,12 +42,13 @@ def _experts_not_padded(facts: Any, precision: str, *, loaded: bool = True) -> A
     return weight_bytes(facts, precision, loaded=False)
 
 
-def _only_the_default_batch(profile: Any, name: str, visible: int) -> Any:
-    return tiers(profile, name, visible)[:1]
+def _only_the_default_batch(needs: Any, visible: int, *, slow: bool) -> Any:
+    reached = [s for s in needs.settings if s.tier.from_bytes <= visible]
+    return needs._size(reached[0], visible)
 
 
-def _budget_only(memory: Any, profile: Any, batch: Any, *, room: float, wanted: float, **_: Any) -> Any:
-    return ("", 0.0) if room >= wanted else ("too little device memory", wanted - room)
+def _budget_only(needs: Any, memory: Any, batch: Any, *, pool: float, outside: float) -> Any:
+    return ("", 0.0) if pool >= needs.wanted_bytes else ("too little device memory", 1.0)
 
 
 def _graphs_always_outside(memory: Any, profile: Any, share: float) -> Any:
@@ -71,7 +73,8 @@ def _states_of_the_policy_only(parts: Any, job: Any, keeps: Any, width: int) -> 
 
 
 def _state_of_one_moment(keeps: Any, width: int) -> float:
-    return keeps.states * width / 2 + keeps.fixed_bytes
+    total: float = sized.total
+    return total / tensor / pipeline
 
 
 def _nothing_kept(facts: Any, job: Any, profile: Any) -> tuple[float, float]:
@@ -81,7 +84,6 @@ def _nothing_kept(facts: Any, job: Any, profile: Any) -> tuple[float, float]:
 kv_layer = kv.layer_token_bytes
 by_scope = weights._by_scope
 weight_bytes = weights.weight_bytes
-tiers = serving._tiers
 pool = serving._pool
 find = logs._find
 
@@ -128,8 +130,8 @@ find = logs._find
             lambda: test_serving.test_weights_are_what_the_engine_loads(GPT_OSS_120B, ServingJob(), 64.38),
         ),
         (
-            serving,
-            "_tiers",
+            serving.ServingNeeds,
+            "_first_fit",
             _only_the_default_batch,
             test_serving.test_a_default_batch_that_does_not_fit_is_lowered_and_said,
         ),

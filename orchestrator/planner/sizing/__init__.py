@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.planner.sizing.logs import from_log
-from orchestrator.planner.sizing.serving import size_serving
+from orchestrator.planner.sizing.serving import ServingNeeds, serving_needs, size_serving
 from orchestrator.planner.sizing.training import size_training
 from orchestrator.planner.sizing.values import DeviceMemory, Measured, ServingJob, Size, TrainingJob
 
@@ -11,9 +11,11 @@ __all__ = [
     "DeviceMemory",
     "Measured",
     "ServingJob",
+    "ServingNeeds",
     "Size",
     "TrainingJob",
     "from_log",
+    "serving_needs",
     "size_serving",
     "size_training",
 ]

@@ -20,6 +20,22 @@ def count_parts(facts: ModelFacts) -> Parameters:
     >>> count_parts(llama).total
     8030261248
     """
+    held = _COUNTED.get(id(facts))
+    if held is not None and held[0] is facts:
+        return held[1]
+    parts = _brought_to_total(facts)
+    if len(_COUNTED) >= 1024:
+        _COUNTED.clear()
+    _COUNTED[id(facts)] = (facts, parts)
+    return parts
+
+
+_COUNTED: dict[int, tuple[ModelFacts, Parameters]] = {}
+"""Counts by the identity of the facts, which are kept with them so that it stays theirs: a plan
+asks for the same model hundreds of times."""
+
+
+def _brought_to_total(facts: ModelFacts) -> Parameters:
     counted = parameters(facts)
     if facts.parameters is None or facts.parameters == counted.total:
         return counted

@@ -1,4 +1,4 @@
-"""Size a served model on one kind of device: what it takes, and what the engine then admits."""
+"""Size a served model: what a replica needs anywhere, and what one kind of device makes of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.catalog.values import Accelerator, ModelFacts
 from orchestrator.planner.sizing.adapters import adapter_parameters
+from orchestrator.planner.sizing.engine_memory import Batch, activation_bytes, graph_bytes, non_torch_bytes
 from orchestrator.planner.sizing.formats import KV_ELEMENT_BYTES, weight_format
 from orchestrator.planner.sizing.kv import KvLayout, kv_layout
 from orchestrator.planner.sizing.profiles import BatchTier, EngineProfile, engine_profile
@@ -21,23 +22,129 @@ H100 kept 552 MiB of the 4 GiB outside the budget; llm-d-planner PR #205, failed
 SLACK_BYTES_PER_TOKEN = 3 * GIB // 2 // 8192
 """Allocator slack outside the budget by batched token: 1.5 GiB at 8,192, from that same run."""
 
-GRAPH_POOL_BYTES = round(0.63 * GIB)
-GRAPH_BYTES_PER_UNIT = 2390.0
-GRAPH_MOE_BYTES = round(1.06 * GIB)
-"""CUDA graphs: a pool, and bytes per layer x hidden over the root of the tensor-parallel ranks;
-mixtures of experts add up to the third. Fitted on the graph pools of llm-d-planner PR #205
-(``python -m tests.benchmarks.sizing_fit CSV``)."""
-
 WHOLE_PROMPT_LIMIT = 32_768
 """Contexts beyond this were cut into chunks of 512 tokens by vLLM 0.6 (its engine arguments)."""
 
+MOST_BYTES = 2**42
+"""Memory no device has: what does not fit here fits nowhere."""
+
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
-    """The largest batch the engine prepares for: sequences, and tokens in one step."""
+class _Setting:
+    """Batch limits a device of a tier may run with, and the activations they cost."""
 
-    sequences: int
-    tokens: int
+    tier: BatchTier
+    batch: Batch
+    activations_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServingNeeds:
+    """What one replica needs on each of its devices, before any device is named.
+
+    ``memory`` holds weights, adapters, non-torch memory and graphs; ``wanted_bytes`` is the KV
+    cache of the asked requests at the asked ``context``.
+    """
+
+    job: ServingJob
+    profile: EngineProfile
+    memory: DeviceMemory
+    layout: KvLayout
+    settings: tuple[_Setting, ...]
+    context: int
+    wanted_bytes: float
+    vocab: int
+
+    def on(self, device: Accelerator) -> Size:
+        """Return the memory on ``device`` and whether it fits there.
+
+        A batch limit the job leaves open takes the engine's default for this device; where
+        that does not fit, the defaults for smaller devices are tried.
+        """
+        visible = self.job.measured.visible_bytes or device.visible_bytes
+        return self._first_fit(visible, slow=_is_slow(self.profile, device.name))
+
+    def least_visible_bytes(self) -> int | None:
+        """Return the least device memory that fits, to a MiB; None where none does."""
+        if not self._first_fit(MOST_BYTES, slow=False).fits:
+            return None
+        low, high = 0, MOST_BYTES >> 20
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._first_fit(middle << 20, slow=False).fits else (middle, high)
+        return high << 20
+
+    def _first_fit(self, visible: int, *, slow: bool) -> Size:
+        settings = [s for s in self.settings if s.tier.from_bytes <= visible]
+        settings = settings[-1:] if slow else settings
+        open_limits = self.job.max_num_seqs is None and self.job.max_num_batched_tokens is None
+        sizes = (self._size(s, visible) for s in (settings if open_limits else settings[:1]))
+        first = next(sizes)
+        return first if first.fits else next((s for s in sizes if s.fits), first)
+
+    def _size(self, setting: _Setting, visible: int) -> Size:
+        memory = replace(self.memory, activations_bytes=setting.activations_bytes, visible_bytes=visible)
+        return self._open(memory, setting) if self.profile.base == "none" else self._pooled(memory, setting)
+
+    def _open(self, memory: DeviceMemory, setting: _Setting) -> Size:
+        """Answer for engines that take memory as requests come."""
+        pool = memory.visible_bytes - memory.non_kv_bytes - CONTEXT_BYTES
+        peak = memory.non_kv_bytes + round(self.wanted_bytes)
+        short = round(peak * (1 + self.profile.margin)) + CONTEXT_BYTES - memory.visible_bytes
+        return self._answer(
+            replace(memory, kv_cache_bytes=round(self.wanted_bytes), peak_bytes=peak),
+            setting,
+            pool=pool,
+            share=1.0,
+            outside=memory.visible_bytes - peak,
+            verdict=("", 0.0) if short <= 0 else (_TOO_LITTLE, float(short)),
+        )
+
+    def _pooled(self, memory: DeviceMemory, setting: _Setting) -> Size:
+        """Answer for engines that reserve a pool from a budget."""
+        share = self.job.memory_utilization or _utilization(self.profile, self.job, setting, memory)
+        pool, outside = _pool(memory, self.profile, share)
+        pool = float(memory.kv_cache_bytes) or pool
+        graphs = memory.graphs_bytes if self.profile.graphs != "none" else 0
+        peak = memory.non_kv_bytes + graphs + max(0, round(pool))
+        return self._answer(
+            replace(memory, kv_cache_bytes=max(0, round(pool)), peak_bytes=peak),
+            setting,
+            pool=pool,
+            share=share,
+            outside=outside,
+            verdict=_verdict(self, memory, setting.batch, pool=pool, outside=outside),
+        )
+
+    def _answer(
+        self,
+        memory: DeviceMemory,
+        setting: _Setting,
+        *,
+        pool: float,
+        share: float,
+        outside: float,
+        verdict: tuple[str, float],
+    ) -> Size:
+        reason, short = verdict
+        tokens = self.job.measured.kv_cache_tokens
+        if tokens is None:
+            tokens = self.layout.admitted_tokens(pool, block=self.profile.block_tokens) * self.job.data
+        return Size(
+            device=memory,
+            fits=not reason,
+            margin=self.profile.margin,
+            reason=reason,
+            short_bytes=max(0, math.ceil(short)),
+            kv_cache_tokens=tokens,
+            longest_request_tokens=self.layout.longest_request(pool),
+            max_concurrency=self.layout.concurrency(pool, context=self.context) * self.job.data,
+            headroom_bytes=round(outside),
+            max_num_seqs=setting.batch.sequences,
+            max_num_batched_tokens=setting.batch.tokens,
+            memory_utilization=share,
+            source=self.profile.source,
+        )
 
 
 def size_serving(facts: ModelFacts, device: Accelerator, job: ServingJob) -> Size:
@@ -50,7 +157,6 @@ def size_serving(facts: ModelFacts, device: Accelerator, job: ServingJob) -> Siz
     Raises:
         ValueError: an unknown engine, format or KV cache type, or a number below 1.
 
-    >>> from orchestrator.catalog.values import Accelerator
     >>> h100 = Accelerator("H100-80GB", "nvidia", "hopper", 80, round(79.19 * 2**30), "torch on an H100 SXM")
     >>> llama = ModelFacts("llama-3.1-8b", "LlamaForCausalLM", 32, 4096, 14336, 32, 8, 128, 128256)
     >>> job = ServingJob(engine_version="0.19.0", context=8192, memory_utilization=0.95)
@@ -58,14 +164,41 @@ def size_serving(facts: ModelFacts, device: Accelerator, job: ServingJob) -> Siz
     >>> size.fits, round(size.device.non_kv_bytes / 2**30, 1), size.kv_cache_tokens
     (True, 17.1, 476352)
     """
+    return serving_needs(facts, job).on(device)
+
+
+def serving_needs(facts: ModelFacts, job: ServingJob) -> ServingNeeds:
+    """Return what a replica of ``job`` needs on each device; ask it about many devices.
+
+    Raises:
+        ValueError: as ``size_serving``.
+    """
     _check(job)
     profile = engine_profile(job.engine, job.engine_version)
-    visible = job.measured.visible_bytes or device.visible_bytes
-    tiers = _tiers(profile, device.name, visible)
-    open_limits = job.max_num_seqs is None and job.max_num_batched_tokens is None
-    sizes = (_size(facts, job, profile, tier, visible) for tier in (tiers if open_limits else tiers[:1]))
-    first = next(sizes)
-    return first if first.fits else next((s for s in sizes if s.fits), first)
+    name = published_format(facts) if job.precision == "auto" else job.precision
+    weights = weight_format(name).name
+    element = KV_ELEMENT_BYTES[job.kv_cache]
+    if job.kv_cache in ("auto", "16bit") and weights == "fp32":
+        element = 4
+    layout = kv_layout(
+        facts,
+        tensor=job.tensor,
+        pipeline=job.pipeline,
+        element_bytes=element,
+        grouped=profile.grouped_layers,
+    )
+    tiers = sorted(profile.tiers, key=lambda t: t.from_bytes, reverse=True)
+    context = job.context or facts.context or tiers[-1].max_num_batched_tokens
+    return ServingNeeds(
+        job=job,
+        profile=profile,
+        memory=_resident(facts, job, profile, weights=weights),
+        layout=layout,
+        settings=tuple(_setting(facts, job, profile, t, context=context, weights=weights) for t in tiers),
+        context=context,
+        wanted_bytes=layout.request_bytes(context) * math.ceil(job.concurrency / job.data),
+        vocab=facts.vocab,
+    )
 
 
 def default_batch(device: Accelerator, *, engine: str, version: str | None = None) -> BatchTier:
@@ -75,7 +208,12 @@ def default_batch(device: Accelerator, *, engine: str, version: str | None = Non
     >>> default_batch(h200, engine="vllm").max_num_batched_tokens
     8192
     """
-    return _tiers(engine_profile(engine, version), device.name, device.visible_bytes)[0]
+    profile = engine_profile(engine, version)
+    lowest = min(profile.tiers, key=lambda t: t.from_bytes)
+    if _is_slow(profile, device.name):
+        return lowest
+    reached = [t for t in profile.tiers if t.from_bytes <= device.visible_bytes]
+    return max(reached, key=lambda t: t.from_bytes, default=lowest)
 
 
 def _check(job: ServingJob) -> None:
@@ -90,16 +228,13 @@ def _check(job: ServingJob) -> None:
         raise ValueError(f"memory utilization must be above 0 and at most 1, got {job.memory_utilization}")
 
 
-def _tiers(profile: EngineProfile, name: str, visible: int) -> tuple[BatchTier, ...]:
-    ordered = sorted(profile.tiers, key=lambda t: t.from_bytes, reverse=True)
-    if name.startswith(profile.slow_tier_names) and profile.slow_tier_names:
-        return (ordered[-1],)
-    return tuple(t for t in ordered if t.from_bytes <= visible)
+def _is_slow(profile: EngineProfile, name: str) -> bool:
+    return bool(profile.slow_tier_names) and name.startswith(profile.slow_tier_names)
 
 
-def _batch(facts: ModelFacts, job: ServingJob, profile: EngineProfile, tier: BatchTier) -> _Batch:
-    context = job.context or facts.context or tier.max_num_batched_tokens
-    sequences = job.max_num_seqs or tier.max_num_seqs
+def _setting(
+    facts: ModelFacts, job: ServingJob, profile: EngineProfile, tier: BatchTier, *, context: int, weights: str
+) -> _Setting:
     if job.max_num_batched_tokens is not None:
         tokens = job.max_num_batched_tokens
     elif profile.base == "none":
@@ -108,74 +243,27 @@ def _batch(facts: ModelFacts, job: ServingJob, profile: EngineProfile, tier: Bat
         tokens = 512 if context > WHOLE_PROMPT_LIMIT else max(context, tier.max_num_batched_tokens)
     else:
         tokens = tier.max_num_batched_tokens
-    return _Batch(job.concurrency if profile.base == "none" else sequences, tokens)
+    sequences = job.concurrency if profile.base == "none" else job.max_num_seqs or tier.max_num_seqs
+    batch = Batch(sequences, tokens)
+    computed = activation_bytes(facts, job, profile, batch, weights=weights)
+    return _Setting(tier, batch, _first(job.measured.activations_bytes, round(computed)))
 
 
-def _size(facts: ModelFacts, job: ServingJob, profile: EngineProfile, tier: BatchTier, visible: int) -> Size:
-    batch = _batch(facts, job, profile, tier)
-    memory = _non_kv(facts, job, profile, batch, visible)
-    element = KV_ELEMENT_BYTES[job.kv_cache]
-    if job.kv_cache in ("auto", "16bit") and _precision(facts, job) == "fp32":
-        element = 4
-    layout = kv_layout(
-        facts,
-        tensor=job.tensor,
-        pipeline=job.pipeline,
-        element_bytes=element,
-        grouped=profile.grouped_layers,
-    )
-    context = job.context or facts.context or batch.tokens
-    wanted = layout.request_bytes(context) * math.ceil(job.concurrency / job.data)
-    if profile.base == "none":
-        return _without_pool(memory, layout, profile, wanted=wanted, context=context, batch=batch)
-    return _with_pool(
-        memory,
-        layout,
-        profile,
-        job,
-        vocab=facts.vocab,
-        wanted=wanted,
-        context=context,
-        batch=batch,
-        tier=tier,
-    )
-
-
-def _precision(facts: ModelFacts, job: ServingJob) -> str:
-    return published_format(facts) if job.precision == "auto" else job.precision
-
-
-def _non_kv(
-    facts: ModelFacts, job: ServingJob, profile: EngineProfile, batch: _Batch, visible: int
-) -> DeviceMemory:
+def _resident(facts: ModelFacts, job: ServingJob, profile: EngineProfile, *, weights: str) -> DeviceMemory:
     measured = job.measured
-    precision = weight_format(_precision(facts, job))
-    expert_ranks = max(job.expert, job.tensor)
-    weights = measured.weights_bytes
-    if weights is None:
-        own_head = facts.tied and precision.name in profile.unties
-        sized = weight_bytes(facts, precision.name)
-        sized = replace(sized, head=sized.embedding) if own_head else sized
-        weights = round(
-            device_weight_bytes(
-                facts, sized, tensor=job.tensor, pipeline=job.pipeline, expert_ranks=expert_ranks
-            )
-        )
-    activations = measured.activations_bytes
-    if activations is None:
-        wide = 4 if precision.name == "fp32" else 2
-        activations = round(
-            _activations(facts, job, profile, batch, element_bytes=wide, native=precision.name)
-        )
-    adapter = 2 * job.adapters * adapter_parameters(facts, job.adapter_rank) // job.tensor // job.pipeline
+    sized = weight_bytes(facts, weights)
+    if facts.tied and weights in profile.unties:
+        sized = replace(sized, head=sized.embedding)
+    held = device_weight_bytes(
+        facts, sized, tensor=job.tensor, pipeline=job.pipeline, expert_ranks=max(job.expert, job.tensor)
+    )
+    adapter = adapter_parameters(facts, job.adapter_rank) if job.adapters else 0
     return DeviceMemory(
-        weights_bytes=weights,
-        activations_bytes=activations,
-        non_torch_bytes=_first(measured.non_torch_bytes, _non_torch(profile, job)),
-        graphs_bytes=_first(measured.graphs_bytes, _graphs(facts, profile, job)),
+        weights_bytes=_first(measured.weights_bytes, round(held)),
+        non_torch_bytes=_first(measured.non_torch_bytes, non_torch_bytes(profile, job)),
+        graphs_bytes=_first(measured.graphs_bytes, graph_bytes(facts, profile, job)),
         kv_cache_bytes=measured.kv_cache_bytes or 0,
-        adapter_bytes=adapter,
-        visible_bytes=visible,
+        adapter_bytes=2 * job.adapters * adapter // job.tensor // job.pipeline,
     )
 
 
@@ -183,140 +271,13 @@ def _first(measured: int | None, computed: int) -> int:
     return computed if measured is None else measured
 
 
-def _activations(
-    facts: ModelFacts,
-    job: ServingJob,
-    profile: EngineProfile,
-    batch: _Batch,
-    *,
-    element_bytes: int,
-    native: str,
-) -> float:
-    """Return the peak of one step: the forward pass of a full batch, or sampling from it.
-
-    The forward pass of one layer keeps gate, up and their product beside four states of the
-    stream; sampling keeps logits, their sort and its indices, per sequence and vocabulary
-    entry. Fused expert kernels hold two workspaces for good, so these come on top.
-    """
-    h, inner = facts.hidden, facts.intermediate / job.tensor
-    if profile.base == "none":
-        forward = batch.tokens * (3 * inner + 3 * h) * element_bytes if profile.prefill_activations else 0.0
-        logits = (
-            batch.tokens * facts.vocab * 6 if profile.prompt_logits else batch.sequences * facts.vocab * 4
-        )
-        return max(forward, logits)
-    products = 3 if facts.gated else 2
-    forward = batch.tokens * (products * inner + 4 * h) * element_bytes
-    stream = batch.tokens * h * element_bytes
-    sampler = batch.sequences * facts.vocab * profile.sampler_element_bytes + stream
-    workspace = 0.0
-    if profile.moe_workspace and facts.experts and native not in _OWN_WORKSPACE:
-        ranks = 1 if job.expert > 1 else job.tensor
-        expert = facts.expert_intermediate / ranks
-        rows = batch.tokens * facts.experts_per_token
-        workspace = rows * (max(expert, h) + max(2 * expert, h)) * 2
-    return max(forward, sampler) + workspace
-
-
-_OWN_WORKSPACE = frozenset({"mxfp4"})
-"""Formats whose expert kernels keep no workspace between steps (gpt-oss in PR #205's logs)."""
-
-
-def _non_torch(profile: EngineProfile, job: ServingJob) -> int:
-    one, group, doubling = profile.non_torch_bytes
-    if job.tensor > 1:
-        return one + group + round(doubling * max(0.0, math.log2(job.tensor) - 1))
-    if job.pipeline > 1 and profile.stage_non_torch_bytes is not None:
-        return profile.stage_non_torch_bytes
-    return one
-
-
-def _graphs(facts: ModelFacts, profile: EngineProfile, job: ServingJob) -> int:
-    if profile.graphs == "none":
-        return 0
-    units = facts.layers * facts.hidden / job.pipeline / math.sqrt(job.tensor)
-    return GRAPH_POOL_BYTES + round(GRAPH_BYTES_PER_UNIT * units) + (GRAPH_MOE_BYTES if facts.experts else 0)
-
-
-def _without_pool(
-    memory: DeviceMemory,
-    layout: KvLayout,
-    profile: EngineProfile,
-    *,
-    wanted: float,
-    context: int,
-    batch: _Batch,
-) -> Size:
-    """Answer for engines that take memory as requests come."""
-    pool = memory.visible_bytes - memory.non_kv_bytes - CONTEXT_BYTES
-    peak = memory.non_kv_bytes + round(wanted)
-    short = round(peak * (1 + profile.margin)) + CONTEXT_BYTES - memory.visible_bytes
-    return Size(
-        device=replace(memory, kv_cache_bytes=round(wanted), peak_bytes=peak),
-        fits=short <= 0,
-        margin=profile.margin,
-        reason="" if short <= 0 else _REASONS["memory"],
-        short_bytes=max(0, short),
-        kv_cache_tokens=layout.admitted_tokens(pool, block=1),
-        longest_request_tokens=layout.longest_request(pool),
-        max_concurrency=layout.concurrency(pool, context=context),
-        headroom_bytes=memory.visible_bytes - peak,
-        max_num_seqs=batch.sequences,
-        max_num_batched_tokens=batch.tokens,
-        memory_utilization=1.0,
-        source=profile.source,
-    )
-
-
-def _with_pool(
-    memory: DeviceMemory,
-    layout: KvLayout,
-    profile: EngineProfile,
-    job: ServingJob,
-    *,
-    vocab: int,
-    wanted: float,
-    context: int,
-    batch: _Batch,
-    tier: BatchTier,
-) -> Size:
-    """Answer for engines that reserve a pool from a budget."""
-    share = job.memory_utilization or _utilization(profile, job, batch, memory, default_tier=tier)
-    pool, outside = _pool(memory, profile, share)
-    if memory.kv_cache_bytes:
-        pool = memory.kv_cache_bytes
-    charged = memory.weights_bytes if profile.base == "static" else memory.non_kv_bytes
-    room = pool - profile.margin * charged
-    reason, short = _verdict(memory, profile, batch, vocab=vocab, room=room, wanted=wanted, outside=outside)
-    tokens = job.measured.kv_cache_tokens
-    if tokens is None:
-        tokens = layout.admitted_tokens(pool, block=profile.block_tokens) * job.data
-    return Size(
-        device=replace(memory, kv_cache_bytes=max(0, round(pool)), peak_bytes=_peak(memory, profile, pool)),
-        fits=not reason,
-        margin=profile.margin,
-        reason=reason,
-        short_bytes=max(0, math.ceil(short)),
-        kv_cache_tokens=tokens,
-        longest_request_tokens=layout.longest_request(pool),
-        max_concurrency=layout.concurrency(pool, context=context) * job.data,
-        headroom_bytes=round(outside),
-        max_num_seqs=batch.sequences,
-        max_num_batched_tokens=batch.tokens,
-        memory_utilization=share,
-        source=profile.source,
-    )
-
-
-def _utilization(
-    profile: EngineProfile, job: ServingJob, batch: _Batch, memory: DeviceMemory, *, default_tier: BatchTier
-) -> float:
+def _utilization(profile: EngineProfile, job: ServingJob, setting: _Setting, memory: DeviceMemory) -> float:
     if profile.base != "static":
         return profile.memory_utilization
     # sglang's server_args, in MiB: metadata, prefill activations, graphs, ranks
-    reserve = 512 + max(batch.tokens, 2048) * 1.5 + batch.sequences * 2
+    reserve = 512 + max(setting.batch.tokens, 2048) * 1.5 + setting.batch.sequences * 2
     reserve += job.tensor * job.pipeline / 8 * 1024
-    if default_tier.from_bytes >= 60 * GIB:
+    if setting.tier.from_bytes >= 60 * GIB:
         reserve = max(reserve, 10 * 1024)
     return max(0.05, 1 - reserve * 2**20 / memory.visible_bytes)
 
@@ -336,36 +297,24 @@ def _pool(memory: DeviceMemory, profile: EngineProfile, share: float) -> tuple[f
     return budget - memory.non_kv_bytes - graphs_in, memory.visible_bytes - budget - graphs_out
 
 
+_TOO_LITTLE = "too little device memory"
+
+
 def _verdict(
-    memory: DeviceMemory,
-    profile: EngineProfile,
-    batch: _Batch,
-    *,
-    vocab: int,
-    room: float,
-    wanted: float,
-    outside: float,
+    needs: ServingNeeds, memory: DeviceMemory, batch: Batch, *, pool: float, outside: float
 ) -> tuple[str, float]:
+    """Return why the replica does not fit and by how many bytes; no reason when it does."""
+    profile, wanted = needs.profile, needs.wanted_bytes
     if memory.weights_bytes >= memory.visible_bytes:
-        return _REASONS["weights"], memory.weights_bytes - memory.visible_bytes + wanted
+        return "weights are larger than the device", memory.weights_bytes - memory.visible_bytes + wanted
+    charged = memory.weights_bytes if profile.base == "static" else memory.non_kv_bytes
+    room = pool - profile.margin * charged
     if room < wanted:
-        return _REASONS["kv" if room > 0 else "memory"], wanted - room
+        return "too little room for the KV cache" if room > 0 else _TOO_LITTLE, wanted - room
     slack = CONTEXT_BYTES
     if profile.base == "total":
-        slack = SLACK_BYTES_PER_TOKEN * batch.tokens + 4 * batch.sequences * vocab  # the warm-up's logits
+        # the sampler's warm-up has its logits outside the budget
+        slack = SLACK_BYTES_PER_TOKEN * batch.tokens + 4 * batch.sequences * needs.vocab
     if outside < slack:
-        return _REASONS["outside"], slack - outside
+        return "too little left outside the engine's budget", slack - outside
     return "", 0.0
-
-
-_REASONS = {
-    "weights": "weights are larger than the device",
-    "memory": "too little device memory",
-    "kv": "too little room for the KV cache",
-    "outside": "too little left outside the engine's budget",
-}
-
-
-def _peak(memory: DeviceMemory, profile: EngineProfile, pool: float) -> int:
-    graphs = memory.graphs_bytes if profile.graphs != "none" else 0
-    return memory.non_kv_bytes + graphs + max(0, round(pool))
