@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import re
 import signal
 import subprocess
@@ -136,7 +135,7 @@ def inventory(*, run: Run = run_tool, root: Path = Path("/")) -> Machine:
         cpu=min(float(_cpus_allowed(root)), *_cgroup_cpu(root)),
         memory_bytes=memory_bytes,
         disk_bytes=disk.f_bavail * disk.f_frsize,
-        arch=arch_name(platform.machine()),
+        arch=arch_name(os.uname().machine),
         accelerators=nvidia.devices + amd.devices,
         faults=nvidia.faults + amd.faults,
     )

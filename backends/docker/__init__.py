@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import math
-import random
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any, Literal
@@ -50,6 +50,9 @@ INVENTORY_S = 60.0
 """A vendor's tool is asked again after this long: it may wake every GPU, and they rarely change."""
 
 CREATE_TRIES = 8
+STOP_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Stopping is repeated: the engine says yes to it for a container that is just being restarted."""
+
 LEAST_DISK_BYTES = 10 * 2**30
 """Less free space than a CUDA image takes is worth a warning."""
 
@@ -95,6 +98,7 @@ class Docker:
         self._engine = Engine(endpoint, backend=name, timeout_s=timeout_s)
         self._read_machine = machine or (inventory if endpoint.is_local else None)
         self._machine: tuple[float, Machine | None] | None = None
+        self._raises_limits = True
         self._lock = threading.Lock()
         self.can = frozenset(
             {Can.IMAGES, Can.PORTS, Can.VOLUMES, Can.EXEC, Can.LIMITS, Can.PRIVILEGED, Can.RESTART}
@@ -128,15 +132,15 @@ class Docker:
 
     def start(self, launch: Launch, *, secrets: Mapping[str, str], progress: Progress) -> Instance:
         """Create and start the container of ``launch``, or find it."""
-        found = self._find(launch.name)
-        if found is None:
-            self._create(launch, secrets, progress)
-            found = self._must_find(launch.name)
-        if _is_waiting(found):
+        while True:
+            found = self._find(launch.name)
+            if found is None:
+                self._create(launch, secrets, progress)
+                found = self._must_find(launch.name)
+            if not _is_waiting(found):
+                return self._instance(found)
             progress("starting")
             self._run(found, launch)
-            found = self._must_find(launch.name)
-        return self._instance(found)
 
     def instances(self) -> Sequence[Instance]:
         """Return every launch of our namespace, running or ended, ordered by name."""
@@ -149,12 +153,13 @@ class Docker:
         found = self._find(name)
         if found is None or not containers.is_active(found) or containers.failed_to_start(found):
             return
-        with _gone_is_fine(), self._engine.client() as client:
-            if not containers.was_asked_to_stop(found):
-                # First the record, then the deed: killed in between, the next stop goes on from here.
-                client.rename(found["Id"], self._container_name(name) + containers.STOPPED)
-            if found["State"]["Status"] != "created":
-                client.stop(found["Id"], timeout=math.ceil(grace_s))
+        identity = found["Id"]
+        # First the record, then the deed: killed in between, the next stop goes on from here.
+        marked = containers.was_asked_to_stop(found) or self._mark_stopped(name, identity)
+        if found["State"]["Status"] != "created":
+            self._end(found, grace_s)
+        if not marked:
+            self._mark_stopped(name, identity)
 
     def remove(self, name: str) -> None:
         """Delete the container with its anonymous volumes; kill it first if it runs."""
@@ -190,9 +195,7 @@ class Docker:
             connection, early = self._engine.hijack(f"/exec/{identity}/start", {"Tty": tty, "Detach": False})
             with connection, contextlib.ExitStack() as terminal:
                 if tty:
-                    terminal.enter_context(
-                        raw_terminal(lambda rows, columns: client.exec_resize(identity, rows, columns))
-                    )
+                    terminal.enter_context(raw_terminal(partial(self._resize, identity)))
                 forward(connection, early, demultiplex=not tty)
             return int(client.exec_inspect(identity)["ExitCode"])
 
@@ -346,7 +349,7 @@ class Docker:
             body = self._body(launch, image, secrets)
             if self._try_create(launch, body, secrets, progress):
                 return
-            time.sleep(random.uniform(0.01, 0.05) * 2**trial)  # two starters must not step alike
+            _pause_unlike_others(trial)
         raise Busy(
             f"launch '{launch.name}' could not be created: others kept coming first", backend=self.name
         )
@@ -362,6 +365,7 @@ class Docker:
             groups=_owning_groups(devices),
             bind=self._bind,
             memory_bytes=self._engine.get("/info")["MemTotal"] if devices else 0,
+            raise_limits=self._raises_limits,
         )
 
     def _choose(self, launch: Launch) -> tuple[Device, ...]:
@@ -426,7 +430,10 @@ class Docker:
         return not held.isdisjoint(mine) or any(stopped in one["Names"] for one in others)
 
     def _run(self, found: Json, launch: Launch) -> None:
-        """Put the files in and start; a container that cannot start is not left behind."""
+        """Put the files in and start; a container that cannot start is not left behind.
+
+        Where the engine may not raise limits, the container is gone afterwards, to be made without.
+        """
         identity = found["Id"]
         try:
             with self._engine.client() as client:
@@ -437,6 +444,11 @@ class Docker:
                     client.put_archive(identity, "/", packed)
                 client.start(identity)
         except EngineError as refusal:
+            if "setting rlimit" in refusal.message and self._raises_limits:
+                # A rootless engine may not raise limits; its own then hold for accelerator work.
+                self._raises_limits = False
+                self._delete(identity)
+                return
             explained = self._explained(refusal, launch)
             if not isinstance(explained, EngineError):
                 self._delete(identity)
@@ -523,6 +535,54 @@ class Docker:
         with self._engine.stream(f"/containers/{identity}/logs", params) as chunks:
             yield from log_lines(frames(chunks))
 
+    def _mark_stopped(self, launch: str, identity: str) -> bool:
+        """Write down that the launch was asked to stop; False for one that is just being restarted.
+
+        The engine renames no container between two of its runs: it has no network to rename there.
+        """
+        try:
+            with self._engine.client() as client:
+                client.rename(identity, self._container_name(launch) + containers.STOPPED)
+        except EngineError as refusal:
+            if refusal.status not in (404, 409):
+                raise
+            return False
+        return True
+
+    def _end(self, container: Json, grace_s: float) -> None:
+        """Stop a container for good; between two runs the engine forgets that it was asked to."""
+        identity = container["Id"]
+        restarts = container["HostConfig"]["RestartPolicy"]["Name"] != "no"
+        for pause_s in STOP_PAUSES_S:
+            if restarts:
+                restarts = not self._forbid_restarts(identity)
+            with _gone_is_fine(), self._engine.client() as client:
+                client.stop(identity, timeout=math.ceil(grace_s))
+            if not self._still_runs(identity):
+                return
+            time.sleep(pause_s)
+        raise Busy(f"container {identity[:12]} does not end", backend=self.name)
+
+    def _forbid_restarts(self, identity: str) -> bool:
+        """Take the restart policy away; False when the engine was just ending or starting a run."""
+        try:
+            with self._engine.client() as client:
+                policy: Any = {"Name": "no"}  # the stubs ask for a count, which this policy must not have
+                client.update_container(identity, restart_policy=policy)
+        except EngineError:
+            return False
+        return True
+
+    def _resize(self, identity: str, rows: int, columns: int) -> None:
+        """Tell the window's size; a command that has only just begun has no terminal yet."""
+        for pause_s in (0.01, 0.03, 0.1, 0.3):
+            try:
+                with self._engine.client() as client:
+                    client.exec_resize(identity, rows, columns)
+                return
+            except EngineError:
+                time.sleep(pause_s)
+
     def _still_runs(self, identity: str) -> bool:
         found = self._engine.get(f"/containers/{identity}/json")
         return found is not None and found["State"]["Status"] in ("running", "restarting", "paused")
@@ -533,10 +593,18 @@ def _check_options(name: str, *, namespace: str, bind: str, pull: str) -> None:
         raise ConfigError(f"backend '{name}': namespace {namespace!r} is no Docker name")
     if pull not in ("missing", "always", "never"):
         raise ConfigError(f"backend '{name}': pull is {pull!r}", fix="write missing, always or never")
-    try:
-        ipaddress.ip_address(bind)
-    except ValueError:
-        raise ConfigError(f"backend '{name}': bind {bind!r} is no IP address") from None
+    if not _is_ip_address(bind):
+        raise ConfigError(
+            f"backend '{name}': bind {bind!r} is no IP address", fix="write 127.0.0.1 or 0.0.0.0"
+        )
+
+
+def _is_ip_address(text: str) -> bool:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):
+            socket.inet_pton(family, text)
+            return True
+    return False
 
 
 def _with_accelerators(whole: Offer, kind: Sequence[Device], held: frozenset[str]) -> Offer:
@@ -550,6 +618,13 @@ def _with_accelerators(whole: Offer, kind: Sequence[Device], held: frozenset[str
         vram_bytes=first.vram_bytes,
         compute_capability=first.compute_capability,
     )
+
+
+def _pause_unlike_others(trial: int) -> None:
+    """Wait for a random while, longer from trial to trial: two starters must not step alike."""
+    import random  # 10 ms, for the few that met another starter or pulled an image
+
+    time.sleep(random.uniform(0.01, 0.05) * 2**trial)
 
 
 def _is_waiting(container: Json) -> bool:

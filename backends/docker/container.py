@@ -6,7 +6,6 @@ import io
 import math
 import re
 import signal
-import tarfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -63,6 +62,7 @@ def create_body(
     groups: Sequence[str] = (),
     bind: str = "127.0.0.1",
     memory_bytes: int = 0,
+    raise_limits: bool = True,
 ) -> dict[str, Any]:
     """Return the body of ``POST /containers/create`` (Engine API 1.41) for ``launch``.
 
@@ -75,14 +75,18 @@ def create_body(
         groups: Ids of the groups that may open their device files.
         bind: The address that ports are published on.
         memory_bytes: The engine's memory; half of it bounds /dev/shm for accelerator work.
+        raise_limits: Whether the engine may raise limits for accelerator work.
     """
+    host = _host_config(launch, namespace, bind) | _limits(launch, devices, memory_bytes)
+    if devices:
+        host |= _accelerators(devices, groups) | ({"Ulimits": list(GPU_ULIMITS)} if raise_limits else {})
     body: dict[str, Any] = {
         "Image": image,
         "Env": _environment(launch, secrets, devices),
         "Labels": _labels(launch, namespace, devices),
         "StopTimeout": math.ceil(launch.stop_grace_s),
         "ExposedPorts": {f"{port.container}/tcp": {} for port in launch.ports},
-        "HostConfig": _host_config(launch, namespace, devices, groups, bind, memory_bytes),
+        "HostConfig": host,
     }
     if launch.command:
         body["Cmd"] = list(launch.command)
@@ -117,14 +121,7 @@ def _labels(launch: Launch, namespace: str, devices: Sequence[Device]) -> dict[s
     return labels
 
 
-def _host_config(
-    launch: Launch,
-    namespace: str,
-    devices: Sequence[Device],
-    groups: Sequence[str],
-    bind: str,
-    memory_bytes: int,
-) -> dict[str, Any]:
+def _host_config(launch: Launch, namespace: str, bind: str) -> dict[str, Any]:
     config: dict[str, Any] = {
         "Init": True,  # as process 1 a program without a handler ignores SIGTERM
         "Privileged": launch.privileged,
@@ -141,7 +138,7 @@ def _host_config(
             f"{port.container}/tcp": [{"HostIp": bind, "HostPort": str(port.host or "")}]
             for port in launch.ports
         }
-    return config | _limits(launch, devices, memory_bytes) | _accelerators(devices, groups)
+    return config
 
 
 def _limits(launch: Launch, devices: Sequence[Device], memory_bytes: int) -> dict[str, Any]:
@@ -160,9 +157,7 @@ def _limits(launch: Launch, devices: Sequence[Device], memory_bytes: int) -> dic
 
 
 def _accelerators(devices: Sequence[Device], groups: Sequence[str]) -> dict[str, Any]:
-    if not devices:
-        return {}
-    config: dict[str, Any] = {"Ulimits": list(GPU_ULIMITS)}
+    config: dict[str, Any] = {}
     if nvidia := [device.uuid for device in devices if device.vendor == "nvidia"]:
         config["DeviceRequests"] = [{"Driver": "nvidia", "DeviceIDs": nvidia, "Capabilities": [["gpu"]]}]
     paths = dict.fromkeys(path for one in devices if one.vendor != "nvidia" for path in one.paths)
@@ -191,6 +186,8 @@ def mount_body(mount: Mount, namespace: str) -> dict[str, Any]:
 
 def archive(files: Sequence[File], *, working_dir: str | None, user: str | None) -> bytes:
     """Return a tar, to be unpacked at ``/``, with ``files`` owned by ``user`` where it is a number."""
+    import tarfile  # only launches with files pay for it
+
     uid, _, gid = (user or "").partition(":")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
@@ -296,9 +293,11 @@ def _phase(container: Json) -> tuple[Phase, Reason, str]:
 def exit_text(code: int) -> str:
     """Say what an exit code means.
 
-    >>> exit_text(3), exit_text(137)
-    ('exit code 3', 'exit code 137 (SIGKILL)')
+    >>> exit_text(3), exit_text(137), exit_text(127)
+    ('exit code 3', 'exit code 137 (SIGKILL)', 'exit code 127 (no such command)')
     """
+    if code in (126, 127):  # the container's init and every shell agree on these two
+        return f"exit code {code} ({'not executable' if code == 126 else 'no such command'})"
     try:
         return f"exit code {code} ({signal.Signals(code - 128).name})"
     except ValueError:

@@ -1,15 +1,12 @@
 """The connection to a Docker engine, and its failures in our words.
 
 docker-py is imported on the first call that changes something: the import costs more CPU than
-a whole ``plan``. What only reads goes over the standard library where the engine is reached by
-a plain socket.
+a whole ``plan``, and so does ``http.client``'s. What only reads is a GET over a socket.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import http.client
 import json
 import math
 import os
@@ -24,8 +21,6 @@ from urllib.parse import urlencode, urlsplit
 from orchestrator.errors import AuthFailed, BackendError, Busy, NotFound, Unreachable
 
 if TYPE_CHECKING:
-    import ssl
-
     from docker import APIClient
     from docker.tls import TLSConfig
     from docker.types.daemon import CancellableStream
@@ -78,6 +73,8 @@ def find_endpoint(host: str | None, *, environ: Mapping[str, str], home: Path) -
         return Endpoint(host, Path(environ.get("DOCKER_CERT_PATH") or folder) if with_tls else None)
     context = environ.get("DOCKER_CONTEXT") or _read_json(folder / "config.json").get("currentContext")
     if context and context != "default":
+        import hashlib  # only who uses contexts pays for it
+
         digest = hashlib.sha256(context.encode()).hexdigest()
         meta = _read_json(folder / "contexts" / "meta" / digest / "meta.json")
         certificates = folder / "contexts" / "tls" / digest / "docker"
@@ -123,14 +120,8 @@ class Engine:
         return self.get_all([_with_params(path, params)])[0]
 
     def get_all(self, paths: Sequence[str]) -> list[Any]:
-        """Return the JSON at each of ``paths`` over one connection; None where nothing is."""
-        connection = self._connection()
-        try:
-            return [self._get_over(connection, path) for path in paths]
-        except (OSError, http.client.HTTPException) as error:
-            raise self._not_reached(error) from error
-        finally:
-            connection.close()
+        """Return the JSON at each of ``paths``; None where nothing is."""
+        return [self._answered(*self._exchange(path)) for path in paths]
 
     @contextlib.contextmanager
     def client(self) -> Iterator[APIClient]:
@@ -188,13 +179,22 @@ class Engine:
         Not by docker-py: it reads the head through a buffer and drops what follows in the same
         segment.
         """
-        connection = self._connection()
+        content = json.dumps(body).encode()
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: docker\r\nContent-Type: application/json\r\n"
+            f"Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: {len(content)}\r\n\r\n"
+        )
         try:
-            connection.connect()
-            return _upgraded(connection.sock, path, json.dumps(body).encode())
+            connection = self._connected()
+            connection.sendall(head.encode() + content)
+            status, early = _read_head(connection)
         except OSError as error:
-            connection.close()
             raise self._not_reached(error) from error
+        if status not in (101, 200):
+            connection.close()
+            raise self._refused(status, early.decode(errors="replace").strip())
+        connection.settimeout(None)
+        return connection, early
 
     def _pooled(self) -> APIClient:
         import docker
@@ -210,16 +210,22 @@ class Engine:
                 )
             return self._client
 
-    def _connection(self) -> http.client.HTTPConnection:
+    def _connected(self) -> socket.socket:
         self._require_spoken()
         where = urlsplit(self.endpoint.url)
         if self.endpoint.is_local:
-            return _UnixConnection(where.path, timeout_s=self._timeout_s)
-        host = where.hostname or ""
-        if self.endpoint.certificates is None:
-            return http.client.HTTPConnection(host, where.port or 2375, timeout=self._timeout_s)
-        trust = _ssl_context(self.endpoint.certificates)
-        return http.client.HTTPSConnection(host, where.port or 2376, timeout=self._timeout_s, context=trust)
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(self._timeout_s)
+            try:
+                connection.connect(where.path)
+            except OSError:
+                connection.close()
+                raise
+            return connection
+        host, certificates = where.hostname or "", self.endpoint.certificates
+        port = where.port or (2376 if certificates else 2375)
+        connection = socket.create_connection((host, port), timeout=self._timeout_s)
+        return _with_tls(connection, host, certificates) if certificates else connection
 
     def _require_spoken(self) -> None:
         if self.endpoint.url.startswith(("unix://", "tcp://", "http://", "https://")):
@@ -231,21 +237,28 @@ class Engine:
             " and set host: unix:///tmp/docker.sock",
         )
 
-    def _get_over(self, connection: http.client.HTTPConnection, path: str) -> Any:
-        connection.request("GET", path, headers={"Host": "docker"})
-        answer = connection.getresponse()
-        return self._answered(answer.status, answer.read())
+    def _exchange(self, path: str) -> tuple[int, bytes]:
+        """Return status and body of a GET; by HTTP/1.0 the engine ends the body by closing."""
+        try:
+            with self._connected() as connection:
+                connection.sendall(f"GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n".encode())
+                status, body = _read_head(connection)
+                while chunk := connection.recv(262_144):
+                    body += chunk
+        except OSError as error:
+            raise self._not_reached(error) from error
+        return status, body
 
     def _answered(self, status: int, body: bytes) -> Any:
         if status == 404:
             return None
+        try:
+            found = json.loads(body)
+        except ValueError as error:  # cut off in the middle, or no engine at all
+            raise self._not_reached(error) from error
         if status >= 400:
-            try:
-                message = json.loads(body).get("message", "")
-            except (ValueError, AttributeError):
-                message = body.decode(errors="replace").strip()
-            raise self._refused(status, message)
-        return json.loads(body)
+            raise self._refused(status, found.get("message", ""))
+        return found
 
     def _refused(self, status: int, message: str) -> BackendError:
         if status in (401, 403):
@@ -269,20 +282,6 @@ class Engine:
         )
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a socket file."""
-
-    def __init__(self, path: str, *, timeout_s: float) -> None:
-        super().__init__("localhost", timeout=timeout_s)
-        self._path = path
-
-    def connect(self) -> None:
-        """Open the socket."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
 def _tls(folder: Path) -> TLSConfig:
     from docker.tls import TLSConfig
 
@@ -290,12 +289,12 @@ def _tls(folder: Path) -> TLSConfig:
     return TLSConfig(client_cert=pair, ca_cert=str(folder / "ca.pem"), verify=True)
 
 
-def _ssl_context(folder: Path) -> ssl.SSLContext:
-    import ssl  # a few milliseconds that a local engine does not cost
+def _with_tls(connection: socket.socket, host: str, folder: Path) -> socket.socket:
+    import ssl  # a local engine has no use for it
 
     context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
     context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
-    return context
+    return context.wrap_socket(connection, server_hostname=host)
 
 
 def _close_when(events: CancellableStream[Json], closed: threading.Event, over: threading.Event) -> None:
@@ -307,23 +306,16 @@ def _close_when(events: CancellableStream[Json], closed: threading.Event, over: 
         events.close()
 
 
-def _upgraded(connection: socket.socket, path: str, body: bytes) -> tuple[socket.socket, bytes]:
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: docker\r\nContent-Type: application/json\r\n"
-        f"Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    connection.sendall(head.encode() + body)
-    answer = bytearray()
-    while b"\r\n\r\n" not in answer:
-        chunk = connection.recv(4096)
+def _read_head(connection: socket.socket) -> tuple[int, bytes]:
+    """Return the status of an HTTP answer, and what came of its body with the head."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        chunk = connection.recv(65_536)
         if not chunk:
             raise ConnectionResetError("the engine closed the connection")
-        answer += chunk
-    status, _, early = bytes(answer).partition(b"\r\n\r\n")
-    if status.split(b" ", 2)[1] not in (b"101", b"200"):
-        raise ConnectionRefusedError(early.decode(errors="replace"))
-    connection.settimeout(None)
-    return connection, early
+        received += chunk
+    head, _, rest = received.partition(b"\r\n\r\n")
+    return int(head.split(b" ", 2)[1]), rest
 
 
 def local_endpoint(host: str | None) -> Endpoint:

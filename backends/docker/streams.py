@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import socket
 import struct
@@ -136,14 +135,15 @@ def raw_terminal(resize: Callable[[int, int], None]) -> Iterator[None]:
     import termios
     import tty
 
-    def tell(*_: object) -> None:
-        size = shutil.get_terminal_size()
-        resize(size.lines, size.columns)
-
     descriptor = _keyboard()
     if descriptor is None or not os.isatty(descriptor):
         yield
         return
+
+    def tell(*_: object) -> None:
+        size = os.get_terminal_size(descriptor)
+        resize(size.lines, size.columns)
+
     before = termios.tcgetattr(descriptor)
     in_main = threading.current_thread() is threading.main_thread()  # only it may set handlers
     previous = signal.signal(signal.SIGWINCH, tell) if in_main else None
