@@ -73,8 +73,9 @@ def _states_of_the_policy_only(parts: Any, job: Any, keeps: Any, width: int) -> 
 
 
 def _state_of_one_moment(keeps: Any, width: int) -> float:
-    total: float = sized.total
-    return total / tensor / pipeline
+    states: int = keeps.states
+    fixed: float = keeps.fixed_bytes
+    return states * width / 2 + fixed
 
 
 def _nothing_kept(facts: Any, job: Any, profile: Any) -> tuple[float, float]:
