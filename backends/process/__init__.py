@@ -114,7 +114,7 @@ class Process:
         self._refuse_what_it_cannot(launch)
         env = self._environment(launch, secrets)
         with self._alone():
-            if found := self._shelf.find(launch.name):
+            if found := self._shelf.find_begun(launch.name):
                 return found
             progress("starting")
             record = self._reserve(launch)

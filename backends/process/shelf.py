@@ -122,6 +122,18 @@ class Shelf:
             status = self.settle(name, "lost", _why_lost(status))
         return _to_instance(record, status)
 
+    def find_begun(self, name: str) -> Instance | None:
+        """Return what a launch looks like once it is known whether it began.
+
+        For one who holds all starters off. A supervisor that has written nothing then was left by
+        a starter that was killed, and either got its order or ends.
+        """
+        deadline = time.monotonic() + KILL_S
+        with Changes(self.folder(name)) as changes:
+            while self.is_kept(name) and not self.status(name) and time.monotonic() < deadline:
+                changes.wait(0.02)
+        return self.find(name)
+
     def running(self) -> list[Record]:
         """Return the records of launches that have not ended."""
         seen = ((name, self.find(name)) for name in self.names())

@@ -87,6 +87,11 @@ class Log:
                 self._write(stream, [rest])
                 self._rest[stream] = b""
 
+    def close(self) -> None:
+        """Write what is left, and let go of the file."""
+        self.finish()
+        self._file.close()
+
     def _write(self, stream: str, lines: list[bytes]) -> None:
         letter = stream.encode()
         text = b"".join(b"%s %s %s\n" % (self._time(), letter, line) for line in lines)
@@ -151,6 +156,7 @@ class Supervisor:
                 break
             pause_s = min(2 * pause_s, BACKOFF_MOST_S)
             self.status["restarts"] += 1
+        self._log.close()
         self._tell(phase="exited", finished_at=_now(), **self._end())
 
     # --- one life
