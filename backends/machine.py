@@ -49,8 +49,13 @@ class Device:
 
     @property
     def key(self) -> str:
-        """Return what tells this device from the others of its machine, across restarts."""
-        return self.uuid or self.bus or f"{self.vendor}-{self.index}"
+        """Return what tells this device from the others of its machine, across restarts.
+
+        NVIDIA's slices share an address and have UUIDs of their own; AMD's partitions share a
+        serial number and have addresses of their own.
+        """
+        names = (self.uuid, self.bus) if self.vendor == "nvidia" else (self.bus, self.uuid)
+        return next(filter(None, names), f"{self.vendor}-{self.index}")
 
 
 @dataclass(frozen=True, slots=True)
