@@ -1,4 +1,4 @@
-"""The model classes each engine has code for, recorded by version in ``architectures/``."""
+"""The model classes each engine has code for, recorded by version in ``recorded/``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load(engine: str, version: str) -> Architectures:
     >>> "LlamaForCausalLM" in load("vllm", "0.33.0").served
     True
     """
-    text = resources.files(__package__).joinpath("architectures", f"{engine}-{version}.txt").read_text()
-    names = text.split()
+    file = resources.files(__package__).joinpath("recorded", f"{engine}-{version}.architectures.txt")
+    names = file.read_text().split()
     ended = frozenset(name[1:] for name in names if name.startswith("!"))
     return Architectures(frozenset(n for n in names if not n.startswith("!")) - ended, ended)

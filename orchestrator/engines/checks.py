@@ -26,11 +26,7 @@ def architecture(job: ServingJob, engine: str, version: str) -> str | None:
     name, known = job.model.architecture, architectures.load(engine, version)
     if name in known.served:
         return None
-    return (
-        f"{engine} {version} no longer serves {name}"
-        if name in known.ended
-        else f"{engine} does not serve {name}"
-    )
+    return f"{engine} {version} {'no longer serves' if name in known.ended else 'does not serve'} {name}"
 
 
 def borrowed(job: ServingJob, engine: str, version: str) -> str | None:

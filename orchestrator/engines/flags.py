@@ -1,4 +1,4 @@
-"""The options each engine's own parser accepts, recorded by version in ``flags/``."""
+"""The options each engine's own parser accepts, recorded by version in ``recorded/``."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def load(engine: str, version: str) -> Flags:
     >>> load("vllm", "0.33.0").find("-tp").name
     '--tensor-parallel-size'
     """
-    file = resources.files(__package__).joinpath("flags", f"{engine}-{version}.jsonl")
+    file = resources.files(__package__).joinpath("recorded", f"{engine}-{version}.flags.jsonl")
     if not file.is_file():
         raise KeyError(f"{engine} {version}")
     by_name: dict[str, Flag] = {}

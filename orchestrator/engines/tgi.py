@@ -166,9 +166,7 @@ def _weights(job: ServingJob) -> str | None:
 
 def _named_apart(job: ServingJob) -> str | None:
     apart = next((a for a in job.adapters if a.source.scheme == "hub" and a.name != a.source.id), None)
-    return (
-        f"tgi names adapters of the hub by their id, {apart.source.id}, not {apart.name}" if apart else None
-    )
+    return f"tgi names adapters of the hub by their id, say name: {apart.source.id}" if apart else None
 
 
 def _adapter(adapter: Adapter) -> str:

@@ -2,9 +2,9 @@
 
 Run by the engine's interpreter, never by ours::
 
-    $MODELYARD_VLLM_PYTHON tests/engines/record.py flags vllm > orchestrator/engines/flags/vllm-0.33.0.jsonl
-    $MODELYARD_VLLM_PYTHON tests/engines/record.py architectures vllm \\
-        > orchestrator/engines/architectures/vllm-0.33.0.txt
+    cd orchestrator/engines/recorded
+    $MODELYARD_VLLM_PYTHON ../../../tests/engines/record.py flags vllm > vllm-0.33.0.flags.jsonl
+    $MODELYARD_VLLM_PYTHON ../../../tests/engines/record.py architectures vllm > vllm-0.33.0.architectures.txt
 
 Only facts are kept. Options are one JSON object per line: names, how many values follow, defaults
 and closed choices. Architectures are one class name per line; ``!`` marks one that was taken out.
