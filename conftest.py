@@ -1,0 +1,37 @@
+"""Every block of YAML in the documentation loads and plans, every block of Python runs."""
+
+from __future__ import annotations
+
+from sybil import Example, Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+
+from orchestrator.places import read_places
+from tests.places import plan_everywhere
+
+
+def evaluate_yaml(example: Example) -> None:
+    """Load and plan a block; one marked ``config`` is a configuration of places."""
+    plan_everywhere(str(example.parsed), file=example.path)
+
+
+class ConfigBlockParser(CodeBlockParser):
+    """Blocks that begin with ```yaml config."""
+
+    language = "yaml config"
+
+    def evaluate(self, example: Example) -> None:
+        """Read the block as a configuration."""
+        from tempfile import NamedTemporaryFile
+
+        from pathlib import Path
+
+        with NamedTemporaryFile("w", suffix=".yaml") as file:
+            file.write(str(example.parsed))
+            file.flush()
+            read_places(Path(file.name))
+
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser(), ConfigBlockParser(), CodeBlockParser("yaml", evaluate_yaml)],
+    patterns=["README.md", "docs/*.md", "docs/*/*.md"],
+).pytest()
