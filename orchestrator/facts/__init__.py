@@ -51,7 +51,7 @@ def resolve(
     """
     text = str(model)
     path = Path(model).expanduser()
-    if path.exists():
+    if text and path.exists():
         return local_facts(path)
     _refuse_unreadable(text)
     pinned = revision if revision not in (None, "main") else None

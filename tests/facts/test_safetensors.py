@@ -1,0 +1,92 @@
+"""Headers of weight files: read without a weight, and every kind of damage named."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.errors import ModelError
+from orchestrator.facts.safetensors import read_header, read_index
+from tests.facts.making import index, safetensors
+
+
+def reading(raw: bytes, *, size: int | None = None) -> int:
+    """Count the tensors of a file's bytes."""
+    return len(
+        read_header(lambda start, length: raw[start : start + length], "w.safetensors", file_bytes=size)
+    )
+
+
+def test_names_shapes_and_bytes_are_read() -> None:
+    raw = safetensors({"a": (2, 3), "b": (4,)})
+    first, second = read_header(lambda start, length: raw[start : start + length], "w", file_bytes=len(raw))
+    assert (first.name, first.shape, first.size_bytes, first.elements) == ("a", (2, 3), 12, 6)
+    assert second.dtype == "BF16"
+
+
+def test_only_the_header_is_read() -> None:
+    raw = safetensors({"a": (1000, 1000)})
+    asked: list[int] = []
+
+    def read(start: int, length: int) -> bytes:
+        asked.append(start + length)
+        return raw[start : start + length]
+
+    read_header(read, "w", file_bytes=len(raw))
+    assert max(asked) < 200
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"", "too few"),
+        (b"\x10\x00\x00\x00\x00\x00\x00\x00{", "cut off after 1 of 16"),
+        (b"\xff" * 8, "claims"),
+        ((4).to_bytes(8, "little") + b"nope", "no JSON"),
+        ((2).to_bytes(8, "little") + b"[]", "no mapping"),
+        ((15).to_bytes(8, "little") + b'{"a":{"x": 1}} ', "no shape"),
+    ],
+)
+def test_a_damaged_header_is_refused_with_its_file(raw: bytes, says: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        reading(raw)
+    assert says in caught.value.what
+    assert "w.safetensors" in caught.value.what
+    assert caught.value.fix
+
+
+def test_negative_sizes_are_refused() -> None:
+    header = json.dumps({"a": {"dtype": "F16", "shape": [-1], "data_offsets": [0, 2]}}).encode()
+    with pytest.raises(ModelError):
+        reading(len(header).to_bytes(8, "little") + header)
+
+
+def test_a_file_shorter_than_its_tensors_is_refused() -> None:
+    raw = safetensors({"a": (64,)})
+    with pytest.raises(ModelError) as caught:
+        reading(raw, size=len(raw) - 1)
+    assert "holds" in caught.value.what
+
+
+@settings(max_examples=80)
+@given(st.binary(max_size=64))
+def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
+    with suppress(ModelError):
+        reading(raw, size=len(raw))
+
+
+def test_an_index_names_files_and_bytes() -> None:
+    files, total = read_index(index({"a": "x.safetensors", "b": "y.safetensors"}, 10), "index")
+    assert (files, total) == (frozenset({"x.safetensors", "y.safetensors"}), 10)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"{", b"[]", b'{"weight_map": {}}', b'{"weight_map": {"a": "../../etc/passwd"}}']
+)
+def test_a_damaged_index_is_refused(raw: bytes) -> None:
+    with pytest.raises(ModelError):
+        read_index(raw, "model.safetensors.index.json")
