@@ -40,7 +40,7 @@ def test_every_import_goes_down() -> None:
         ("orchestrator/stray.py", "", "stray"),
         ("orchestrator/units.py", "import orchestrator.store\n", "orchestrator.units -> orchestrator.store"),
         ("orchestrator/reconcile/decide.py", "import orchestrator.planner\n", "orchestrator.planner"),
-        ("backends/sim.py", "import orchestrator.store\n", "orchestrator.store"),
+        ("backends/sim/host.py", "import orchestrator.store\n", "orchestrator.store"),
         ("orchestrator/loop/driver.py", "import backends.sim\n", "backends.sim"),
     ],
     ids=["no room", "up", "across", "backend knows the store", "someone imports a backend"],
