@@ -11,7 +11,7 @@ from orchestrator.planner.sizing.adapters import adapter_parameters, adapter_tar
 from orchestrator.planner.sizing.formats import weight_format
 from orchestrator.planner.sizing.parameters import count_parts, expert_layers
 from orchestrator.planner.sizing.trainers import Optimizer, TrainerProfile, optimizer, trainer_profile
-from orchestrator.planner.sizing.values import DeviceMemory, Size, TrainingJob
+from orchestrator.planner.sizing.values import DeviceMemory, Measured, Size, TrainingJob
 from orchestrator.planner.sizing.weights import device_weight_bytes, published_format, weight_bytes
 from orchestrator.units import GIB
 
@@ -105,6 +105,19 @@ def size_training(facts: ModelFacts, device: Accelerator, job: TrainingJob) -> S
         headroom_bytes=visible - peak,
         source=profile.source,
     )
+
+
+def least_training_bytes(facts: ModelFacts, job: TrainingJob) -> int | None:
+    """Return the least device memory on which ``job`` fits, None where none does.
+
+    An engine that generates takes a share of any device, which leaves nothing when the share
+    and its margin fill it.
+    """
+    nothing = Accelerator("none", "nvidia", "", 0, 0, "a device without memory")
+    # a measured device would stand in for the one asked about
+    peak = size_training(facts, nothing, replace(job, measured=Measured())).device.peak_bytes
+    left = 1 - job.rollout_share * (1 + MARGIN)
+    return math.ceil(peak * (1 + MARGIN) / left) if left > 0 else None
 
 
 def _check(job: TrainingJob) -> None:

@@ -1,0 +1,314 @@
+"""Which sets of accelerators hold a served model, why the others do not, and what would help."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from orchestrator.catalog.values import Accelerator, ModelFacts
+from orchestrator.planner.parallelism import Layout, indivisible, is_native, layout_for, runs
+from orchestrator.planner.sizing.formats import weight_format
+from orchestrator.planner.sizing.serving import ServingNeeds, serving_needs
+from orchestrator.planner.sizing.values import ServingJob, Size
+from orchestrator.planner.sizing.weights import published_format
+from orchestrator.units import format_bytes
+
+LOADABLE = ("fp8", "int8")
+"""Formats an engine makes of 16-bit weights while it loads them, best quality first; 4-bit
+weights have to be made beforehand (vLLM docs, quantization: online formats)."""
+
+STEP = 1024
+"""Contexts are cut in steps of this many tokens."""
+
+Placement = tuple[str, int, int]
+"""An accelerator's name, nodes, and devices per node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change to a spec: the field, and the value that would admit a set of accelerators."""
+
+    field: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A set of accelerators that holds the model, and the job as it would run there.
+
+    ``lowered`` says in words what is less than was published, and why. With ``open_context``
+    nobody stated a context, and ``needs`` is for the least of it.
+    """
+
+    accelerator: Accelerator
+    layout: Layout
+    needs: ServingNeeds
+    facts: ModelFacts
+    open_context: bool = False
+    lowered: str = ""
+
+    def settled(self) -> tuple[ServingJob, Size]:
+        """Return the job with its context filled in, and its size here.
+
+        A context that nobody stated is what the model allows, cut to what fits.
+        """
+        job = self.needs.job
+        if not self.open_context or self.facts.context is None:
+            return job, self.needs.on(self.accelerator)
+        context = longest_context(self.facts, job, self.accelerator, most=self.facts.context)
+        job = replace(job, context=context)
+        return job, serving_needs(self.facts, job).on(self.accelerator)
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """A set of accelerators that does not hold the model: the first reason, and what would help."""
+
+    accelerator: Accelerator
+    nodes: int
+    count: int
+    reason: str
+    helps: Callable[[], Change | None] = field(repr=False, compare=False)
+
+    def change(self) -> Change | None:
+        """Return the smallest change that would admit this set, None where none was found."""
+        return self.helps()
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Candidates, best first, and what fell, in the order of accelerators and counts."""
+
+    candidates: tuple[Candidate, ...]
+    missed: tuple[Missed, ...]
+
+    def by_placement(self) -> Mapping[Placement, Candidate]:
+        """Return the best candidate of each accelerator, nodes and count."""
+        found: dict[Placement, Candidate] = {}
+        for each in self.candidates:
+            found.setdefault((each.accelerator.name, each.layout.nodes, each.layout.count), each)
+        return found
+
+
+def choose(
+    facts: ModelFacts,
+    job: ServingJob,
+    accelerators: Sequence[Accelerator],
+    *,
+    counts: Sequence[int] = (1, 2, 4, 8),
+    max_nodes: int = 2,
+    least_context: int = 4096,
+) -> Choices:
+    """Return every set of accelerators that holds ``job``, and why each other one does not.
+
+    Args:
+        facts: The model.
+        job: What is asked; its degrees of parallelism are found here. ``precision`` ``auto``
+            means as published, else the best that an engine makes itself, that fits and that
+            the device computes natively. A ``context`` of None is what fits, at least
+            ``least_context``.
+        accelerators: Kinds of device that can be had; their order does not matter.
+        counts: Devices per node that can be had.
+        max_nodes: Nodes one replica may span.
+        least_context: Tokens a request must be able to hold where ``job`` states no context.
+
+    Raises:
+        ValueError: as ``serving_needs``.
+    """
+    asked = _Asked(facts, job, tuple(sorted(set(counts))), max_nodes, least_context)
+    devices = sorted(accelerators, key=lambda a: (a.visible_bytes, a.name))
+    candidates: list[Candidate] = []
+    missed: list[Missed] = []
+    for nodes in range(1, max_nodes + 1):
+        for count in asked.counts:
+            here = [d for d in devices if asked.is_worth_asking(d, nodes=nodes, count=count)]
+            held, fell = asked.on(here, nodes=nodes, count=count)
+            candidates += held
+            missed += fell
+    return Choices(tuple(sorted(candidates, key=_preference)), tuple(sorted(missed, key=_name)))
+
+
+def _preference(candidate: Candidate) -> tuple[object, ...]:
+    layout, device = candidate.layout, candidate.accelerator
+    return (
+        layout.nodes,
+        bool(candidate.lowered),
+        layout.devices,
+        layout.pipeline,
+        device.visible_bytes,
+        device.name,
+    )
+
+
+def _name(missed: Missed) -> tuple[object, ...]:
+    return missed.nodes, missed.count, missed.accelerator.name
+
+
+TOO_LITTLE = "too little device memory"
+SLICE = "a slice of a device shares no model with others"
+
+
+class _Asked:
+    """One question and its parts that no device changes, computed when first needed."""
+
+    def __init__(
+        self, facts: ModelFacts, job: ServingJob, counts: tuple[int, ...], max_nodes: int, least_context: int
+    ) -> None:
+        self.facts = facts
+        self.counts = counts
+        self.max_nodes = max_nodes
+        most = facts.context or least_context
+        self.job = job if job.context else replace(job, context=min(least_context, most))
+        self.states_context = job.context is not None
+        published = published_format(facts)
+        self.first = published if job.precision == "auto" else job.precision
+        plain = weight_format(self.first).bits >= 16
+        self.others = LOADABLE if job.precision == "auto" and plain else ()
+        self._needs: dict[tuple[Layout, str, str], ServingNeeds] = {}
+
+    def is_worth_asking(self, device: Accelerator, *, nodes: int, count: int) -> bool:
+        """Return whether machines of ``count`` such devices exist, full ones where there are several.
+
+        A second node adds to full ones: half-filled machines would pay for a network with nothing.
+        """
+        most = max((c for c in self.counts if c <= device.max_per_node), default=0)
+        return count <= most and (nodes == 1 or count == most)
+
+    def on(
+        self, devices: Sequence[Accelerator], *, nodes: int, count: int
+    ) -> tuple[list[Candidate], list[Missed]]:
+        """Sort devices, given by rising memory, into those that hold the model and those that do not."""
+        candidates: list[Candidate] = []
+        missed: list[Missed] = []
+        left = list(devices)
+        if nodes * count > 1:
+            missed += [self._missed(d, nodes, count, SLICE) for d in left if d.parent]
+            left = [d for d in left if not d.parent]
+        for precision in (self.first, *self.others):
+            layout = layout_for(self.facts, nodes=nodes, count=count, precision=precision)
+            if isinstance(layout, str):
+                continue
+            able = [d for d in left if self._computes(d, precision)]
+            needs = self.needs(layout, precision)
+            # more memory never turns a fit into a refusal, so the fitting ones are the last ones
+            start = bisect_left(range(len(able)), True, key=lambda i: needs.on(able[i]).fits)
+            lowered = self._lowered(precision)
+            candidates += [
+                Candidate(d, layout, needs, self.facts, not self.states_context, lowered)
+                for d in able[start:]
+            ]
+            held = {d.name for d in able[start:]}
+            left = [d for d in left if d.name not in held]
+        missed += [self._missed(d, nodes, count, self._reason(d, nodes, count)) for d in left]
+        return candidates, missed
+
+    def needs(self, layout: Layout, precision: str, kv_cache: str | None = None) -> ServingNeeds:
+        """Return what a replica needs in a layout and format, the same object when asked again."""
+        key = (layout, precision, kv_cache or self.job.kv_cache)
+        if key not in self._needs:
+            job = replace(
+                self.job,
+                tensor=layout.tensor,
+                pipeline=layout.pipeline,
+                precision=precision,
+                kv_cache=key[2],
+            )
+            self._needs[key] = serving_needs(self.facts, job)
+        return self._needs[key]
+
+    def _computes(self, device: Accelerator, precision: str) -> bool:
+        return runs(device, precision) if precision == self.first else is_native(device, precision)
+
+    def _lowered(self, precision: str) -> str:
+        return "" if precision == self.first else f"{precision} instead of {self.first}, which does not fit"
+
+    def _reason(self, device: Accelerator, nodes: int, count: int) -> str:
+        if not runs(device, self.first):
+            return f"no {self.first}"
+        layout = layout_for(self.facts, nodes=nodes, count=count, precision=self.first)
+        return layout if isinstance(layout, str) else TOO_LITTLE
+
+    def _missed(self, device: Accelerator, nodes: int, count: int, reason: str) -> Missed:
+        def helps() -> Change | None:
+            return next(self._changes(device, nodes, count), None)
+
+        return Missed(device, nodes, count, reason, helps)
+
+    def _changes(self, device: Accelerator, nodes: int, count: int) -> Iterator[Change]:
+        """Yield changes that would admit a set, the least intrusive first."""
+        layout = layout_for(self.facts, nodes=nodes, count=count, precision=self.first)
+        if isinstance(layout, Layout) and not (device.parent and layout.devices > 1):
+            yield from self._same_devices(device, layout)
+        for more in (c for c in self.counts if count < c <= device.max_per_node and not device.parent):
+            if self._holds(device, nodes=nodes, count=more):
+                yield Change("gpu", f"{device.name}:{more}")
+        most = max((c for c in self.counts if c <= device.max_per_node), default=1)
+        for machines in range(nodes + 1, self.max_nodes + 1):
+            if not device.parent and self._holds(device, nodes=machines, count=most):
+                yield Change("nodes", str(machines))
+
+    def _same_devices(self, device: Accelerator, layout: Layout) -> Iterator[Change]:
+        if runs(device, self.first):
+            if self.states_context and self.job.context:
+                job = self.needs(layout, self.first).job
+                shorter = longest_context(self.facts, job, device, most=self.job.context)
+                if shorter:
+                    yield Change("context", str(shorter))
+            if self.job.kv_cache == "auto" and self.needs(layout, self.first, "fp8").on(device).fits:
+                yield Change("kv_cache", "fp8")
+        for precision in ("bf16", "fp8", "int8", "int4"):
+            less = weight_format(precision).bits < weight_format(self.first).bits
+            helps = (less or not runs(device, self.first)) and runs(device, precision)
+            if helps and self.needs(layout, precision).on(device).fits:
+                yield Change("precision", precision)
+
+    def _holds(self, device: Accelerator, *, nodes: int, count: int) -> bool:
+        layout = layout_for(self.facts, nodes=nodes, count=count, precision=self.first)
+        if isinstance(layout, str) or not runs(device, self.first):
+            return False
+        return self.needs(layout, self.first).on(device).fits
+
+
+def longest_context(facts: ModelFacts, job: ServingJob, device: Accelerator, *, most: int) -> int:
+    """Return the longest context up to ``most`` that fits, in steps of 1,024 tokens; 0 for none.
+
+    ``most`` itself counts too, so that a model's own limit is never rounded down.
+    """
+
+    def fits(context: int) -> bool:
+        return serving_needs(facts, replace(job, context=context)).on(device).fits
+
+    if fits(most):
+        return most
+    steps = range(1, (most - 1) // STEP + 1)
+    return STEP * bisect_left(steps, True, key=lambda n: not fits(STEP * n))
+
+
+def contradictions(facts: ModelFacts, job: ServingJob, device: Accelerator) -> tuple[str, ...]:
+    """Return what of a hand-written job cannot work on ``device``, each with its numbers.
+
+    >>> from orchestrator.catalog import accelerator, model
+    >>> llama = model("meta-llama/Llama-3.1-70B-Instruct")
+    >>> contradictions(llama, ServingJob(precision="bf16", context=8192), accelerator("RTX4090"))
+    ('131.4 GiB of weights on a device of 23.6 GiB',)
+    """
+    found: list[str] = []
+    precision = published_format(facts) if job.precision == "auto" else job.precision
+    if not runs(device, precision):
+        found.append(f"{device.name} neither computes nor widens {precision}")
+    uncut = indivisible(facts, job.tensor, precision=precision)
+    if uncut:
+        found.append(f"tensor {job.tensor}: {uncut}")
+    if job.context and facts.context and job.context > facts.context:
+        found.append(f"context {job.context} is beyond the model's {facts.context}")
+    size = serving_needs(facts, job).on(device)
+    if size.device.weights_bytes >= device.visible_bytes:
+        weights, visible = format_bytes(size.device.weights_bytes), format_bytes(device.visible_bytes)
+        found.append(f"{weights} of weights on a device of {visible}")
+    elif not size.fits:
+        found.append(f"{size.reason}: {format_bytes(size.short_bytes)} short on {device.name}")
+    return tuple(found)

@@ -1,0 +1,119 @@
+"""Which ways a model can be cut over devices, and which formats a device computes in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.catalog.values import Accelerator, ModelFacts
+from orchestrator.planner.sizing.formats import weight_format
+
+BLOCK = 128
+"""Rows of one scale in block-quantized fp8; a rank's part of an expert holds whole blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How one replica lies on ``nodes`` machines of ``count`` devices each."""
+
+    nodes: int
+    count: int
+    tensor: int
+    pipeline: int
+
+    @property
+    def devices(self) -> int:
+        """How many devices the replica takes."""
+        return self.nodes * self.count
+
+    def __str__(self) -> str:
+        parts = [f"tensor {self.tensor}"] if self.tensor > 1 else []
+        parts += [f"pipeline {self.pipeline}"] if self.pipeline > 1 else []
+        return " x ".join(parts) or "one device"
+
+
+def indivisible(facts: ModelFacts, tensor: int, *, precision: str = "bf16") -> str | None:
+    """Say what of the model ``tensor`` ranks cannot share, or None when they can share it all.
+
+    Heads and vocabulary must divide (vLLM 0.19 asserts both: 40 heads divide by 5, a vocabulary
+    of 151,936 does not); key-value heads may be replicated instead; experts must divide in
+    their inner dimension, and in whole blocks where scales are per block.
+
+    >>> qwen = ModelFacts("Qwen/Qwen3-14B", "Qwen3ForCausalLM", 40, 5120, 17408, 40, 8, 128, 151936)
+    >>> indivisible(qwen, 5), indivisible(qwen, 4), indivisible(qwen, 3)
+    ('a vocabulary of 151936 does not divide by 5', None, '40 attention heads do not divide by 3')
+    """
+    if tensor == 1:
+        return None
+    for kind in ("full", "sliding"):
+        heads = facts.heads_of(kind)
+        if heads.heads % tensor:
+            return f"{heads.heads} attention heads do not divide by {tensor}"
+        if facts.vocab % tensor:
+            return f"a vocabulary of {facts.vocab} does not divide by {tensor}"
+        if facts.attention != "mla" and heads.kv_heads % tensor and tensor % heads.kv_heads:
+            return f"{heads.kv_heads} key-value heads neither divide by {tensor} nor repeat over it"
+    if facts.experts:
+        unit = BLOCK if weight_format(precision).name == "fp8_block128" else 1
+        if facts.expert_intermediate % (tensor * unit):
+            return f"experts of width {facts.expert_intermediate} do not divide by {tensor}"
+    elif facts.intermediate % tensor:
+        return f"a feed-forward of width {facts.intermediate} does not divide by {tensor}"
+    return None
+
+
+def layout_for(facts: ModelFacts, *, nodes: int, count: int, precision: str = "bf16") -> Layout | str:
+    """Return how a replica lies on these devices, or why it cannot.
+
+    All devices of a node share tensors where the model divides; else the widest group that
+    divides, in stages. Nodes are stages: the network between them carries little then.
+
+    >>> qwen = ModelFacts("Qwen/Qwen3-8B", "Qwen3ForCausalLM", 36, 4096, 12288, 32, 8, 128, 151936)
+    >>> layout_for(qwen, nodes=2, count=8)
+    Layout(nodes=2, count=8, tensor=8, pipeline=2)
+    >>> layout_for(qwen, nodes=1, count=3)
+    Layout(nodes=1, count=3, tensor=1, pipeline=3)
+    """
+    for tensor in range(count, 0, -1):
+        if count % tensor == 0 and indivisible(facts, tensor, precision=precision) is None:
+            stages = nodes * count // tensor
+            if stages > facts.layers:
+                return f"{facts.layers} layers do not fill {stages} stages"
+            return Layout(nodes, count, tensor, stages)
+    return f"cannot be cut over {count} devices"
+
+
+_NEEDS = {
+    "fp32": ("fp32",),
+    "bf16": ("bf16", "fp16"),
+    "fp16": ("fp16", "bf16"),
+    "fp8": ("fp8", "fp8_fnuz", "blockfp8"),
+    "fp8_block128": ("fp8", "fp8_fnuz", "blockfp8"),
+    "int8": ("int8",),
+    "gptq_int8": ("int8",),
+    "awq": ("int4",),
+    "gptq": ("int4",),
+    "int4": ("int4",),
+    "nf4": ("int4",),
+    "nf4-dq": ("int4",),
+    "mxfp4": ("mxfp4", "fp4"),
+    "nvfp4": ("nvfp4",),
+    "nvfp4_mixed": ("nvfp4",),
+    "fp8_fp4": ("mxfp4", "fp4", "fp8"),
+}
+
+
+def is_native(accelerator: Accelerator, precision: str) -> bool:
+    """Return whether the device multiplies in the format itself."""
+    needs = _NEEDS.get(weight_format(precision).name, ("fp16", "bf16"))
+    return any(n in accelerator.native for n in needs)
+
+
+def runs(accelerator: Accelerator, precision: str) -> bool:
+    """Return whether the device can serve weights of the format, natively or by widening them.
+
+    >>> from orchestrator.catalog import accelerator
+    >>> runs(accelerator("A100-80GB"), "fp8"), is_native(accelerator("A100-80GB"), "fp8")
+    (True, False)
+    """
+    needs = _NEEDS.get(weight_format(precision).name, ("fp16", "bf16"))
+    return is_native(accelerator, precision) or any(n in accelerator.weight_only for n in needs)
