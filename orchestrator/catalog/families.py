@@ -437,15 +437,25 @@ def _deepseek4(text: Text) -> Differences:
         for ratio in fine
     )
     top = streams * streams * hidden + streams + 1
-    plain = hidden * (heads * head * 2 + 2 * head)  # what the plain count takes it for
+    rope = text.number("qk_rope_head_dim", default=64)
+    # It caches one vector per token, as latent attention does; the count of that layout is taken off again.
+    taken = rank * (hidden + heads * head) + hidden * head + (head - rope) * heads * (2 * head - rope)
+    taken += heads * head * hidden + rank + head - rope + heads
     return {
         **leading_dense(text),
-        "kv_heads": 1,
+        "attention": "mla",
+        "q_lora_rank": rank,
+        "kv_lora_rank": head - rope,
+        "qk_rope_head_dim": rope,
+        "qk_nope_head_dim": head - rope,
+        "v_head_dim": head,
+        "kv_heads": heads,
         "head_dim": head,
         "layer_kinds": tuple("full" if ratio else "sliding" for ratio in ratios) or ("full",) * layers,
         "sliding_window": text.count("sliding_window") or None,
         "trim": Trim(
-            layer_other=attention + output + residual - plain,
+            sinks=("full", "sliding"),
+            layer_other=attention + output + residual - taken,
             model_other=compressors + indexers + top,
         ),
         "extra": {"compress_ratios": tuple(ratios)},
@@ -497,9 +507,12 @@ def _minimax3(text: Text) -> Differences:
         "shared_intermediate": text.count("shared_intermediate_size") if shared else 0,
         "trim": Trim(
             qk_norm="head" if text.flag("use_qk_norm") else "none",
-            model_other=marked * (hidden * width * (heads + 1) + 2 * head),
+            # two norms, and no weights per head as DeepSeek's indexer has
+            model_other=marked * (2 * head - heads * hidden),
         ),
-        "extra": {"index_layers": marked},
+        "index_layers": marked,
+        "index_heads": heads,
+        "index_head_dim": width,
     }
 
 
@@ -647,14 +660,17 @@ def _bamba(text: Text) -> Differences:
 
 
 def _falcon_h1(text: Text) -> Differences:
-    """Falcon-H1: attention and Mamba-2 side by side in every layer."""
-    mixer = mamba2(_without_norm(text))
-    bias = text.flag("attention_bias")
+    """Falcon-H1: attention and Mamba-2 side by side, told as two layers: both keep something per token."""
+    layers, bias = text.number("num_hidden_layers"), text.flag("attention_bias")
+    kinds: tuple[LayerKind, ...] = ("full", "linear")
+    feeds: tuple[FeedForward, ...] = ("none", "dense")
     return {
-        "linear_state_bytes": mixer["linear_state_bytes"],
+        **mamba2(_without_norm(text)),
+        "layers": 2 * layers,
+        "layer_kinds": kinds * layers,
+        "feed_forwards": feeds * layers,
         "qkv_bias": bias,
-        "trim": Trim(o_bias=bias, mlp_bias=text.flag("mlp_bias"), layer_other=mixer["linear_parameters"]),
-        "extra": {"parallel_mixer": True},
+        "trim": Trim(norms=1, o_bias=bias, mlp_bias=text.flag("mlp_bias")),
     }
 
 

@@ -1,7 +1,7 @@
 """Reads a catalog table: YAML with one entry a line whose value is JSON.
 
 The whole file goes through the JSON parser at once, some fifty times faster than through a YAML
-one (``docs/decisions/0010-catalog-format.md``). A user's own table may be any YAML of that shape.
+one (``docs/decisions/0005-catalog-format.md``). A user's own table may be any YAML of that shape.
 """
 
 from __future__ import annotations
