@@ -89,8 +89,8 @@ def _documents(source: Source) -> Iterator[Node]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = str(error.problem or error.context or "cannot be read")
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        source.add(line, column, f"broken YAML: {what}", _fix(what, source.line(line)[column - 1 : column]))
+        line, column = source.before_end(mark.line + 1, mark.column + 1) if mark else (1, 1)
+        source.add(line, column, f"broken YAML: {what}", _fix(what, source.character(line, column)))
     except yaml.YAMLError as error:
         source.add(1, 1, f"broken YAML: {' '.join(str(error).split())}")
     except _LimitError:

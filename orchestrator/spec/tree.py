@@ -10,8 +10,14 @@ from typing import TypeAlias
 
 from orchestrator.errors import Position, Problems
 
+MAX_SHOWN_LINE = 2000
 _BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 """YAML's own line breaks, as the parser's marks count them."""
+_SECRET_VALUE = re.compile(
+    r"""(?P<name>(?:^|[^A-Za-z0-9_])(?:[A-Za-z0-9]+_)*(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS?)["']?\s*[:=]\s*)"""
+    r"""(?P<value>"(?!\$\{\{)[^"]+"|'(?!\$\{\{)[^']+'|[^\s"'$&*{\[|>#,}\]][^,}\]#]*)""",
+    re.IGNORECASE,
+)
 _NULL = frozenset(("", "~", "null", "Null", "NULL"))
 _BOOL: Mapping[str, bool] = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -89,17 +95,41 @@ class Source:
         if scalar.style in ("|", ">"):
             before = scalar.text[:offset]
             line = scalar.line + 1 + before.count("\n")
-            text = self.line(line)
+            text = self._raw(line)
             return line, len(text) - len(text.lstrip()) + offset - before.rfind("\n")
         quote = 1 if scalar.style else 0
-        on_this_line = self.line(scalar.line)[scalar.column - 1 + quote :].startswith(scalar.text)
+        on_this_line = self._raw(scalar.line)[scalar.column - 1 + quote :].startswith(scalar.text)
         return scalar.line, scalar.column + (quote + offset if on_this_line else 0)
 
-    def line(self, number: int) -> str:
-        """Return the text of a line, which counts from 1; "" beyond the end."""
+    def before_end(self, line: int, column: int) -> tuple[int, int]:
+        """Return the place, or the end of the last line with text when it lies beyond all text."""
+        last = max((n for n, text in enumerate(self._split(), 1) if text.strip()), default=1)
+        return (line, column) if line <= last else (last, len(self._raw(last).rstrip()) + 1)
+
+    def line(self, number: int) -> str | None:
+        """Return the text of a line to show, which counts from 1; None when it is too long to show.
+
+        What looks like the value of a secret is covered, for messages end up in logs.
+        """
+        text = self._raw(number)
+        return None if len(text) > MAX_SHOWN_LINE else _SECRET_VALUE.sub(_covered, text)
+
+    def character(self, line: int, column: int) -> str:
+        """Return what stands at a place; "" beyond the end."""
+        return self._raw(line)[column - 1 : column]
+
+    def _raw(self, number: int) -> str:
+        lines = self._split()
+        return lines[number - 1] if 0 < number <= len(lines) else ""
+
+    def _split(self) -> list[str]:
         if self._lines is None:
             self._lines = _BREAK.split(self.text)
-        return self._lines[number - 1] if 0 < number <= len(self._lines) else ""
+        return self._lines
+
+
+def _covered(found: re.Match[str]) -> str:
+    return found["name"] + "*" * len(found["value"])
 
 
 def end_of(text: str) -> tuple[int, int]:

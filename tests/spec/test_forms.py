@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.spec import forms
-from orchestrator.spec.models import Plain, Task
+from orchestrator.spec.models import Task
+from orchestrator.spec.parts import Plain
 from tests.spec.texts import place, problem_in, service, spec_in, task
 
 
@@ -254,6 +255,8 @@ def test_cron_slips_are_refused(line: str) -> None:
 
 
 def test_messages_name_values_in_words_of_yaml() -> None:
-    assert [forms.shown(value) for value in ({}, [], None, True, "x" * 99)] == [
+    values: tuple[object, ...] = ({}, [], None, True, "x" * 99)
+
+    assert [forms.shown(value) for value in values] == [
         "a mapping", "a list", "nothing", "true", repr("x" * 57 + "..."),
     ]  # fmt: skip

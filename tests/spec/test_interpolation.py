@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.spec.models import Plain
+from orchestrator.spec.parts import Plain
 from tests.spec.texts import place, problem_in, problems_in, spec_in, task
 
 ENV = {"N": "2", "WORD": "hi there", "HF_TOKEN": "hf_secret", "API_KEY": "k_secret", "DIR": "/data"}

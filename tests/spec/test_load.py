@@ -274,3 +274,17 @@ def test_thousands_of_documents_load() -> None:
                         for n in range(2000))  # fmt: skip
 
     assert len(read(text)) == 2000
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("env: {HF_TOKEN: hf_abc, A: 1, 9: x}", "env: {HF_TOKEN: ******, A: 1, 9: x}"),
+        ("env: ['API_KEY=k1', '9=x']", "env: ['API_KEY=***, '9=x']"),
+        ("env: {password: 'a, b', 9: x}", "env: {password: ******, 9: x}"),
+        ("env: {DB_PASSWORD: '${{ secrets.P }}', 9: x}", "env: {DB_PASSWORD: '${{ secrets.P }}', 9: x}"),
+        ("env: {input_tokens: 5, monkey: b, 9: x}", "env: {input_tokens: 5, monkey: b, 9: x}"),
+    ],
+)
+def test_lines_are_shown_with_secrets_covered(line: str, shown: str) -> None:
+    assert problem_in(task(line)).source_line == shown

@@ -165,6 +165,7 @@ def test_byte_order_mark_is_skipped() -> None:
         ("a: @x", (1, 4), "put text that begins with @ in quotes"),
         ("a: {b: ${{ env.X }}}", (1, 9), "close the bracket, and put text that holds braces in quotes"),
         ("a: 'x", (1, 6), None),
+        ("a: [1,\n\n\n", (1, 7), None),
         ("a\nb: 1", (2, 2), "put text that holds ': ' in quotes"),
     ],
 )
