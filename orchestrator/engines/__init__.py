@@ -27,6 +27,7 @@ _PARTS = frozenset(
         "arguments",
         "checks",
         "flags",
+        "images",
         "job",
         "node_entry",
         "nodes",

@@ -121,15 +121,6 @@ def kv_cache(job: ServingJob) -> str | None:
     return None
 
 
-def capability(job: ServingJob, lowest: tuple[int, int], engine: str) -> str | None:
-    """Say that an NVIDIA device is older than the engine's image."""
-    device = job.accelerator
-    if device is None or device.family != "cuda" or device.capability is None or device.capability >= lowest:
-        return None
-    has = f"{device.capability[0]}.{device.capability[1]}"
-    return f"{engine} needs compute capability {lowest[0]}.{lowest[1]}, {device.name} has {has}"
-
-
 def gfx(job: ServingJob, built_for: Container[str], engine: str) -> str | None:
     """Say that the engine's image is not built for this AMD device."""
     device = job.accelerator

@@ -10,12 +10,11 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from orchestrator.backend import Mount, Probe
-from orchestrator.engines import arguments, startup, vllm
+from orchestrator.engines import arguments, images, startup, vllm
 from orchestrator.engines.arguments import Option, option
 from orchestrator.engines.job import EngineLaunch, Metrics, Profile, ServingJob
 
 PORT = 8000
-IMAGE = "nvcr.io/nim/nvidia/vllm-model-free-nim:{version}"
 CACHE = "/opt/nim/.cache"
 REGISTRY_USER = "$oauthtoken"
 KEY = "NGC_API_KEY"
@@ -59,7 +58,7 @@ class Nim:
         words, told = settled.words(_options(job))
         secrets = dict(job.secrets)
         return EngineLaunch(
-            image=job.image or IMAGE.format(version=job.version or self.versions[0]),
+            image=images.reference(job, self.name),
             command=words,
             env=arguments.overlay(_environment(job), job.env),
             secrets=job.secrets,
@@ -83,8 +82,9 @@ class Nim:
 
 
 def _settle(job: ServingJob) -> arguments.Settled:
-    # its version is NIM's own; the options are those of the vLLM inside
-    return arguments.settle(replace(job, version=None), "vllm", vllm.ENGINE.versions, vllm.RULES)
+    # the version is NIM's own, the options are those of the vLLM inside
+    inner = arguments.settle(replace(job, version=None), "vllm", vllm.ENGINE.versions, vllm.RULES)
+    return replace(inner, job=replace(inner.job, version=job.version))
 
 
 def _refusal(job: ServingJob) -> str | None:

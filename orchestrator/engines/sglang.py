@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from orchestrator.backend import Mount, Probe
-from orchestrator.engines import arguments, checks, nodes, quantization, startup
+from orchestrator.engines import arguments, checks, images, nodes, quantization, startup
 from orchestrator.engines.arguments import Option, Rules, option, whole
 from orchestrator.engines.job import EngineLaunch, Metrics, Profile, ServingJob
 from orchestrator.engines.quantization import Choice, Method
@@ -20,16 +20,6 @@ DRAIN_MARGIN_S = 15
 HEALTH_TIMEOUT_S = 30.0
 """``/health`` generates a token and gives up after 20 s itself."""
 
-IMAGES: Mapping[str, str] = {
-    "cuda": "lmsysorg/sglang:v{version}",
-    "cpu-x86": "lmsysorg/sglang:v{version}-xeon",
-    "rocm-gfx942": "lmsysorg/sglang:v0.5.14-rocm720-mi30x",
-    "rocm-gfx950": "lmsysorg/sglang:v0.5.11-rocm720-mi35x",
-}
-"""SGLang docs, get-started/install and hardware-platforms. ROCm: the newest tags met in public use."""
-
-CUDA_FROM = (7, 5)
-"""FlashInfer, its default attention, begins there (SGLang docs, get-started/install)."""
 GFX = frozenset({"gfx942", "gfx950"})
 _CPU = frozenset({"cpu"})
 
@@ -132,10 +122,10 @@ class Sglang:
         command = ("python3", "-m", "sglang.launch_server", "--model-path", job.source.reference, *words)
         if job.nodes > 1:
             command = nodes.wrap(command)
-        version = job.version or self.versions[0]
+        version = images.version(job, self.name, self.versions[0])
         leads = node_rank == 0
         return EngineLaunch(
-            image=job.image or IMAGES[_image_key(job)].format(version=version),
+            image=images.reference(job, self.name),
             entrypoint=command[:2],
             command=command[2:],
             env=arguments.overlay(_environment(job), job.env),
@@ -154,19 +144,12 @@ class Sglang:
         )
 
 
-def _image_key(job: ServingJob) -> str:
-    if job.accelerator is None:
-        return f"cpu-{job.arch}"
-    return f"rocm-{job.accelerator.gfx}" if job.family == "rocm" else job.family
-
-
 def _refusal(job: ServingJob) -> str | None:
-    if _image_key(job) not in IMAGES and job.image is None:
-        return f"sglang has no image for {_image_key(job).replace('-', ' ')}"
     if job.unprivileged:
         return "sglang's image has no user but root"
     return (
-        checks.capability(job, CUDA_FROM, "sglang")
+        images.refuses(job, "sglang")
+        or checks.gfx(job, GFX, "sglang")
         or checks.borrowed(job, "sglang", Sglang.versions[0])
         or checks.world(job)
         or checks.divides(job)
@@ -290,12 +273,12 @@ def _probe(job: ServingJob) -> Probe:
 
 def _cautions(job: ServingJob) -> tuple[str, ...]:
     chosen = quantization.choose(job, online=ONLINE, engine="sglang", also=ONLINE_NAMES)
-    told = [checks.borrows(job, "sglang", Sglang.versions[0])]
+    told = [
+        images.other_version(job, "sglang", Sglang.versions[0]),
+        checks.borrows(job, "sglang", Sglang.versions[0]),
+    ]
     if isinstance(chosen, Choice) and chosen.method:
         told.append(quantization.widened(chosen.method, METHODS, job.accelerator))
-    if job.family == "rocm" and job.image is None:
-        image = IMAGES[_image_key(job)]
-        told.append(f"options are checked against sglang 0.5.23, the image is {image}")
     return tuple(t for t in told if t)
 
 

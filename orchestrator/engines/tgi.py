@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from orchestrator.backend import Mount, Probe
-from orchestrator.engines import arguments, checks, quantization, startup
+from orchestrator.engines import arguments, checks, images, quantization, startup
 from orchestrator.engines.arguments import Rules, whole
 from orchestrator.engines.job import Adapter, EngineLaunch, Metrics, Profile, ServingJob
 from orchestrator.engines.quantization import Choice, Method
@@ -18,14 +18,6 @@ PORT = 8080
 DRAIN_MARGIN_S = 15
 ENDED = "tgi has ended upstream and gets no new models or fixes: vllm and sglang serve the same API"
 
-IMAGES: Mapping[str, str] = {
-    "cuda": "ghcr.io/huggingface/text-generation-inference:{version}",
-    "rocm": "ghcr.io/huggingface/text-generation-inference:{version}-rocm",
-    "gaudi": "ghcr.io/huggingface/text-generation-inference:{version}-gaudi",
-    "cpu-x86": "ghcr.io/huggingface/text-generation-inference:{version}-intel-cpu",
-}
-CUDA_FROM = (8, 0)
-"""Its kernels are built for 8.0, 8.6 and 9.0 (the image's Dockerfile)."""
 _CDNA = frozenset({"gfx90a", "gfx942"})
 
 METHODS: Mapping[str, Method] = {
@@ -98,9 +90,8 @@ class Tgi:
         if why := _refusal(settled.job):
             raise ValueError(why)
         words, told = settled.words(())
-        version = job.version or self.versions[0]
         return EngineLaunch(
-            image=job.image or IMAGES[_image_key(job)].format(version=version),
+            image=images.reference(job, self.name),
             command=words,
             env=arguments.overlay(_environment(job), job.env),
             secrets=job.secrets,
@@ -122,13 +113,7 @@ class Tgi:
         )
 
 
-def _image_key(job: ServingJob) -> str:
-    return job.family if job.accelerator else f"cpu-{job.arch}"
-
-
 def _refusal(job: ServingJob) -> str | None:
-    if _image_key(job) not in IMAGES and job.image is None:
-        return f"tgi has no image for {job.family}"
     if job.nodes > 1 or max(job.pipeline, job.data, job.expert) > 1:
         return "tgi spreads a model by tensor parallelism on one node only"
     if job.unprivileged:
@@ -136,7 +121,7 @@ def _refusal(job: ServingJob) -> str | None:
     if spaced := next((a for a in job.args if any(c.isspace() for c in a)), None):
         return f"args: tgi's entry script splits {spaced!r} at its spaces, use env"
     return (
-        checks.capability(job, CUDA_FROM, "tgi")
+        images.refuses(job, "tgi")
         or checks.gfx(job, _CDNA, "tgi")
         or checks.architecture(job, "tgi", Tgi.versions[0])
         or checks.world(job)

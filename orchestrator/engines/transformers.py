@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from orchestrator.backend import Mount, Probe
-from orchestrator.engines import arguments, checks, quantization, startup
+from orchestrator.engines import arguments, checks, images, quantization, startup
 from orchestrator.engines.arguments import Option, Rules, option
 from orchestrator.engines.job import EngineLaunch, Profile, ServingJob
 from orchestrator.engines.quantization import Choice, Method
@@ -20,10 +20,6 @@ DRAIN_MARGIN_S = 15
 INSTALL_S = 300.0
 """For pip in a fresh container: about 1.5 GB with torch for CPUs (measured 98 s), cached after."""
 
-IMAGES: Mapping[str, str] = {
-    "cpu": "python:3.12-slim",
-    "cuda": f"pytorch/pytorch:{TORCH}-cuda13.0-cudnn9-runtime",
-}
 _CPU_TORCH = f"--extra-index-url https://download.pytorch.org/whl/cpu 'torch=={TORCH}+cpu'"
 SETUP: Mapping[str, str] = {
     "cpu": f"pip install -q {_CPU_TORCH} 'transformers[serving]=={{version}}' accelerate",
@@ -91,7 +87,7 @@ class Transformers:
         setup = "" if job.image else SETUP[job.family].format(version=job.version or self.versions[0])
         start_s = startup.start_s(job, compiles=False) + (INSTALL_S if setup else 0.0)
         return EngineLaunch(
-            image=job.image or IMAGES[job.family],
+            image=images.reference(job, self.name),
             entrypoint=("transformers", "serve"),
             command=(_model(job), *words),
             setup=setup,
@@ -110,8 +106,6 @@ class Transformers:
 
 
 def _refusal(job: ServingJob) -> str | None:
-    if job.family not in IMAGES and job.image is None:
-        return f"transformers has no image for {job.family}"
     if (
         max(job.count if job.accelerator else 1, job.nodes, job.tensor, job.pipeline, job.data, job.expert)
         > 1
@@ -122,7 +116,7 @@ def _refusal(job: ServingJob) -> str | None:
     if job.kv_dtype == "fp8":
         return "transformers has no fp8 KV cache"
     return (
-        checks.capability(job, (7, 5), "transformers")
+        images.refuses(job, "transformers")
         or checks.architecture(job, "transformers", Transformers.versions[0])
         or checks.source(job, ("hub", "folder"), "transformers")
         or _weights(job)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from orchestrator.backend import Mount, Probe
-from orchestrator.engines import arguments, checks, nodes, quantization, startup
+from orchestrator.engines import arguments, checks, images, nodes, quantization, startup
 from orchestrator.engines.arguments import Option, Rules, option, whole
 from orchestrator.engines.job import Adapter, EngineLaunch, Metrics, Profile, ServingJob
 from orchestrator.engines.quantization import Choice, Method
@@ -23,20 +23,6 @@ UNKNOWN_RANK = 64
 DRAIN_MARGIN_S = 15
 """What the engine needs to end after its drain (KServe 0.19 leaves as much, kserve pull 5496)."""
 
-IMAGES: Mapping[str, str] = {
-    "cuda": "vllm/vllm-openai:v{version}",
-    "rocm": "vllm/vllm-openai-rocm:v{version}",
-    "cpu-x86": "vllm/vllm-openai-cpu:v{version}-x86_64",
-    "cpu-arm": "vllm/vllm-openai-cpu:v{version}-arm64",
-    "xpu": "vllm/vllm-openai-xpu:v{version}",
-    "tpu": "vllm/vllm-tpu:v0.26.0",
-    "gaudi": "vault.habana.ai/gaudi-docker/1.23.0/ubuntu22.04/habanalabs/vllm-installer-2.9.0:latest",
-}
-"""vLLM docs, deployment/docker and getting_started/installation. TPU: the tag GKE's recipes pin,
-for faults in 0.27 to 0.29. Gaudi: Intel's quick start guide; there is no tag per vLLM version."""
-
-CUDA_FROM = (7, 5)
-"""Lowest compute capability the CUDA image has kernels for (vLLM docs, installation/gpu)."""
 GFX = frozenset(
     "gfx90a gfx942 gfx950 gfx1100 gfx1101 gfx1150 gfx1151 gfx1200 gfx1201".split()  # noqa: SIM905
 )
@@ -156,10 +142,10 @@ class Vllm:
         command = ("vllm", "serve", job.source.reference, *words)
         if job.nodes > 1:
             command = nodes.wrap(command, followers=("--headless",))
-        version = job.version or self.versions[0]
+        version = images.version(job, self.name, self.versions[0])
         leads = node_rank == 0
         return EngineLaunch(
-            image=job.image or IMAGES[image_key(job)].format(version=version),
+            image=images.reference(job, self.name),
             entrypoint=command[:2],
             command=command[2:],
             env=arguments.overlay(environment(job), job.env),
@@ -180,10 +166,8 @@ class Vllm:
 
 def refusal(job: ServingJob, engine: str = "vllm") -> str | None:
     """Say why vLLM cannot serve ``job``, the user's options already read into it."""
-    if image_key(job) not in IMAGES and job.image is None:
-        return f"{engine} has no image for {job.family}"
     return (
-        checks.capability(job, CUDA_FROM, engine)
+        images.refuses(job, engine)
         or checks.gfx(job, GFX, engine)
         or checks.borrowed(job, "vllm", Vllm.versions[0])
         or checks.world(job)
@@ -199,11 +183,6 @@ def refusal(job: ServingJob, engine: str = "vllm") -> str | None:
         or checks.batch(job)
         or _ranks(job)
     )
-
-
-def image_key(job: ServingJob) -> str:
-    """Return the family an image is chosen by; CPU images differ by instruction set."""
-    return job.family if job.accelerator else f"cpu-{job.arch}"
 
 
 def _experts(job: ServingJob) -> str | None:
@@ -354,7 +333,10 @@ def probe(job: ServingJob) -> Probe:
 def cautions(job: ServingJob) -> tuple[str, ...]:
     """Return what a reader of the plan should know about this job on vLLM."""
     chosen = quantization.choose(job, online=ONLINE, engine="vllm", also=ONLINE_NAMES)
-    told = [checks.borrows(job, "vllm", Vllm.versions[0])]
+    told = [
+        images.other_version(job, "vllm", Vllm.versions[0]),
+        checks.borrows(job, "vllm", Vllm.versions[0]),
+    ]
     if isinstance(chosen, Choice) and chosen.method:
         told.append(quantization.widened(chosen.method, METHODS, job.accelerator))
     if any(a.rank is None for a in job.adapters):

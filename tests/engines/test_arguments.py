@@ -83,9 +83,14 @@ def test_device_still_decides_about_the_users_quantization() -> None:
 
 
 def test_unrecorded_version_warns_and_is_checked_against_the_newest() -> None:
-    answer = engine("vllm").launch(job(version="0.40.0"))
-    assert answer.image == "vllm/vllm-openai:v0.40.0"
-    assert answer.warnings == ("options of vllm 0.40.0 are not recorded, checked against 0.33.0",)
+    answer = engine("vllm").launch(job(version="0.19.0"))
+    assert answer.image == "vllm/vllm-openai:v0.19.0"
+    assert answer.warnings == ("options of vllm 0.19.0 are not recorded, checked against 0.33.0",)
+
+
+def test_version_without_an_image_needs_one_named() -> None:
+    assert engine("vllm").refuses(job(version="0.1")) == "there is no image of vllm 0.1 for cuda, name one"
+    assert engine("vllm").refuses(job(version="0.1", image="local/vllm:0.1")) is None
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_image_is_pinned(name: str) -> None:
             image = served.launch(sized).image
             assert image
             assert ":" in image
-            assert not image.endswith(":latest") or "/1.23.0/" in image  # Gaudi's version is in its path
+            assert not image.endswith(":latest") or "/1.23.0/" in image  # its version is in its path
 
 
 @pytest.mark.parametrize("name", names())

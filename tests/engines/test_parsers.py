@@ -114,7 +114,7 @@ def config_json(folder: Path, model: ModelFacts) -> str:
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": model.hidden,
+        "hidden_size": model.heads * model.head_dim,  # which transformers wants of a Llama
         "intermediate_size": model.intermediate,
         "num_hidden_layers": model.layers,
         "num_attention_heads": model.heads,

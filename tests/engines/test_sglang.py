@@ -24,9 +24,9 @@ def test_whole_command() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"accelerator": TPU}, "no image for tpu"),
-        ({"accelerator": MI210}, "no image for rocm gfx90a"),
-        ({"accelerator": None, "arch": "arm"}, "no image for cpu arm"),
+        ({"accelerator": TPU}, "no image of sglang for tpu"),
+        ({"accelerator": MI210}, "sglang is not built for gfx90a"),
+        ({"accelerator": None, "arch": "arm"}, "no image of sglang for cpu-arm"),
         ({"precision": "int8"}, "makes no int8 of plain weights"),
         ({"source": Source("s3://bucket/model")}, "does not load from s3://"),
         ({"model": QWEN_MOE, "count": 4, "tensor": 4, "expert": 3}, "do not divide tensor 4"),
@@ -64,4 +64,4 @@ def test_adapters_are_named() -> None:
 
 
 def test_older_image_on_amd_is_told() -> None:
-    assert "the image is lmsysorg/sglang:v0.5.14" in SGLANG.launch(job(accelerator=MI300X)).warnings[0]
+    assert "the image holds 0.5.13" in SGLANG.launch(job(accelerator=MI300X)).warnings[0]

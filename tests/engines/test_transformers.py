@@ -42,7 +42,7 @@ def test_card_batches_continuously_and_quantizes() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"accelerator": MI300X}, "no image for rocm"),
+        ({"accelerator": MI300X}, "no image of transformers for rocm"),
         ({"accelerator": None, "precision": "int8"}, "does not run bnb-8bit on a CPU"),
         ({"count": 2, "tensor": 2}, "from one device"),
         ({"adapters": ADAPTERS}, "merge them first"),

@@ -1,0 +1,73 @@
+"""Which of the catalog's images an engine starts from on a device."""
+
+from __future__ import annotations
+
+from orchestrator.catalog import images
+from orchestrator.catalog.values import Image
+from orchestrator.engines.job import ServingJob
+
+
+def family(job: ServingJob) -> str:
+    """Return the family that images are kept by: the device's, or ``cpu`` and ``cpu-arm``.
+
+    >>> from orchestrator.catalog.values import ModelFacts
+    >>> from orchestrator.engines.job import Source
+    >>> facts = ModelFacts("m", "LlamaForCausalLM", 1, 1, 1, 1, 1, 1, 1)
+    >>> family(ServingJob(facts, Source("m"), arch="arm"))
+    'cpu-arm'
+    """
+    if job.accelerator:
+        return job.family
+    return "cpu-arm" if job.arch == "arm" else "cpu"
+
+
+def find(job: ServingJob, engine: str) -> Image | None:
+    """Return the catalog's image for ``job``: of the version asked for, else the newest; None without."""
+    return next(iter(images(engine, family(job), job.version)), None)
+
+
+def refuses(job: ServingJob, engine: str) -> str | None:
+    """Say that there is no image for this device and version, or that it is too old for the image.
+
+    An image named by the user is taken as it is.
+    """
+    if job.image:
+        return None
+    found = find(job, engine)
+    if found is None:
+        of = f"{engine} {job.version}" if job.version else engine
+        return f"there is no image of {of} for {family(job)}, name one"
+    device = job.accelerator
+    lowest = found.min_capability
+    if device is None or lowest is None or device.capability is None or device.capability >= lowest:
+        return None
+    has = f"{device.capability[0]}.{device.capability[1]}"
+    return f"{engine} needs compute capability {lowest[0]}.{lowest[1]}, {device.name} has {has}"
+
+
+def reference(job: ServingJob, engine: str) -> str:
+    """Return what to pull: the user's image, or the catalog's by digest where one is pinned.
+
+    Raises:
+        ValueError: there is none, as ``refuses`` would have said.
+    """
+    if job.image:
+        return job.image
+    found = find(job, engine)
+    if found is None:
+        raise ValueError(refuses(job, engine))
+    return found.reference
+
+
+def version(job: ServingJob, engine: str, recorded: str) -> str:
+    """Return the version that will run: the one asked for, else the image's, else ``recorded``."""
+    found = None if job.image or job.version else find(job, engine)
+    return job.version or (found.version if found else recorded)
+
+
+def other_version(job: ServingJob, engine: str, recorded: str) -> str | None:
+    """Say that the newest image for this device is not of the version whose options are recorded."""
+    holds = version(job, engine, recorded)
+    if job.version or holds == recorded:
+        return None
+    return f"options are checked against {engine} {recorded}, the image holds {holds}"
