@@ -66,7 +66,6 @@ Kind = Literal[
 
 SECRET = "s3cr3t-of-the-contract"
 ENV = "two\nlines, 'quotes', \"more\" and $HOME"
-PORT = 8080
 VOLUME = "contract-volume"
 _LITERAL = "$HOME; exit 9"
 
@@ -83,11 +82,14 @@ class BackendContract:
         image: What launches run in; None where ``Can.BARE``.
         shell: How a shell script becomes a command.
         scripts: What each kind of launch does, as a shell script.
+        port: The container's port on which what is ``serving`` answers.
         wait_s: How long a change may take to show.
+        grace_s: How long one that does not listen is given to end.
     """
 
     image: ClassVar[str | None] = None
     shell: ClassVar[tuple[str, ...]] = ("sh", "-c")
+    port: ClassVar[int] = 8080
     wait_s: ClassVar[float] = 30.0
     grace_s: ClassVar[float] = 0.3
     scripts: ClassVar[Mapping[str, str]] = {
@@ -99,7 +101,7 @@ class BackendContract:
         "talking": "i=1; while [ $i -le 5 ]; do echo line $i; i=$((i+1)); sleep 0.1; done; echo end",
         "digest": 'printf %s "$TOKEN" | sha256sum; printf %s "$PLAIN" | sha256sum',
         "hungry": "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done",
-        "serving": f"exec python3 -m http.server ${{MODELYARD_PORT:-{PORT}}}",
+        "serving": "exec python3 -m http.server ${MODELYARD_PORT:-8080}",
         "flaky": "exit 3",
         "file": "cat contract.txt",
         "writing": "echo kept > /contract/file",
@@ -623,10 +625,10 @@ class BackendContract:
     def test_port_is_reached_where_the_instance_says(self, backend: Backend) -> None:
         """Clause 40."""
         _need(backend, Can.PORTS)
-        self.start(backend, self.launch("serving", ports=(Port(PORT),)))
+        self.start(backend, self.launch("serving", ports=(Port(self.port),)))
         self.until(backend, Phase.RUNNING)
-        assert set(self.find(backend).ports) == {PORT}
-        address = self.find(backend).ports[PORT]
+        assert set(self.find(backend).ports) == {self.port}
+        address = self.find(backend).ports[self.port]
         self.eventually(lambda: self.reaches(backend, address), "an answer on the port")
         backend.stop("contract-0-0-1", grace_s=self.grace_s)
         assert not self.reaches(backend, address)
@@ -636,9 +638,9 @@ class BackendContract:
         _need(backend, Can.PORTS)
         for replica in (0, 1):
             name = f"contract-{replica}-0-1"
-            self.start(backend, self.launch("serving", name, replica=replica, ports=(Port(PORT),)))
+            self.start(backend, self.launch("serving", name, replica=replica, ports=(Port(self.port),)))
             self.until(backend, Phase.RUNNING, name)
-        addresses = {i.ports[PORT] for i in backend.instances()}
+        addresses = {i.ports[self.port] for i in backend.instances()}
         assert len(addresses) == 2
         self.eventually(lambda: all(self.reaches(backend, a) for a in addresses), "answers on both ports")
 

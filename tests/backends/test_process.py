@@ -36,6 +36,8 @@ MACHINE = Machine(cpu=4.0, memory_bytes=2**33, disk_bytes=2**33, arch="x86")
 class TestProcess(BackendContract):
     """The clauses, with /bin/sh."""
 
+    port = 20_000 + os.getpid() % 20_000  # two test runs on one machine do not meet
+
     @pytest.fixture
     def backend(self, tmp_path: Path) -> Iterator[Backend]:
         backend = make(tmp_path / "state")
