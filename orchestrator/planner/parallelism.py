@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from orchestrator.catalog.values import Accelerator, ModelFacts
 from orchestrator.planner.sizing.formats import weight_format
 
-BLOCK = 128
-"""Rows of one scale in block-quantized fp8; a rank's part of an expert holds whole blocks."""
+VOCABULARY_UNIT = 64
+"""Embeddings are padded to a multiple of this before they are divided (vLLM,
+vocab_parallel_embedding.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,9 @@ class Layout:
 def indivisible(facts: ModelFacts, tensor: int, *, precision: str = "bf16") -> str | None:
     """Say what of the model ``tensor`` ranks cannot share, or None when they can share it all.
 
-    Heads and vocabulary must divide (vLLM 0.19 asserts both: 40 heads divide by 5, a vocabulary
-    of 151,936 does not); key-value heads may be replicated instead; experts must divide in
-    their inner dimension, and in whole blocks where scales are per block.
+    Heads and the padded vocabulary must divide (vLLM 0.19 asserts both: 40 heads divide by 5, a
+    vocabulary of 151,936 does not); key-value heads may be replicated instead; experts must
+    divide in their inner dimension, and in whole blocks where scales are per block.
 
     >>> qwen = ModelFacts("Qwen/Qwen3-14B", "Qwen3ForCausalLM", 40, 5120, 17408, 40, 8, 128, 151936)
     >>> indivisible(qwen, 5), indivisible(qwen, 4), indivisible(qwen, 3)
@@ -48,12 +49,13 @@ def indivisible(facts: ModelFacts, tensor: int, *, precision: str = "bf16") -> s
         heads = facts.heads_of(kind)
         if heads.heads % tensor:
             return f"{heads.heads} attention heads do not divide by {tensor}"
-        if facts.vocab % tensor:
+        if -(-facts.vocab // VOCABULARY_UNIT) * VOCABULARY_UNIT % tensor:
             return f"a vocabulary of {facts.vocab} does not divide by {tensor}"
         if facts.attention != "mla" and heads.kv_heads % tensor and tensor % heads.kv_heads:
             return f"{heads.kv_heads} key-value heads neither divide by {tensor} nor repeat over it"
     if facts.experts:
-        unit = BLOCK if weight_format(precision).name == "fp8_block128" else 1
+        blocks = facts.quantization == "fp8" and weight_format(precision).name.startswith("fp8")
+        unit = facts.quantization_group or 1 if blocks else 1
         if facts.expert_intermediate % (tensor * unit):
             return f"experts of width {facts.expert_intermediate} do not divide by {tensor}"
     elif facts.intermediate % tensor:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from orchestrator.planner import choose, choose_training, parallelism
 from orchestrator.planner.sizing import kv, logs, serving, training, weights
 from orchestrator.planner.sizing.values import Measured, ServingJob, TrainingJob
 from tests.benchmarks import sizing
 from tests.benchmarks.sizing_rows import Row
-from tests.planner.sizing import test_accuracy, test_logs, test_serving, test_training
+from tests.planner import test_choose
+from tests.planner.sizing import shapes, test_accuracy, test_logs, test_serving, test_training
 from tests.planner.sizing.shapes import DEEPSEEK_V3, GEMMA3_27B, GPT_OSS_120B, LLAMA_8B
 
 Twin = Callable[..., Any]
@@ -76,6 +78,19 @@ def _state_of_one_moment(keeps: Any, width: int) -> float:
     states: int = keeps.states
     fixed: float = keeps.fixed_bytes
     return states * width / 2 + fixed
+
+
+def _anything_divides(facts: Any, tensor: int, *, precision: str = "bf16") -> None:
+    return None
+
+
+def _least_without_margin(facts: Any, job: Any) -> int:
+    nothing = shapes.device("none", 0)
+    return int(training.size_training(facts, nothing, job).device.peak_bytes)
+
+
+def _first_step(facts: Any, job: Any, device: Any, *, most: int) -> int:
+    return choose.STEP
 
 
 def _nothing_kept(facts: Any, job: Any, profile: Any) -> tuple[float, float]:
@@ -183,6 +198,30 @@ find = logs._find
             "_step",
             _nothing_kept,
             lambda: test_training.test_each_flag_saves_what_the_table_says({"compiled": False}, 60.0),
+        ),
+        (
+            parallelism,
+            "indivisible",
+            _anything_divides,
+            test_choose.test_devices_that_do_not_divide_become_stages,
+        ),
+        (
+            choose,
+            "is_native",
+            parallelism.runs,
+            test_choose.test_auto_precision_never_takes_what_the_device_only_widens,
+        ),
+        (
+            choose_training,
+            "least_training_bytes",
+            _least_without_margin,
+            test_choose.test_micro_batch_times_accumulation_is_the_batch,
+        ),
+        (
+            choose,
+            "longest_context",
+            _first_step,
+            test_choose.test_an_open_context_is_cut_to_what_fits,
         ),
     ],
 )

@@ -17,6 +17,7 @@ from orchestrator.planner.choose_training import choose_training
 from orchestrator.planner.parallelism import Layout, indivisible, layout_for
 from orchestrator.planner.sizing import ServingJob, TrainingJob, serving_needs, size_training
 from orchestrator.planner.sizing.formats import weight_format
+from orchestrator.planner.sizing.weights import published_format
 
 CARDS = tuple(accelerators().values())
 POOL = ("T4-16GB", "L4-24GB", "A100-80GB", "H100-80GB", "MI300X-192GB", "TPU-V5E", "H100-80GB-MIG-3g.40gb")
@@ -82,9 +83,17 @@ def test_auto_precision_is_lowered_with_a_reason_where_only_less_fits() -> None:
 
 
 def test_auto_precision_never_takes_what_the_device_only_widens() -> None:
-    choices = choose(known("meta-llama/Llama-3.1-8B-Instruct"), ServingJob(context=8192), [card("A100-40GB")])
+    # an A100 widens fp8 weights and multiplies int8 itself
+    asked = ServingJob(context=8192)
+    choices = choose(
+        known("mistralai/Mistral-Small-24B-Instruct-2501"),
+        asked,
+        [card("A100-40GB")],
+        counts=(1,),
+        max_nodes=1,
+    )
 
-    assert {c.needs.job.precision for c in choices.candidates} <= {"bf16", "int8"}
+    assert [c.needs.job.precision for c in choices.candidates] == ["int8"]
 
 
 def test_an_open_context_is_cut_to_what_fits() -> None:
@@ -138,10 +147,16 @@ def test_slices_are_never_joined() -> None:
         ("Qwen/Qwen3-14B", 16, "40 attention heads do not divide by 16"),
         ("meta-llama/Llama-3.1-70B-Instruct", 16, None),
         ("Qwen/Qwen2.5-7B-Instruct", 8, "28 attention heads do not divide by 8"),
+        # an odd vocabulary is padded to 49216
+        ("ibm-granite/granite-3.1-8b-instruct", 2, None),
+        # 768 over four ranks is 192, one and a half blocks of 128
+        ("Qwen/Qwen3-30B-A3B-FP8", 4, "experts of width 768 do not divide by 4"),
     ],
 )
 def test_ranks_must_divide_the_model(name: str, tensor: int, reason: str | None) -> None:
-    assert indivisible(known(name), tensor) == reason
+    facts = known(name)
+
+    assert indivisible(facts, tensor, precision=published_format(facts)) == reason
 
 
 def test_devices_that_do_not_divide_become_stages() -> None:
