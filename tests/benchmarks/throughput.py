@@ -23,7 +23,7 @@ from typing import Any
 
 from orchestrator.catalog import Accelerator, ModelFacts, accelerator, model
 from orchestrator.planner.sizing.formats import KV_ELEMENT_BYTES, weight_format
-from orchestrator.planner.throughput import serving_throughput, training_throughput
+from orchestrator.planner.throughput import Measured, serving_throughput, training_throughput
 from orchestrator.planner.throughput.factors import SERVING, TRAINING, ServingFactors, TrainingFactors
 from orchestrator.planner.throughput.work import work
 from orchestrator.units import GIB
@@ -316,6 +316,34 @@ def within(errors: Sequence[float], factor: float) -> float:
     return sum(abs(error) <= math.log(factor) for error in errors) / len(errors)
 
 
+def from_neighbours(scored: Sequence[Scored]) -> list[float]:
+    """Return the errors of serving rows that are each predicted from the nearest other measured row."""
+    cases = [serving(each.row) for each in _served(scored)]
+    rows = [_measured(case, each.measured) for case, each in zip(cases, _served(scored), strict=True)]
+    found = []
+    for case, own in zip(cases, rows, strict=True):
+        others = [row for row in rows if row is not own]
+        speed = serving_throughput(case.facts, case.accelerator, **case.load, measured=others)
+        if speed.measured:
+            found.append(math.log(speed.output_tokens_s / own.output_tokens_s))
+    return found
+
+
+def _served(scored: Sequence[Scored]) -> list[Scored]:
+    return [each for each in scored if each.row["kind"] != TRAINS]
+
+
+def _measured(case: Serving, output_tokens_s: float) -> Measured:
+    keys = ("engine", "weight_format", "input_tokens", "output_tokens", "concurrency")
+    return Measured(
+        model=case.facts.id,
+        accelerator=case.accelerator.name,
+        output_tokens_s=output_tokens_s,
+        source=case.row["row_id"],
+        **{key: case.load[key] for key in (*keys, "tensor", "pipeline", "data")},
+    )
+
+
 def pair_order(scored: Sequence[Scored]) -> tuple[int, int]:
     """Return how many pairs of accelerators come out in the right order by dollars a token, of how many.
 
@@ -343,12 +371,15 @@ def pair_order(scored: Sequence[Scored]) -> tuple[int, int]:
 def report(scored: Sequence[Scored]) -> list[str]:
     """Return the lines that are printed."""
     lines = []
-    for title, kinds in (("serving", False), ("training", True)):
-        errors = [each.error for each in scored if (each.row["kind"] == TRAINS) == kinds]
+    for title, errors in (
+        ("serving", [each.error for each in _served(scored)]),
+        ("from the nearest measured row", from_neighbours(scored)),
+        ("training", [each.error for each in scored if each.row["kind"] == TRAINS]),
+    ):
         if errors:
             bias = math.exp(statistics.median(errors))
             lines.append(
-                f"{title:<9} {len(errors):>4} rows  median error {median_error(errors):6.1%}  "
+                f"{title:<30} {len(errors):>4} rows  median error {median_error(errors):6.1%}  "
                 f"within 1.5x {within(errors, 1.5):6.1%}  within 2x {within(errors, 2):6.1%}  bias {bias:.2f}"
             )
     right, total = pair_order(scored)

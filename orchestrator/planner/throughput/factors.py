@@ -77,8 +77,9 @@ class ServingFactors:
     switch, ``bus_allreduce_s`` over PCIe; ``link`` is the share that all-reduces reach of a link
     one way, ``bus_gbs`` what PCIe 5.0 x16 carries for them. ``pipeline`` is how full pipeline
     stages are, ``burst`` what filling and draining leave of a finite burst. ``spread`` is the
-    factor up and down that holds four of five unseen rows, by kind; ``fitted`` are the
-    architectures that the rows cover.
+    factor up and down that holds four of five rows of a source that was left out of the fit, by
+    kind (``other``, where no row is, is a guess); ``fitted`` are the architectures that the rows
+    cover.
     """
 
     silicon: Mapping[str, Silicon]
@@ -162,7 +163,7 @@ SERVING = ServingFactors(
     bus_gbs=64.0,
     pipeline=0.70,
     burst=0.73,
-    spread={"dense": 1.4, "experts": 1.6, "other": 2.0, "measured": 1.25},
+    spread={"dense": 1.35, "experts": 1.55, "other": 2.0, "measured": 1.2},
     fitted=frozenset({"Ampere", "Ada", "Hopper", "Blackwell"}),
 )
 
@@ -176,7 +177,7 @@ class TrainingFactors:
     reach half their rate. ``widen`` multiplies the bandwidth cost of widening frozen weights by
     their method, ``recompute`` is what a checkpointed forward costs of a first one. ``link`` is
     the share of the links between accelerators, ``network_gbs`` what reaches one accelerator from
-    other machines.
+    other machines. ``spread`` is as for serving.
     """
 
     stacks: Mapping[str, Stack]
@@ -215,5 +216,5 @@ TRAINING = TrainingFactors(
     link=0.56,
     network_gbs=86.0,
     visible=0.16,
-    spread=1.5,
+    spread=1.3,
 )

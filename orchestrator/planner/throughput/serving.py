@@ -8,7 +8,7 @@ token per sequence, prefill one of a chunk of prompt. Little's law joins the two
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -40,7 +40,8 @@ class Throughput:
     ``low`` and ``high`` bound ``output_tokens_s`` in four of five unseen cases. ``ttft_s`` is a
     request's mean wait for its first token, with its queueing for a free place; ``tpot_s`` the
     mean time between its tokens. ``sequences`` run at once: fewer than asked for where the KV
-    cache is full. ``measured`` names the source of the row that the figures were brought to.
+    cache is full. ``measured`` names the source of the row that the figures were brought to,
+    ``cautions`` say in a phrase each why the figures deserve less trust than their range.
     """
 
     output_tokens_s: float
@@ -52,6 +53,7 @@ class Throughput:
     bound_by: BoundBy
     sequences: float
     measured: str = ""
+    cautions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,7 @@ def serving_throughput(
         input_tokens: Mean prompt length.
         output_tokens: Mean answer length.
         concurrency: Requests in the replica at any time; None keeps it as full as it gets.
-        tensor: Ranks that share every layer.
+        tensor: Ranks that share every layer, taken to be within one machine or NVLink domain.
         pipeline: Stages that share the layers.
         data: Ranks that share the requests.
         expert: Above 1, the experts are spread over all ranks rather than repeated per data rank.
@@ -263,7 +265,7 @@ def _at_load(
     took = (chunk.seconds * share + step.seconds * steps) / slowed + engine.request_s
     requests_s = replica.data / took
     prompts = max(replica.input_tokens / replica.chunk_tokens, 1.0)
-    first = (chunk.seconds * prompts * min(1.0, share * sequences) + step.seconds) / slowed
+    first = (chunk.seconds * prompts + step.seconds) / slowed + engine.request_s
     output = requests_s * replica.output_tokens
     spread = _spread(replica)
     return Throughput(
@@ -275,7 +277,23 @@ def _at_load(
         high=output * spread,
         bound_by=_bound(((chunk, share), (step, steps))),
         sequences=sequences * replica.data,
+        cautions=tuple(_cautions(replica, asked, sequences)),
     )
+
+
+def _cautions(replica: _Replica, asked: float, sequences: float) -> Iterator[str]:
+    """Yield what makes this estimate weaker than others."""
+    device, factors = replica.accelerator, replica.factors
+    if device.architecture not in factors.fitted:
+        yield f"nothing measured on {device.architecture}"
+    if replica.engine == factors.engines["other"]:
+        yield "nothing measured with this engine"
+    if replica.model.experts and replica.tensor > 1 and not is_switched(device):
+        # TensorRT-LLM 1.0 perf-overview, Qwen3-30B-A3B on RTX PRO 6000: 2 devices 0.58 to 0.91, 8 devices
+        # 0.18 to 0.53 of linear
+        yield "experts over a bus scale badly: 8 devices gave 0.2 to 0.5 of linear"
+    if sequences < asked:
+        yield f"{sequences:.0f} of {asked:.0f} requests fit at once, the others wait"
 
 
 def _bound(passes: Sequence[tuple[_Pass, float]]) -> BoundBy:

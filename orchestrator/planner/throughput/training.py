@@ -179,9 +179,8 @@ def training_throughput(
         factors: What stacks reach of the data sheets.
 
     Raises:
-        ValueError: a count or length is below 1, or the ranks do not divide ``count``; or the
-            catalog lacks the accelerator's figures.
-        KeyError: no such stack.
+        ValueError: a count or length is below 1, the ranks do not divide ``count``, there is no
+            such stack, or the catalog lacks the accelerator's figures.
 
     >>> from orchestrator.catalog import accelerator, model
     >>> llama, device = model("meta-llama/Llama-3.1-8B-Instruct"), accelerator("H100")
@@ -192,6 +191,8 @@ def training_throughput(
     """
     if min(count, sequence_length, micro_batch, tensor, pipeline) < 1 or count % (tensor * pipeline):
         raise ValueError("counts and lengths are at least 1, and tensor x pipeline divides count")
+    if stack not in factors.stacks:
+        raise ValueError(f"unknown training stack {stack!r}; known are {', '.join(factors.stacks)}")
     run = _Run(
         facts=facts,
         model=counted or work(facts),

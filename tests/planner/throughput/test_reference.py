@@ -15,18 +15,21 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.planner.throughput.factors import SERVING
+from orchestrator.planner.throughput import serving_throughput
+from orchestrator.planner.throughput.factors import SERVING, TRAINING
 from tests.benchmarks.throughput import (
     TRAINS,
     Prediction,
     Row,
     Scored,
+    from_neighbours,
     layout_of,
     median_error,
     pair_order,
     predict,
     read_rows,
     score,
+    serving,
     within,
 )
 from tests.benchmarks.throughput_fit import SERVING_PRIOR, TRAINING_PRIOR, assign
@@ -67,6 +70,24 @@ def test_accelerators_are_ordered_by_dollars_a_token() -> None:
     right, total = pair_order(scored())
     assert total >= 50
     assert right / total >= 0.90
+
+
+def test_a_measured_neighbour_halves_the_error() -> None:
+    found = from_neighbours(scored())
+    assert len(found) >= 400
+    assert median_error(found) <= 0.5 * 0.20
+    assert within(found, SERVING.spread["measured"]) >= 0.80
+
+
+def test_four_of_five_rows_are_inside_their_range() -> None:
+    inside = []
+    for each in scored():
+        if each.row["kind"] != TRAINS:
+            case = serving(each.row)
+            speed = serving_throughput(case.facts, case.accelerator, **case.load)
+            inside.append(speed.low <= each.measured <= speed.high)
+    assert sum(inside) / len(inside) >= 0.80
+    assert within(errors(trains=True), TRAINING.spread) >= 0.80
 
 
 def test_every_row_is_scored() -> None:

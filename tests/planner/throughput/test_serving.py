@@ -162,6 +162,24 @@ def test_an_architecture_without_rows_gets_a_wider_range() -> None:
     assert unknown.high / unknown.low > known.high / known.low
 
 
+def test_a_plain_estimate_needs_no_caution() -> None:
+    assert speed(tensor=2).cautions == ()
+
+
+@pytest.mark.parametrize(
+    ("device", "facts", "load", "caution"),
+    [
+        (STRANGER, SMALL, {}, "nothing measured on TPU v5p"),
+        (HOPPER, SMALL, {"engine": "unheard-of"}, "nothing measured with this engine"),
+        (CARD, MIXTURE, {"tensor": 8}, "experts over a bus scale badly: 8 devices gave 0.2 to 0.5 of linear"),
+        (HOPPER, SMALL, {"max_sequences": 4}, "4 of 16 requests fit at once, the others wait"),
+    ],
+    ids=["architecture", "engine", "bus", "cache"],
+)
+def test_a_weak_estimate_says_why(device, facts, load: dict[str, object], caution: str) -> None:
+    assert speed(facts, device, **load).cautions == (caution,)
+
+
 def test_work_counted_before_changes_nothing() -> None:
     assert speed(counted=work(LARGE)) == speed()
 

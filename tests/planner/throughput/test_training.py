@@ -101,8 +101,10 @@ def test_work_counted_before_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"count": 0}, {"micro_batch": 0}, {"tensor": 3}, {"sequence_length": 0}], ids=str
+    "wrong",
+    [{"count": 0}, {"micro_batch": 0}, {"tensor": 3}, {"sequence_length": 0}, {"stack": "abacus"}],
+    ids=str,
 )
-def test_absurd_numbers_are_refused(wrong: dict[str, int]) -> None:
+def test_absurd_numbers_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         speed(**wrong)
