@@ -508,7 +508,7 @@ def _env_name(name: object, *, item: int | None = None) -> str:
 
 
 def expand_mount(value: object) -> object:
-    """Return ``volume:/path``, ``/host:/path`` or ``./folder:/path`` as the long form.
+    """Return ``volume:/path``, ``/host:/path`` or ``./folder:/path:ro`` as the long form.
 
     Raises:
         FormError: the text is no pair, or its second part is not absolute.
@@ -518,12 +518,17 @@ def expand_mount(value: object) -> object:
     """
     if not isinstance(value, str):
         return value
-    source, colon, target = value.partition(":")
-    if not colon or not source or not target:
-        fix = "for example cache:/cache or ./data:/data"
+    parts = value.split(":")
+    if not 2 <= len(parts) <= 3 or not all(parts) or parts[1].startswith("//"):
+        fix = "for example cache:/cache, ./data:/data or ./data:/data:ro"
         raise FormError(f"expected SOURCE:/path, got {shown(value)}", fix)
+    source, target, mode = (*parts, "rw")[:3]
+    if mode not in ("ro", "rw"):
+        offset = len(source) + len(target) + 2
+        raise FormError(f"expected ro or rw, got {shown(mode)}", "remove it, or write ro", offset=offset)
     is_folder = source.startswith(("/", ".", "~"))
-    return {"instance_path" if is_folder else "name": source, "path": target}
+    long: dict[str, object] = {"instance_path" if is_folder else "name": source, "path": target}
+    return {**long, "read_only": True} if mode == "ro" else long
 
 
 def expand_file(value: object) -> object:
@@ -590,3 +595,37 @@ def wrap_one(value: object) -> object:
     (('aws',), ['aws'])
     """
     return (value,) if isinstance(value, str) else value
+
+
+# --- schedules ------------------------------------------------------------------------------
+
+_CRON_FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_CRON_NAMES = {name: number for number, name in [*enumerate(_MONTHS, 1), *enumerate(_WEEKDAYS)]}
+_CRON_PIECE = re.compile(r"(?:\*|(\d{1,2}|[a-z]{3})(?:-(\d{1,2}|[a-z]{3}))?)(?:/(\d{1,2}))?", re.ASCII)
+
+
+def check_cron(line: str) -> None:
+    """Refuse what is no cron line of five fields.
+
+    Raises:
+        FormError: there are not five fields, or one is out of its range.
+
+    >>> check_cron("*/15 0-6,22 * * mon-fri")
+    """
+    parts = line.split()
+    if len(parts) != len(_CRON_FIELDS):
+        what = f"a cron line has {len(_CRON_FIELDS)} fields, {shown(line)} has {len(parts)}"
+        raise FormError(what, "for example 0 3 * * *")
+    for part, (field, low, high) in zip(parts, _CRON_FIELDS, strict=True):
+        if not all(_is_cron_piece(piece, low, high) for piece in part.lower().split(",")):
+            raise FormError(f"{shown(part)} is no {field}", f"{low} to {high}, or *")
+
+
+def _is_cron_piece(piece: str, low: int, high: int) -> bool:
+    found = _CRON_PIECE.fullmatch(piece)
+    if found is None or found[3] == "0":
+        return False
+    ends = [_CRON_NAMES.get(end, int(end) if end.isdigit() else -1) for end in found.groups()[:2] if end]
+    return ends == sorted(ends) and all(low <= end <= high for end in ends)

@@ -48,13 +48,13 @@ def _extra(mark: Mark, unit: Unit | None) -> dict[str, Any]:
 def mark_of(info: FieldInfo) -> Mark:
     """Return what a change of the field needs."""
     extra = info.json_schema_extra
-    return extra["x-on-change"] if isinstance(extra, dict) else REPLACE  # type: ignore[return-value]  # ours
+    return extra["x-on-change"] if isinstance(extra, dict) else REPLACE  # type: ignore[return-value]  # set by _extra
 
 
 def unit_of(info: FieldInfo) -> Unit | None:
     """Return the unit of a field that is a plain number, or None."""
     extra = info.json_schema_extra
-    return extra.get("x-unit") if isinstance(extra, dict) else None  # type: ignore[return-value]  # ours
+    return extra.get("x-unit") if isinstance(extra, dict) else None  # type: ignore[return-value]  # set by _extra
 
 
 def exact_bytes(size: int) -> str:

@@ -163,6 +163,8 @@ class _Builder:
 
     def scalar(self, event: ScalarEvent, line: int, column: int) -> Scalar:
         style = event.style or ""
+        if "\0" in event.value:  # an escape in quotes; no program can be given one
+            self.source.add(line, column, "text with a NUL character", "remove it")
         if event.tag in _TEXT_TAGS or style:
             if event.tag not in _TEXT_TAGS:
                 self.tagged(event.tag, line, column)

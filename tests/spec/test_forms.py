@@ -197,6 +197,8 @@ def test_env_slips_are_pointed_at(text: str, column: int) -> None:
         ("cache:/cache", {"name": "cache", "path": "/cache"}),
         ("/data:/data", {"instance_path": "/data", "path": "/data"}),
         ("./rel:/data", {"instance_path": "./rel", "path": "/data"}),
+        ("cache:/cache:ro", {"name": "cache", "path": "/cache", "read_only": True}),
+        ("cache:/cache:rw", {"name": "cache", "path": "/cache"}),
         ("{name: a, path: /x, read_only: true}", {"name": "a", "path": "/x", "read_only": True}),
     ],
 )
@@ -204,8 +206,13 @@ def test_mounts_are_volumes_or_folders(text: str, long: Plain) -> None:
     assert spec_in(task(f"volumes: [{text}]")).canonical()["volumes"] == [long]
 
 
-@pytest.mark.parametrize("text", ["a", "'a:'", "':/x'", "a:x", "Big_Name:/x", "{path: /x}",
-                                  "{name: a, instance_path: /b, path: /x}"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a", "'a:'", "':/x'", "a:x", "a:/x:wo", "a:/x:ro:z", "s3://b:/x", "Big_Name:/x", "{path: /x}",
+        "{name: a, instance_path: /b, path: /x}",
+    ],
+)  # fmt: skip
 def test_mount_slips_are_refused(text: str) -> None:
     assert problem_in(task(f"volumes: [{text}]")).what.startswith("volumes[0]")
 
@@ -248,7 +255,17 @@ def test_cron_lines_are_accepted(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["0 3 * *", "60 * * * *", "* * * * mox", "*/0 * * * *", "1-2-3 * * * *", "a b c d e"]
+    "line",
+    [
+        "0 3 * *",
+        "60 * * * *",
+        "* * * * mox",
+        "*/0 * * * *",
+        "1-2-3 * * * *",
+        "5-1 * * * *",
+        "² * * * *",
+        "a b c d e",
+    ],
 )
 def test_cron_slips_are_refused(line: str) -> None:
     assert problem_in(task(f"schedule: {{cron: '{line}'}}")).what.startswith("schedule: ")

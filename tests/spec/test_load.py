@@ -76,6 +76,12 @@ def test_relative_paths_count_from_the_file(tmp_path: Path) -> None:
     assert [mount.instance_path for mount in spec.volumes] == [f"{tmp_path}/in/data", "/abs", None]
 
 
+def test_an_unknown_home_is_a_problem(tmp_path: Path) -> None:
+    path = put(tmp_path, "a.yaml", task("files: ['~nobody-of-this-name/x']"))
+
+    assert failure(path).problems[0].what.startswith("files[0].local_path: no home folder")
+
+
 def test_a_hub_id_is_no_path(tmp_path: Path) -> None:
     path = put(tmp_path, "a.yaml", "type: service\nname: a\nmodel: org/name\n---\n"
                "type: service\nname: b\nmodel: ./weights\n")  # fmt: skip

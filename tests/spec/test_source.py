@@ -153,6 +153,10 @@ def test_forbidden_characters_have_their_place(character: str) -> None:
     assert problem.what == f"a character that YAML forbids: U+{ord(character):04X}"
 
 
+def test_escaped_nul_is_refused() -> None:
+    assert only_problem('a: "x\\0"').what == "text with a NUL character"
+
+
 def test_byte_order_mark_is_skipped() -> None:
     assert parsed(b"\xef\xbb\xbfa: 1") == ([{"a": 1}], [])
 
