@@ -23,12 +23,15 @@ from orchestrator.apply import (
     record,
 )
 from orchestrator.backend import Backend, Check, Instance, LogLine, Offer, Phase, Volume
+from orchestrator.catalog import ModelFacts
 from orchestrator.catalog.hardware import accelerator, candidates
 from orchestrator.errors import BackendError, ModelyardError, NotFound, StateMoved, Unreachable
 from orchestrator.loop import Hooks, Loop
 from orchestrator.places import Places, read_places
+from orchestrator.planner.serve import Sort
 from orchestrator.reconcile import Job, Run, RunEvent, RunState, Turn, Wanted
 from orchestrator.spec.load import Document
+from orchestrator.spec.models import Model
 from orchestrator.store import current_runs, open_store
 from orchestrator.store.leases import this_owner
 
@@ -70,7 +73,7 @@ class Orphan:
 class Api(Protocol):
     """Everything the command line can ask for; held in process and over HTTP by the same tests."""
 
-    def plan(self, documents: Sequence[Document], *, rerun: bool = False) -> Plans:
+    def plan(self, documents: Sequence[Document], *, rerun: bool = False, sort: Sort = "price") -> Plans:
         """Return what ``apply`` would do; changes nothing."""
 
     def diff(self, documents: Sequence[Document]) -> tuple[Difference, ...]:
@@ -185,15 +188,15 @@ class Local:
 
     # Plan and apply --------------------------------------------------------------------------
 
-    def plan(self, documents: Sequence[Document], *, rerun: bool = False) -> Plans:
+    def plan(self, documents: Sequence[Document], *, rerun: bool = False, sort: Sort = "price") -> Plans:
         """Return what ``apply`` would do; changes nothing."""
-        return plan_documents(documents, self._world(documents, rerun=rerun))
+        return plan_documents(documents, self._world(documents, rerun=rerun, sort=sort))
 
     def diff(self, documents: Sequence[Document]) -> tuple[Difference, ...]:
         """Return how the documents differ from the record; asks no backend."""
-        return diff_documents(documents, self._world(documents, rerun=False))
+        return diff_documents(documents, self._world(documents))
 
-    def _world(self, documents: Sequence[Document], *, rerun: bool) -> World:
+    def _world(self, documents: Sequence[Document], *, rerun: bool = False, sort: Sort = "price") -> World:
         has_volumes = any(document.spec.type == "volume" for document in documents)
         return World(
             runs={run.name: run for run in current_runs(self._url)},
@@ -201,8 +204,17 @@ class Local:
             places={name: backend.can for name, backend in self.places.items()},
             offers=lambda: self.offers().offers,
             names=lambda name: [device.name for device in candidates(name)],
+            facts=self._facts,
             rerun=rerun,
+            sort=sort,
         )
+
+    def _facts(self, model: Model) -> ModelFacts:
+        from orchestrator.facts import Hub, resolve  # reads files and asks the hub: only for a model
+
+        hub = Hub.from_environment(self._environ)
+        offline = self._environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+        return resolve(model.id, revision=model.revision, hub=hub, offline=offline)
 
     def apply(self, plans: Plans) -> tuple[str, ...]:
         """Write down what the plans say; volumes are made at once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from orchestrator.apply import RunPlan, VolumePlan, World, plan_documents
 from orchestrator.backend import Can, Offer
 from orchestrator.catalog.hardware import accelerators, candidates, known_names
+from orchestrator.facts import resolve
 from orchestrator.spec.load import Document, read
 from orchestrator.units import GIB
 
@@ -41,6 +42,7 @@ def world() -> World:
         places={name: ABLE for name in ("docker", "process", "cloud", "onprem", "aws")},
         offers=offers,
         names=lambda name: [device.name for device in candidates(name)],
+        facts=lambda model: resolve(model.id, offline=True),
     )
 
 

@@ -6,19 +6,24 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from orchestrator.apply.inputs import read_inputs
 from orchestrator.backend import Can, Launch, Offer
+from orchestrator.catalog import ModelFacts, accelerators
 from orchestrator.errors import NothingFits, UsageError
 from orchestrator.planner.ask import Names, Work, demand_of
 from orchestrator.planner.compose import Inputs, compose
-from orchestrator.planner.demand import Demand
+from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.plan import Action, Placed, place
+from orchestrator.planner.serve import Served, Sort, place_model, question_of
 from orchestrator.reconcile import Retry, Run, Template, Wanted
 from orchestrator.spec.load import Document
-from orchestrator.spec.models import DevEnvironment, Fleet, Service, Task, Volume, changes, spec_of
+from orchestrator.spec.models import DevEnvironment, Fleet, Model, Service, Task, Volume, changes, spec_of
 from orchestrator.spec.parts import Change
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +40,18 @@ class World:
     places: Mapping[str, frozenset[Can]]
     offers: Callable[[], Sequence[Offer]]
     names: Names
+    facts: Callable[[Model], ModelFacts]
+    """What a model is; asked only about models that are to be placed."""
     rerun: bool = False
+    sort: Sort = "price"
 
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
     """What would be done for one document that runs containers.
 
-    ``template`` and ``placed`` are None where nothing is started. ``run`` is the record that
+    ``template`` and ``placed`` are None where nothing is started, ``served`` where no model is
+    served. ``run`` is the record that
     the plan was made against, None for a new run.
     """
 
@@ -54,6 +63,7 @@ class RunPlan:
     demand: Demand | None = None
     placed: Placed | None = None
     template: Template | None = None
+    served: Served | None = None
     run: Run | None = None
     notes: tuple[str, ...] = ()
 
@@ -163,11 +173,36 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     if action == "update" and run:
         return replace(plan, template=_updated(run.template, spec))
     demand = demand_of(spec, places=world.places, names=world.names)
-    placed, surge = _place(document, spec, demand, offers, run if action == "replace" else None)
+    replaced = run if action == "replace" else None
+    placing = _Placing(document, spec, demand, offers, replaced)
+    served: Served | None = None
+    if isinstance(spec, Service) and spec.model and not spec.commands:
+        placed, surge, served = placing.model(world.facts(spec.model))
+        demand = _taken(demand, served)
+    else:
+        placed, surge = placing.plain()
     launch = compose(spec, spec_hash=spec_hash, inputs=inputs, offer=placed.choices[0].offer, demand=demand)
+    follower = None
+    if served:
+        launch = served.launch.onto(launch)
+        follower = served.follower.onto(launch) if served.follower else None
     surge = surge and isinstance(spec, Service) and all(port.host is None for port in launch.ports)
-    template = _updated(Template(launch, placed.backends, nodes=demand.nodes, surge=surge), spec)
-    return replace(plan, demand=demand, placed=placed, template=template, notes=_notes(action, template))
+    template = Template(launch, placed.backends, follower, nodes=demand.nodes, surge=surge)
+    return replace(
+        plan, demand=demand, placed=placed, served=served,
+        template=_updated(template, spec, least_grace_s=served.launch.stop_grace_s if served else 0.0),
+        notes=_notes(action, surge, served),
+    )  # fmt: skip
+
+
+def _taken(demand: Demand, served: Served) -> Demand:
+    """Return the demand with the accelerators that the sizing chose."""
+    layout = served.layout
+    wanted = AcceleratorDemand(
+        frozenset({served.accelerator.name}), count=Span(layout.count, layout.count),
+        as_written=f"{layout.count} × {served.accelerator.name}",
+    )  # fmt: skip
+    return replace(demand, accelerator=wanted, nodes=layout.nodes)
 
 
 def fingerprint(spec: Work, inputs: Inputs) -> str:
@@ -202,20 +237,47 @@ def _compare(
     return ("update" if changed else "unchanged"), changed
 
 
-def _place(
-    document: Document, spec: Work, demand: Demand, offers: _Offers, replaced: Run | None
-) -> tuple[Placed, bool]:
-    """Return where the spec can go, and whether it fits beside the run it replaces."""
-    what = f"{spec.type} {spec.name!r}"
-    where = document.position
-    if replaced is None:
-        return place(demand, offers.index(), what=what, where=where), True
-    try:
-        return place(demand, offers.index(), what=what, where=where), True
-    except NothingFits:
-        freed = [_with_back(o, replaced.template) for o in offers.index().offers]
-        index = OfferIndex(freed, preference=tuple(offers.world.places))
-        return place(demand, index, what=what, where=where), False
+@dataclass(frozen=True, slots=True)
+class _Placing:
+    """One spec on its way to a place; ``replaced`` is the run whose room it may take over."""
+
+    document: Document
+    spec: Work
+    demand: Demand
+    offers: _Offers
+    replaced: Run | None
+
+    def plain(self) -> tuple[Placed, bool]:
+        """Return where the spec can go, and whether it fits beside the run it replaces."""
+        return self._try(
+            lambda index: place(self.demand, index, what=self.what, where=self.document.position)
+        )
+
+    def model(self, facts: ModelFacts) -> tuple[Placed, bool, Served]:
+        """Return where and how the spec's model is served, and whether beside the run it replaces."""
+        assert isinstance(self.spec, Service)
+        question = question_of(self.spec, facts)
+        (placed, served), surge = self._try(
+            lambda index: place_model(
+                question, self.demand, index, accelerators(),
+                what=self.what, where=self.document.position, sort=self.offers.world.sort,
+            )
+        )  # fmt: skip
+        return placed, surge, served
+
+    @property
+    def what(self) -> str:
+        """The spec in words."""
+        return f"{self.spec.type} {self.spec.name!r}"
+
+    def _try(self, choose: Callable[[OfferIndex], _Found]) -> tuple[_Found, bool]:
+        if self.replaced is None:
+            return choose(self.offers.index()), True
+        try:
+            return choose(self.offers.index()), True
+        except NothingFits:
+            freed = [_with_back(o, self.replaced.template) for o in self.offers.index().offers]
+            return choose(OfferIndex(freed, preference=tuple(self.offers.world.places))), False
 
 
 def _with_back(offer: Offer, template: Template) -> Offer:
@@ -232,9 +294,12 @@ def _with_back(offer: Offer, template: Template) -> Offer:
     )
 
 
-def _updated(template: Template, spec: Work) -> Template:
-    """Return ``template`` with what a spec may change in place."""
-    launch: Launch = replace(template.launch, stop_grace_s=_grace_s(spec))
+def _updated(template: Template, spec: Work, *, least_grace_s: float = 0.0) -> Template:
+    """Return ``template`` with what a spec may change in place.
+
+    An engine that drains its requests is given at least as long as it takes for that.
+    """
+    launch: Launch = replace(template.launch, stop_grace_s=max(least_grace_s, _grace_s(spec)))
     replicas = (spec.replicas.min or 0) if isinstance(spec, Service) else 1
     return replace(
         template, launch=launch, replicas=replicas, retry=_retry(spec), max_duration_s=spec.max_duration
@@ -257,12 +322,14 @@ def _retry(spec: Work) -> Retry:
     return Retry()
 
 
-def _notes(action: Action, template: Template) -> tuple[str, ...]:
-    if action != "replace":
-        return ()
-    if template.surge:
-        return ("the new replica is ready before the old one is stopped",)
-    return ("the old one is stopped first",)
+def _notes(action: Action, surge: bool, served: Served | None) -> tuple[str, ...]:
+    notes = [*served.notes] if served else []
+    if served and served.lowered:
+        notes.insert(0, served.lowered)
+    if action == "replace":
+        ready = "the new replica is ready before the old one is stopped"
+        notes.append(ready if surge else "the old one is stopped first")
+    return tuple(notes)
 
 
 def _plan_volume(document: Document, spec: Volume, world: World) -> VolumePlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -38,6 +39,7 @@ _PARTS = frozenset(
 """Modules of this folder that engines share; every other one is an engine."""
 
 
+@cache
 def names() -> tuple[str, ...]:
     """Return the names of all engines, sorted.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from orchestrator.backend import Backend, Instance, Launch, Phase, Probe
+from orchestrator.backend import Backend, Instance, Launch, Phase
 from orchestrator.errors import BackendError, NotFound, Rejected, StateMoved, Temporary
 from orchestrator.loop.observe import Observer
 from orchestrator.loop.probes import Prober
@@ -25,6 +25,7 @@ from orchestrator.reconcile import (
     RunEvent,
     Start,
     Stop,
+    Template,
     Turn,
     Wanted,
     Write,
@@ -141,7 +142,7 @@ class Loop:
         active = [run for run in self._store.runs() if _is_active(run)]
         runs = self._lease(active)
         self._others_drive = len(runs) < len(active)
-        jobs = {run.id: self._store.jobs(run.id) for run in runs}
+        jobs = self._store.jobs_of([run.id for run in runs])
         self._observe(runs, jobs)
         writes: list[Write] = []
         effects: list[Effect] = []
@@ -158,10 +159,9 @@ class Loop:
 
     def _decide(self, run: Run, jobs: Sequence[Job], writes: list[Write], effects: list[Effect]) -> None:
         found = self._observer.of_run(run.name, _homes(run, jobs))
-        probe = run.template.launch.probe
-        if probe and run.type == "service" and run.wanted is Wanted.RUN:
+        if run.type == "service" and run.wanted is Wanted.RUN:
             ready = {job.name for job in jobs if job.state is JobState.READY}
-            found = {name: self._probed(seen, probe, ready) for name, seen in found.items()}
+            found = {name: self._probed(seen, run.template, ready) for name, seen in found.items()}
         step = reconcile(run, jobs, Observed(found, frozenset(self._under_way)), now=self._clock())
         for action in step.actions:
             if isinstance(action, Start | Stop | Remove):
@@ -172,17 +172,17 @@ class Loop:
             self._wake_at = step.wake_at
 
     def _probed(
-        self, seen: Sequence[Instance] | None, probe: Probe, ready: Collection[str]
+        self, seen: Sequence[Instance] | None, template: Template, ready: Collection[str]
     ) -> Sequence[Instance] | None:
         """Return instances with what their probes say, where their backend does not probe."""
-        if seen is None:
-            return None
-        return [
-            replace(i, ready=self._prober.is_ready(i, probe, before=i.name in ready))
-            if i.phase is Phase.RUNNING and i.ready is None
-            else i
-            for i in seen
-        ]
+        return None if seen is None else [self._asked(i, template, ready) for i in seen]
+
+    def _asked(self, instance: Instance, template: Template, ready: Collection[str]) -> Instance:
+        probe = template.of_node(instance.node).probe
+        if not probe or instance.phase is not Phase.RUNNING or instance.ready is not None:
+            return instance
+        answers = self._prober.is_ready(instance, probe, before=instance.name in ready)
+        return replace(instance, ready=answers)
 
     def _observe(self, runs: Sequence[Run], jobs: Mapping[str, Sequence[Job]]) -> None:
         names = {home for run in runs for home in _homes(run, jobs.get(run.id, ()))}

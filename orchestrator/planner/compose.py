@@ -28,7 +28,7 @@ class Inputs:
 
 def compose(spec: Work, *, spec_hash: str, inputs: Inputs, offer: Offer, demand: Demand) -> Launch:
     """Return the first launch of ``spec``: replica 0, node 0, attempt 0, on ``offer``."""
-    env, secrets = _environment(spec.env)
+    env, secrets = environment(spec.env)
     return Launch(
         name=f"{spec.name}-0-0-0",
         run=spec.name,
@@ -68,7 +68,7 @@ def _command(spec: Work, clones: Sequence[str]) -> tuple[str, ...]:
     return (spec.shell or "/bin/sh", "-ec", "\n".join(lines))
 
 
-def _environment(
+def environment(
     env: Mapping[str, str | None],
 ) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
     """Split variables into plain ones and those whose values come from the secret store."""

@@ -25,6 +25,11 @@ class Choice:
     nodes: int
     price_usd_hour: float
     chosen: bool = False
+    usd_per_million_tokens: float | None = None
+    """Of output, for a served model at the stated traffic."""
+    output_tokens_s: float | None = None
+    count: int | None = None
+    """Accelerators of one machine that the job takes; None for as many as the offer has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ def place(demand: Demand, index: OfferIndex, *, what: str, where: Position | Non
             needs=demand.summary(),
             refused=matched.refused,
             where=where,
-            fix=_fix(demand, matched),
+            fix=advise(demand, matched),
         )
     best = tuple(islice(matched.fitting, SHOWN))
     choices = tuple(Choice(o, demand.nodes, o.price_usd_hour * demand.nodes, o is best[0]) for o in best)
@@ -73,7 +78,7 @@ def _backends(matched: Matched, demand: Demand) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _fix(demand: Demand, matched: Matched) -> str:
+def advise(demand: Demand, matched: Matched) -> str:
     """Return the smallest change that would admit an offer."""
     for offer in matched.over_price:
         price = offer.price_usd_hour * demand.nodes

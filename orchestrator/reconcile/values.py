@@ -85,18 +85,24 @@ class Retry:
 class Template:
     """How a run's launches look and where they may go.
 
-    ``launch`` is the first of them: replica 0, node 0, attempt 0. ``backends`` are the places
+    ``launch`` is the first of them: replica 0, node 0, attempt 0; ``follower`` is the launch of the
+    other nodes, where it differs. ``backends`` are the places
     the plan chose, best first; a launch that finds no capacity goes to the next. ``surge`` says
     whether a replica's successor may run beside it.
     """
 
     launch: Launch
     backends: tuple[str, ...]
+    follower: Launch | None = None
     replicas: int = 1
     nodes: int = 1
     surge: bool = False
     retry: Retry = Retry()
     max_duration_s: int | None = None
+
+    def of_node(self, node: int) -> Launch:
+        """Return the launch that the node with this rank is made from."""
+        return self.follower if node and self.follower else self.launch
 
     def at(self, replica: int, node: int, attempt: int) -> Launch:
         """Return the launch of one place and attempt, with its node variables.
@@ -105,7 +111,7 @@ class Template:
         >>> template.at(1, 0, 2).name
         'chat-1-0-2'
         """
-        first = self.launch
+        first = self.of_node(node)
         own = {
             "MODELYARD_RUN_NAME": first.run,
             "MODELYARD_REPLICA": str(replica),

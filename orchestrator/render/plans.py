@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from orchestrator.apply import Difference, RunPlan, VolumePlan
-from orchestrator.backend import Offer
+from orchestrator.backend import Launch, Offer
+from orchestrator.planner.ask import Work
 from orchestrator.planner.plan import Choice, Placed
+from orchestrator.planner.serve import Served
+from orchestrator.planner.sizing import Size
 from orchestrator.render.table import columns, plural, to_json
+from orchestrator.spec.models import Service
 from orchestrator.spec.parts import Change
+from orchestrator.units import GIB
 
 _SHOWN_REASONS = 4
 
@@ -27,12 +32,55 @@ def _block(plan: RunPlan | VolumePlan) -> Iterator[str]:
         if plan.action != "unchanged":
             yield f"  backend  {plan.backend}"
         return
-    if plan.demand:
+    if plan.served:
+        yield from _served(plan.served, plan.spec)
+    elif plan.demand:
         yield f"  needs    {plan.demand.summary()}"
     if plan.placed:
         yield from _offers(plan.placed)
     for note in plan.notes:
         yield f"  note     {note}"
+
+
+def _served(served: Served, spec: Work) -> Iterator[str]:
+    """Yield what would serve the model, in four lines: model, engine, memory, speed."""
+    facts, job = served.facts, served.job
+    count = f"{served.parameters / 1e9:.3g} B · " if served.parameters else ""
+    stated = isinstance(spec, Service) and spec.model and spec.model.precision != "auto"
+    how = "as asked" if stated else served.lowered or "as published"
+    context = f"{job.context:,} tokens × {job.concurrency} at once"
+    yield f"  model    {facts.id} · {count}{job.precision} ({how}) · {context}"
+    many = f" on {served.layout.nodes} nodes" if served.layout.nodes > 1 else ""
+    yield f"  engine   {served.engine} {served.version} · {served.layout}{many}"
+    yield f"  memory   {memory_text(served.size)}"
+    if served.speed:
+        s = served.speed
+        yield (
+            f"  speed    about {s.output_tokens_s:,.0f} output tokens/s ({s.low:,.0f} to {s.high:,.0f}) · "
+            f"first token {s.ttft_s:.2g} s, then {s.tpot_s * 1000:.0f} ms each · bound by {s.bound_by}"
+        )
+
+
+def memory_text(size: Size) -> str:
+    """Return how full the fullest device is, by part, largest parts named.
+
+    The KV cache is what the engine reserves, not only what the job needs.
+    """
+    device = size.device
+    parts = [
+        ("weights", device.weights_bytes), ("KV cache", device.kv_cache_bytes),
+        ("activations", device.activations_bytes), ("adapters", device.adapter_bytes),
+        ("other", device.non_torch_bytes + device.graphs_bytes),
+    ]  # fmt: skip
+    told = [f"{name} {value / GIB:.1f}{_tokens(name, size)}" for name, value in parts if value]
+    whole = f"{device.peak_bytes / GIB:.1f} of {device.visible_bytes / GIB:.1f} GiB a device"
+    return f"{whole}: {' · '.join(told)}"
+
+
+def _tokens(part: str, size: Size) -> str:
+    return (
+        f" ({size.kv_cache_tokens // 1000:,}k tokens)" if part == "KV cache" and size.kv_cache_tokens else ""
+    )
 
 
 def _verb(plan: RunPlan | VolumePlan) -> str:
@@ -71,18 +119,24 @@ def _offer_cells(choice: Choice) -> list[str]:
     where = offer.region or offer.zone or "-"
     many = f" × {choice.nodes} nodes" if choice.nodes > 1 else ""
     return [
-        offer.backend, where, offer.instance_type, holds(offer) + many, price_text(choice.price_usd_hour),
-        "spot" if offer.spot else "", "<- chosen" if choice.chosen else "",
+        offer.backend, where, offer.instance_type, holds(offer, choice.count) + many,
+        price_text(choice.price_usd_hour), _token_price(choice), "spot" if offer.spot else "",
+        "<- chosen" if choice.chosen else "",
     ]  # fmt: skip
 
 
-def holds(offer: Offer) -> str:
-    """Return the accelerators of an offer in words.
+def _token_price(choice: Choice) -> str:
+    cost = choice.usd_per_million_tokens
+    return f"${cost:.2g}/M tokens" if cost else ""
+
+
+def holds(offer: Offer, count: int | None = None) -> str:
+    """Return the accelerators of an offer in words, or ``count`` of them.
 
     >>> holds(Offer("aws", "p5.48xlarge", 192, 2**41, accelerator="H100-80GB", count=8))
     '8 × H100-80GB'
     """
-    return f"{offer.count} × {offer.accelerator}" if offer.accelerator else f"{offer.cpu:g} cpu"
+    return f"{count or offer.count} × {offer.accelerator}" if offer.accelerator else f"{offer.cpu:g} cpu"
 
 
 def price_text(usd_hour: float) -> str:
@@ -121,13 +175,62 @@ def _plan_object(plan: RunPlan | VolumePlan) -> dict[str, object]:
     body["spec_hash"] = plan.spec_hash
     if plan.template:
         launch = plan.template.launch
-        body["engine"] = {"name": None, "image": launch.image, "command": list(launch.command)}
+        engine = plan.served.engine if plan.served else None
+        body["engine"] = {"name": engine, "image": launch.image, "command": _whole_command(launch)}
         body["surge"] = plan.template.surge
+    if plan.served:
+        body |= _served_object(plan.served)
     if plan.placed:
         body["offers"] = [_choice_object(choice) for choice in plan.placed.choices]
         body["refused"] = [{"reason": r.reason, "offers": r.offers} for r in plan.placed.refused]
     body["notes"] = list(plan.notes)
     return body
+
+
+def _whole_command(launch: Launch) -> list[str]:
+    return [*(launch.entrypoint or ()), *launch.command]
+
+
+def _served_object(served: Served) -> dict[str, object]:
+    device, layout, speed = served.size.device, served.layout, served.speed
+    return {
+        "model": {
+            "id": served.facts.id,
+            "revision": served.facts.revision,
+            "parameters": served.parameters,
+            "precision": served.job.precision,
+            "lowered": served.lowered,
+            "context_tokens": served.job.context,
+            "concurrency": served.job.concurrency,
+        },
+        "memory": memory_object(served.size) | {
+            "overhead_bytes": device.non_torch_bytes + device.graphs_bytes,
+            "total_bytes": device.peak_bytes,
+            "device_bytes": device.visible_bytes,
+        },
+        "parallelism": {
+            "nodes": layout.nodes, "tensor": layout.tensor, "pipeline": layout.pipeline,
+            "data": served.job.data, "expert": served.job.expert,
+        },
+        "speed": None if speed is None else {
+            "output_tokens_s": speed.output_tokens_s, "low": speed.low, "high": speed.high,
+            "ttft_s": speed.ttft_s, "tpot_s": speed.tpot_s, "bound_by": speed.bound_by,
+        },
+    }  # fmt: skip
+
+
+def memory_object(size: Size) -> dict[str, object]:
+    """Return the memory of the fullest device by part, with the tokens its KV cache holds."""
+    device = size.device
+    return {
+        "weights_bytes": device.weights_bytes,
+        "kv_cache_bytes": device.kv_cache_bytes,
+        "activations_bytes": device.activations_bytes,
+        "adapter_bytes": device.adapter_bytes,
+        "kv_cache_tokens": size.kv_cache_tokens,
+        "max_concurrency": size.max_concurrency,
+        "margin": size.margin,
+    }
 
 
 def change_object(change: Change) -> dict[str, object]:
@@ -137,8 +240,11 @@ def change_object(change: Change) -> dict[str, object]:
 
 def _choice_object(choice: Choice) -> dict[str, object]:
     return offer_object(choice.offer) | {
+        "count": choice.count or choice.offer.count,
         "nodes": choice.nodes,
         "price_usd_hour": choice.price_usd_hour,
+        "usd_per_million_tokens": choice.usd_per_million_tokens,
+        "output_tokens_s": choice.output_tokens_s,
         "chosen": choice.chosen,
     }
 

@@ -27,6 +27,10 @@ from orchestrator.store.tables import events, jobs, runs, volumes
 from orchestrator.store.values import Volume
 
 
+_IN_LIST = 10_000
+"""Values in one IN list; SQLite takes 32,766 in a statement, PostgreSQL 65,535."""
+
+
 class Store:
     """Runs, jobs, events, volumes and secrets of one deployment.
 
@@ -87,6 +91,17 @@ class Store:
         return sorted(
             map(job_of, self._rows(found)), key=lambda job: (job.run_id, job.replica, job.node, job.attempt)
         )
+
+    def jobs_of(self, run_ids: Collection[str]) -> dict[str, list[Job]]:
+        """Return the jobs of these runs by run id, each run's by replica, node and attempt."""
+        found: dict[str, list[Job]] = {id: [] for id in run_ids}
+        wanted = sorted(found)
+        order = (jobs.c.replica, jobs.c.node, jobs.c.attempt)
+        for start in range(0, len(wanted), _IN_LIST):
+            part = wanted[start : start + _IN_LIST]
+            for row in self._rows(sa.select(jobs).where(jobs.c.run_id.in_(part)).order_by(*order)):
+                found[row["run_id"]].append(job_of(row))
+        return found
 
     def events(
         self, run: str | None = None, *, after: int = 0, limit: int = 1_000

@@ -31,6 +31,7 @@ def test_what_is_committed_is_read_back_as_it_was(store: Store) -> None:
 
     assert store.run("chat") == replace(run, serial=1, created_at=T0, updated_at=T0)
     assert store.jobs(run.id) == store.jobs() == [job]
+    assert store.jobs_of([run.id, "none"]) == {run.id: [job], "none": []}
     assert store.events() == [(1, an_event(run, "queued")), (2, an_event(run, "ready"))]
 
 

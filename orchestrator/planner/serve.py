@@ -1,0 +1,467 @@
+"""A model to serve and the offers there are: which set of accelerators, which engine, at what cost.
+
+Offers are first matched by what the spec says of places, prices and machines. What remains is
+grouped by accelerator and count, each group is sized once, and of those that hold the model the
+cheapest per token wins: as published before anything lowered, then dollars per million tokens,
+then the smaller set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from orchestrator.backend import Can, Offer
+from orchestrator.catalog import Accelerator, ModelFacts, count_parameters
+from orchestrator.engines import Adapter, EngineLaunch, Source, engine
+from orchestrator.engines import ServingJob as EngineJob
+from orchestrator.engines.job import Precision
+from orchestrator.errors import NothingFits, Position, Refusal
+from orchestrator.planner.choose import TOO_LITTLE, Candidate, Change, Choices, Missed, choose
+from orchestrator.planner.compose import environment
+from orchestrator.planner.cost import token_cost
+from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
+from orchestrator.planner.index import Matched, OfferIndex
+from orchestrator.planner.parallelism import Layout
+from orchestrator.planner.plan import SHOWN, Choice, Placed, advise
+from orchestrator.planner.sizing import Measured, ServingJob, Size
+from orchestrator.planner.throughput import Throughput, serving_throughput
+from orchestrator.planner.throughput.work import Work, work
+from orchestrator.spec.models import Model, Service, Traffic
+from orchestrator.units import format_bytes
+
+AUTO_ENGINES = ("vllm", "sglang", "transformers")
+"""Engines that ``auto`` tries, in this order; NIM needs a licence, and TGI has ended upstream."""
+
+LEAST_CONTEXT = 4096
+"""Tokens a request can hold at least where the spec states no context."""
+
+MOST_NODES = 4
+"""Machines that one replica may span."""
+
+Sort = Literal["price", "throughput", "latency"]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model as the plan would serve it on one set of accelerators."""
+
+    facts: ModelFacts
+    engine: str
+    version: str
+    layout: Layout
+    job: ServingJob
+    size: Size
+    speed: Throughput | None
+    """None where the catalog does not know how fast the accelerator is."""
+    launch: EngineLaunch
+    accelerator: Accelerator
+    follower: EngineLaunch | None = None
+    """The container of every node but the first, where one replica spans several."""
+    lowered: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the model has."""
+        return self.facts.parameters or count_parameters(self.facts)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked: the model, the load, and what the spec says of how."""
+
+    facts: ModelFacts
+    model: Model
+    traffic: Traffic
+    engine: str = "auto"
+    version: str | None = None
+    args: tuple[str, ...] = ()
+    served_name: str | None = None
+    image: str | None = None
+    env: tuple[tuple[str, str], ...] = ()
+    secrets: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def job(self) -> ServingJob:
+        """The question as sizing asks it; degrees of parallelism are found there."""
+        measured = self.model.measured
+        return ServingJob(
+            engine="vllm" if self.engine == "auto" else self.engine,
+            engine_version=self.version,
+            precision=self.model.quantization or self.model.precision,
+            kv_cache=self.model.kv_cache,
+            context=self.model.context,
+            concurrency=self.traffic.concurrency,
+            adapters=len(self.model.adapters),
+            measured=Measured(
+                weights_bytes=measured.weights,
+                activations_bytes=measured.activations,
+                non_torch_bytes=measured.non_torch,
+                graphs_bytes=measured.graphs,
+            )
+            if measured
+            else Measured(),
+        )
+
+
+def question_of(spec: Service, facts: ModelFacts) -> Question:
+    """Return what a service asks.
+
+    Raises:
+        ValueError: the service names no model.
+    """
+    if spec.model is None:
+        raise ValueError(f"service {spec.name!r} names no model")
+    env, secrets = environment(spec.env)
+    return Question(
+        facts, spec.model, spec.traffic, spec.engine, spec.engine_version, arguments(spec.args),
+        image=spec.image, env=env, secrets=secrets,
+    )  # fmt: skip
+
+
+def arguments(args: Mapping[str, object]) -> tuple[str, ...]:
+    """Return a mapping of arguments as an engine's command line takes them.
+
+    >>> arguments({"max-model-len": 8192, "enforce_eager": True, "seed": None})
+    ('--max-model-len', '8192', '--enforce-eager')
+    """
+    words: list[str] = []
+    for name, value in args.items():
+        flag = "--" + name.lstrip("-").replace("_", "-")
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, list):
+            words += [flag, *map(str, value)]
+        elif value is not None and value is not False:
+            words += [flag, str(value)]
+    return tuple(words)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """One set of accelerators that holds the model, and the engine that would serve it there."""
+
+    candidate: Candidate
+    engine: str
+    written: EngineJob
+    job: ServingJob
+    size: Size
+    speed: Throughput | None
+
+    def served(self, question: Question) -> Served:
+        """Write out the containers; only the chosen set needs them."""
+        runner, nodes = engine(self.engine), self.candidate.layout.nodes
+        launch = runner.launch(self.written)
+        return Served(
+            facts=question.facts,
+            engine=self.engine,
+            version=question.version or runner.versions[0],
+            layout=self.candidate.layout,
+            job=self.job,
+            size=self.size,
+            speed=self.speed,
+            launch=launch,
+            accelerator=self.candidate.accelerator,
+            follower=runner.launch(self.written, node_rank=1) if nodes > 1 else None,
+            lowered=self.candidate.lowered,
+            notes=launch.warnings,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """One group of offers on which the model can be served."""
+
+    fit: _Fit
+    offers: tuple[Offer, ...]
+
+    def choices(self) -> Iterator[Choice]:
+        """Yield every offer of the group with its price."""
+        layout, speed = self.fit.candidate.layout, self.fit.speed
+        for offer in self.offers:
+            price = offer.price_usd_hour * layout.nodes
+            cost = token_cost(speed, price_usd_hour=price).output_usd if speed else None
+            rate = speed.output_tokens_s if speed else None
+            yield Choice(
+                offer,
+                layout.nodes,
+                price,
+                usd_per_million_tokens=cost,
+                output_tokens_s=rate,
+                count=layout.count,
+            )
+
+
+@dataclass
+class _Groups:
+    """Offers by accelerator and how many of it one machine gives to the job."""
+
+    offers: dict[tuple[str, int], list[Offer]] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)
+    declined: Counter[str] = field(default_factory=Counter)
+    """What engines said of sets that would hold the model."""
+
+    def add(self, offer: Offer, counts: Sequence[int]) -> None:
+        for count in counts:
+            self.offers.setdefault((offer.accelerator or "", count), []).append(offer)
+
+
+def place_model(
+    question: Question,
+    demand: Demand,
+    index: OfferIndex,
+    accelerators: Mapping[str, Accelerator],
+    *,
+    what: str,
+    where: Position | None = None,
+    sort: Sort = "price",
+) -> tuple[Placed, Served]:
+    """Choose where a model is served, and how.
+
+    Args:
+        question: What is served at which load.
+        demand: What the spec says of machines and places; its accelerators narrow the choice.
+        index: All offers.
+        accelerators: The catalog's, by name.
+        what: The spec in words.
+        where: Its place in the source.
+        sort: What the best offer is best in.
+
+    Raises:
+        NothingFits: no offer holds the model; carries the reasons, and the nearest change.
+    """
+    asked = replace(demand, accelerator=_any_of(demand.accelerator), nodes=1)
+    matched = index.match(asked)
+    groups = _group(matched, demand, accelerators)
+    options, missed = _options(question, demand, groups, accelerators)
+    if not options:
+        raise NothingFits(
+            f"no offer fits {what}",
+            needs=needs_text(question),
+            refused=_refusals(matched, groups.refused),
+            where=where,
+            fix=_fix(missed, groups.declined, matched, asked),
+        )
+    ranked = sorted(
+        ((option.fit, choice) for option in options for choice in option.choices()),
+        key=lambda pair: _rank(*pair, sort=sort),
+    )
+    best, first = ranked[0]
+    choices = tuple(replace(c, chosen=c is first) for _, c in ranked[:SHOWN])
+    backends = tuple(dict.fromkeys(c.offer.backend for fit, c in ranked if fit is best))
+    placed = Placed(choices, len(ranked), _refusals(matched, groups.refused), backends)
+    return placed, best.served(question)
+
+
+def _any_of(wanted: AcceleratorDemand | None) -> AcceleratorDemand:
+    """Return the demand for accelerators that leaves their number and memory to the sizing."""
+    if wanted is None:
+        return AcceleratorDemand(count=Span(1), as_written="any that hold the model")
+    return replace(wanted, count=Span(1), total_vram_bytes=Span())
+
+
+def _group(matched: Matched, demand: Demand, accelerators: Mapping[str, Accelerator]) -> _Groups:
+    groups = _Groups()
+    for offer in matched.fitting:
+        if offer.accelerator not in accelerators:
+            groups.refused["not in the catalog"] += 1
+            continue
+        counts = _counts(offer, demand.accelerator)
+        if not counts:
+            groups.refused["another count than asked for"] += 1
+        groups.add(offer, counts)
+    return groups
+
+
+def _counts(offer: Offer, wanted: AcceleratorDemand | None) -> list[int]:
+    """Return how many accelerators of ``offer`` one replica may take on one machine."""
+    possible = [n for n in (1, 2, 4, 8, 16) if n <= offer.count] if offer.divisible else [offer.count]
+    if offer.divisible and offer.count not in possible:
+        possible.append(offer.count)
+    return [n for n in possible if wanted is None or wanted.count.holds(n)]
+
+
+def _options(
+    question: Question, demand: Demand, groups: _Groups, accelerators: Mapping[str, Accelerator]
+) -> tuple[list[_Option], list[Missed]]:
+    """Size every group once; count the offers of those that do not hold the model by reason."""
+    devices = sorted({name for name, _ in groups.offers})
+    counts = sorted({count for _, count in groups.offers})
+    if not devices:
+        return [], []
+    tokens = question.traffic.input_tokens + question.traffic.output_tokens
+    found = choose(
+        question.facts, question.job, [accelerators[name] for name in devices],
+        counts=counts, max_nodes=MOST_NODES, least_context=max(LEAST_CONTEXT, tokens),
+    )  # fmt: skip
+    fell = {(m.accelerator.name, m.count): m for m in reversed(found.missed) if m.nodes == 1}
+    best = _by_place(found)
+    counted = {each: work(question.facts, each) for each in {c.needs.job.precision for c in found.candidates}}
+    options: list[_Option] = []
+    missed: list[Missed] = []
+    for place, offers in groups.offers.items():
+        left = offers
+        refusal = fell[place].reason if place in fell else TOO_LITTLE
+        for candidate in best.get(place, ()):
+            able = [o for o in left if _spans(o, candidate.layout.nodes, demand)]
+            fit = _fit_of(question, candidate, counted) if able else None
+            if isinstance(fit, _Fit):
+                options.append(_Option(fit, tuple(able)))
+                left = [o for o in left if o not in able]
+            elif fit is not None:
+                refusal = fit
+                groups.declined[fit] += len(able)
+        if left:
+            groups.refused[refusal] += len(left)
+            missed += [fell[place]] if place in fell else []
+    return options, missed
+
+
+def _by_place(found: Choices) -> dict[tuple[str, int], list[Candidate]]:
+    """Return for each accelerator and count the best candidate of each number of nodes, fewest first."""
+    best: dict[tuple[str, int], dict[int, Candidate]] = {}
+    for each in found.candidates:
+        place = (each.accelerator.name, each.layout.count)
+        best.setdefault(place, {}).setdefault(each.layout.nodes, each)
+    return {place: [of[nodes] for nodes in sorted(of)] for place, of in best.items()}
+
+
+def _spans(offer: Offer, nodes: int, demand: Demand) -> bool:
+    """Return whether one replica may lie on so many machines of an offer."""
+    if nodes == 1:
+        return True
+    if Can.NODES not in demand.places.get(offer.backend, frozenset()):
+        return False
+    return offer.available is None or offer.available >= nodes
+
+
+def _fit_of(question: Question, candidate: Candidate, counted: Mapping[str, Work]) -> _Fit | str:
+    """Return the model on one set of accelerators, or why no engine serves it there."""
+    job, size = candidate.settled()
+    written = _engine_job(question, candidate, job, size)
+    refusal = ""
+    for name in AUTO_ENGINES if question.engine == "auto" else (question.engine,):
+        reason = engine(name).refuses(written)
+        if reason is None:
+            speed = _speed(question, candidate, job, size, name, counted[job.precision])
+            return _Fit(candidate, name, written, job, size, speed)
+        refusal = refusal or f"{name}: {reason}"
+    return refusal
+
+
+def _engine_job(question: Question, candidate: Candidate, job: ServingJob, size: Size) -> EngineJob:
+    layout, model = candidate.layout, question.model
+    default = size.memory_utilization if job.memory_utilization else None
+    return EngineJob(
+        model=question.facts,
+        source=Source(model.id, model.revision),
+        accelerator=candidate.accelerator,
+        count=layout.count,
+        nodes=layout.nodes,
+        tensor=layout.tensor,
+        pipeline=layout.pipeline,
+        precision=_precision(job.precision),
+        quantization=model.quantization,
+        kv_dtype=model.kv_cache,
+        kv_cache_bytes=size.device.kv_cache_bytes,
+        context_tokens=job.context,
+        max_num_seqs=size.max_num_seqs or None,
+        max_num_batched_tokens=size.max_num_batched_tokens or None,
+        memory_utilization=default,
+        adapters=tuple(Adapter(a.name, Source(a.id, a.revision)) for a in model.adapters),
+        served_name=question.served_name,
+        image=question.image,
+        version=question.version,
+        args=question.args,
+        env=question.env,
+        secrets=question.secrets,
+        load_bytes=size.device.weights_bytes * layout.devices,
+    )
+
+
+def _precision(name: str) -> Precision:
+    """Return a format as engines are told it; the spelling of a checkpoint is its own affair.
+
+    >>> _precision("fp8"), _precision("fp8_block128")
+    ('fp8', 'auto')
+    """
+    known: tuple[Precision, ...] = ("auto", "bf16", "fp16", "fp8", "int8", "int4", "fp4")
+    return next((precision for precision in known if precision == name), "auto")
+
+
+def _speed(
+    question: Question, candidate: Candidate, job: ServingJob, size: Size, name: str, counted: Work
+) -> Throughput | None:
+    layout = candidate.layout
+    if candidate.accelerator.bandwidth_gbs is None:
+        return None
+    return serving_throughput(
+        question.facts,
+        candidate.accelerator,
+        input_tokens=question.traffic.input_tokens,
+        output_tokens=question.traffic.output_tokens,
+        concurrency=question.traffic.concurrency,
+        tensor=layout.tensor,
+        pipeline=layout.pipeline,
+        weight_format=job.precision,
+        kv_dtype="bf16" if job.kv_cache == "auto" else job.kv_cache,
+        engine=name,
+        engine_version=question.version,
+        kv_cache_tokens=size.kv_cache_tokens,
+        max_sequences=size.max_num_seqs or None,
+        counted=counted,
+    )
+
+
+def _rank(fit: _Fit, choice: Choice, *, sort: Sort) -> tuple[object, ...]:
+    first: float
+    match sort:
+        case _ if fit.speed is None:
+            first = math.inf
+        case "throughput":
+            first = -fit.speed.output_tokens_s
+        case "latency":
+            first = fit.speed.ttft_s + fit.speed.tpot_s * 100
+        case "price":
+            first = choice.usd_per_million_tokens or 0.0
+    offer, candidate = choice.offer, fit.candidate
+    return (
+        bool(candidate.lowered), first, choice.price_usd_hour, candidate.layout.devices, offer.vram_bytes,
+        offer.backend, offer.region, offer.instance_type, offer.spot,
+    )  # fmt: skip
+
+
+def _refusals(matched: Matched, fallen: Counter[str]) -> tuple[Refusal, ...]:
+    total = Counter({r.reason: r.offers for r in matched.refused}) + fallen
+    return tuple(sorted((Refusal(r, n) for r, n in total.items()), key=lambda r: (-r.offers, r.reason)))
+
+
+def needs_text(question: Question) -> str:
+    """Return what the model needs in a phrase: its weights, and the tokens it must hold at once."""
+    job = question.job
+    tokens = (job.context or question.traffic.input_tokens + question.traffic.output_tokens) * job.concurrency
+    weights = question.facts.weights_bytes
+    size = f"{format_bytes(weights)} of weights" if weights else f"weights of {question.facts.id}"
+    return f"{size}, and a KV cache of {tokens:,} tokens"
+
+
+def _fix(missed: Sequence[Missed], declined: Counter[str], matched: Matched, demand: Demand) -> str:
+    """Return what to change: what engines ask for, else what the largest set that was tried lacks."""
+    if declined:
+        return max(declined, key=lambda said: (declined[said], said))
+    by_room = sorted(
+        missed, key=lambda m: (-m.accelerator.visible_bytes * m.count * m.nodes, m.accelerator.name)
+    )
+    for each in by_room:
+        change: Change | None = each.change()
+        if change is not None:
+            return f"{each.count} × {each.accelerator.name} would hold it with {change}"
+    if missed:
+        best = by_room[0]
+        name = f"{best.count} × {best.accelerator.name}"
+        return f"the largest set offered, {name}, is too small: allow more places"
+    return advise(demand, matched)
