@@ -147,22 +147,35 @@ def errors(cases: Sequence[Case], measured: Sequence[float], factors: Any) -> li
     return found
 
 
+def cases_of(path: Path, *, trains: bool) -> tuple[list[Case], list[float]]:
+    """Return the rows of one kind that have an answer, and the answers."""
+    rows, answers = read_rows(path)
+    scored = [(row, answer_of(row, given)) for row, given in zip(rows, answers, strict=True)]
+    known = [(row, answer) for row, answer in scored if answer is not None]
+    chosen = [(row, answer) for row, answer in known if (row["kind"] == TRAINS) == trains]
+    cases: list[Case] = [training(row) if trains else serving(row) for row, _ in chosen]
+    return cases, [answer for _, answer in chosen]
+
+
+def loss(
+    cases: Sequence[Case], measured: Sequence[float], factors: Any, values: Mapping[str, float], prior: Prior
+) -> float:
+    """Return how bad ``factors`` are, whose fitted values by path are ``values``."""
+    scale = weights(cases)
+    found = errors(cases, measured, factors)
+    far = sum(weight * abs(error) for weight, error in zip(scale, found, strict=True)) / sum(scale)
+    return far + PULL * sum(math.log(values[path] / guess) ** 2 for path, (guess, _) in prior.items())
+
+
 def fit(
     cases: Sequence[Case], measured: Sequence[float], start: Any, prior: Prior
 ) -> tuple[Any, dict[str, float]]:
     """Return the factors of least loss, and the values found by path."""
-    scale = weights(cases)
     values = {path: guess for path, (guess, _) in prior.items()}
     factors = start
     for path, value in values.items():
         factors = assign(factors, path, value)
-
-    def loss(candidate: Any, at: Mapping[str, float]) -> float:
-        found = errors(cases, measured, candidate)
-        far = sum(weight * abs(error) for weight, error in zip(scale, found, strict=True)) / sum(scale)
-        return far + PULL * sum(math.log(at[path] / guess) ** 2 for path, (guess, _) in prior.items())
-
-    best = loss(factors, values)
+    best = loss(cases, measured, factors, values, prior)
     step = dict.fromkeys(prior, 0.25)
     for _ in range(ROUNDS):
         for path, (_, bound) in prior.items():
@@ -170,12 +183,23 @@ def fit(
             for sign in (2, -2):
                 value = min(values[path] * math.exp(sign * step[path]), bound)
                 moved, there = assign(factors, path, value), {**values, path: value}
-                found = loss(moved, there)
+                found = loss(cases, measured, moved, there, prior)
                 if found < best - 1e-6:
                     factors, values, best = moved, there, found
                     step[path] *= 2.6
                     break
     return factors, values
+
+
+def shipped(factors: Any, prior: Prior) -> dict[str, float]:
+    """Return the values that ``factors`` have at the fitted paths."""
+    values = {}
+    for path in prior:
+        found = factors
+        for name in path.split("/"):
+            found = found[name] if isinstance(found, Mapping) else getattr(found, name)
+        values[path] = float(found)
+    return values
 
 
 def held_out(
@@ -246,20 +270,11 @@ def main() -> None:
     parser.add_argument("csv", type=Path)
     parser.add_argument("--hold", choices=["model", "source", "gpu"], default="")
     arguments = parser.parse_args()
-    rows, answers = read_rows(arguments.csv)
-    scored = [(row, answer_of(row, given)) for row, given in zip(rows, answers, strict=True)]
-    known = [(row, answer) for row, answer in scored if answer is not None]
-    served: list[tuple[Case, float]] = [
-        (serving(row), answer) for row, answer in known if row["kind"] != TRAINS
-    ]
-    trained: list[tuple[Case, float]] = [
-        (training(row), answer) for row, answer in known if row["kind"] == TRAINS
-    ]
-    for title, pairs, start, prior in (
-        ("serving", served, SERVING, SERVING_PRIOR),
-        ("training", trained, TRAINING, TRAINING_PRIOR),
+    for title, trains, start, prior in (
+        ("serving", False, SERVING, SERVING_PRIOR),
+        ("training", True, TRAINING, TRAINING_PRIOR),
     ):
-        cases, measured = [case for case, _ in pairs], [answer for _, answer in pairs]
+        cases, measured = cases_of(arguments.csv, trains=trains)
         if arguments.hold:
             print_held_out(title, cases, measured, start, prior, group_key(arguments.hold))
         else:

@@ -32,7 +32,16 @@ from tests.benchmarks.throughput import (
     serving,
     within,
 )
-from tests.benchmarks.throughput_fit import SERVING_PRIOR, TRAINING_PRIOR, assign
+from tests.benchmarks.throughput_fit import (
+    SERVING_PRIOR,
+    TRAINING_PRIOR,
+    Prior,
+    assign,
+    cases_of,
+    fit,
+    loss,
+    shipped,
+)
 
 ROOT = Path(__file__).parents[3]
 REFERENCE = ROOT / "tests/data/throughput.csv"
@@ -166,13 +175,22 @@ def test_a_rows_devices_are_all_used(count: str, tp: str, dp: str, layout: tuple
     assert layout_of({"n_gpus": count, "tp": tp, "dp": dp}) == layout
 
 
-@pytest.mark.parametrize("path", SERVING_PRIOR)
-def test_fitted_factor_exists_and_keeps_its_bound(path: str) -> None:
-    value: object = SERVING
-    for name in path.split("/"):
-        value = value[name] if isinstance(value, dict) else getattr(value, name)
-    assert isinstance(value, float)
-    assert 0 < value <= SERVING_PRIOR[path][1]
+FITTED = [(SERVING, SERVING_PRIOR), (TRAINING, TRAINING_PRIOR)]
+
+
+@pytest.mark.parametrize(("factors", "prior"), FITTED, ids=["serving", "training"])
+def test_shipped_factors_keep_the_bounds_of_physics(factors: object, prior: Prior) -> None:
+    values = shipped(factors, prior)
+    assert {path: value for path, value in values.items() if not 0 < value <= prior[path][1]} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("factors", "prior"), FITTED, ids=["serving", "training"])
+def test_shipped_factors_are_as_good_as_a_new_fit(factors: object, prior: Prior) -> None:
+    cases, measured = cases_of(REFERENCE, trains=factors is TRAINING)
+    fitted, values = fit(cases, measured, factors, prior)
+    best = loss(cases, measured, fitted, values, prior)
+    assert loss(cases, measured, factors, shipped(factors, prior), prior) <= 1.02 * best
 
 
 def test_assigning_a_factor_reaches_those_that_share_it() -> None:

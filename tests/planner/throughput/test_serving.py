@@ -37,8 +37,8 @@ def test_a_long_prompt_is_bound_by_compute() -> None:
     assert speed(tensor=2, input_tokens=30_000, output_tokens=10).bound_by == "compute"
 
 
-def test_a_bus_bounds_tensor_parallelism_at_large_batches() -> None:
-    assert speed(SMALL, CARD, tensor=8, concurrency=256).bound_by == "interconnect"
+def test_a_bus_bounds_tensor_parallelism_on_prompts() -> None:
+    assert speed(SMALL, CARD, tensor=8, input_tokens=4000, output_tokens=10).bound_by == "interconnect"
 
 
 def test_python_bounds_transformers() -> None:
