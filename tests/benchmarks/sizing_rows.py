@@ -19,6 +19,7 @@ from orchestrator.planner.sizing.values import (
     TrainingJob,
     Tuning,
 )
+from orchestrator.planner.sizing.weights import published_format
 from orchestrator.units import GIB
 
 ANSWERS = frozenset({"measured_gib", "measured_tokens", "notes"})
@@ -89,16 +90,16 @@ def format_of(row: Row) -> str:
 def facts_of(row: Row) -> ModelFacts:
     """Return the facts of a row's model: the catalog's, else from the row's columns."""
     facts = _published(row) or _from_columns(row)
-    # NVIDIA's NVFP4 checkpoints of Gemma leave attention in 16 bits, as their hf_quant_config says
-    skips = ("self_attn",) if facts.architecture.startswith("Gemma") and "fp4" in format_of(row) else ()
+    made_so = facts.quantization is not None and weight_format(published_format(facts)).name == format_of(row)
+    plain = replace(facts, quantization=None, quantization_bits=None, dtype="bf16")
+    if facts.architecture.startswith("Gemma") and "fp4" in format_of(row):
+        # NVIDIA's NVFP4 checkpoints of Gemma leave attention in 16 bits (their hf_quant_config)
+        plain = replace(plain, quantization_skips=("self_attn",))
+    speculative = int(facts.architecture.startswith(_SPECULATIVE))
     return replace(
-        facts,
-        quantization=None,
-        quantization_bits=None,
-        quantization_skips=skips,
+        facts if made_so else plain,
         weights_bytes=None,
-        dtype="bf16",
-        extra={**facts.extra, "num_nextn_predict_layers": int(facts.architecture.startswith(_SPECULATIVE))},
+        extra={**facts.extra, "num_nextn_predict_layers": speculative},
     )
 
 
@@ -131,7 +132,19 @@ def _from_columns(row: Row) -> ModelFacts:
     if total is not None and counted is not None and abs(total - (counted - tower / 1e9)) < 0.01 * counted:
         total += tower / 1e9  # the column counted the text model alone
     facts = replace(facts, parameters=round(total * 1e9) if total else None)
-    return _widths(facts)
+    return _with_tower(_widths(facts), stated, counted)
+
+
+def _with_tower(facts: ModelFacts, stated: float, counted: float | None) -> ModelFacts:
+    """Return the facts with a tower where the stated count leaves one over a text model's shapes.
+
+    Qwen2-VL's and 2.5-VL's towers have 0.66 to 0.69 billion parameters, and no other published
+    one comes near; rows of their finetunes name no architecture.
+    """
+    if counted is None or facts.vision is not None or not 0.6 < stated - counted < 0.75:
+        return facts
+    tower = VisionFacts(32, 1280, 3420, 16, 14, 224, round((stated - counted) * 1e9))
+    return replace(facts, vision=tower, architecture="Qwen2_5_VLForConditionalGeneration")
 
 
 def _settled(stated: float | None, counted: float | None, named: float | None) -> float | None:

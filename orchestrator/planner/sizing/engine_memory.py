@@ -21,6 +21,16 @@ OWN_WORKSPACE = frozenset({"mxfp4"})
 """Formats whose expert kernels keep no workspace between steps (gpt-oss in PR #205's logs)."""
 
 
+VISION_STATES = 44
+"""16-bit values of a vision tower's hidden size that one patch keeps while an engine profiles
+its largest image: 6.90 GiB at 65,536 patches of 1,280 (Lingshu-32B, a Qwen2.5-VL, in PR #205)."""
+
+NATIVE_RESOLUTION = ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3_5")
+NATIVE_PATCHES = 65_536
+"""Architectures whose images keep their size, and the patches of the largest one they take
+(preprocessor_config.json: 12,845,056 pixels in patches of 14, 16,777,216 in patches of 16)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The largest batch an engine prepares for: sequences, and tokens in one step."""
@@ -47,8 +57,9 @@ def activation_bytes(
     forward = batch.tokens * (products * inner + 4 * h) * element
     stream = batch.tokens * h * element
     sampler = batch.sequences * facts.vocab * profile.sampler_element_bytes + stream
+    encoder = _encoder_bytes(facts)
     keeps_workspace = profile.moe_workspace and facts.experts and weights not in OWN_WORKSPACE
-    return max(forward, sampler) + (_workspace_bytes(facts, job, batch) if keeps_workspace else 0.0)
+    return max(forward, sampler, encoder) + (_workspace_bytes(facts, job, batch) if keeps_workspace else 0.0)
 
 
 def _eager_bytes(
@@ -59,6 +70,16 @@ def _eager_bytes(
     if profile.prompt_logits:
         return max(forward, batch.tokens * facts.vocab * 6)
     return max(forward, batch.sequences * facts.vocab * 4)
+
+
+def _encoder_bytes(facts: ModelFacts) -> float:
+    """Return what a vision tower keeps while it reads the largest image."""
+    tower = facts.vision
+    if tower is None:
+        return 0.0
+    native = facts.architecture.startswith(NATIVE_RESOLUTION)
+    patches = NATIVE_PATCHES if native else (tower.image // tower.patch) ** 2
+    return patches * VISION_STATES * tower.hidden * 2
 
 
 def _workspace_bytes(facts: ModelFacts, job: ServingJob, batch: Batch) -> float:

@@ -8,32 +8,35 @@ from orchestrator.planner.sizing.values import Measured
 from orchestrator.units import GIB
 
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
+_GIB = rf"{_NUMBER}\s*Gi?B"
 _WEIGHTS = (
-    rf"[Mm]odel loading took {_NUMBER} Gi?B",
-    rf"[Ll]oading model weights took {_NUMBER} Gi?B",
-    rf"model weights take {_NUMBER}\s*Gi?B",
-    rf"Load weight end\..*?mem usage={_NUMBER} GB",
+    rf"[Mm]odel loading took {_GIB}",
+    rf"[Ll]oading model weights took {_GIB}",
+    rf"model weights take {_GIB}",
+    rf"weights memory: {_GIB}",
+    rf"{_GIB} for weight\b",
+    rf"Load weight end\..*?mem usage={_GIB}",
 )
 _ACTIVATIONS = (
-    rf"PyTorch activation peak memory takes {_NUMBER}\s*Gi?B",
-    rf"{_NUMBER} Gi?B for peak activation",
-    rf"torch peak memory increase:? {_NUMBER} Gi?B",
+    rf"PyTorch activation peak memory takes {_GIB}",
+    rf"{_GIB} for peak activation",
+    rf"torch peak memory increase:? {_GIB}",
 )
 _NON_TORCH = (
-    rf"non_torch_memory takes {_NUMBER}\s*Gi?B",
-    rf"{_NUMBER} Gi?B for non-torch memory",
-    rf"non-torch forward increase memory:? {_NUMBER} Gi?B",
+    rf"non_torch_memory takes {_GIB}",
+    rf"{_GIB} for non-torch memory",
+    rf"non-torch forward increase memory:? {_GIB}",
 )
 _GRAPHS = (
-    rf"Graph capturing finished in .*?took {_NUMBER} Gi?B",
-    rf"{_NUMBER} Gi?B for CUDAGraph memory",
-    rf"Capture cuda graph end\..*?mem usage={_NUMBER} GB",
+    rf"Graph capturing finished in .*?took {_GIB}",
+    rf"{_GIB} for CUDAGraph memory",
+    rf"Capture cuda graph end\..*?mem usage={_GIB}",
 )
 _POOL = (
-    rf"Available KV cache memory: {_NUMBER} Gi?B",
-    rf"memory reserved for KV Cache is {_NUMBER}\s*Gi?B",
+    rf"Available KV cache memory: {_GIB}",
+    rf"memory reserved for KV Cache is {_GIB}",
 )
-_SPLIT_POOL = rf"KV Cache is allocated\..*?K size: {_NUMBER} GB, V size: {_NUMBER} GB"
+_SPLIT_POOL = rf"KV Cache is allocated\..*?K size: {_GIB}, V size: {_GIB}"
 _TOKENS = (r"GPU KV cache size: ([\d,]+) tokens", r"max_total_num_tokens=(\d+)")
 _BLOCKS = r"# (?:GPU|cuda) blocks: (\d+)"
 _BLOCK_SIZE = r"block_size[=:]\s*(\d+)"

@@ -289,11 +289,12 @@ def _pool(memory: DeviceMemory, profile: EngineProfile, share: float) -> tuple[f
     if profile.base == "free":
         left = memory.visible_bytes - memory.non_kv_bytes
         return share * left, (1 - share) * left - graphs_out
-    budget = share * memory.visible_bytes
     if profile.base == "static":
-        pool = budget - memory.weights_bytes - memory.adapter_bytes
-        others = memory.activations_bytes + memory.non_torch_bytes + graphs_out
-        return pool, memory.visible_bytes - budget - others
+        # the share counts from what is free once the process and its ranks have started
+        free = memory.visible_bytes - memory.non_torch_bytes
+        pool = share * free - memory.weights_bytes - memory.adapter_bytes
+        return pool, (1 - share) * free - memory.activations_bytes - graphs_out
+    budget = share * memory.visible_bytes
     return budget - memory.non_kv_bytes - graphs_in, memory.visible_bytes - budget - graphs_out
 
 

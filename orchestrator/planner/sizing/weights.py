@@ -60,8 +60,10 @@ def weight_bytes(facts: ModelFacts, precision: str, *, loaded: bool = True) -> W
     [14.96, 8.46]
     """
     fmt = weight_format(precision)
-    sized = _by_scope(count_parts(facts), fmt, facts)
     as_published = weight_format(published_format(facts)).name == fmt.name
+    if as_published and facts.quantization_bits and fmt.bits < 16:
+        fmt = replace(fmt, bits=facts.quantization_bits)  # the group size of this very checkpoint
+    sized = _by_scope(count_parts(facts), fmt, facts)
     if facts.weights_bytes is not None and as_published:
         known = facts.weights_bytes - (_speculative_bytes(facts, fmt) if loaded else 0)
         return _scaled(sized, max(0.0, known) / sized.total)

@@ -24,6 +24,13 @@ VLLM = """\
 (Worker_TP1) INFO gpu_worker.py:356] Available KV cache memory: 63.70 GiB
 INFO kv_cache_utils.py:1307] GPU KV cache size: 1,044,688 tokens
 """
+VLLM_DEBUG = """\
+DEBUG Memory profiling takes 5.11 seconds. Total non KV cache memory: 17.12GiB; torch peak memory increase: \
+1.89GiB; non-torch forward increase memory: 0.25GiB; weights memory: 14.99GiB.
+INFO Free memory on device (78.65/79.19 GiB) on startup. Desired GPU memory utilization is \
+(0.95, 75.23 GiB). Actual usage is 14.99 GiB for weight, 1.89 GiB for peak activation, 0.25 GiB for \
+non-torch memory, and 0.91 GiB for CUDAGraph memory.
+"""
 SGLANG = """\
 [2025-06-01 10:00:00 TP0] Load weight end. type=Qwen3ForCausalLM, dtype=torch.bfloat16, avail mem=15.98 GB, \
 mem usage=7.08 GB.
@@ -57,6 +64,16 @@ def gib(value: float | None) -> int | None:
             Measured(weights_bytes=gib(7.52), kv_cache_bytes=gib(63.70), kv_cache_tokens=1_044_688),
         ),
         (
+            VLLM_DEBUG,
+            Measured(
+                weights_bytes=gib(14.99),
+                activations_bytes=gib(1.89),
+                non_torch_bytes=gib(0.25),
+                graphs_bytes=gib(0.91),
+                visible_bytes=gib(79.19),
+            ),
+        ),
+        (
             SGLANG,
             Measured(
                 weights_bytes=gib(7.08),
@@ -66,7 +83,7 @@ def gib(value: float | None) -> int | None:
             ),
         ),
     ],
-    ids=["vllm 0.6", "vllm 0.19, two ranks", "sglang"],
+    ids=["vllm 0.6", "vllm 0.19, two ranks", "vllm 0.19, debug", "sglang"],
 )
 def test_the_lines_of_each_engine_are_understood(text: str, expected: Measured) -> None:
     assert from_log(text) == expected
