@@ -79,11 +79,15 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A named volume or a folder of the machine, seen inside the container at ``target``."""
+    """A named volume or a folder of the machine, seen inside the container at ``target``.
+
+    A ``cache`` is a volume that nobody has to ask for: a place with volumes makes it when it is
+    not there, and one without goes on without it.
+    """
 
     source: str
     target: str
-    kind: Literal["volume", "folder"] = "volume"
+    kind: Literal["volume", "folder", "cache"] = "volume"
     read_only: bool = False
 
 

@@ -175,7 +175,7 @@ def mount_body(mount: Mount, namespace: str) -> dict[str, Any]:
     >>> mount_body(Mount("data", "/data"), "modelyard")["Source"]
     'modelyard-data'
     """
-    is_volume = mount.kind == "volume"
+    is_volume = mount.kind != "folder"
     return {
         "Type": "volume" if is_volume else "bind",
         "Source": f"{namespace}-{mount.source}" if is_volume else mount.source,

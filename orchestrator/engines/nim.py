@@ -63,7 +63,7 @@ class Nim:
             env=arguments.overlay(_environment(job), job.env),
             secrets=job.secrets,
             registry=(REGISTRY_USER, secrets[KEY]) if KEY in secrets else None,
-            caches=(Mount("modelyard-nim", CACHE),),
+            caches=(Mount("nim", CACHE, "cache"),),
             shm_bytes=SHM_BYTES,
             port=job.port or PORT,
             probe=Probe(

@@ -256,8 +256,8 @@ def _environment(job: ServingJob) -> tuple[tuple[str, str], ...]:
 
 
 def _caches(job: ServingJob, version: str) -> tuple[Mount, ...]:
-    hub = Mount("modelyard-huggingface", "/root/.cache/huggingface")
-    compiled = Mount(f"modelyard-sglang-{version}-{job.family}", "/root/.cache/flashinfer")
+    hub = Mount("huggingface", "/root/.cache/huggingface", "cache")
+    compiled = Mount(f"sglang-{version}-{job.family}", "/root/.cache/flashinfer", "cache")
     return (hub, compiled) if job.source.scheme == "hub" else (compiled,)
 
 

@@ -95,7 +95,7 @@ class Tgi:
             command=words,
             env=arguments.overlay(_environment(job), job.env),
             secrets=job.secrets,
-            caches=(Mount("modelyard-tgi", "/data"),) if job.source.scheme == "hub" else (),
+            caches=(Mount("tgi", "/data", "cache"),) if job.source.scheme == "hub" else (),
             shm_bytes=startup.shm_bytes(job),
             port=job.port or PORT,
             probe=Probe(

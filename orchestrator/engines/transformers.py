@@ -172,8 +172,8 @@ def _environment(job: ServingJob) -> tuple[tuple[str, str], ...]:
 
 
 def _caches(job: ServingJob, *, pip: bool) -> tuple[Mount, ...]:
-    hub = Mount("modelyard-huggingface", "/root/.cache/huggingface")
-    wheels = Mount("modelyard-pip", "/root/.cache/pip")
+    hub = Mount("huggingface", "/root/.cache/huggingface", "cache")
+    wheels = Mount("pip", "/root/.cache/pip", "cache")
     return ((hub,) if job.source.scheme == "hub" else ()) + ((wheels,) if pip else ())
 
 

@@ -316,8 +316,8 @@ def caches(job: ServingJob, name: str) -> tuple[Mount, ...]:
     48 s against 79 s from boot to ready on an A10 (vllm pull 49782).
     """
     home = home_of(job)
-    hub = Mount("modelyard-huggingface", f"{home}/.cache/huggingface")
-    compiled = Mount(f"modelyard-{name}-{job.family}", f"{home}/.cache/vllm")
+    hub = Mount("huggingface", f"{home}/.cache/huggingface", "cache")
+    compiled = Mount(f"{name}-{job.family}", f"{home}/.cache/vllm", "cache")
     return (hub, compiled) if job.source.scheme == "hub" else (compiled,)
 
 
