@@ -9,6 +9,7 @@ only: it leans on ``/proc``, ``prctl``, ``pidfd_open`` and ``inotify``.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pwd
@@ -113,7 +114,7 @@ class Process:
         """Hand ``launch`` to a supervisor of its own, or find that it has one."""
         self._refuse_what_it_cannot(launch)
         env = self._environment(launch, secrets)
-        with self._alone():
+        with self._edge(), self._alone():
             if found := self._shelf.find_begun(launch.name):
                 return found
             progress("starting")
@@ -129,25 +130,26 @@ class Process:
 
     def instances(self) -> Sequence[Instance]:
         """Return the launches of this namespace, ordered by name."""
-        with self._readable():
+        with self._edge():
             return tuple(found for name in self._shelf.names() if (found := self._shelf.find(name)))
 
     def stop(self, name: str, *, grace_s: float) -> None:
         """Tell the supervisor to stop the launch, and wait until it has."""
-        if not self._shelf.is_kept(name):
-            self._shelf.find(name)  # one that was lost is written down as such
-            return
-        self._shelf.tell_to_stop(name, grace_s)
-        if not self._shelf.has_ended(name, within_s=grace_s + SLACK_S):
-            self._shelf.kill_supervisor(name)
-            self._shelf.settle(name, "stopped", "its supervisor did not answer and was killed")
+        with self._edge():
+            if not self._shelf.is_kept(name):
+                self._shelf.find(name)  # one that was lost is written down as such
+                return
+            self._shelf.tell_to_stop(name, grace_s)
+            if not self._shelf.has_ended(name, within_s=grace_s + SLACK_S):
+                self._shelf.kill_supervisor(name)
+                self._shelf.settle(name, "stopped", "its supervisor did not answer and was killed")
 
     def remove(self, name: str) -> None:
         """Forget the launch and its output; one that runs is killed first."""
         if not NAME.fullmatch(name) or not self._shelf.folder(name).exists():
             return
         self.stop(name, grace_s=0.0)
-        with self._alone():
+        with self._edge(), self._alone():
             self._shelf.forget(name)
 
     # --- output
@@ -156,14 +158,12 @@ class Process:
         self, name: str, *, follow: bool = False, since: datetime | None = None, tail: int | None = None
     ) -> Iterator[LogLine]:
         """Yield the launch's lines; of a long output the last 16 to 32 MiB are there."""
-        if self._shelf.find(name) is None:
-            raise NotFound(f"{self.name} has no launch {name!r}")
+        self._find(name)
         return self._lines(name, follow=follow, since=since, tail=tail)
 
     def execute(self, name: str, command: Sequence[str], *, tty: bool) -> int:
         """Run ``command`` where and with what the launch runs; secrets come from its own memory."""
-        if self._shelf.find(name) is None:
-            raise NotFound(f"{self.name} has no launch {name!r}")
+        self._find(name)
         pid, ticks = self._shelf.status(name).get("pid", (0, None))
         try:
             pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
@@ -183,7 +183,8 @@ class Process:
 
     def watch(self, closed: Flag) -> Iterator[str]:
         """Yield names as states are written; a supervisor that was killed shows within 2 s."""
-        self._make_folders()
+        with self._edge():
+            self._shelf.launches.mkdir(mode=0o700, parents=True, exist_ok=True)
         with Changes(self._shelf.launches, deep=True) as changes:
             kept, looked_at = self._shelf.kept(), time.monotonic()
             while not closed.is_set():
@@ -377,28 +378,36 @@ class Process:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the folder against other starters, of every namespace."""
-        self._make_folders()
+        self._shelf.launches.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(self.state_dir / "lock"):
             yield
 
     @contextlib.contextmanager
-    def _readable(self) -> Iterator[None]:
+    def _edge(self) -> Iterator[None]:
+        """Turn what the system says of the folder into errors of ours."""
         try:
             yield
-        except (NotADirectoryError, PermissionError) as error:
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoCapacity(
+                    f"{self.state_dir}: {error.strerror}", backend=self.name, fix="free some space there"
+                ) from None
             raise Unreachable(
                 f"{self.state_dir}: {error.strerror}",
                 backend=self.name,
                 fix="set state_dir to a folder of yours",
             ) from None
 
-    def _make_folders(self) -> None:
-        with self._readable():
-            self._shelf.launches.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def _find(self, name: str) -> Instance:
+        with self._edge():
+            found = self._shelf.find(name)
+        if found is None:
+            raise NotFound(f"{self.name} has no launch {name!r}")
+        return found
 
     def _held(self) -> list[Record]:
         """Return the records of all that runs here, of every namespace."""
-        with self._readable():
+        with self._edge():
             if not self.state_dir.exists():
                 return []
             shelves = [Shelf(place) for place in sorted(self.state_dir.iterdir()) if place.is_dir()]

@@ -21,15 +21,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 LOG_BYTES = 16 * 2**20
 """At this size the log becomes ``log.1``; with the one before it gone, twice this is kept."""
 LINE_BYTES = 64 * 2**10
-BACKOFF_S, BACKOFF_MOST_S, STEADY_S = 0.2, 60.0, 60.0
-DRAIN_S = 1.0
+RESTARTS = 5
+"""How often a launch that fails is started again before the loop has to look at it."""
+BACKOFF_S, STEADY_S = 0.2, 60.0
+DRAIN_S, FULL_S = 1.0, 1.0
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 NOT_FOUND, NOT_RUNNABLE = 127, 126  # what a shell says, POSIX 2.8.2
 
@@ -68,7 +70,8 @@ class Log:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = self._open()
-        self._last = datetime.min.replace(tzinfo=UTC)
+        self._last_us = 0
+        self._second = (0, b"")
         self._rest = {"o": b"", "e": b""}
 
     def take(self, stream: str, chunk: bytes) -> None:
@@ -93,8 +96,8 @@ class Log:
         self._file.close()
 
     def _write(self, stream: str, lines: list[bytes]) -> None:
-        letter = stream.encode()
-        text = b"".join(b"%s %s %s\n" % (self._time(), letter, line) for line in lines)
+        letter, now_us = stream.encode(), time.time_ns() // 1000
+        text = b"".join(b"%s %s %s\n" % (self._stamp(now_us), letter, line) for line in lines)
         try:
             self._file.write(text)
             if self._file.tell() > LOG_BYTES:
@@ -107,10 +110,13 @@ class Log:
     def _open(self) -> IO[bytes]:
         return self._path.open("ab", buffering=0)
 
-    def _time(self) -> bytes:
+    def _stamp(self, now_us: int) -> bytes:
         # each line its own time, so that "since the last one I saw" is exact
-        self._last = max(datetime.now(UTC), self._last + timedelta(microseconds=1))
-        return self._last.isoformat(timespec="microseconds").encode()
+        self._last_us = max(now_us, self._last_us + 1)
+        second, fraction = divmod(self._last_us, 1_000_000)
+        if second != self._second[0]:
+            self._second = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+        return b"%s.%06d+00:00" % (self._second[1], fraction)
 
 
 class Supervisor:
@@ -139,25 +145,29 @@ class Supervisor:
         }
 
     def run(self) -> None:
-        """Run the launch to its end, again and again where it is to be restarted."""
+        """Run the launch to its end, and again where it is to be restarted after a failure."""
         self._libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._listen()
         self._tell()
-        pause_s = BACKOFF_S
-        while True:
-            began = time.monotonic()
-            self._live()
-            if self._is_told() or not self._order["restart"] or not self._pid:
+        failures, began = 0, time.monotonic()
+        self._live()
+        while self._order["restart"] and self._pid and self.status["exit_code"]:
+            failures = 0 if time.monotonic() - began > STEADY_S else failures
+            pause_s = BACKOFF_S * 2**failures
+            failures += 1
+            if failures > RESTARTS or self._is_told():
                 break
-            pause_s = BACKOFF_S if time.monotonic() - began > STEADY_S else pause_s
             self._tell(phase="pending", message=f"restarts in {pause_s:g} s")
             self._rest(pause_s)
             if self._is_told():
                 break
-            pause_s = min(2 * pause_s, BACKOFF_MOST_S)
             self.status["restarts"] += 1
+            began = time.monotonic()
+            self._live()
         self._log.close()
-        self._tell(phase="exited", finished_at=_now(), **self._end())
+        self.status |= {"phase": "exited", "finished_at": _now(), **self._end()}
+        while not self._tell():
+            time.sleep(FULL_S)  # the disk is full: until there is room for its end it counts as running
 
     # --- one life
 
@@ -330,12 +340,16 @@ class Supervisor:
             self._close(pipe)
         self._log.finish()
 
-    def _tell(self, **changes: Any) -> None:
+    def _tell(self, **changes: Any) -> bool:
+        """Write the state down, and say whether that is done with."""
         self.status |= changes
         try:
             write_whole(self._status_file, json.dumps(self.status))
         except FileNotFoundError:
             self._reason = self._reason or "stopped"  # removed under us: there is nobody left to tell
+        except OSError:
+            return False
+        return True
 
 
 def _now() -> str:

@@ -330,7 +330,7 @@ class Sim:
             script=script,
             since=now,
             resources=launch.resources,
-            lives=None if launch.restart and Can.RESTART in self.can else 1,
+            lives=None if launch.restart and script.exit_code and Can.RESTART in self.can else 1,
             lines=script.prints + _digests(script, launch, secrets),
             volumes=tuple(m.source for m in launch.mounts if m.kind == "volume"),
         )

@@ -482,6 +482,8 @@ class BackendContract:
         stopped = self.until(backend, Phase.EXITED)
         assert stopped.reason == "stopped"
         assert self.find(backend) == stopped
+        ended = self.run(backend, self.launch("quick", "contract-1-0-1", replica=1, restart=True))
+        assert (ended.exit_code, ended.restarts) == (0, 0)
 
     def test_stopped_launch_is_asked_first_and_stays_listed(self, backend: Backend) -> None:
         """Clause 25."""

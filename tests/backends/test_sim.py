@@ -311,7 +311,9 @@ def test_half_a_line_is_no_change(tmp_path: Path) -> None:
 def test_world_on_disk_keeps_all_it_knows(tmp_path: Path) -> None:
     clock = Hand()
     state = tmp_path / "world"
-    first = Sim(state=state, clock=clock, script={"*": Script(run_s=9, prints=("hi",), ready_s=1)})
+    first = Sim(
+        state=state, clock=clock, script={"*": Script(run_s=9, exit_code=1, prints=("hi",), ready_s=1)}
+    )
     launch = Launch(
         "chat-0-0-1", "chat", ports=(Port(80),), resources=Resources(cpu=2, accelerators=2), restart=True
     )
