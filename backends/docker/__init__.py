@@ -20,7 +20,8 @@ from backends.docker import container as containers
 from backends.docker.container import LAUNCH, NAMESPACE, VOLUME, to_instance
 from backends.docker.devices import choose, of_kind
 from backends.docker.engine import Engine, EngineError, Json, filters, local_endpoint
-from backends.docker.images import pull, without_noise
+from backends.docker.images import pull
+from backends.docker.refusals import explained
 from backends.docker.streams import engine_time, forward, frames, log_lines, raw_terminal
 from backends.machine import Device, Machine, arch_name, inventory
 from orchestrator.backend import (
@@ -49,7 +50,9 @@ from orchestrator.units import format_bytes
 INVENTORY_S = 60.0
 """A vendor's tool is asked again after this long: it may wake every GPU, and they rarely change."""
 
-CREATE_TRIES = 8
+MOST_MEETINGS = 8
+"""How often a start gives way to other starters before it leaves it for another time."""
+
 STOP_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Stopping is repeated: the engine says yes to it for a container that is just being restarted."""
 
@@ -132,15 +135,20 @@ class Docker:
 
     def start(self, launch: Launch, *, secrets: Mapping[str, str], progress: Progress) -> Instance:
         """Create and start the container of ``launch``, or find it."""
-        while True:
+        met = 0
+        while met < MOST_MEETINGS:
             found = self._find(launch.name)
-            if found is None:
-                self._create(launch, secrets, progress)
-                found = self._must_find(launch.name)
-            if not _is_waiting(found):
+            if found is not None and not _is_waiting(found):
                 return self._instance(found)
-            progress("starting")
-            self._run(found, launch)
+            if found is None:
+                went_on = self._create(launch, secrets, progress)
+            else:
+                progress("starting")
+                went_on = self._run(found, launch)
+            if not went_on:
+                _pause_unlike_others(met)
+                met += 1
+        raise Busy(f"launch '{launch.name}' could not start: others kept coming first", backend=self.name)
 
     def instances(self) -> Sequence[Instance]:
         """Return every launch of our namespace, running or ended, ordered by name."""
@@ -253,7 +261,7 @@ class Docker:
             return
         self._require_ours(found, f"volume '{self._volume_name(name)}'")
         try:
-            with _gone_is_fine(), self._engine.client() as client:
+            with _suppress(404), self._engine.client() as client:
                 client.remove_volume(found["Name"])
         except EngineError as refusal:
             if refusal.status != 409:
@@ -302,12 +310,13 @@ class Docker:
 
     def _find(self, launch: str) -> Json | None:
         """Return the container of ``launch``, under its name or the one that says it was stopped."""
-        name = self._container_name(launch)
-        found = self._engine.get_all(
-            [f"/containers/{name}/json", f"/containers/{name}{containers.STOPPED}/json"]
-        )
         ours = {NAMESPACE: self._namespace, LAUNCH: launch}.items()
-        return next((one for one in found if one and ours <= (one["Config"]["Labels"] or {}).items()), None)
+        for ending in ("", containers.STOPPED):
+            path = f"/containers/{self._container_name(launch)}{ending}/json"
+            one: Json | None = self._engine.get(path)
+            if one and ours <= (one["Config"]["Labels"] or {}).items():
+                return one
+        return None
 
     def _must_find(self, launch: str) -> Json:
         found = self._find(launch)
@@ -333,8 +342,8 @@ class Docker:
                 self._machine = (now, self._read_machine())
             return self._machine[1]
 
-    def _create(self, launch: Launch, secrets: Mapping[str, str], progress: Progress) -> None:
-        """Create the container, with accelerators that no other container holds."""
+    def _create(self, launch: Launch, secrets: Mapping[str, str], progress: Progress) -> bool:
+        """Create the container, with the image pulled; False when its name is just being freed."""
         image = launch.image or self._default_image
         if image is None:
             raise Rejected(
@@ -345,14 +354,13 @@ class Docker:
         self._require_volumes(launch.mounts)
         if self._pull_policy == "always":
             self._pull(image, secrets, progress)
-        for trial in range(CREATE_TRIES):
-            body = self._body(launch, image, secrets)
-            if self._try_create(launch, body, secrets, progress):
-                return
-            _pause_unlike_others(trial)
-        raise Busy(
-            f"launch '{launch.name}' could not be created: others kept coming first", backend=self.name
-        )
+        try:
+            return self._try_create(launch, self._body(launch, image, secrets))
+        except EngineError as refusal:
+            if refusal.status != 404 or "No such image" not in refusal.message:
+                raise self._explained(refusal, launch) from refusal
+        self._pull_missing(image, secrets, progress)
+        return self._try_create(launch, self._body(launch, image, secrets))
 
     def _body(self, launch: Launch, image: str, secrets: Mapping[str, str]) -> dict[str, Any]:
         devices = self._choose(launch) if launch.resources.accelerators else ()
@@ -383,25 +391,15 @@ class Docker:
             )
         return chosen
 
-    def _try_create(
-        self, launch: Launch, body: Mapping[str, Any], secrets: Mapping[str, str], progress: Progress
-    ) -> bool:
-        """Create the container; False when the choice of accelerators or name has to be made again."""
+    def _try_create(self, launch: Launch, body: dict[str, Any]) -> bool:
         try:
             with self._engine.client() as client:
-                name = self._container_name(launch.name)
                 create = client.create_container_from_config
-                identity = create(dict(body), name)["Id"]  # type: ignore[no-untyped-call]  # not in the stubs
+                create(body, self._container_name(launch.name))  # type: ignore[no-untyped-call]  # not in the stubs
         except EngineError as refusal:
-            if refusal.status == 404 and "No such image" in refusal.message:
-                self._pull_missing(body["Image"], secrets, progress)
-                return False
-            if refusal.status == 409:
-                return self._is_taken(launch.name)
-            raise self._explained(refusal, launch) from refusal
-        if self._lost_a_race(launch.name, identity, body):
-            self._delete(identity)
-            return False
+            if refusal.status != 409:
+                raise
+            return self._is_taken(launch.name)
         return True
 
     def _is_taken(self, launch: str) -> bool:
@@ -416,25 +414,28 @@ class Docker:
             )
         return holder is not None
 
-    def _lost_a_race(self, launch: str, identity: str, body: Mapping[str, Any]) -> bool:
-        """Say whether another container holds an accelerator of ours, or is this launch, stopped.
+    def _meets_another(self, container: Json) -> bool:
+        """Say whether another container holds an accelerator of this one's, or is its launch, stopped.
 
         Everyone creates first and looks afterwards, so of two that meet at least one sees the
         other. Whoever sees another steps back, without regard to who was first: a rule by age
         or name would let both go on when the elder becomes visible late.
         """
-        others = [one for one in self._listing(everyone=True) if one["Id"] != identity]
+        others = [one for one in self._listing(everyone=True) if one["Id"] != container["Id"]]
         _, _, held = containers.held(others)
-        mine = body["Labels"].get(containers.DEVICES, "").split(",")
-        stopped = f"/{self._container_name(launch)}{containers.STOPPED}"
+        mine = container["Config"]["Labels"].get(containers.DEVICES, "").split(",")
+        stopped = container["Name"] + containers.STOPPED
         return not held.isdisjoint(mine) or any(stopped in one["Names"] for one in others)
 
-    def _run(self, found: Json, launch: Launch) -> None:
-        """Put the files in and start; a container that cannot start is not left behind.
+    def _run(self, found: Json, launch: Launch) -> bool:
+        """Put the files in and start; False when the container was given up, to be made anew.
 
-        Where the engine may not raise limits, the container is gone afterwards, to be made without.
+        One that cannot start is not left behind.
         """
         identity = found["Id"]
+        if self._meets_another(found):
+            self._give_up(identity)
+            return False
         try:
             with self._engine.client() as client:
                 if launch.files:
@@ -444,23 +445,31 @@ class Docker:
                     client.put_archive(identity, "/", packed)
                 client.start(identity)
         except EngineError as refusal:
+            if refusal.status == 404 and "No such container" in refusal.message:
+                return False  # another starter of this launch gave it up
+            self._give_up(identity)
             if "setting rlimit" in refusal.message and self._raises_limits:
                 # A rootless engine may not raise limits; its own then hold for accelerator work.
                 self._raises_limits = False
-                self._delete(identity)
-                return
-            explained = self._explained(refusal, launch)
-            if not isinstance(explained, EngineError):
-                self._delete(identity)
-            raise explained from refusal
+                return True
+            raise self._explained(refusal, launch) from refusal
+        return True
+
+    def _give_up(self, identity: str) -> None:
+        """Delete a container that does not run; one that another starter has started stays."""
+        with _suppress(404, 409), self._engine.client() as client:
+            client.remove_container(identity, v=True)
 
     def _delete(self, identity: str) -> None:
-        with _gone_is_fine(), self._engine.client() as client:
+        """Delete a container, killing it; 409 is one whose deletion is under way already."""
+        with _suppress(404, 409), self._engine.client() as client:
             client.remove_container(identity, v=True, force=True)
 
     def _require_volumes(self, mounts: Sequence[Mount]) -> None:
-        """Refuse a volume that is not there: the engine would quietly make an empty one."""
+        """Refuse a volume that is not there: the engine would quietly make an empty one. Make caches."""
         for mount in mounts:
+            if mount.kind == "cache":
+                self.create_volume(mount.source, size_bytes=None)
             if mount.kind != "volume":
                 continue
             found = self._engine.get(f"/volumes/{self._volume_name(mount.source)}")
@@ -473,44 +482,14 @@ class Docker:
             self._require_ours(found, f"volume '{self._volume_name(mount.source)}'")
 
     def _explained(self, refusal: EngineError, launch: Launch) -> BackendError:
-        """Return the engine's refusal to start as an error of ours.
+        return explained(refusal, launch, holder=self._port_holder, backend=self.name)
 
-        The engine answers 500 to most of what a user did wrong, so its words are all there is
-        to tell the kinds apart.
-        """
-        text = refusal.message
-        if "port is already allocated" in text or "address already in use" in text:
-            return self._port_taken(text)
-        if "no space left on device" in text:
-            return NoCapacity("the engine's disk is full", backend=self.name, fix="docker system prune")
-        if "could not select device driver" in text:
-            return Rejected(
-                "the Docker engine cannot hand out GPUs",
-                backend=self.name,
-                fix="install the NVIDIA Container Toolkit and restart Docker",
-            )
-        if 400 <= refusal.status < 500 or "OCI runtime" in text:
-            return Rejected(
-                f"launch '{launch.name}' cannot start: {without_noise(text)}",
-                backend=self.name,
-                fix="check image, commands, mounts and resources of the spec",
-            )
-        return refusal
-
-    def _port_taken(self, text: str) -> Rejected:
-        found = re.search(r":(\d+)(?: failed|: bind)", text)
-        number = int(found[1]) if found else 0
-        holder = next(
-            (
-                one["Labels"][LAUNCH]
-                for one in self._listing(everyone=True)
-                if any(port.get("PublicPort") == number for port in one["Ports"])
-            ),
-            None,
-        )
-        who = f"launch '{holder}'" if holder else "another program"
-        fix = f"stop run '{holder}', or choose another port" if holder else "choose another port"
-        return Rejected(f"port {number} is taken by {who}", backend=self.name, fix=fix)
+    def _port_holder(self, number: int) -> str | None:
+        """Return the launch of any namespace that has a port of the machine."""
+        for one in self._listing(everyone=True):
+            if any(port.get("PublicPort") == number for port in one["Ports"]):
+                return str(one["Labels"][LAUNCH])
+        return None
 
     def _pull_missing(self, image: str, secrets: Mapping[str, str], progress: Progress) -> None:
         if self._pull_policy == "never":
@@ -556,7 +535,7 @@ class Docker:
         for pause_s in STOP_PAUSES_S:
             if restarts:
                 restarts = not self._forbid_restarts(identity)
-            with _gone_is_fine(), self._engine.client() as client:
+            with _suppress(404), self._engine.client() as client:
                 client.stop(identity, timeout=math.ceil(grace_s))
             if not self._still_runs(identity):
                 return
@@ -633,13 +612,12 @@ def _is_waiting(container: Json) -> bool:
 
 
 @contextlib.contextmanager
-def _gone_is_fine() -> Iterator[None]:
-    """Let pass that a container or volume is gone, or on its way out."""
+def _suppress(*statuses: int) -> Iterator[None]:
+    """Let pass what the engine refuses with one of ``statuses``."""
     try:
         yield
     except EngineError as refusal:
-        in_progress = refusal.status == 409 and "in progress" in refusal.message
-        if refusal.status != 404 and not in_progress:
+        if refusal.status not in statuses:
             raise
 
 

@@ -246,6 +246,10 @@ def to_instance(container: Json, *, address: str = "127.0.0.1") -> Instance:
     labels, state = container["Config"]["Labels"], container["State"]
     phase, reason, message = _phase(container)
     ended = phase is Phase.EXITED and reason != "no-start" and state["Status"] != "created"
+    started_at, finished_at = parse_time(state.get("StartedAt", "")), parse_time(state.get("FinishedAt", ""))
+    if started_at and finished_at:
+        # The engine stamps a start when it hears of it: a short program may have ended before.
+        finished_at = max(started_at, finished_at)
     return Instance(
         name=labels[LAUNCH],
         run=labels[LABEL + "run"],
@@ -257,8 +261,8 @@ def to_instance(container: Json, *, address: str = "127.0.0.1") -> Instance:
         exit_code=state["ExitCode"] if ended else None,
         reason=reason,
         message=message,
-        started_at=parse_time(state.get("StartedAt", "")),
-        finished_at=parse_time(state.get("FinishedAt", "")) if ended else None,
+        started_at=started_at,
+        finished_at=finished_at if ended else None,
         address=_address(container),
         ports=_ports(container, address) if phase is Phase.RUNNING else {},
         ready=_ready(state),

@@ -195,7 +195,7 @@ class Meeting(Docker):
 class Careless(Meeting):
     """A planted fault: it never looks whether it met anyone."""
 
-    def _lost_a_race(self, launch: str, identity: str, body: Any) -> bool:
+    def _meets_another(self, container: Any) -> bool:
         return False
 
 
@@ -301,7 +301,7 @@ def test_engine_that_knows_no_gpus_says_what_to_install(namespace: str) -> None:
 class Dies(Docker):
     """A backend that is killed between creating a container and starting it."""
 
-    def _run(self, found: Any, launch: Launch) -> None:
+    def _run(self, found: Any, launch: Launch) -> bool:
         raise KeyboardInterrupt
 
 
@@ -314,6 +314,19 @@ def test_killed_between_create_and_start_converges(namespace: str, docker: Docke
     after = ended(docker, launch)
     assert after.exit_code == 0
     assert [line.text for line in docker.logs(launch.name)] == ["hello", "ran"]
+
+
+def test_killed_before_it_looked_gives_its_accelerator_up(namespace: str) -> None:
+    one = Resources(accelerator="Test One", accelerators=1)
+    with pytest.raises(KeyboardInterrupt):
+        start(Dies(namespace=namespace, machine=machine), idle("job-0-0-0", resources=one))
+    careless = Careless(namespace=namespace, machine=machine)
+    careless._choose = lambda launch: DEVICES[:1]  # type: ignore[method-assign]  # it saw none of the other
+    start(careless, idle("job-1-0-0", resources=one))
+    start(Docker(namespace=namespace, machine=machine), idle("job-0-0-0", resources=one))
+    held = {i.name: i.devices for i in Docker(namespace=namespace).instances()}
+    assert held["job-1-0-0"] == ("test-0",)
+    assert held["job-0-0-0"] != held["job-1-0-0"]
 
 
 def test_stopped_before_it_ran_never_runs(namespace: str, docker: Docker) -> None:

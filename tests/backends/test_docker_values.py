@@ -172,6 +172,11 @@ def test_running_container_becomes_an_instance() -> None:
     assert seen.finished_at is None
 
 
+def test_program_too_quick_for_the_engine_did_not_end_before_it_began() -> None:
+    seen = to_instance(answer("exited", FinishedAt="2026-11-25T17:27:01.120000000Z"))
+    assert seen.finished_at == seen.started_at
+
+
 @pytest.mark.parametrize(
     ("status", "state", "expected"),
     [
