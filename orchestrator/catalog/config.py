@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.catalog.families import FAMILIES
+from orchestrator.catalog.families import FAMILIES, Family
 from orchestrator.catalog.quantization import read_quantization
 from orchestrator.catalog.text import Text
 from orchestrator.catalog.values import ModelFacts
@@ -18,6 +18,7 @@ _SUFFIX = re.compile(
     r"(ForCausalLM|ForConditionalGeneration|ForSequenceClassification|ForMaskedLM|ForTokenClassification"
     r"|LMHeadModel|LMModel|TextModel|Model)$"
 )
+_UNGATED = ("gelu", "gelu_new", "gelu_fast", "gelu_python", "quick_gelu", "relu", "relu2", "relu_squared")
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "n_embed", "dim")
@@ -25,10 +26,13 @@ _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _VOCAB = ("vocab_size", "padded_vocab_size", "n_vocab")
 _LAYER_LISTS = ("layers_block_type", "hybrid_override_pattern")
 _SPECIAL = (
-    "num_local_experts", "num_experts", "n_routed_experts", "kv_lora_rank", "linear_num_key_heads",
-    "mamba_d_state", "ssm_state_size", "state_size", "ssm_cfg", "block_configs", "is_encoder_decoder",
+    "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "kv_lora_rank",
+    "linear_num_key_heads", "mamba_d_state", "ssm_state_size", "state_size", "ssm_cfg", "lru_width",
+    "block_configs", "is_encoder_decoder",
 )  # fmt: skip
 """Fields that say a model is no plain decoder; without knowing its family they cannot be counted."""
+_BY_TYPE = {name.replace("_", "").casefold(): read for name, read in FAMILIES.items()}
+"""Families by model type, which multimodal configs give their text model instead of an architecture."""
 _NEEDED = {
     "layers": (*_LAYERS, *_LAYER_LISTS),
     "hidden size": _HIDDEN,
@@ -59,12 +63,10 @@ def from_config(config: Mapping[str, Any], *, id: str = "", source: str = "confi
     family = family_of(config)
     text = Text.of(config)
     _refuse_missing(text, family)
-    read = FAMILIES.get(family)
+    read = _reader(config)
     if read is None:
         _refuse_special(text, family)
-    differences = (
-        read(text) if read else {"extra": {"assumed": f"{family or 'no architecture'} as a plain decoder"}}
-    )
+    differences = read(text) if read else _assumed(text, family)
     facts = replace(_plain(text, id=id, family=architecture_of(config), source=source), **differences)
     facts = replace(facts, **_published(config), vision=read_vision(family, config, facts.hidden))
     _refuse_uneven(facts)
@@ -77,7 +79,15 @@ def family_of(config: Mapping[str, Any]) -> str:
     >>> family_of({"architectures": ["Qwen3MoeForCausalLM"]})
     'Qwen3Moe'
     """
-    return _SUFFIX.sub("", architecture_of(config))
+    return _family(architecture_of(config))
+
+
+def _family(architecture: str) -> str:
+    return _SUFFIX.sub("", architecture)
+
+
+def _type_key(name: str) -> str:
+    return name.replace("_", "").casefold()
 
 
 def is_known(config: Mapping[str, Any]) -> bool:
@@ -86,7 +96,24 @@ def is_known(config: Mapping[str, Any]) -> bool:
     >>> is_known({"architectures": ["LlamaForCausalLM"]}), is_known({"architectures": ["NewForCausalLM"]})
     (True, False)
     """
-    return family_of(config) in FAMILIES
+    return _reader(config) is not None
+
+
+def _reader(config: Mapping[str, Any]) -> Family | None:
+    """Return the family's function: by architecture, else by the text model's own, else by model type."""
+    text = Text.of(config).values
+    for part in (config, text):
+        named = part.get("architectures")
+        if isinstance(named, (list, tuple)) and named and (read := FAMILIES.get(_family(str(named[0])))):
+            return read
+    return _BY_TYPE.get(_type_key(str(text.get("model_type") or "").removesuffix("_text")))
+
+
+def _assumed(text: Text, family: str) -> dict[str, Any]:
+    """Return what an unknown family is taken for: two matrices with a plain GELU or ReLU, else three."""
+    activation = text.get("hidden_act", "activation_function", "hidden_activation", "activation")
+    said = f"{family or 'no architecture'} as a plain decoder"
+    return {"gated": activation not in _UNGATED, "extra": {"assumed": said}}
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:

@@ -193,17 +193,19 @@ def _gemma3n(text: Text) -> Differences:
     table = text.number("vocab_size_per_layer_input", default=262144) * layers * per_layer
     project = hidden * layers * per_layer + per_layer
     streams_in_out = 2 * (streams - 1) * hidden * hidden
+    shared, head = text.count("num_kv_shared_layers", default=15), text.number("head_dim", default=256)
+    keys = text.number("num_key_value_heads") * head
     widths = text.items("intermediate_size")
     return {
         **layer_kinds(text, every=5),
         "tied": text.flag("tie_word_embeddings", default=True),
-        "kv_shared_layers": text.count("num_kv_shared_layers", default=15),
+        "kv_shared_layers": shared,
         "intermediates": tuple(int(width) for width in widths) if len(widths) == layers else (),
         "trim": Trim(
             norms=4,
             qk_norm="head",
-            layer_other=altup - hidden + laurel + inputs,
-            model_other=table + project + streams_in_out,
+            layer_other=altup + laurel + inputs,
+            model_other=table + project + streams_in_out - shared * (2 * hidden * keys + head),
         ),
     }
 
@@ -304,6 +306,20 @@ def _bert(text: Text) -> Differences:
             model_other=hidden * hidden + hidden,
         ),
     }
+
+
+def _modern_bert(text: Text) -> Differences:
+    """ModernBERT: a gated GELU; the norm after the embedding stands in for the first layer's own."""
+    hidden, vocab = text.number("hidden_size"), text.number("vocab_size")
+    decodes = "Decoder" in str(text.get("architectures"))
+    head = hidden * hidden + hidden + vocab  # a map, a norm, and a bias per word
+    return {"tied": True, **layer_kinds(text), "trim": Trim(model_other=head if decodes else 0)}
+
+
+def _bitnet(text: Text) -> Differences:
+    """BitNet: a squared ReLU behind a gate, and norms inside attention and feed-forward."""
+    inner = text.number("hidden_size") + text.number("intermediate_size")
+    return {"tied": text.flag("tie_word_embeddings"), "trim": Trim(layer_other=inner)}
 
 
 def _nomic(text: Text) -> Differences:
@@ -423,7 +439,7 @@ def _deepseek4(text: Text) -> Differences:
     output = heads * head * out_rank + groups * out_rank * hidden
     mixes = (2 + streams) * streams
     residual = 2 * (mixes * streams * hidden + mixes + 3)
-    ratios = [int(ratio) for ratio in text.items("compress_ratios")[:layers]]
+    ratios = [int(ratio) for ratio in text.items("compress_ratios")[:layers]] or _compress_rates(text)
     fine = [ratio for ratio in ratios if ratio == 4]
     coarse = [ratio for ratio in ratios if ratio > 4]
     compressors = sum(2 * head * (2 * hidden + ratio) + head for ratio in fine) + sum(
@@ -462,6 +478,12 @@ def _deepseek4(text: Text) -> Differences:
     }
 
 
+def _compress_rates(text: Text) -> list[int]:
+    """Return the ratios where the config names the kind of each layer and the rate of each kind."""
+    rates = text.get("compress_rates") or {}
+    return [int(rates.get(kind, 0)) for kind in text.items("layer_types")]
+
+
 def _gpt_oss(text: Text) -> Differences:
     bias = text.flag("attention_bias", default=True)
     trim = Trim(o_bias=bias, router_bias=True, expert_bias=True, sinks=("full", "sliding"))
@@ -493,20 +515,21 @@ def _minimax2(text: Text) -> Differences:
 def _minimax3(text: Text) -> Differences:
     """MiniMax M3: DeepSeek's layout on grouped heads, with its own indexer in the sparse layers."""
     sparse = text.get("sparse_attention_config") or {}
-    width, heads = int(sparse.get("sparse_index_dim", 128)), int(sparse.get("sparse_num_index_heads", 4))
+    width = int(sparse.get("sparse_index_dim") or text.number("index_head_dim", default=128))
+    heads = int(sparse.get("sparse_num_index_heads") or text.number("index_n_heads", default=4))
     hidden, head = text.number("hidden_size"), text.number("head_dim")
     marked = sum(1 for mark in sparse.get("sparse_attention_freq", ()) if mark)
-    frequency = text.items("moe_layer_freq")
+    marked = marked or sum(1 for kind in text.items("layer_types") if "sparse" in str(kind))
     experts = expert_sizes(text, width=text.number("intermediate_size"))
-    shared = text.count("n_shared_experts")
+    shared = text.count("n_shared_experts", default=1)
     return {
         **experts,
-        **sparse_layers(text, lambda i: bool(frequency[i]) if frequency else True),
+        **sparse_layers(text, _listed_sparse(text)),
         "intermediate": text.number("dense_intermediate_size", "intermediate_size"),
         "shared_experts": shared,
         "shared_intermediate": text.count("shared_intermediate_size") if shared else 0,
         "trim": Trim(
-            qk_norm="head" if text.flag("use_qk_norm") else "none",
+            qk_norm="head" if text.flag("use_qk_norm", default=True) else "none",
             # two norms, and no weights per head as DeepSeek's indexer has
             model_other=marked * (2 * head - heads * hidden),
         ),
@@ -516,11 +539,58 @@ def _minimax3(text: Text) -> Differences:
     }
 
 
+def _listed_sparse(text: Text) -> Callable[[int], bool]:
+    """Return whether a layer has experts, from a list of marks or of names; all of them without one."""
+    marks, names = text.items("moe_layer_freq"), text.items("mlp_layer_types")
+    if marks:
+        return lambda i: bool(marks[i])
+    return lambda i: not names or names[i] != "dense"
+
+
+def _afmoe(text: Text) -> Differences:
+    """Arcee's Trinity: a gate on attention's output, four norms, dense layers first."""
+    leading, shared = text.count("num_dense_layers"), text.count("num_shared_experts")
+    experts = expert_sizes(text)
+    return {
+        **experts,
+        **sparse_layers(text, lambda i: i >= leading),
+        **layer_kinds(text, every=text.number("global_attn_every_n_layers", default=4)),
+        "shared_experts": shared,
+        "shared_intermediate": experts["expert_intermediate"] if shared else 0,
+        "trim": Trim(norms=4, qk_norm="head", output_gate=True, router_bias=True),
+    }
+
+
+def _exaone_moe(text: Text) -> Differences:
+    return {**leading_dense(text), **layer_kinds(text), "trim": Trim(qk_norm="head")}
+
+
+def _latent_dense(text: Text) -> Differences:
+    """MiniCPM3 and Youtu: latent attention over dense feed-forwards."""
+    return {**latent(text), "tied": text.flag("tie_word_embeddings", default=True)}
+
+
+def _mpt(text: Text) -> Differences:
+    hidden = text.number("d_model", "hidden_size")
+    ratio = int(text.get("expansion_ratio") or 4)
+    return {
+        "gated": False,
+        "intermediate": ratio * hidden,
+        "tied": True,
+        "head_dim": hidden // text.number("n_heads"),
+    }
+
+
+def _cohere2_moe(text: Text) -> Differences:
+    return {**_cohere2(text), **expert_sizes(text), **sparse_layers(text, _listed_sparse(text))}
+
+
 def _mimo2(text: Text) -> Differences:
     """MiMo V2: sliding layers with their own heads and sinks; keys wider than values."""
-    pattern = text.items("hybrid_layer_pattern")
-    frequency = text.items("moe_layer_freq")
+    layers, heads = text.number("num_hidden_layers"), text.number("num_attention_heads")
+    pattern = text.items("hybrid_layer_pattern")[:layers]
     kinds: tuple[LayerKind, ...] = tuple("sliding" if mark else "full" for mark in pattern)
+    head, value = text.number("head_dim"), text.number("v_head_dim", "head_dim")
     sinks: list[LayerKind] = []
     if text.flag("add_full_attention_sink_bias"):
         sinks.append("full")
@@ -528,15 +598,15 @@ def _mimo2(text: Text) -> Differences:
         sinks.append("sliding")
     return {
         **expert_sizes(text),
-        **sparse_layers(text, lambda i: bool(frequency[i]) if frequency else True),
-        "v_head_dim": text.number("v_head_dim", "head_dim"),
-        "layer_kinds": kinds,
+        **sparse_layers(text, _listed_sparse(text)),
+        "v_head_dim": value,
+        "layer_kinds": kinds or layer_kinds(text).get("layer_kinds", ()),
         "sliding_window": text.count("sliding_window") or None,
         "sliding_heads": Heads(
-            text.number("swa_num_attention_heads"),
-            text.number("swa_num_key_value_heads"),
-            text.number("swa_head_dim"),
-            text.number("swa_v_head_dim"),
+            text.number("swa_num_attention_heads", default=heads),
+            text.number("swa_num_key_value_heads", default=text.number("num_key_value_heads")),
+            text.number("swa_head_dim", default=head),
+            text.number("swa_v_head_dim", default=value),
         ),
         "trim": Trim(sinks=tuple(sinks)),
     }
@@ -783,7 +853,17 @@ def _step3p7(text: Text) -> Differences:
         **layer_kinds(text),
         "shared_experts": shared,
         "shared_intermediate": text.count("share_expert_dim") if shared else 0,
-        "trim": Trim(qk_norm="head"),
+        "trim": Trim(
+            qk_norm="head", layer_other=text.number("num_attention_heads") * text.number("hidden_size")
+        ),
+    }
+
+
+def _vault_gemma(text: Text) -> Differences:
+    return {
+        "tied": text.flag("tie_word_embeddings", default=True),
+        "trim": Trim(norms=2),
+        **layer_kinds(text),
     }
 
 
@@ -803,16 +883,22 @@ def _mllama(text: Text) -> Differences:
 Family: TypeAlias = Callable[[Text], Differences]
 
 FAMILIES: Mapping[str, Family] = {
+    "Afmoe": _afmoe,
     "Apertus": _apertus,
+    "Apertus1p5": _apertus,
+    "Apertus1p5Text": _apertus,
     "Arcee": _arcee,
     "Aquila": _llama,
     "Baichuan": _llama,
     "Bamba": _bamba,
+    "BitNet": _bitnet,
     "Bert": _bert,
     "Bloom": _bloom,
     "ChatGLM": _chatglm,
     "Cohere": _cohere,
     "Cohere2": _cohere2,
+    "Cohere2Moe": _cohere2_moe,
+    "Cwm": _llama,
     "DeciLM": _deci,
     "Deepseek": _deepseek_dense,
     "DeepseekV2": _deepseek,
@@ -822,8 +908,10 @@ FAMILIES: Mapping[str, Family] = {
     "Ernie4_5": _llama,
     "Ernie4_5_Moe": _ernie_moe,
     "Exaone4": _exaone4,
+    "ExaoneMoe": _exaone_moe,
     "Falcon": _falcon,
     "FalconH1": _falcon_h1,
+    "FlexOlmo": _olmoe,
     "GPT2": _gpt2,
     "GPTBigCode": _gpt2,
     "GPTJ": _gptj,
@@ -837,12 +925,17 @@ FAMILIES: Mapping[str, Family] = {
     "Glm": _glm,
     "Glm4": _glm4,
     "Glm4Moe": _glm4_moe,
+    "Glm4v": _glm4,
+    "Glm4vMoe": _glm4_moe,
     "Glm4MoeLite": _deepseek,
     "GlmMoeDsa": _deepseek_sparse,
     "GptOss": _gpt_oss,
     "Granite": _granite,
     "GraniteMoe": _granite_moe,
     "GraniteMoeHybrid": _granite_hybrid,
+    "GraniteMoeShared": _granite_hybrid,
+    "HYV3": _exaone_moe,
+    "Helium": _llama,
     "HunYuanDenseV1": _hunyuan_dense,
     "HunYuanMoEV1": _hunyuan_moe,
     "InternLM": _llama,
@@ -850,6 +943,7 @@ FAMILIES: Mapping[str, Family] = {
     "InternLM3": _llama,
     "Jamba": _jamba,
     "KimiK25": _deepseek,
+    "Kimi_K25": _deepseek,
     "KimiK3": _kimi_linear,
     "KimiLinear": _kimi_linear,
     "KimiVL": _deepseek,
@@ -861,15 +955,20 @@ FAMILIES: Mapping[str, Family] = {
     "MiMo": _qwen2,
     "MiMoV2Flash": _mimo2,
     "MiniCPM": _llama,
+    "MiniCPM3": _latent_dense,
     "MiniMaxM2": _minimax2,
     "MiniMaxM3": _minimax3,
     "MiniMaxM3Sparse": _minimax3,
+    "MiniMaxM3VL": _minimax3,
     "Ministral": _mistral,
     "Ministral3": _llama,
     "Mistral": _mistral,
     "Mistral3": _mistral3,
     "Mixtral": _mixtral,
     "Mllama": _mllama,
+    "ModernBert": _modern_bert,
+    "ModernBertDecoder": _modern_bert,
+    "Mpt": _mpt,
     "Mistral4": _deepseek,
     "MistralLarge3": _deepseek,
     "Nemotron": _nemotron,
@@ -902,8 +1001,12 @@ FAMILIES: Mapping[str, Family] = {
     "Roberta": _bert,
     "SeedOss": _seed,
     "SmolLM3": _llama,
+    "SolarOpen": _glm4_moe,
     "StableLm": _stablelm,
     "Starcoder2": _starcoder2,
+    "Step3p7": _step3p7,
     "Step3p7Flash": _step3p7,
+    "VaultGemma": _vault_gemma,
     "XLMRoberta": _bert,
+    "Youtu": _latent_dense,
 }

@@ -91,7 +91,7 @@ def leading_dense(text: Text) -> Differences:
         sparse = sparse_layers(text, lambda i: bool(frequency[i]))
     elif isinstance(text.get("mlp_layer_types"), list):
         named = text.items("mlp_layer_types")
-        sparse = sparse_layers(text, lambda i: named[i] == "sparse")
+        sparse = sparse_layers(text, lambda i: named[i] != "dense")
     else:
         sparse = sparse_layers(text, lambda i: i >= leading and i % (frequency or 1) == 0)
     experts = expert_sizes(text)

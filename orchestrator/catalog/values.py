@@ -62,6 +62,9 @@ class VisionFacts:
     patch: int = 14
     image: int = 224
     parameters: int | None = None
+    """Of the tower and the projector to the text."""
+    estimated: bool = False
+    """Whether the count is a plain tower's, because this one is not known."""
 
 
 FeedForward = Literal["dense", "experts", "both", "none"]

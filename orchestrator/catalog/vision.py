@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from orchestrator.catalog.text import Text
@@ -70,36 +70,28 @@ _Count: TypeAlias = Callable[[_Tower], int]
 def read_vision(family: str, config: Mapping[str, Any], text_hidden: int) -> VisionFacts | None:
     """Return the vision tower of ``config``, its parameters with the projector to ``text_hidden``.
 
-    Parameters stay None for a tower we do not know, or one whose config leaves sizes to its code.
+    A tower we do not know is counted as a plain ViT with two matrices to the text, and says so.
+    None where the config has no tower, or leaves all its sizes to code.
     """
     vision = config.get("vision_config")
     if not isinstance(vision, Mapping) or not vision:
         return None
     tower = _Tower(Text(vision, vision), Text(config, config), text_hidden)
     try:
-        facts = VisionFacts(
-            layers=tower.layers,
-            hidden=tower.hidden,
-            intermediate=tower.width,
-            heads=tower.heads,
-            patch=tower.patch,
-            image=tower.image,
-        )
+        facts = VisionFacts(tower.layers, tower.hidden, tower.width, tower.heads, tower.patch, tower.image)
+        return _counted(facts, tower, _TOWERS.get(family))
     except ModelError:
         return None
-    return _counted(facts, tower, _TOWERS.get(family))
 
 
 def _counted(facts: VisionFacts, tower: _Tower, count: _Count | None) -> VisionFacts:
-    if count is None:
-        return facts
-    try:
-        parameters = count(tower)
-    except ModelError:
-        return facts
-    return VisionFacts(
-        facts.layers, facts.hidden, facts.intermediate, facts.heads, facts.patch, facts.image, parameters
-    )
+    """Return ``facts`` with the count; a plain tower's where ours is unknown or says too little."""
+    if count is not None:
+        try:
+            return replace(facts, parameters=count(tower))
+        except ModelError:
+            pass  # its config leaves a size to its code
+    return replace(facts, parameters=_plain(tower), estimated=True)
 
 
 def _linear(inputs: int, outputs: int) -> int:
@@ -111,6 +103,12 @@ def _encoder_layers(tower: _Tower) -> int:
     hidden, width = tower.hidden, tower.width
     layer = 4 * hidden + 4 * _linear(hidden, hidden) + _linear(hidden, width) + _linear(width, hidden)
     return tower.layers * layer
+
+
+def _plain(tower: _Tower) -> int:
+    hidden, text = tower.hidden, tower.text_hidden
+    embed = _linear(3 * tower.patch**2, hidden) + tower.positions * hidden
+    return embed + _encoder_layers(tower) + _linear(hidden, text) + _linear(text, text)
 
 
 def _qwen2(tower: _Tower) -> int:

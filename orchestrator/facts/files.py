@@ -48,7 +48,7 @@ def assemble(files: Files, *, id: str, source: str) -> ModelFacts:
     weights_bytes = _total(files, named)
     if is_known(config):
         facts = from_config(config, id=id, source=source)
-        if facts.vision and facts.vision.parameters is None and facts.quantization is None:
+        if facts.vision and facts.vision.estimated and facts.quantization is None:
             facts = replace(facts, parameters=_count(files, named))
         return replace(facts, weights_bytes=weights_bytes)
     tensors = _tensors(files, named)

@@ -37,7 +37,7 @@ def test_counts_equal_transformers_class_defaults() -> None:
         if (counted := count_parameters(from_config(case["config"]))) != case["parameters"]
     }
     assert wrong == {}
-    assert len(cases) >= 45
+    assert len(cases) >= 95
 
 
 def test_counts_of_published_models_are_exact() -> None:
@@ -124,6 +124,26 @@ def test_unknown_plain_architecture_is_read_and_says_so() -> None:
     facts = from_config({**LLAMA, "architectures": ["BrandNewForCausalLM"]})
     assert facts.layers == 2
     assert "BrandNew" in str(facts.extra["assumed"])
+
+
+def test_an_unknown_family_with_a_plain_activation_has_two_matrices() -> None:
+    unknown = {**LLAMA, "architectures": ["BrandNewForCausalLM"]}
+    assert from_config({**unknown, "hidden_act": "silu"}).gated
+    assert not from_config({**unknown, "hidden_act": "gelu"}).gated
+
+
+def test_a_text_model_inside_is_known_by_its_type() -> None:
+    text = {key: value for key, value in LLAMA.items() if key != "architectures"} | {"model_type": "qwen2"}
+    outer = {"architectures": ["InternVLForConditionalGeneration"], "text_config": text}
+    assert from_config(outer).qkv_bias
+
+
+def test_an_unknown_tower_is_estimated_and_says_so() -> None:
+    tower = {"hidden_size": 32, "num_hidden_layers": 2, "patch_size": 14, "image_size": 28}
+    vision = from_config({**LLAMA, "architectures": ["OddForCausalLM"], "vision_config": tower}).vision
+    assert vision is not None
+    assert vision.estimated
+    assert vision.parameters
 
 
 def test_unknown_special_architecture_is_refused() -> None:
