@@ -149,7 +149,7 @@ def test_mounted_weights_are_served_offline_under_the_users_name() -> None:
     assert (value(launch.command, "--served-model-name"), launch.model_name) == ("tuned", "tuned")
     assert "--revision" not in launch.command
     assert ("HF_HUB_OFFLINE", "1") in launch.env
-    assert [mount.source for mount in launch.caches] == ["modelyard-vllm-0.33.0-cuda"]
+    assert [mount.source for mount in launch.caches] == ["vllm-0.33.0-cuda"]
 
 
 def test_bucket_is_streamed() -> None:
