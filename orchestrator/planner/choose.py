@@ -169,14 +169,24 @@ class _Asked:
         plain = weight_format(self.first).bits >= 16
         self.others = LOADABLE if job.precision == "auto" and plain else ()
         self._needs: dict[tuple[Layout, str, str], ServingNeeds] = {}
+        self._runs: dict[str, bool] = {}
+        self._most: dict[int, int] = {}
 
     def is_worth_asking(self, device: Accelerator, *, nodes: int, count: int) -> bool:
         """Return whether machines of ``count`` such devices exist, full ones where there are several.
 
         A second node adds to full ones: half-filled machines would pay for a network with nothing.
         """
-        most = max((c for c in self.counts if c <= device.max_per_node), default=0)
+        most = self.most(device)
         return count <= most and (nodes == 1 or count == most)
+
+    def most(self, device: Accelerator) -> int:
+        """Return the most devices of the kind that one machine has."""
+        found = self._most.get(device.max_per_node)
+        if found is None:
+            found = max((c for c in self.counts if c <= device.max_per_node), default=0)
+            self._most[device.max_per_node] = found
+        return found
 
     def on(
         self, devices: Sequence[Accelerator], *, nodes: int, count: int
@@ -203,8 +213,18 @@ class _Asked:
             ]
             held = {d.name for d in able[start:]}
             left = [d for d in left if d.name not in held]
-        missed += [self._missed(d, nodes, count, self._reason(d, nodes, count)) for d in left]
+        uncut = layout_for(self.facts, nodes=nodes, count=count, precision=self.first)
+        full = TOO_LITTLE if isinstance(uncut, Layout) else uncut
+        for device in left:
+            reason = full if self.runs(device) else f"no {self.first}"
+            missed.append(self._missed(device, nodes, count, reason))
         return candidates, missed
+
+    def runs(self, device: Accelerator) -> bool:
+        """Return whether the device can serve the asked format at all."""
+        if device.name not in self._runs:
+            self._runs[device.name] = runs(device, self.first)
+        return self._runs[device.name]
 
     def needs(self, layout: Layout, precision: str, kv_cache: str | None = None) -> ServingNeeds:
         """Return what a replica needs in a layout and format, the same object when asked again."""
@@ -221,16 +241,10 @@ class _Asked:
         return self._needs[key]
 
     def _computes(self, device: Accelerator, precision: str) -> bool:
-        return runs(device, precision) if precision == self.first else is_native(device, precision)
+        return self.runs(device) if precision == self.first else is_native(device, precision)
 
     def _lowered(self, precision: str) -> str:
         return "" if precision == self.first else f"{precision} instead of {self.first}, which does not fit"
-
-    def _reason(self, device: Accelerator, nodes: int, count: int) -> str:
-        if not runs(device, self.first):
-            return f"no {self.first}"
-        layout = layout_for(self.facts, nodes=nodes, count=count, precision=self.first)
-        return layout if isinstance(layout, str) else TOO_LITTLE
 
     def _missed(self, device: Accelerator, nodes: int, count: int, reason: str) -> Missed:
         def helps() -> Change | None:
@@ -246,13 +260,13 @@ class _Asked:
         for more in (c for c in self.counts if count < c <= device.max_per_node and not device.parent):
             if self._holds(device, nodes=nodes, count=more):
                 yield Change("gpu", f"{device.name}:{more}")
-        most = max((c for c in self.counts if c <= device.max_per_node), default=1)
+        most = self.most(device)
         for machines in range(nodes + 1, self.max_nodes + 1):
             if not device.parent and self._holds(device, nodes=machines, count=most):
                 yield Change("nodes", str(machines))
 
     def _same_devices(self, device: Accelerator, layout: Layout) -> Iterator[Change]:
-        if runs(device, self.first):
+        if self.runs(device):
             if self.states_context and self.job.context:
                 job = self.needs(layout, self.first).job
                 shorter = longest_context(self.facts, job, device, most=self.job.context)
@@ -262,13 +276,13 @@ class _Asked:
                 yield Change("kv_cache", "fp8")
         for precision in ("bf16", "fp8", "int8", "int4"):
             less = weight_format(precision).bits < weight_format(self.first).bits
-            helps = (less or not runs(device, self.first)) and runs(device, precision)
+            helps = (less or not self.runs(device)) and runs(device, precision)
             if helps and self.needs(layout, precision).on(device).fits:
                 yield Change("precision", precision)
 
     def _holds(self, device: Accelerator, *, nodes: int, count: int) -> bool:
         layout = layout_for(self.facts, nodes=nodes, count=count, precision=self.first)
-        if isinstance(layout, str) or not runs(device, self.first):
+        if isinstance(layout, str) or not self.runs(device):
             return False
         return self.needs(layout, self.first).on(device).fits
 

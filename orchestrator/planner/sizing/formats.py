@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 Scope = Literal["all", "linear", "experts", "mlp"]
@@ -140,6 +141,7 @@ _SPELLINGS = {
 }
 
 
+@lru_cache(maxsize=256)
 def weight_format(name: str) -> WeightFormat:
     """Return the format that ``name`` means, in any spelling engines and configs use.
 
