@@ -1,0 +1,232 @@
+"""What a user at a prompt meets: results, exit codes, questions and refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from orchestrator.cli import COMMANDS
+from tests.cli.conftest import Cli
+
+HELLO = "type: task\nname: hello\ncommands: [echo hi]\n"
+BAD = "type: task\nname: bad\ncommands: [exit 3]\n"
+WEB = "type: service\nname: web\nport: 8000\ncommands: [serve]\nprobes: [{type: http, url: /}]\n"
+
+
+def test_a_task_is_planned_run_shown_and_deleted(cli: Cli) -> None:
+    file = cli.write("hello.yaml", HELLO)
+    assert "hello  task  create" in cli("plan", "-f", file).out
+    applied = cli("apply", "-y", "-f", file)
+    assert (applied.code, applied.out) == (0, "hi\n42\n")
+    assert "hello  succeeded" in applied.err
+    assert "succeeded" in cli("ps", "-a").out
+    assert cli("logs", "hello").out == "hi\n42\n"
+    assert cli("logs", "hello", "--tail", "1").out == "42\n"
+    assert cli("delete", "-y", "hello").code == 0
+    assert cli("ps", "-a").out == "no runs\n"
+
+
+def test_a_failed_task_ends_with_1_and_the_reason(cli: Cli) -> None:
+    result = cli("apply", "-y", "-f", cli.write("bad.yaml", BAD))
+    assert result.code == 1
+    assert result.err.splitlines()[-1] == "bad: failed: bad-0-0-0: exit code 3"
+
+
+def test_applying_twice_is_a_no_op(cli: Cli) -> None:
+    file = cli.write("hello.yaml", HELLO)
+    cli("apply", "-y", "-f", file)
+    again = cli("apply", "-f", file)  # nothing to confirm
+    assert again.code == 0
+    assert "hello  task  unchanged, succeeded before" in again.out
+    assert len([e for e in events(cli) if e["after"] == "provisioning" and e["subject"] != "hello"]) == 1
+
+
+def test_a_finished_task_runs_again_only_when_asked_to(cli: Cli) -> None:
+    file = cli.write("hello.yaml", HELLO)
+    cli("apply", "-y", "-f", file)
+    assert cli("apply", "-y", "--rerun", "-f", file).out == "hi\n42\n"
+    names = {j["name"] for j in json.loads(cli("show", "hello", "--json").out)["run"]["jobs"]}
+    assert names == {"hello-0-0-0", "hello-0-0-1"}
+
+
+def test_a_service_is_ready_updated_in_place_and_replaced(cli: Cli) -> None:
+    file = cli.write("web.yaml", WEB)
+    assert cli("apply", "-y", "-f", file).code == 0
+    assert shown(cli, "web")["state"] == "ready"
+    cli.write("web.yaml", WEB + "replicas: 2\n")
+    assert "~ replicas: 1 -> 2  (in place)" in cli("diff", "-f", file).out
+    cli("apply", "-y", "-f", file)
+    assert (shown(cli, "web")["ready"], len(live(cli, "web"))) == (2, 2)
+    cli.write("web.yaml", WEB.replace("serve", "serve better") + "replicas: 2\n")
+    planned = cli("plan", "-f", file)
+    assert "web  service  replace" in planned.out
+    assert "the new replica is ready before the old one is stopped" in planned.out
+    cli("apply", "-y", "-f", file)
+    assert live(cli, "web") == ["web-0-0-1", "web-1-0-1"]
+
+
+def test_stop_ends_a_run_and_apply_brings_it_back(cli: Cli) -> None:
+    file = cli.write("web.yaml", WEB)
+    cli("apply", "-y", "-f", file)
+    assert cli("stop", "-y", "web").code == 0
+    assert shown(cli, "web")["state"] == "stopped"
+    assert "web  service  rerun" in cli("plan", "-f", file).out
+    cli("apply", "-y", "-f", file)
+    assert shown(cli, "web")["state"] == "ready"
+
+
+@pytest.mark.parametrize("command", ["apply -f {file}", "stop web", "delete web"])
+def test_without_a_terminal_nobody_is_asked_and_nothing_is_done(cli: Cli, command: str) -> None:
+    file = cli.write("web.yaml", WEB)
+    if not command.startswith("apply"):
+        cli("apply", "-y", "-f", file)
+    before = cli("ps", "-a", "--json").out
+    result = cli.program(*command.format(file=file).split(), stdin="")
+    assert result.code == 64
+    assert "add --yes" in result.err
+    assert cli("ps", "-a", "--json").out == before
+
+
+@pytest.mark.parametrize("command", ["plan", "diff"])
+def test_detailed_exitcode_is_2_for_changes_and_0_for_none(cli: Cli, command: str) -> None:
+    file = cli.write("hello.yaml", HELLO)
+    assert cli(command, "-f", file, "--detailed-exitcode").code == 2
+    cli("apply", "-y", "-f", file)
+    assert cli(command, "-f", file, "--detailed-exitcode").code == 0
+
+
+def test_every_problem_of_every_file_is_told_at_once(cli: Cli) -> None:
+    one = cli.write("one.yaml", "type: task\nname: One\ncommands: [x]\nresources: {gpu: H1OO}\n")
+    two = cli.write("two.yaml", "type: service\nname: two\nport: 99999\ncommands: [x]\n")
+    result = cli("validate", "-f", one, "-f", two)
+    assert result.code == 65
+    assert [line.split(": ")[0] for line in result.err.splitlines() if line.startswith("/")] == [
+        f"{one}:2:7", f"{one}:4:18", f"{two}:3:7",
+    ]  # fmt: skip
+    problems = json.loads(cli("validate", "--json", "-f", one, "-f", two).out)
+    assert (problems["schema"], len(problems["problems"])) == ("modelyard/problems/v1", 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["aplpy"], 64, "did you mean 'apply'?"),
+        (["plan"], 64, "--file"),
+        (["plan", "-f", "none.yaml"], 65, "none.yaml"),
+        (["show", "none"], 64, "no run 'none'"),
+        (["logs", "none"], 64, "no run 'none'"),
+        (["stop", "-y", "none"], 64, "no run 'none'"),
+        (["logs", "x", "--since", "soon"], 64, "neither a duration nor a time"),
+        (["offers", "--config", "none.yaml"], 78, "cannot read the configuration"),
+    ],
+)
+def test_what_is_wrong_ends_with_its_code_and_says_what(
+    cli: Cli, arguments: list[str], code: int, said: str
+) -> None:
+    result = cli(*arguments)
+    assert (result.code, said in result.err) == (code, True), result
+
+
+def test_nothing_that_fits_ends_with_75_and_counts_the_reasons(cli: Cli) -> None:
+    result = cli("plan", "-f", cli.write("big.yaml", HELLO + "resources: {memory: 900TB..}\n"))
+    assert result.code == 75
+    assert "saw     1 offer: 1 too little memory" in result.err
+    assert "fix     lower resources.memory" in result.err
+
+
+def test_a_secret_is_nowhere_but_in_the_container(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary_12345")
+    file = cli.write("hello.yaml", HELLO + "env: [HF_TOKEN]\n")
+    printed = [cli("plan", "--json", "-f", file), cli("apply", "-y", "-f", file)]
+    printed += [
+        cli(*c.split()) for c in ("show hello --json", "events --json", "ps -a --json", "secret list")
+    ]
+    assert all("canary" not in r.out + r.err for r in printed)
+    assert printed[-1].out.splitlines()[1].startswith("hello/HF_TOKEN")
+    kept = b"".join(p.read_bytes() for p in cli.folder.glob("state.db*"))
+    assert b"canary" not in kept
+
+
+def test_a_variable_without_a_value_is_told_at_its_line_and_nothing_starts(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    file = cli.write("hello.yaml", HELLO + "env:\n  - HF_TOKEN\n")
+    result = cli("apply", "-y", "-f", file)
+    assert result.code == 65
+    assert result.err.splitlines()[-3:][0].startswith(f"{file}:5:5: HF_TOKEN has no value")
+    assert cli("ps", "-a").out == "no runs\n"
+
+
+def test_a_secret_set_by_hand_is_used(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    assert cli.program("secret", "set", "HF_TOKEN", stdin="hf_value\n").code == 0
+    file = cli.write("hello.yaml", HELLO + "env: [HF_TOKEN]\n")
+    assert cli("apply", "-y", "-f", file).code == 0
+    assert cli("secret", "delete", "HF_TOKEN").code == 0
+    assert cli("secret", "list").out == "no secrets\n"
+
+
+def test_wait_tells_ready_from_failed_from_too_late(cli: Cli) -> None:
+    cli("apply", "-y", "-d", "-f", cli.write("web.yaml", WEB))
+    assert cli("wait", "web", "--for", "ready", "--timeout", "20s").code == 0
+    late = cli("wait", "web", "--for", "ended", "--timeout", "1s")
+    assert (late.code, late.err) == (124, "not ended within 1s\n")
+    cli("apply", "-y", "-f", cli.write("bad.yaml", BAD))
+    assert cli("wait", "bad", "--for", "ended").code == 1
+
+
+def test_exec_returns_the_commands_code(cli: Cli) -> None:
+    cli("apply", "-y", "-f", cli.write("web.yaml", WEB))
+    assert cli("exec", "web", "--", "exit", "7").code == 7
+
+
+def test_orphans_are_listed_and_removed_only_when_asked(cli: Cli) -> None:
+    cli("apply", "-y", "-f", cli.write("web.yaml", WEB))
+    for path in cli.folder.glob("state.db*"):
+        path.unlink()
+    assert "web-0-0-0" in cli("gc").out
+    assert "web-0-0-0" in cli("gc", "--remove", "-y").out
+    assert cli("gc").out == "no orphans\n"
+
+
+def test_a_lost_record_finds_its_launches_again(cli: Cli) -> None:
+    file = cli.write("web.yaml", WEB)
+    cli("apply", "-y", "-f", file)
+    for path in cli.folder.glob("state.db*"):
+        path.unlink()
+    cli("apply", "-y", "-f", file)
+    assert live(cli, "web") == ["web-0-0-0"]
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_the_table_of_commands_says_what_each_command_says(cli: Cli, name: str) -> None:
+    result = cli(name, "--help")
+    assert result.code == 0
+    assert COMMANDS[name][1] in " ".join(result.out.split())
+
+
+def test_volumes_are_made_listed_and_deleted(cli: Cli) -> None:
+    file = cli.write("cache.yaml", "type: volume\nname: cache\nsize: 1GB\n")
+    assert cli("apply", "-y", "-f", file).code == 0
+    assert "cache" in cli("volume", "list").out
+    assert "cache  volume  unchanged" in cli("plan", "-f", file).out
+    assert cli("volume", "delete", "-y", "cache").code == 0
+    assert cli("volume", "list").out == "no volumes\n"
+
+
+def events(cli: Cli) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = json.loads(cli("events", "--json").out)["events"]
+    return found
+
+
+def shown(cli: Cli, name: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(cli("show", name, "--json").out)["run"]
+    return found
+
+
+def live(cli: Cli, name: str) -> list[str]:
+    jobs = shown(cli, name)["jobs"]
+    assert isinstance(jobs, list)
+    return sorted(j["name"] for j in jobs if j["state"] in ("running", "ready", "starting", "provisioning"))
