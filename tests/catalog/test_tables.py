@@ -59,6 +59,12 @@ def test_there_are_enough_of_each() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("table", TABLES)
+def test_the_reference_says_how_many_there_are(table: str) -> None:
+    page = (FOLDER.parents[1] / "docs" / "reference" / "catalog.md").read_text("utf-8")
+    assert f"| `{table}.yaml` | {len(shipped(table))} |" in page
+
+
 def test_every_model_can_be_read() -> None:
     for id, facts in models().items():
         assert facts.id == id
