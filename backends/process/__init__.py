@@ -238,14 +238,16 @@ class Process:
             raise self._cannot(can)
         if not NAME.fullmatch(launch.name):
             raise self._rejected(f"{launch.name!r} cannot name a folder", "use letters, digits and '-'")
-        if launch.user not in (None, str(os.getuid()), pwd.getpwuid(os.getuid()).pw_name):
+        if launch.user is not None and launch.user not in _own_names():
             raise self._rejected(f"cannot run as user {launch.user}", "leave user out, or use docker")
+        if launch.working_dir is not None and ".." in PurePosixPath(launch.working_dir).parts:
+            raise self._rejected(f"working_dir {launch.working_dir} leads upwards", "leave out its '..'")
         for file in launch.files:
             path = PurePosixPath(file.target)
-            if path.is_absolute() or ".." in path.parts:
+            if path.is_absolute() or ".." in path.parts or not path.parts:
                 raise self._rejected(
-                    f"file {file.target} would lie outside the launch's own folder",
-                    "give a path relative to the working directory",
+                    f"file {file.target!r} would not lie in the launch's own folder",
+                    "give a path relative to where the command runs",
                 )
 
     def _refuse_missing(self, launch: Launch, path: str | None, draft: Path) -> None:
@@ -453,6 +455,14 @@ def _default_folder() -> Path:
     import platformdirs  # here, so that a configured folder does without it
 
     return platformdirs.user_state_path("modelyard") / "process"
+
+
+def _own_names() -> set[str]:
+    """Return what this user may be called in a spec: the number, and the name where it has one."""
+    names = {str(os.getuid())}
+    with contextlib.suppress(KeyError):  # a number without a name, as containers often have
+        names.add(pwd.getpwuid(os.getuid()).pw_name)
+    return names
 
 
 def _command(launch: Launch) -> list[str]:

@@ -101,9 +101,9 @@ class Log:
         try:
             self._file.write(text)
             if self._file.tell() > LOG_BYTES:
-                self._file.close()
                 self._path.replace(self._path.with_name("log.1"))
-                self._file = self._open()
+                full, self._file = self._file, self._open()
+                full.close()
         except OSError:
             return  # a full disk costs output, not the launch
 
@@ -145,41 +145,47 @@ class Supervisor:
         }
 
     def run(self) -> None:
-        """Run the launch to its end, and again where it is to be restarted after a failure."""
+        """Keep the launch until its end is written down."""
         self._libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._listen()
         self._tell()
-        failures, began = 0, time.monotonic()
-        self._live()
-        while self._order["restart"] and self._pid and self.status["exit_code"]:
-            failures = 0 if time.monotonic() - began > STEADY_S else failures
-            pause_s = BACKOFF_S * 2**failures
-            failures += 1
-            if failures > RESTARTS or self._is_told():
-                break
-            self._tell(phase="pending", message=f"restarts in {pause_s:g} s")
-            self._rest(pause_s)
-            if self._is_told():
-                break
-            self.status["restarts"] += 1
-            began = time.monotonic()
-            self._live()
+        self._live_on()
         self._log.close()
         self.status |= {"phase": "exited", "finished_at": _now(), **self._end()}
         while not self._tell():
             time.sleep(FULL_S)  # the disk is full: until there is room for its end it counts as running
 
-    # --- one life
+    # --- one life after another
+
+    def _live_on(self) -> None:
+        """Run the command, and again after a failure where it is to be restarted."""
+        failures = 0
+        while True:
+            began = time.monotonic()
+            self._live()
+            failures = 1 if time.monotonic() - began > STEADY_S else failures + 1
+            if failures > RESTARTS or not self._may_restart():
+                return
+            pause_s = BACKOFF_S * 2 ** (failures - 1)
+            self._tell(phase="pending", message=f"restarts in {pause_s:g} s")
+            self._rest(pause_s)
+            if self._is_told():
+                return
+            self.status["restarts"] += 1
+
+    def _may_restart(self) -> bool:
+        failed = self._pid != 0 and self.status["exit_code"] != 0
+        return failed and self._order["restart"] and not self._is_told()
 
     def _live(self) -> None:
         self._killed = False
         kills_before = _oom_kills()
         try:
             child = self._spawn()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the command or the environment
             self._pid = 0
             code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_RUNNABLE
-            self.status |= {"exit_code": code, "message": f"{error.strerror}: {error.filename}"}
+            self.status |= {"exit_code": code, "message": str(error)}
             self._answer()
             return
         self._pid = child.pid
@@ -229,6 +235,8 @@ class Supervisor:
             os._exit(NOT_RUNNABLE)
         limit = self._order["memory_bytes"]
         if limit is not None:
+            _, most = resource.getrlimit(resource.RLIMIT_DATA)
+            limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
     def _end(self) -> dict[str, Any]:
@@ -248,9 +256,9 @@ class Supervisor:
         for end in (reader, writer):
             os.set_blocking(end, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # a handler and not SIG_IGN, which the command would inherit
             signal.signal(number, lambda *_: None)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._ready.register(self._order["control"], selectors.EVENT_READ, "control")
         self._ready.register(reader, selectors.EVENT_READ, "signal")
 
@@ -292,8 +300,8 @@ class Supervisor:
     def _hear(self, signals: bytes) -> None:
         if signal.SIGTERM in signals or signal.SIGINT in signals:
             # not a stop that was asked for: the machine goes down, or someone cleans up
-            self._reason = self._reason or "lost"
-            self.status.setdefault("message", "its supervisor was told to end")
+            if not self._is_told():
+                self._reason, self.status["message"] = "lost", "its supervisor was told to end"
             self._stop(self._order["stop_grace_s"])
         while True:
             try:

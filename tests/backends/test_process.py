@@ -330,7 +330,9 @@ def test_end_is_told_once_there_is_room_for_it(place: Process) -> None:
         (shell("true", image="python:3.12"), "run container images"),
         (shell("true", files=(File("/etc/passwd", b""),)), "/etc/passwd"),
         (shell("true", files=(File("../x", b""),)), "../x"),
+        (shell("true", files=(File(".", b""),)), "."),
         (shell("true", user="nobody-of-here"), "nobody-of-here"),
+        (shell("true", working_dir="../../x"), "../../x"),
         (shell("true", working_dir="/no/such/folder"), "/no/such/folder"),
         (shell("true", secrets=(("TOKEN", "secrets.TOKEN"),)), "TOKEN"),
         (Launch("run-0-0-1", "run"), "no command"),
@@ -411,6 +413,11 @@ def test_relative_working_dir_is_made(place: Process) -> None:
     assert said.endswith("/run-0-0-1/work/sub/folder")
 
 
+def test_no_signal_is_ignored_at_the_start(place: Process) -> None:
+    (ignored,) = run(place, shell("grep SigIgn /proc/self/status"))
+    assert int(ignored.split()[1], 16) == 0
+
+
 def test_memory_is_a_limit_of_each_process(place: Process) -> None:
     launch = Launch(
         "run-0-0-1",
@@ -440,6 +447,18 @@ def test_fixed_port_that_is_taken_names_its_holder(place: Process) -> None:
     up(place, "echo up; exec sleep 600", ports=(Port(80, port),))
     with pytest.raises(Rejected, match="run-0-0-1"):
         start(place, replace(shell("true", ports=(Port(80, port),)), name="other-0-0-1"))
+
+
+def test_command_that_cannot_be_run_ends_without_a_start(place: Process) -> None:
+    start(place, shell("true", env=(("BROKEN", "a\0b"),)))
+    eventually(lambda: only(place).phase is Phase.EXITED)
+    ended = only(place)
+    assert (ended.reason, ended.exit_code, ended.started_at) == ("no-start", 126, None)
+    assert "null byte" in ended.message
+
+
+def test_own_user_may_be_named(place: Process) -> None:
+    assert run(place, shell("id -u", user=str(os.getuid()))) == [str(os.getuid())]
 
 
 # --- accelerators
