@@ -99,6 +99,8 @@ class Docker:
         self._pull_policy = pull
         endpoint = local_endpoint(host)
         self._engine = Engine(endpoint, backend=name, timeout_s=timeout_s)
+        if machine is not None and not callable(machine):
+            raise ConfigError(f"backend '{name}': machine is for programs and has no value in a file")
         self._read_machine = machine or (inventory if endpoint.is_local else None)
         self._machine: tuple[float, Machine | None] | None = None
         self._raises_limits = True
@@ -145,6 +147,9 @@ class Docker:
             else:
                 progress("starting")
                 went_on = self._run(found, launch)
+                if went_on and not launch.ports:
+                    # Asking again would wait for the end of a short program: the engine locks it.
+                    return self._instance(containers.as_started(found))
             if not went_on:
                 _pause_unlike_others(met)
                 met += 1
@@ -421,11 +426,14 @@ class Docker:
         other. Whoever sees another steps back, without regard to who was first: a rule by age
         or name would let both go on when the elder becomes visible late.
         """
+        if self._engine.get(f"/containers{container['Name']}{containers.STOPPED}/json"):
+            return True
+        mine = container["Config"]["Labels"].get(containers.DEVICES)
+        if mine is None:
+            return False
         others = [one for one in self._listing(everyone=True) if one["Id"] != container["Id"]]
         _, _, held = containers.held(others)
-        mine = container["Config"]["Labels"].get(containers.DEVICES, "").split(",")
-        stopped = container["Name"] + containers.STOPPED
-        return not held.isdisjoint(mine) or any(stopped in one["Names"] for one in others)
+        return not held.isdisjoint(mine.split(","))
 
     def _run(self, found: Json, launch: Launch) -> bool:
         """Put the files in and start; False when the container was given up, to be made anew.
@@ -451,7 +459,7 @@ class Docker:
             if "setting rlimit" in refusal.message and self._raises_limits:
                 # A rootless engine may not raise limits; its own then hold for accelerator work.
                 self._raises_limits = False
-                return True
+                return False
             raise self._explained(refusal, launch) from refusal
         return True
 

@@ -216,6 +216,11 @@ def failed_to_start(container: Json) -> bool:
     return state["Status"] == "created" and bool(state.get("Error") or state.get("ExitCode"))
 
 
+def as_started(container: Json) -> Json:
+    """Return what an inspection before the start says once the engine has said that it started."""
+    return {**container, "State": {**container["State"], "Status": "running"}}
+
+
 def is_active(container: Json) -> bool:
     """Say whether an inspected container has not ended yet."""
     return container["State"]["Status"] in ("created", "running", "paused", "restarting")
