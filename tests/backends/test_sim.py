@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -410,3 +411,9 @@ def test_group_with_another_spec_replaces_its_launches() -> None:
         ("chat-0-0-2", "new"),
         ("chat-1-0-2", "new"),
     ]
+
+
+def test_every_field_of_a_script_is_described() -> None:
+    docs = Path(__file__).parents[2] / "docs" / "backends.md"
+    described = docs.read_text().partition("## The sim")[2]
+    assert [f.name for f in fields(Script) if f"`{f.name}`" not in described] == []
