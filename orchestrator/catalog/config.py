@@ -18,6 +18,8 @@ _SUFFIX = re.compile(
     r"(ForCausalLM|ForConditionalGeneration|ForSequenceClassification|ForMaskedLM|ForTokenClassification"
     r"|LMHeadModel|LMModel|TextModel|Model)$"
 )
+_MISFITS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What reading a field as what it is not ends in: a list that is a number, a mapping that is text."""
 _UNGATED = ("gelu", "gelu_new", "gelu_fast", "gelu_python", "quick_gelu", "relu", "relu2", "relu_squared")
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -66,9 +68,15 @@ def from_config(config: Mapping[str, Any], *, id: str = "", source: str = "confi
     read = _reader(config)
     if read is None:
         _refuse_special(text, family)
-    differences = read(text) if read else _assumed(text, family)
-    facts = replace(_plain(text, id=id, family=architecture_of(config), source=source), **differences)
-    facts = replace(facts, **_published(config), vision=read_vision(family, config, facts.hidden))
+    try:
+        differences = read(text) if read else _assumed(text, family)
+        facts = replace(_plain(text, id=id, family=architecture_of(config), source=source), **differences)
+        facts = replace(facts, **_published(config), vision=read_vision(family, config, facts.hidden))
+    except _MISFITS as error:
+        raise ModelError(
+            f"the fields of the {family or 'unnamed'} config do not fit together: {error}",
+            fix="use the config.json that came with the weights",
+        ) from error
     _refuse_uneven(facts)
     return facts
 
@@ -186,15 +194,23 @@ def _refuse_special(text: Text, family: str) -> None:
 
 
 def _refuse_uneven(facts: ModelFacts) -> None:
-    if facts.layer_kinds and len(facts.layer_kinds) != facts.layers:
-        raise ModelError(
-            f"the config names {len(facts.layer_kinds)} layer types for {facts.layers} layers",
-            fix="one entry per layer",
-        )
     if facts.layers > 10_000 or facts.experts > 100_000 or facts.vocab > 100_000_000:
         raise ModelError("the config's numbers are larger than any model's", fix="check config.json")
-    if facts.attention == "mha" and facts.heads % facts.kv_heads and facts.kv_heads > facts.heads:
+    for what, listed in (
+        ("layer types", facts.layer_kinds),
+        ("feed-forwards", facts.feed_forwards),
+        ("intermediate sizes", facts.intermediates),
+    ):
+        if listed and len(listed) != facts.layers:
+            raise ModelError(
+                f"the config names {len(listed)} {what} for {facts.layers} layers", fix="one entry per layer"
+            )
+    if facts.attention == "mha" and facts.kv_heads > facts.heads:
         raise ModelError(
             f"the config has {facts.kv_heads} key heads for {facts.heads} query heads",
             fix="num_attention_heads is a multiple of num_key_value_heads",
+        )
+    if facts.dense_layers > facts.layers:
+        raise ModelError(
+            f"the config has {facts.dense_layers} dense layers of {facts.layers}", fix="check config.json"
         )

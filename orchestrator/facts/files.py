@@ -100,7 +100,7 @@ def _config(files: Files) -> Mapping[str, Any]:
 def _json(files: Files, name: str) -> Mapping[str, Any]:
     try:
         found = json.loads(files.read(name))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{name} is no JSON: {error}", fix="fetch the file again") from error
     if not isinstance(found, Mapping):
         raise ModelError(f"{name} is no mapping", fix="fetch the file again")

@@ -58,7 +58,7 @@ def read_header(read: Read, name: str, *, file_bytes: int | None = None) -> tupl
         raise _broken(name, f"its header is cut off after {len(raw)} of {length} bytes")
     try:
         described = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _broken(name, "its header is no JSON") from error
     if not isinstance(described, Mapping):
         raise _broken(name, "its header is no mapping")
@@ -77,7 +77,7 @@ def read_index(raw: bytes, name: str) -> tuple[frozenset[str], int | None]:
     """
     try:
         index = json.loads(raw[:_INDEX_BYTES])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _broken(name, "it is no JSON") from error
     placed = index.get("weight_map") if isinstance(index, Mapping) else None
     if not isinstance(placed, Mapping) or not placed:

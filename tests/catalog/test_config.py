@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orchestrator.catalog import count_parameters, from_config, models, parameters
 from orchestrator.catalog.values import Heads
@@ -175,6 +179,21 @@ def test_missing_keys_are_all_named() -> None:
 def test_absurd_numbers_are_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(ModelError):
         from_config({**LLAMA, key: value})
+
+
+JUNK = [None, -1, 0, 2**40, 1.5, float("nan"), "x", [], [1], ["a", None], {}, {"a": 1}, True, 10**30]
+CONFIGS = [case["config"] for case in lines("configs.jsonl")]
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(CONFIGS), st.data())
+def test_any_garbled_config_is_read_or_refused(config: dict[str, Any], data: st.DataObject) -> None:
+    garbled = copy.deepcopy(config)
+    inner = garbled.get("text_config") or garbled
+    for key in data.draw(st.lists(st.sampled_from(sorted(inner)), min_size=1, max_size=3)):
+        inner[key] = data.draw(st.sampled_from(JUNK))
+    with suppress(ModelError):
+        assert count_parameters(from_config(garbled)) >= 0
 
 
 def test_layer_types_must_cover_the_layers() -> None:
