@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-Scope = Literal["all", "linear", "experts", "mlp"]
+Scope = Literal["all", "linear", "experts"]
 """Which weights are stored in the format; the rest stay in 16 bits.
 
 ``all``: everything. ``linear``: the layers' matrices, not embeddings, head, norms or vision
-tower. ``experts``: routed experts only. ``mlp``: feed-forward matrices and experts, not
-attention.
+tower. ``experts``: routed experts only.
 """
 
 
@@ -34,19 +33,13 @@ class WeightFormat:
     moe_scope: Scope | None = None
     pad_experts: int = 1
 
-    def scope_for(self, *, experts: bool, skips: tuple[str, ...] = ()) -> Scope:
+    def scope_for(self, *, experts: bool) -> Scope:
         """Return the scope that holds for a model with or without experts.
-
-        ``skips`` are the modules a published config leaves in 16 bits; attention among them
-        leaves the feed-forward alone.
 
         >>> FORMATS["gptq"].scope_for(experts=True)
         'experts'
-        >>> FORMATS["nvfp4"].scope_for(experts=False, skips=("model.layers.0.self_attn*",))
-        'mlp'
         """
-        scope = self.moe_scope if experts and self.moe_scope is not None else self.scope
-        return "mlp" if scope == "linear" and any("attn" in s for s in skips) else scope
+        return self.moe_scope if experts and self.moe_scope is not None else self.scope
 
 
 def _grouped(bits: int, group: int, *, zeros: bool) -> float:

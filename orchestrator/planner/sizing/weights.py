@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.values import ModelFacts
-from orchestrator.planner.sizing.formats import WeightFormat, weight_format
+from orchestrator.planner.sizing.formats import Scope, WeightFormat, weight_format
 from orchestrator.planner.sizing.parameters import count_parts, expert_layers, speculative_parameters
 
 
@@ -82,19 +84,59 @@ def _speculative_bytes(facts: ModelFacts, fmt: WeightFormat) -> float:
     return speculative_parameters(facts) * bits / 8
 
 
+_LINEAR = frozenset({"attention", "mixer", "dense", "experts", "shared"})
+_SCOPES: Mapping[Scope, frozenset[str]] = {
+    "all": _LINEAR | {"embedding", "head", "other", "vision"},
+    "linear": _LINEAR,
+    "experts": frozenset({"experts"}),
+}
+_SKIP_PATTERNS = {
+    "attention": re.compile(r"self_attn|\.attention"),
+    "mixer": re.compile(r"linear_attn|mamba|mixer"),
+    "shared": re.compile(r"shared_expert"),
+    "dense": re.compile(r"mlp(\*|$|\\?\.\(?(gate[_|]|up|down))"),
+}
+"""Modules a published config leaves in 16 bits, by the part of the model they are."""
+
+
+def _skipped_share(facts: ModelFacts, part: str) -> float:
+    """Return the share of a part's layers that the published weights leave in 16 bits.
+
+    A pattern speaks of every layer, a name with a layer's number of that one.
+
+    >>> skips = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj", "model.layers.*.mlp*")
+    >>> mixed = ModelFacts("m", "LlamaForCausalLM", 4, 8, 8, 1, 1, 8, 8, quantization_skips=skips)
+    >>> _skipped_share(mixed, "attention"), _skipped_share(mixed, "dense"), _skipped_share(mixed, "shared")
+    (0.25, 1.0, 0.0)
+    """
+    pattern = _SKIP_PATTERNS.get(part)
+    if pattern is None or not facts.quantization_skips:
+        return 0.0
+    named = [skip for skip in facts.quantization_skips if pattern.search(skip)]
+    numbers = {found[1] for skip in named if (found := re.search(r"layers\.(\d+)\.", skip))}
+    everywhere = any(not re.search(r"layers\.\d+\.", skip) for skip in named)
+    return 1.0 if everywhere else min(1.0, len(numbers) / facts.layers)
+
+
 def _by_scope(parts: Parameters, fmt: WeightFormat, facts: ModelFacts) -> WeightBytes:
-    scope = fmt.scope_for(experts=bool(facts.experts), skips=facts.quantization_skips)
-    touched, rest = fmt.bits / 8, fmt.rest_bits / 8
-    everything = touched if scope == "all" else max(rest, 2.0)  # embeddings never below 16 bits
+    inside = _SCOPES[fmt.scope_for(experts=bool(facts.experts))]
+
+    def held(part: str, count: int) -> float:
+        if part not in inside:
+            # embeddings, norms and towers never go below 16 bits
+            return count * (fmt.rest_bits if part in _LINEAR else max(fmt.rest_bits, 16.0)) / 8
+        skipped = _skipped_share(facts, part)
+        return count * (skipped * fmt.rest_bits + (1 - skipped) * fmt.bits) / 8
+
     return WeightBytes(
-        embedding=parts.embedding * everything,
-        head=parts.head * everything,
-        attention=(parts.attention + parts.mixer) * (touched if scope in ("all", "linear") else rest),
-        dense=parts.dense * (touched if scope != "experts" else rest),
-        experts=parts.experts * touched,
-        shared=parts.shared * (touched if scope != "experts" else rest),
-        other=(parts.other + parts.router) * everything,
-        vision=parts.vision * everything,
+        embedding=held("embedding", parts.embedding),
+        head=held("head", parts.head),
+        attention=held("attention", parts.attention) + held("mixer", parts.mixer),
+        dense=held("dense", parts.dense),
+        experts=held("experts", parts.experts),
+        shared=held("shared", parts.shared),
+        other=held("other", parts.other + parts.router),
+        vision=held("vision", parts.vision),
     )
 
 
