@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orchestrator.planner.sizing.explain import Step, explain_serving, explain_training
 from orchestrator.planner.sizing.logs import from_log
 from orchestrator.planner.sizing.serving import ServingNeeds, serving_needs, size_serving
 from orchestrator.planner.sizing.training import size_training
@@ -13,7 +14,10 @@ __all__ = [
     "ServingJob",
     "ServingNeeds",
     "Size",
+    "Step",
     "TrainingJob",
+    "explain_serving",
+    "explain_training",
     "from_log",
     "serving_needs",
     "size_serving",
