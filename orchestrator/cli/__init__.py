@@ -17,6 +17,7 @@ COMMANDS = {
     "apply": ("apply", "Make it so: start, update or replace what the files say."),
     "diff": ("specs", "Show field by field how the files differ from what is on record."),
     "validate": ("specs", "Check files and report every problem; needs no backend."),
+    "size": ("size", "Show what a model takes in device memory, and what holds it."),
     "schema": ("specs", "Print the JSON Schema of the documents, for editors."),
     "offers": ("places", "Show what can be had where, for how much."),
     "ps": ("runs", "List runs."),

@@ -1,0 +1,242 @@
+"""The command about bytes: what a model takes on which accelerators, at whose price."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from orchestrator.cli.shared import Json
+from orchestrator.errors import UsageError
+
+if TYPE_CHECKING:  # a --help shows options and sizes nothing
+    from orchestrator.catalog import Accelerator, ModelFacts
+    from orchestrator.planner.sets import Answer
+    from orchestrator.planner.sizing import Measured
+
+    Devices = tuple[Accelerator, ...]
+
+app = typer.Typer(rich_markup_mode=None)
+
+Count = Annotated[int | None, typer.Option(min=1, show_default=False)]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8", "int8", "int4", "fp4"]
+Sort = Literal["price", "throughput", "latency"]
+
+MOST = 4096
+"""Accelerators of one set; more is a slip of the finger."""
+
+
+@app.command()
+def size(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A hub id or a folder.", show_default=False)
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A config.json, in place of MODEL.", show_default=False)
+    ] = None,
+    weights_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Bytes of the weights' files.", show_default=False)
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME[:COUNT]", help="Only these accelerators.", show_default=False)
+    ] = None,
+    precision: Annotated[Precision, typer.Option(help="The format computed in.")] = "auto",
+    quantization: Annotated[
+        str | None, typer.Option(help="How the weights were made, such as awq.", show_default=False)
+    ] = None,
+    kv_cache: Annotated[
+        Literal["auto", "bf16", "fp8"] | None,
+        typer.Option(help="The format of the KV cache.", show_default=False),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens a request may hold.", show_default=False)
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Requests held at once.", show_default=False)
+    ] = None,
+    tensor: Annotated[
+        int | None, typer.Option(min=1, help="Ranks that share every layer.", show_default=False)
+    ] = None,
+    pipeline: Annotated[
+        int | None, typer.Option(min=1, help="Stages that share the layers.", show_default=False)
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="vllm, sglang, ...; trl, axolotl, ... to train.", show_default=False)
+    ] = None,
+    engine_version: Annotated[str | None, typer.Option(show_default=False)] = None,
+    memory_utilization: Annotated[
+        float | None, typer.Option(min=0.01, max=1.0, help="Share the engine takes.", show_default=False)
+    ] = None,
+    max_num_seqs: Count = None,
+    max_num_batched_tokens: Count = None,
+    from_log: Annotated[
+        Path | None, typer.Option(help="An engine's log: what it measured wins.", show_default=False)
+    ] = None,
+    train: Annotated[
+        Literal["full", "lora", "qlora"] | None, typer.Option(help="Size a tuning run.", show_default=False)
+    ] = None,
+    method: Annotated[
+        Literal["sft", "pretrain", "dpo", "kto", "orpo", "reward", "ppo", "grpo"] | None,
+        typer.Option(show_default=False),
+    ] = None,
+    sequence_length: Count = None,
+    micro_batch: Count = None,
+    optimizer: Annotated[str | None, typer.Option(show_default=False)] = None,
+    state_dtype: Annotated[Literal["bf16", "fp32"] | None, typer.Option(show_default=False)] = None,
+    checkpointing: Annotated[
+        Literal["none", "selective", "full"] | None, typer.Option(show_default=False)
+    ] = None,
+    loss_kernel: Annotated[
+        Literal["full", "chunked", "fused"] | None, typer.Option(show_default=False)
+    ] = None,
+    packing: Annotated[bool | None, typer.Option("--packing", show_default=False)] = None,
+    sharding: Annotated[
+        Literal["none", "zero1", "zero2", "zero3", "fsdp"] | None,
+        typer.Option(help="Unset: copies where they fit, else FSDP.", show_default=False),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Of the adapter.", show_default=False)] = None,
+    targets: Annotated[
+        str | None, typer.Option(help="Modules with an adapter, by comma.", show_default=False)
+    ] = None,
+    offload: Annotated[
+        Literal["none", "optimizer", "activations", "all"] | None, typer.Option(show_default=False)
+    ] = None,
+    sort: Annotated[
+        Sort, typer.Option(help="What the first set is best in.")
+    ] = "price",
+    json: Json = False,
+) -> None:
+    """Show what a model takes in device memory, and the accelerators that hold it."""
+    serving = {
+        "quantization": quantization, "kv_cache": kv_cache, "context": context, "concurrency": concurrency,
+        "memory_utilization": memory_utilization, "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens, "engine_version": engine_version,
+        "from_log": from_log,
+    }  # fmt: skip
+    training = {
+        "method": method, "sequence_length": sequence_length, "micro_batch": micro_batch,
+        "optimizer": optimizer, "state_dtype": state_dtype, "checkpointing": checkpointing,
+        "loss_kernel": loss_kernel, "packing": packing, "rank": rank, "offload": offload,
+        "targets": tuple(targets.split(",")) if targets else None, "sharding": sharding,
+    }  # fmt: skip
+    if train is None:
+        _refuse(training, "is about training, and needs --train")
+    else:
+        _refuse(serving, "is about serving, and cannot stand beside --train")
+    facts = _facts(model, config, weights_bytes)
+    devices, count = _devices(gpu)
+    common = _given({"precision": precision, "engine": engine})
+    degrees = {"tensor": tensor, "pipeline": pipeline}
+    with _usage():
+        answer = (
+            _serving(facts, devices, count, common | _given(serving), degrees, sort)
+            if train is None
+            else _training(
+                facts, devices, count, {**common, "tuning": train, **_given(training | degrees)}, sort
+            )
+        )
+    from orchestrator.render.sizes import size_json, size_text
+
+    today = datetime.now(UTC).date()
+    typer.echo(size_json(facts, answer) if json else size_text(facts, answer, today=today))
+
+
+def _serving(
+    facts: ModelFacts,
+    devices: Devices,
+    count: int | None,
+    settings: dict[str, Any],
+    degrees: dict[str, int | None],
+    sort: Sort,
+) -> Answer:
+    from orchestrator.catalog import prices
+    from orchestrator.planner.sets import serving_answer
+    from orchestrator.planner.sizing import Measured, ServingJob
+
+    settings["precision"] = settings.pop("quantization", settings["precision"])
+    log: Path | None = settings.pop("from_log", None)
+    if log and len(devices) > 1:
+        raise UsageError("--from-log needs --gpu", fix="name the accelerators that the log is from")
+    job = ServingJob(**settings, measured=_measured(log) if log else Measured())
+    return serving_answer(facts, job, devices, prices(), count=count, sort=sort, **degrees)
+
+
+def _training(
+    facts: ModelFacts, devices: Devices, count: int | None, settings: dict[str, Any], sort: Sort
+) -> Answer:
+    from orchestrator.catalog import prices
+    from orchestrator.planner.sets import training_answer
+    from orchestrator.planner.sizing import TrainingJob
+
+    sharding = settings.pop("sharding", None)
+    job = TrainingJob(**settings)
+    return training_answer(facts, job, devices, prices(), count=count, sharding=sharding, sort=sort)
+
+
+def _facts(model: str | None, config: Path | None, weights_bytes: int | None) -> ModelFacts:
+    """Return what the model is, with the bytes that were said of its files."""
+    from orchestrator.facts import Hub, resolve
+
+    if (model is None) == (config is None):
+        raise UsageError("name a model, or its configuration with --config", fix="one of the two")
+    if config is not None and not config.exists():
+        raise UsageError(f"there is no file {config}", fix="give the path of a config.json")
+    hub = Hub.from_environment(os.environ)
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    found = resolve(config or model or "", hub=hub, offline=offline)
+    return replace(found, weights_bytes=weights_bytes) if weights_bytes else found
+
+
+def _devices(text: str | None) -> tuple[Devices, int | None]:
+    """Return the accelerators meant, and how many of a named one; all of the catalog for None."""
+    from orchestrator.catalog import accelerator, accelerators, known_names
+
+    if text is None:
+        return tuple(accelerators().values()), None
+    name, _, many = text.partition(":")
+    if many and not (many.isascii() and many.isdigit() and 0 < int(many) <= MOST):
+        raise UsageError(f"--gpu {text}: {many!r} is no count", fix="write NAME:COUNT, such as H100:8")
+    found = accelerator(name)
+    if found is None:
+        near = difflib.get_close_matches(name.upper(), sorted(known_names()), 1)
+        fix = f"did you mean {near[0]!r}?" if near else "modelyard catalog accelerators lists them"
+        raise UsageError(f"no accelerator {name!r} in the catalog", fix=fix)
+    return (found,), int(many) if many else None
+
+
+def _measured(log: Path) -> Measured:
+    """Return what an engine's log says of its memory."""
+    from orchestrator.planner.sizing import Measured, from_log
+
+    try:
+        found = from_log(log.read_text("utf-8", errors="replace"))
+    except OSError as error:
+        raise UsageError(f"cannot read {log}: {error.strerror}") from None
+    if found == Measured():
+        raise UsageError(f"{log} says nothing of memory", fix="give the whole output of vLLM or SGLang")
+    return found
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _refuse(settings: dict[str, Any], why: str) -> None:
+    for name in _given(settings):
+        raise UsageError(f"--{name.replace('_', '-')} {why}")
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """Tell what the sizing does not know as what it is: a wrong command line."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error

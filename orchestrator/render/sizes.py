@@ -1,0 +1,221 @@
+"""What a model takes in device memory, for a person in ten seconds and for a machine in full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import date
+
+from orchestrator.catalog import ModelFacts, as_of, count_parameters, is_stale
+from orchestrator.planner.parallelism import Layout
+from orchestrator.planner.sets import AcceleratorSet, Answer
+from orchestrator.planner.sizing import ServingJob, Size, TrainingJob
+from orchestrator.planner.sizing.profiles import CURRENT
+from orchestrator.render.table import plural, table, to_json
+from orchestrator.units import GIB, format_bytes
+
+SHOWN = 8
+"""Sets a person is shown; the rest is counted."""
+
+_SHOWN_REASONS = 4
+
+
+def size_text(facts: ModelFacts, answer: Answer, *, today: date) -> str:
+    """Return the receipt: the job, the memory of one device, the speed, and the sets that fit.
+
+    Args:
+        facts: The model.
+        answer: What was found.
+        today: The day that the age of prices is counted to.
+    """
+    return "\n".join([*_head(facts, answer.asked), *_sets(answer, today)])
+
+
+def _head(facts: ModelFacts, asked: AcceleratorSet) -> Iterator[str]:
+    job, size = asked.job, asked.size
+    count = facts.parameters or count_parameters(facts)
+    model = f"{facts.id} · {count / 1e9:.3g} B"
+    if isinstance(job, ServingJob):
+        how = asked.lowered or ("as published" if facts.dtype == job.precision else "as asked")
+        yield f"model    {model} · {job.precision} ({how})"
+        context = f"{job.context:,} tokens × {job.concurrency} at once"
+        yield f"job      {context} · {job.engine} {job.engine_version or CURRENT.get(job.engine, '')}".rstrip()
+    else:
+        yield f"model    {model}"
+        yield f"job      {_training_text(job)}"
+    yield f"on       {set_text(asked)} · {_verdict(size)}"
+    yield f"memory   {memory_text(size)}"
+    if isinstance(job, ServingJob):
+        yield (
+            f"holds    {size.kv_cache_tokens:,} tokens · {size.max_concurrency:.1f} such requests at once · "
+            f"one alone up to {size.longest_request_tokens:,} tokens"
+        )
+    if asked.speed:
+        yield f"speed    {_speed_text(asked)}"
+
+
+def _training_text(job: TrainingJob) -> str:
+    tuned = job.tuning if job.tuning == "full" else f"{job.tuning} rank {job.rank}"
+    return (
+        f"{job.method} · {tuned} · {job.sequence_length:,} tokens × {job.micro_batch} at once · "
+        f"{job.optimizer} · {job.engine}"
+    )
+
+
+def set_text(each: AcceleratorSet) -> str:
+    """Return a set in words: machines, accelerators, and how the model lies on them."""
+    many = f"{each.nodes} × {each.count}" if each.nodes > 1 else f"{each.count}"
+    how = layout_text(each)
+    return f"{many} × {each.accelerator.name}" + (f" ({how})" if how else "")
+
+
+def layout_text(each: AcceleratorSet) -> str:
+    """Return how the job lies on the accelerators of a set, "" on a single one."""
+    if each.devices == 1:
+        return ""
+    job = each.job
+    layout = str(Layout(each.nodes, each.count, job.tensor, job.pipeline))
+    if isinstance(job, TrainingJob):
+        return "copies" if job.sharding == "none" else job.sharding
+    return layout
+
+
+def _verdict(size: Size) -> str:
+    if size.fits:
+        return f"fits, with a margin of {size.margin:.0%}"
+    return f"does not fit: {size.reason}, {format_bytes(size.short_bytes)} short"
+
+
+def memory_text(size: Size) -> str:
+    """Return the memory of the fullest device by part, in GiB."""
+    device = size.device
+    parts = (
+        ("weights", device.weights_bytes), ("KV cache", device.kv_cache_bytes),
+        ("adapters", device.adapter_bytes), ("gradients", device.gradients_bytes),
+        ("optimizer", device.optimizer_bytes), ("activations", device.activations_bytes),
+        ("logits", device.logits_bytes), ("graphs", device.graphs_bytes),
+        ("other", device.non_torch_bytes),
+    )  # fmt: skip
+    told = " · ".join(f"{name} {value / GIB:.1f}" for name, value in parts if value)
+    return f"{device.peak_bytes / GIB:.1f} of {device.visible_bytes / GIB:.1f} GiB a device: {told}"
+
+
+def _speed_text(asked: AcceleratorSet) -> str:
+    speed = asked.speed
+    if speed is None:
+        return ""
+    what = "output tokens/s" if speed.first_token_s is not None else "tokens/s trained"
+    text = f"about {speed.tokens_s:,.0f} {what} ({speed.low:,.0f} to {speed.high:,.0f})"
+    if speed.first_token_s is not None and speed.each_token_s is not None:
+        text += f" · first token {speed.first_token_s:.2g} s, then {speed.each_token_s * 1000:.0f} ms each"
+    return text
+
+
+def _sets(answer: Answer, today: date) -> Iterator[str]:
+    fitting = answer.sets.fitting
+    if not fitting:
+        yield "sets     none fits"
+    else:
+        yield ""
+        yield table(_COLUMNS, [_cells(each) for each in fitting[:SHOWN]])
+        if (more := len(fitting) - SHOWN) > 0:
+            yield f"and {plural(more, 'more set')} that fit" + ("s" if more == 1 else "")
+        yield from _price_note(fitting[:SHOWN], today)
+    if refused := answer.sets.refused:
+        reasons = [f"{r.offers:,} {r.reason}" for r in refused[:_SHOWN_REASONS]]
+        total = sum(r.offers for r in refused)
+        rest = len(refused) - _SHOWN_REASONS
+        tail = f" · {plural(rest, 'more reason')}" if rest > 0 else ""
+        yield f"refused  {plural(total, 'set')}: {' · '.join(reasons)}{tail}"
+
+
+_COLUMNS = ("SET", "LAYOUT", "FORMAT", "USED", "TOKENS/S", "PRICE", "$/M TOKENS", "WHERE")
+
+
+def _cells(each: AcceleratorSet) -> list[str]:
+    many = f"{each.nodes} × " if each.nodes > 1 else ""
+    price, cost = each.price, each.usd_per_million_tokens
+    used = each.size.device.peak_bytes / each.size.device.visible_bytes
+    return [
+        f"{many}{each.count} × {each.accelerator.name}",
+        layout_text(each) or "one device",
+        each.job.precision,
+        f"{used:.0%}",
+        f"{each.speed.tokens_s:,.0f}" if each.speed else "-",
+        f"${price.usd_hour:.4g}/h" if price else "-",
+        f"{cost:.3g}" if cost else "-",
+        f"{price.row.provider} {price.row.instance_type}" if price else "-",
+    ]
+
+
+def _price_note(shown: Sequence[AcceleratorSet], today: date) -> Iterator[str]:
+    """Yield the day of the prices shown, and whether some of them are old."""
+    rows = [each.price.row for each in shown if each.price]
+    if not rows:
+        return
+    old = sum(is_stale(row, today) for row in rows)
+    warning = f" ({old} of them are older than 90 days or undated)" if old else ""
+    day = as_of(rows)
+    yield f"price as of {day or 'no known day'}{warning}"
+
+
+def size_json(facts: ModelFacts, answer: Answer) -> str:
+    """Return the answer as ``modelyard/size/v1``; ``device`` is the fullest device of the asked set."""
+    asked = answer.asked
+    size, job = asked.size, asked.job
+    body: dict[str, object] = {
+        "model": {
+            "id": facts.id,
+            "architecture": facts.architecture,
+            "parameters": facts.parameters or count_parameters(facts),
+            "source": facts.source,
+        },
+        "job": "serving" if isinstance(job, ServingJob) else "training",
+        "accelerator": asked.accelerator.name,
+        "nodes": asked.nodes,
+        "count": asked.count,
+        "tensor": job.tensor,
+        "pipeline": job.pipeline,
+        "precision": job.precision,
+        "lowered": asked.lowered,
+        "device": asdict(size.device),
+        "kv_cache_tokens": size.kv_cache_tokens,
+        "longest_request_tokens": size.longest_request_tokens,
+        "max_concurrency": size.max_concurrency,
+        "fits": size.fits,
+        "margin": size.margin,
+        "reason": size.reason,
+        "short_bytes": size.short_bytes,
+        "headroom_bytes": size.headroom_bytes,
+        "sets": [_set_object(each) for each in answer.sets.fitting],
+        "refused": [{"reason": r.reason, "sets": r.offers} for r in answer.sets.refused],
+    }
+    return to_json("modelyard/size/v1", body)
+
+
+def _set_object(each: AcceleratorSet) -> dict[str, object]:
+    speed, price, device = each.speed, each.price, each.size.device
+    job = each.job
+    row = price.row if price else None
+    return {
+        "accelerator": each.accelerator.name,
+        "nodes": each.nodes,
+        "count": each.count,
+        "tensor": job.tensor,
+        "pipeline": job.pipeline,
+        "sharding": job.sharding if isinstance(job, TrainingJob) else None,
+        "precision": job.precision,
+        "lowered": each.lowered,
+        "peak_bytes": device.peak_bytes,
+        "visible_bytes": device.visible_bytes,
+        "kv_cache_tokens": each.size.kv_cache_tokens,
+        "tokens_s": speed.tokens_s if speed else None,
+        "tokens_s_low": speed.low if speed else None,
+        "tokens_s_high": speed.high if speed else None,
+        "price_usd_hour": price.usd_hour if price else None,
+        "usd_per_million_tokens": each.usd_per_million_tokens,
+        "provider": row.provider if row else None,
+        "region": row.region if row else None,
+        "instance_type": row.instance_type if row else None,
+        "price_as_of": row.as_of.isoformat() if row and row.as_of else None,
+    }
