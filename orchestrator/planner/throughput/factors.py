@@ -105,8 +105,8 @@ SERVING = ServingFactors(
     silicon={
         "Ampere": Silicon(0.87, 0.87),
         "Ada": Silicon(0.95, 0.60),
-        "Hopper": Silicon(0.85, 0.61),
-        "Blackwell": Silicon(0.67, 0.61),
+        "Hopper": Silicon(0.90, 0.60),
+        "Blackwell": Silicon(0.71, 0.61),
         "Blackwell RTX": Silicon(0.95, 0.85),
         # no rows: below all that were seen, as their kernels are less travelled (MAMF, the best
         # matrix product, is 51 % of the peak on MI300X, 68 % on MI355X, 74 % on Gaudi 3:
@@ -117,33 +117,33 @@ SERVING = ServingFactors(
         # vLLM 0.11, engine/arg_utils.py: 8192 and 1024 from 70 GiB on, the A100 excepted, else 2048 and 256
         "vllm": EngineSpeed(
             rate=1.0,
-            layer_s=58e-6,
-            sequence_s=49e-6,
-            request_s=1.0e-3,
+            layer_s=59e-6,
+            sequence_s=47e-6,
+            request_s=1.1e-3,
             small_chunk_tokens=2048,
             small_max_sequences=256,
         ),
         # until 0.8; vLLM 0.4.2, config.py: max_context_len_to_capture 8192
         "vllm-v0": EngineSpeed(
             layer_s=160e-6,
-            host_layer_s=0.28e-3,
-            narrow_bandwidth=0.96,
-            kv_reads=2.7,
+            host_layer_s=0.27e-3,
+            narrow_bandwidth=1.0,
+            kv_reads=2.5,
             max_sequences=256,
             small_max_sequences=256,
             graph_tokens=8192,
         ),
         # the rows say 0.74, most of them untuned launches of one model; held at vLLM's side of it
-        "sglang": EngineSpeed(rate=0.85, layer_s=58e-6, sequence_s=49e-6, request_s=1.0e-3),
+        "sglang": EngineSpeed(rate=0.85, layer_s=59e-6, sequence_s=47e-6, request_s=1.1e-3),
         # the measure of the others: its rate is 1 by definition
-        "tensorrt-llm": EngineSpeed(layer_s=34e-6, sequence_s=9.1e-6, request_s=0.3e-3, max_sequences=2048),
+        "tensorrt-llm": EngineSpeed(layer_s=34e-6, sequence_s=10e-6, request_s=0.3e-3, max_sequences=2048),
         "lmdeploy": EngineSpeed(layer_s=34e-6),
         "exllamav2": EngineSpeed(layer_s=34e-6, request_s=0.0),
         # launches every layer from Python and copies the cache as it grows (DynamicCache, repeat_kv)
         "transformers": EngineSpeed(
-            host_layer_s=0.88e-3,
-            narrow_bandwidth=0.43,
-            kv_reads=29.0,
+            host_layer_s=0.80e-3,
+            narrow_bandwidth=0.38,
+            kv_reads=27.0,
             request_s=0.0,
             graph_tokens=0,
         ),
@@ -152,17 +152,17 @@ SERVING = ServingFactors(
     },
     format_flops={"bf16": 1.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.73},
     widened_flops=0.93,
-    experts_bandwidth=0.52,
-    experts_flops=0.66,
+    experts_bandwidth=0.48,
+    experts_flops=0.67,
     attention_flops=1.0,
-    kv_bandwidth=0.84,
-    visible=0.56,
-    allreduce_s=13e-6,
+    kv_bandwidth=0.83,
+    visible=0.59,
+    allreduce_s=12e-6,
     bus_allreduce_s=39e-6,
-    link=0.64,
+    link=0.66,
     bus_gbs=64.0,
-    pipeline=0.71,
-    burst=0.71,
+    pipeline=0.72,
+    burst=0.72,
     spread={"dense": 1.35, "experts": 1.55, "other": 2.0, "measured": 1.2},
     fitted=frozenset({"Ampere", "Ada", "Hopper", "Blackwell"}),
 )
@@ -197,24 +197,33 @@ class TrainingFactors:
 TRAINING = TrainingFactors(
     stacks={
         "fsdp": Stack(flops=0.61, layer_s=0.20e-3, gathers=True),
-        "megatron": Stack(flops=0.74, layer_s=0.1e-3, gathers=False),
+        "megatron": Stack(flops=0.77, layer_s=0.1e-3, gathers=False),
         "transformers": Stack(flops=0.52, layer_s=2.3e-3, gathers=True),
     },
-    # "other" has no rows and is set to the lowest of those that have
-    silicon={"Ampere": 1.0, "Hopper": 0.73, "Blackwell": 0.68, "other": 0.68},
+    silicon={
+        "Ampere": 1.0,
+        "Hopper": 0.71,
+        "Blackwell": 0.66,
+        # PaLM (arXiv 2204.02311, 4.1): 57.8 % of TPU v4's peak with recomputation, against 0.61
+        "TPU v4": 0.95,
+        "TPU v5e": 0.95,
+        "TPU v5p": 0.95,
+        # no rows: the lowest of those that have
+        "other": 0.66,
+    },
     format_speed={
-        "fsdp fp8": 1.4,
+        "fsdp fp8": 1.5,
         "megatron fp8": 2.0,
         "megatron mxfp8": 1.9,
-        "megatron nvfp4": 2.8,
+        "megatron nvfp4": 2.9,
     },
     experts_flops=0.47,
     attention_flops=0.43,
     width_half=320.0,
     widen={"gptq": 5.1, "other": 1.0},
-    recompute=0.34,
-    link=0.57,
+    recompute=0.32,
+    link=0.53,
     network_gbs=86.0,
-    visible=0.16,
+    visible=0.20,
     spread=1.3,
 )

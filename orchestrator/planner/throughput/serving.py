@@ -39,7 +39,7 @@ class Throughput:
 
     ``low`` and ``high`` bound ``output_tokens_s`` in four of five unseen cases. ``ttft_s`` is a
     request's mean wait for its first token, with its queueing for a free place; ``tpot_s`` the
-    mean time between its tokens. ``sequences`` run at once: fewer than asked for where the KV
+    mean time between its tokens, 0 where there is one only. ``sequences`` run at once: fewer than asked for where the KV
     cache is full. ``measured`` names the source of the row that the figures were brought to,
     ``cautions`` say in a phrase each why the figures deserve less trust than their range.
     """
@@ -259,20 +259,21 @@ def _at_load(
     sequences = max(min(asked, room), 1.0)
     step, chunk = _decode(replica, sequences), _prefill(replica, sequences)
     share = _chunk_share(replica, sequences)
-    steps = replica.output_tokens / sequences
+    later = replica.output_tokens - 1  # the first token comes out of prefill
+    steps = later / sequences
     slowed = engine.rate * (factors.burst if burst else 1.0)
     # what one request takes of its rank: its part of prefill passes, of decode passes, and the host's time
     took = (chunk.seconds * share + step.seconds * steps) / slowed + engine.request_s
     requests_s = replica.data / took
     prompts = max(replica.input_tokens / replica.chunk_tokens, 1.0)
-    first = (chunk.seconds * prompts + step.seconds) / slowed + engine.request_s
+    first = chunk.seconds * prompts / slowed + engine.request_s
     output = requests_s * replica.output_tokens
     spread = _spread(replica)
     return Throughput(
         output_tokens_s=output,
         total_tokens_s=output + requests_s * replica.input_tokens,
         ttft_s=first + max(asked - sequences, 0.0) * took,
-        tpot_s=max(sequences * took - first, step.seconds * replica.output_tokens) / replica.output_tokens,
+        tpot_s=max((sequences * took - first) / later, step.seconds / slowed) if later else 0.0,
         low=output / spread,
         high=output * spread,
         bound_by=_bound(((chunk, share), (step, steps))),

@@ -118,8 +118,14 @@ def test_requests_beyond_the_cache_wait_for_their_first_token() -> None:
 
 def test_littles_law_joins_rate_and_latency() -> None:
     held = speed(tensor=2)
-    request_s = held.ttft_s + held.tpot_s * CHAT["output_tokens"]
+    request_s = held.ttft_s + held.tpot_s * (CHAT["output_tokens"] - 1)
     assert held.sequences == pytest.approx(held.output_tokens_s / CHAT["output_tokens"] * request_s, rel=0.02)
+
+
+def test_one_token_comes_out_of_prefill_alone() -> None:
+    one, two = speed(output_tokens=1, concurrency=1), speed(output_tokens=2, concurrency=1)
+    assert one.tpot_s == 0
+    assert 1 / two.output_tokens_s * 2 == pytest.approx(1 / one.output_tokens_s + two.tpot_s, rel=1e-6)
 
 
 def test_vllm_runs_fewer_at_once_on_an_a100() -> None:
