@@ -30,10 +30,13 @@ def own(table: str, folder: Path) -> dict[str, Row]:
     path = folder / f"{table}.yaml"
     if not path.is_file():
         return {}
-    text = path.read_text("utf-8")
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the catalog cannot be read: {error}", where=Position(str(path), 1, 1)) from error
     try:
         return _parse_lines(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _parse_yaml(text, path)
 
 

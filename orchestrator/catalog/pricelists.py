@@ -204,13 +204,13 @@ def _join(
     return _Quote(host.instance_type, price, spot, host.cpu, host.memory)
 
 
-def _device(name: str, count: int, info: str) -> tuple[Accelerator | None, int]:
+def _device(name: str, count: int, described: str) -> tuple[Accelerator | None, int]:
     """Return the device of a name and how many; a TPU's name says how many chips it is."""
     tpu = _TPU.match(name)
     if tpu:
         generation = tpu[1].casefold()
         return accelerator(generation), count * int(tpu[2]) // _CORES_PER_CHIP.get(generation, 1)
-    size = _MEBIBYTES.search(info)
+    size = _MEBIBYTES.search(described)
     mebibytes = float(size[1]) if size else 0.0
     # some fetchers write GiB under this name
     memory = int(mebibytes * 2**20) if mebibytes > 1000 else int(mebibytes * GIB)

@@ -16,6 +16,7 @@ from orchestrator.facts.local import local_facts
 __all__ = ["Hub", "ModelFacts", "count_parameters", "from_config", "resolve"]
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_LONGEST_ID = 200  # twice the hub's own limit of 96 for a name, with its owner
 _REMOTE = re.compile(r"(s3|gs|oci|pvc|az|https?)://")
 
 
@@ -50,8 +51,8 @@ def resolve(
     36
     """
     text = str(model)
-    path = Path(model).expanduser()
-    if text and path.exists():
+    path = _existing(text)
+    if path is not None:
         return local_facts(path)
     _refuse_unreadable(text)
     pinned = revision if revision not in (None, "main") else None
@@ -64,12 +65,25 @@ def resolve(
         return local_facts(placed, id=text)
     try:
         found = hub_facts(text, revision=pinned, hub=hub or Hub(), cache_dir=kept, offline=offline)
+    except OSError as error:
+        raise ModelError(
+            f"the cache in {kept} cannot be used: {error.strerror}", fix="make it writable, or name another"
+        ) from error
     except ModelError as error:
         if not offline:
             raise
         fix = f"put its {CONFIG} at {placed / CONFIG}, or name a folder that has it"
         raise ModelError(error.what, fix=fix) from error
     return _with_catalog(found, known)
+
+
+def _existing(text: str) -> Path | None:
+    """Return the path that ``text`` names when something is there."""
+    try:
+        path = Path(text).expanduser()
+        return path if text and path.exists() else None
+    except (OSError, RuntimeError):  # a name too long for the file system; ~someone who is not a user
+        return None
 
 
 def _with_catalog(found: ModelFacts, known: ModelFacts | None) -> ModelFacts:
@@ -85,9 +99,9 @@ def _refuse_unreadable(model: str) -> None:
             f"what {model} is cannot be read from here",
             fix=f"give the folder with its {CONFIG} too, as the model's config",
         )
-    if not _ID.fullmatch(model) or ".." in model:
+    if not _ID.fullmatch(model) or ".." in model or len(model) > _LONGEST_ID:
         raise ModelError(
-            f"there is no file or folder {model!r}, and it is no hub id",
+            f"there is no file or folder {model[:_LONGEST_ID]!r}, and it is no hub id",
             fix="write an id such as Qwen/Qwen3-8B, or the path of a folder with config.json",
         )
 

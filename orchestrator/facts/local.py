@@ -22,7 +22,19 @@ def local_facts(path: Path, *, id: str | None = None) -> ModelFacts:
     Raises:
         ModelError: nothing there says what the model is.
     """
-    name = id or (path.name if path.is_dir() else path.parent.name if path.name == CONFIG else path.stem)
+    try:
+        return _read(path, id or _name(path))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}", fix="check its permissions") from error
+
+
+def _name(path: Path) -> str:
+    if path.is_dir():
+        return path.resolve().name
+    return path.resolve().parent.name if path.name == CONFIG else path.stem
+
+
+def _read(path: Path, name: str) -> ModelFacts:
     if path.is_dir():
         return _folder(path, name)
     if path.suffix == ".gguf":

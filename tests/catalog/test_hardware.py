@@ -186,6 +186,7 @@ def test_an_overlay_adds_and_replaces(tmp_path: Path) -> None:
         ("X: {vendor: nvidia, colour: red}", "colour"),
         ("- one\n- two\n", "no mapping"),
         ("X: [", "not YAML"),
+        ("\udcff", "cannot be read"),
         (
             "X: {vendor: v, architecture: a, nominal_gb: 1, visible_bytes: -1, source: s}",
             "visible_bytes",
@@ -193,7 +194,7 @@ def test_an_overlay_adds_and_replaces(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_overlay_is_refused_with_its_file(tmp_path: Path, text: str, says: str) -> None:
-    (tmp_path / "accelerators.yaml").write_text(text)
+    (tmp_path / "accelerators.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ConfigError) as caught:
         accelerators(overlay=tmp_path)
     assert says in caught.value.what

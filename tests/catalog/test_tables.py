@@ -59,7 +59,7 @@ def test_there_are_enough_of_each() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", ["accelerators", "models", "prices"])
 def test_the_reference_says_how_many_there_are(table: str) -> None:
     page = (FOLDER.parents[1] / "docs" / "reference" / "catalog.md").read_text("utf-8")
     assert f"| `{table}.yaml` | {len(shipped(table))} |" in page

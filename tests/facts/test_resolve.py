@@ -66,6 +66,25 @@ def test_what_is_neither_path_nor_id_is_refused(model: str, tmp_path: Path) -> N
     assert "hub id" in caught.value.what
 
 
+@pytest.mark.parametrize(
+    "model", ["~no-such-user-here/model", "x" * 5000, "a\0b"], ids=["user", "long", "zero"]
+)
+def test_a_name_no_file_system_takes_is_refused(model: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        resolve(model, cache_dir=tmp_path, offline=True)
+
+
+def test_a_cache_that_is_no_folder_is_said(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.write_text("a file")
+    with (
+        serving(FakeHub({"config.json": json.dumps(CONFIG).encode()})) as hub,
+        pytest.raises(ModelError) as caught,
+    ):
+        resolve("acme/tiny", hub=Hub(hub.url), cache_dir=cache)
+    assert str(cache) in caught.value.what
+
+
 def test_the_users_own_catalog_comes_first(tmp_path: Path) -> None:
     (tmp_path / "models.yaml").write_text("acme/eight: {same: Qwen/Qwen3-8B, source: ours}\n")
     assert resolve("acme/eight", overlay=tmp_path, cache_dir=tmp_path, offline=True).layers == 36
