@@ -1,0 +1,165 @@
+"""Each reason to refuse, and the index against a plain loop over all offers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.backend import Can, Offer
+from orchestrator.errors import NothingFits
+from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
+from orchestrator.planner.index import OfferIndex
+from orchestrator.planner.match import STAGES
+from orchestrator.planner.plan import place
+from orchestrator.units import GB, GIB
+
+H100 = Offer(
+    "aws", "p5", cpu=192, memory_bytes=2048 * GIB, region="us-east-1", accelerator="H100-80GB",
+    vendor="nvidia", count=8, vram_bytes=85_028_634_624, compute_capability=(9, 0), price_usd_hour=98.3,
+)  # fmt: skip
+OWN = Offer("docker", "vm", cpu=16, memory_bytes=64 * GIB, disk_bytes=500 * GIB, divisible=True)
+RENTED = replace(OWN, divisible=False)
+PLACES = {"docker": frozenset({Can.IMAGES, Can.PORTS}), "aws": frozenset({Can.IMAGES, Can.NODES})}
+
+
+def why(offer: Offer, demand: Demand) -> str | None:
+    """Return the first reason to refuse an offer, by a plain loop."""
+    demand = replace(demand, places=demand.places or PLACES)
+    return next((r for stage in STAGES if (r := stage.refuse(offer, demand)) is not None), None)
+
+
+def gpu(**wanted: object) -> Demand:
+    return Demand(accelerator=AcceleratorDemand(**{"count": Span(1, 8), **wanted}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("offer", "demand", "reason"),
+    [
+        (H100, Demand(accelerator=AcceleratorDemand(count=Span(8, 8))), None),
+        (H100, Demand(backends=frozenset({"gcp"})), "not in backends"),
+        (H100, Demand(needs={Can.PORTS: "port"}), "aws cannot publish ports, which port needs"),
+        (H100, Demand(regions=frozenset({"eu"})), "not in regions"),
+        (H100, Demand(zones=frozenset({"a"})), "not in availability_zones"),
+        (H100, Demand(instance_types=frozenset({"g5"})), "not in instance_types"),
+        (H100, Demand(fleets=frozenset({"rack"})), "not in fleets"),
+        (H100, Demand(reservation="r"), "not in the reservation"),
+        (H100, Demand(spot="spot"), "not spot"),
+        (replace(H100, spot=True), Demand(spot="on-demand"), "spot"),
+        (H100, Demand(arch="arm"), "not arm"),
+        (OWN, gpu(), "no accelerator"),
+        (H100, gpu(vendors=frozenset({"amd"})), "not amd"),
+        (H100, gpu(names=frozenset({"L4-24GB"})), "another accelerator"),
+        (H100, gpu(capability=(10, 0)), "compute capability below 10.0"),
+        (H100, gpu(vram_bytes=Span(141 * GB)), "too little device memory"),
+        (H100, gpu(vram_bytes=Span(24 * GB, 48 * GB)), "more device memory than asked for"),
+        (H100, gpu(vram_bytes=Span(24 * GB, 80 * GB)), None),
+        (H100, gpu(count=Span(1, 4)), "more accelerators than asked for"),
+        (replace(H100, divisible=True), gpu(count=Span(1, 4)), None),
+        (H100, gpu(count=Span(16, 16)), "too few accelerators"),
+        (replace(H100, divisible=True, count=0), gpu(), "too few accelerators free"),
+        (H100, gpu(total_vram_bytes=Span(1000 * GB)), "too little device memory in total"),
+        (H100, gpu(total_vram_bytes=Span(None, 100 * GB)), "more device memory in total than asked for"),
+        (H100, Demand(), "has accelerators that are not asked for"),
+        (OWN, Demand(cpu=Span(32)), "too few processors"),
+        (OWN, Demand(memory_bytes=Span(128 * GB)), "too little memory"),
+        (OWN, Demand(disk_bytes=Span(1000 * GB)), "too little disk"),
+        (RENTED, Demand(cpu=Span(2, 8)), "more processors than asked for"),
+        (RENTED, Demand(memory_bytes=Span(2 * GB, 8 * GB)), "more memory than asked for"),
+        (replace(OWN, available=0), Demand(), "no capacity now"),
+        (H100, replace(gpu(), max_price_usd_hour=50.0), "over max_price"),
+        (H100, replace(gpu(), nodes=2, max_price_usd_hour=100.0), "over max_price"),
+    ],
+)  # fmt: skip
+def test_an_offer_falls_for_the_reason_it_has(offer: Offer, demand: Demand, reason: str | None) -> None:
+    assert why(offer, demand) == reason
+
+
+def test_every_stage_refuses_something() -> None:
+    """A reason that no case above brings about would be a dead stage."""
+    said = {case[2] for case in test_an_offer_falls_for_the_reason_it_has.pytestmark[0].args[1]}
+    assert len(said - {None}) >= len(STAGES)
+
+
+OFFERS = st.builds(
+    Offer,
+    backend=st.sampled_from(["docker", "aws"]),
+    instance_type=st.sampled_from(["a", "b"]),
+    cpu=st.sampled_from([2.0, 8.0, 64.0]),
+    memory_bytes=st.sampled_from([8 * GIB, 64 * GIB]),
+    region=st.sampled_from(["us", "eu"]),
+    accelerator=st.sampled_from([None, "H100-80GB", "L4-24GB"]),
+    vendor=st.sampled_from([None, "nvidia", "amd"]),
+    count=st.sampled_from([0, 1, 8]),
+    vram_bytes=st.sampled_from([0, 24 * GIB, 80 * GIB]),
+    spot=st.booleans(),
+    price_usd_hour=st.sampled_from([0.0, 1.0, 2.5, 90.0]),
+    divisible=st.booleans(),
+    available=st.sampled_from([None, 0, 4]),
+)
+DEMANDS = st.builds(
+    Demand,
+    cpu=st.sampled_from([Span(), Span(4), Span(2, 8)]),
+    memory_bytes=st.sampled_from([Span(), Span(16 * GB)]),
+    accelerator=st.sampled_from(
+        [
+            None,
+            AcceleratorDemand(),
+            AcceleratorDemand(names=frozenset({"L4-24GB"}), count=Span(1, 8)),
+            AcceleratorDemand(vram_bytes=Span(40 * GB), count=Span(1)),
+        ]
+    ),
+    nodes=st.sampled_from([1, 2]),
+    needs=st.sampled_from([{}, {Can.NODES: "nodes"}]),
+    places=st.just(PLACES),
+    regions=st.sampled_from([frozenset(), frozenset({"us"})]),
+    spot=st.sampled_from(["spot", "on-demand", "auto"]),
+    max_price_usd_hour=st.sampled_from([None, 2.0, 100.0]),
+)
+
+
+def agree(offers: list[Offer], demand: Demand) -> None:
+    """Hold the index to what a plain loop says of every offer."""
+    matched = OfferIndex(offers).match(demand)
+    reasons = [why(offer, demand) for offer in offers]
+    fitting = [o for o, reason in zip(offers, reasons, strict=True) if reason is None]
+    assert sorted(map(repr, matched.fitting)) == sorted(map(repr, fitting))
+    prices = [o.price_usd_hour for o in matched.fitting]
+    assert prices == sorted(prices)
+    counted = {r.reason: r.offers for r in matched.refused}
+    assert counted == {reason: reasons.count(reason) for reason in reasons if reason is not None}
+
+
+@given(st.lists(OFFERS, max_size=12), DEMANDS)
+def test_the_index_says_what_a_plain_loop_says(offers: list[Offer], demand: Demand) -> None:
+    agree(offers, demand)
+
+
+FOUR = [H100, OWN, replace(H100, region="eu"), replace(H100, price_usd_hour=90.0)]
+
+
+@given(st.permutations(FOUR))
+def test_the_order_of_offers_does_not_matter(offers: list[Offer]) -> None:
+    demand = Demand(accelerator=AcceleratorDemand(count=Span(1, 8)), places=PLACES)
+    once = place(demand, OfferIndex(offers), what="task 'x'")
+    assert once == place(demand, OfferIndex(FOUR), what="task 'x'")
+    assert once.choices[0].offer.price_usd_hour == 90.0
+
+
+def test_an_error_says_what_it_needs_what_it_saw_and_what_to_do() -> None:
+    demand = Demand(
+        accelerator=AcceleratorDemand(count=Span(8, 8), as_written="H100:8"),
+        places=PLACES,
+        max_price_usd_hour=50,
+    )
+    with pytest.raises(NothingFits) as caught:
+        place(demand, OfferIndex([H100, OWN]), what="service 'chat'")
+    assert str(caught.value) == (
+        "no offer fits service 'chat'\n"
+        "  needs   accelerator H100:8\n"
+        "  saw     2 offers: 1 no accelerator, 1 over max_price\n"
+        "  fix     8 × H100-80GB at $98.3/h on aws would fit with max_price 98.3"
+    )
+    assert caught.value.exit_code == 75
