@@ -54,12 +54,8 @@ class Prediction:
 def predict(row: Row) -> Prediction:
     """Return the prediction for a row, from its inputs alone."""
     asked = question(row)
-    return {
-        "inference_weights": _weights,
-        "serve_peak": _serve_peak,
-        "kv_cache_tokens": _kv_tokens,
-        "train_peak": _train_peak,
-    }[asked["kind"]](asked)
+    answer = _ANSWERS.get(asked["kind"])
+    return answer(asked) if answer else Prediction(row["row_id"])
 
 
 def _bounded(row: Row, gib: float, margin: float) -> Prediction:
@@ -135,6 +131,14 @@ def _train_peak(row: Row) -> Prediction:
     size = size_training(facts_of(row), device_of(row), job)
     devices = job.devices if "sum" in row["measure"] else 1
     return _bounded(row, devices * size.device.peak_bytes / GIB, size.margin)
+
+
+_ANSWERS: dict[str, Callable[[Row], Prediction]] = {
+    "inference_weights": _weights,
+    "serve_peak": _serve_peak,
+    "kv_cache_tokens": _kv_tokens,
+    "train_peak": _train_peak,
+}
 
 
 @dataclass(frozen=True, slots=True)

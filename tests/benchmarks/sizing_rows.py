@@ -51,8 +51,8 @@ def number(row: Row, name: str, default: float = 0.0) -> float:
 
 
 def whole(row: Row, name: str, default: int = 0) -> int:
-    """Return a column's whole number, ``default`` where it is blank."""
-    return int(number(row, name, default))
+    """Return a column's whole number, ``default`` where it is blank or 0."""
+    return int(number(row, name)) or default
 
 
 def named_parameters(model_id: str) -> float | None:

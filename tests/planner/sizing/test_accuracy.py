@@ -106,3 +106,13 @@ def test_a_file_without_answers_is_predicted_whole(rows: list[Row], tmp_path: Pa
     assert list(predicted[0]) == ["row_id", "predicted_gib", "predicted_tokens", "lower_gib", "upper_gib"]
     assert [r["row_id"] for r in predicted] == [r["row_id"] for r in rows]
     assert all(r["predicted_gib"] or r["predicted_tokens"] for r in predicted)
+
+
+@pytest.mark.parametrize("value", ["", "0", "not known"])
+def test_a_column_that_says_nothing_still_leaves_a_prediction(rows: list[Row], value: str) -> None:
+    columns = [c for c in rows[0] if c not in ("row_id", "kind", "measure", "model_id")]
+
+    for row in rows[::20]:
+        for column in columns:
+            said = sizing.predict({**row, column: value})
+            assert (said.gib or 0) > 0 or said.tokens is not None, (row["row_id"], column)
