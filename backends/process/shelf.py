@@ -96,11 +96,16 @@ class Shelf:
         return not self.is_kept(name) or self.status(name).get("phase") == "exited"
 
     def status(self, name: str) -> dict[str, Any]:
-        """Return what the supervisor wrote last; nothing when it never did."""
+        """Return what the supervisor wrote last; nothing when it never did.
+
+        A power cut can leave the file empty: that is the state of a launch of an earlier boot.
+        """
         try:
             status: dict[str, Any] = json.loads((self.folder(name) / "status.json").read_text())
         except FileNotFoundError:
             return {}
+        except json.JSONDecodeError:
+            return {"phase": "pending", "boot": "", "restarts": 0}
         return status
 
     def find(self, name: str) -> Instance | None:
@@ -112,8 +117,8 @@ class Shelf:
             return None
         try:
             record = Record.read(self.folder(name))
-        except FileNotFoundError:
-            return None
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            return None  # not ours, or nothing is left of it but its name
         kept = self.is_kept(name)  # before the state: once nobody keeps it, what is read is final
         status = self.status(name)
         if not kept and not status:

@@ -196,6 +196,24 @@ def test_restart_of_the_machine_ends_what_ran(place: Process) -> None:
     assert (only(place).reason, only(place).message) == ("lost", "the machine was restarted")
 
 
+def test_state_that_a_power_cut_emptied_is_lost(place: Process) -> None:
+    run(place, shell("true"))
+    eventually(lambda: not Shelf(place.state_dir / "modelyard").is_kept("run-0-0-1"))
+    (place.state_dir / "modelyard/launches/run-0-0-1/status.json").write_text("")
+    assert (only(place).reason, only(place).message) == ("lost", "the machine was restarted")
+
+
+def test_what_is_not_a_launch_is_passed_over(place: Process) -> None:
+    run(place, shell("true"))
+    launches = place.state_dir / "modelyard" / "launches"
+    (launches / "notes").touch()
+    (launches / "lost+found").mkdir()
+    (launches / "empty").mkdir()
+    (launches / "empty" / "launch.json").touch()
+    assert [i.name for i in place.instances()] == ["run-0-0-1"]
+    assert len(place.offers()) == 1
+
+
 def test_watch_sees_a_killed_supervisor(place: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "STALE_S", 0.1)
     up(place, "echo up; exec sleep 600")
