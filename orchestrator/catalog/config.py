@@ -171,6 +171,7 @@ def _published(config: Mapping[str, Any]) -> dict[str, Any]:
         found["quantization_bits"] = quantization.bits
         found["quantization_group"] = quantization.group
         found["quantization_skips"] = quantization.skips
+        found["quantized_precision"] = quantization.precision
     return found
 
 

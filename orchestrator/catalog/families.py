@@ -474,7 +474,7 @@ def _deepseek4(text: Text) -> Differences:
             layer_other=attention + output + residual - taken,
             model_other=compressors + indexers + top,
         ),
-        "extra": {"compress_ratios": tuple(ratios)},
+        "extra": {"compress_ratios": tuple(ratios), "expert_dtype": text.get("expert_dtype")},
     }
 
 

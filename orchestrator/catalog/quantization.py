@@ -24,13 +24,26 @@ class Quantization:
     group: int | None = None
     skips: tuple[str, ...] = ()
     """Module name patterns that stay 16-bit."""
+    floats: bool = False
+    """Whether the numbers are floating-point ones."""
+
+    @property
+    def precision(self) -> str | None:
+        """Return the number format, such as ``int4`` or ``fp8``; None where it is not said.
+
+        >>> Quantization("awq", 4.15625, 128).precision, Quantization("fp8", 8.0, floats=True).precision
+        ('int4', 'fp8')
+        """
+        if self.bits is None:
+            return None
+        return f"{'fp' if self.floats else 'int'}{4 if self.bits < 6 else 8}"
 
 
 def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
     """Return the quantization of a ``config.json``, or None for plain weights.
 
     >>> read_quantization({"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}})
-    Quantization(method='awq', bits=4.15625, group=128, skips=())
+    Quantization(method='awq', bits=4.15625, group=128, skips=(), floats=False)
     """
     found = config.get("quantization_config") or _nested(config)
     if not isinstance(found, Mapping) or not found:
@@ -56,10 +69,10 @@ def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
     if method in ("bitsandbytes", "bnb"):
         return _bitsandbytes(found, skips)
     if method == "mxfp4":
-        return Quantization("mxfp4", _MXFP4_BITS, 32, skips)
+        return Quantization("mxfp4", _MXFP4_BITS, 32, skips, floats=True)
     if method in ("fp8", "fbgemm_fp8"):
         block = found.get("weight_block_size")
-        return Quantization("fp8", 8.0, int(block[0]) if block else None, skips)
+        return Quantization("fp8", 8.0, int(block[0]) if block else None, skips, floats=True)
     bits = found.get("bits")
     return Quantization(method, float(bits) if bits else None, None, skips)
 
@@ -81,7 +94,7 @@ def _bitsandbytes(found: Mapping[str, Any], skips: tuple[str, ...]) -> Quantizat
     if not (found.get("load_in_4bit") or found.get("_load_in_4bit")):
         return Quantization("bitsandbytes", 8.0, None, skips)
     double = bool(found.get("bnb_4bit_use_double_quant"))
-    return Quantization("bitsandbytes", _NF4_DOUBLE_BITS if double else _NF4_BITS, 64, skips)
+    return Quantization("bitsandbytes", _NF4_DOUBLE_BITS if double else _NF4_BITS, 64, skips, floats=True)
 
 
 def _compressed(found: Mapping[str, Any], skips: tuple[str, ...]) -> Quantization:
@@ -96,9 +109,15 @@ def _compressed(found: Mapping[str, Any], skips: tuple[str, ...]) -> Quantizatio
     first = max(weights, key=lambda scheme: int(scheme.get("num_bits") or 16))
     bits, group = int(first.get("num_bits") or 16), first.get("group_size")
     if bits == 4 and first.get("type") == "float" and group == 16:
-        return Quantization("nvfp4", _NVFP4_BITS, 16, skips)
+        return Quantization("nvfp4", _NVFP4_BITS, 16, skips, floats=True)
     scale = 16 / group if group and group > 0 else 0.0
-    return Quantization("compressed-tensors", bits + scale, group if group and group > 0 else None, skips)
+    return Quantization(
+        "compressed-tensors",
+        bits + scale,
+        group if group and group > 0 else None,
+        skips,
+        floats=first.get("type") == "float",
+    )
 
 
 def _modelopt(found: Mapping[str, Any], skips: tuple[str, ...]) -> Quantization:
@@ -106,7 +125,7 @@ def _modelopt(found: Mapping[str, Any], skips: tuple[str, ...]) -> Quantization:
     if "MIXED" in algorithm:
         return Quantization("modelopt", None, None, skips)
     if "NVFP4" in algorithm or (not algorithm and "FP4" in str(found).upper()):
-        return Quantization("nvfp4", _NVFP4_BITS, int(found.get("group_size") or 16), skips)
+        return Quantization("nvfp4", _NVFP4_BITS, int(found.get("group_size") or 16), skips, floats=True)
     if "FP8" in algorithm:
-        return Quantization("fp8", 8.0, None, skips)
+        return Quantization("fp8", 8.0, None, skips, floats=True)
     return Quantization("modelopt", None, None, skips)

@@ -178,6 +178,9 @@ class ModelFacts:
     quantization_bits: float | None = None
     quantization_group: int | None = None
     quantization_skips: tuple[str, ...] = ()
+    quantized_precision: str | None = None
+    """The number format that quantized weights are in: ``fp8``, ``int8``, ``int4``, ``fp4``; a method
+    such as ``compressed-tensors`` has them all."""
     vision: VisionFacts | None = None
     revision: str | None = None
     licence: str | None = None

@@ -81,6 +81,7 @@ def facts_from_shapes(
         quantization_bits=quantization.bits,
         quantization_group=quantization.group,
         quantization_skips=quantization.skips,
+        quantized_precision=quantization.precision,
     )
 
 

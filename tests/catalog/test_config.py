@@ -247,6 +247,22 @@ def test_quantization_says_method_bits_and_group(
     assert (facts.quantization, facts.quantization_bits, facts.quantization_group) == (method, bits, group)
 
 
+@pytest.mark.parametrize(
+    ("id", "precision"),
+    [
+        ("RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w8a8", "int8"),
+        ("RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8-dynamic", "fp8"),
+        ("RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w4a16", "int4"),
+        ("Qwen/Qwen2.5-7B-Instruct-AWQ", "int4"),
+        ("openai/gpt-oss-20b", "fp4"),
+        ("deepseek-ai/DeepSeek-V3", "fp8"),
+        ("Qwen/Qwen3-8B", None),
+    ],
+)
+def test_quantized_weights_say_their_number_format(id: str, precision: str | None) -> None:
+    assert models()[id].quantized_precision == precision
+
+
 def test_modules_left_alone_are_kept_by_name() -> None:
     facts = models()["openai/gpt-oss-20b"]
     assert facts.quantization == "mxfp4"
