@@ -345,15 +345,12 @@ def _loss(text: str, engine: str) -> LossKernel:
 def _sharding(text: str, devices: int, tensor: int) -> Sharding:
     if devices <= tensor:
         return "none"
-    words: tuple[tuple[str, Sharding], ...] = (
-        ("zero-3", "zero3"),
-        ("zero-2", "zero2"),
-        ("zero-1", "zero1"),
-        ("fsdp", "fsdp"),
-    )
-    for word, kind in words:
-        if word in text:
-            return kind
+    stages: dict[str, Sharding] = {"1": "zero1", "2": "zero2", "3": "zero3"}
+    stage = re.search(r"zero[-_ ]?(?:stage[-_ ]?)?([123])", text)
+    if stage:
+        return stages[stage[1]]
+    if "fsdp" in text:
+        return "fsdp"
     return "zero1" if "megatron" in text else "none"
 
 

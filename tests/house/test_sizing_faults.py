@@ -49,8 +49,8 @@ def _only_the_default_batch(needs: Any, visible: int, *, slow: bool) -> Any:
     return needs._size(reached[0], visible)
 
 
-def _budget_only(needs: Any, memory: Any, batch: Any, *, pool: float, outside: float) -> Any:
-    return ("", 0.0) if pool >= needs.wanted_bytes else ("too little device memory", 1.0)
+def _budget_only(needs: Any, memory: Any, setting: Any, *, pool: float, outside: float) -> Any:
+    return ("", 0.0) if pool >= setting.wanted_bytes else ("too little device memory", 1.0)
 
 
 def _graphs_always_outside(memory: Any, profile: Any, share: float) -> Any:

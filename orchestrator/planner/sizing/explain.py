@@ -82,7 +82,7 @@ def _cache(needs: ServingNeeds, size: Size, memory: DeviceMemory) -> tuple[Step,
     share = f"{size.memory_utilization:.0%} of visible memory"
     return (
         Step("KV cache", f"left of {share}: {size.kv_cache_tokens} tokens admitted", memory.kv_cache_bytes),
-        Step("needed", f"{asked}, {format_bytes(round(each))} each", round(needs.wanted_bytes)),
+        Step("needed", f"{asked}, {format_bytes(round(each))} each", size.wanted_bytes),
         Step("margin", f"{size.margin:.0%} of what is not cache", round(size.margin * memory.non_kv_bytes)),
         Step("headroom", "left outside the budget", size.headroom_bytes),
     )

@@ -92,7 +92,7 @@ def kv_layout(
         pipeline: Stages that share the layers.
         element_bytes: 2 for bf16, 1 for fp8.
         grouped: Whether the engine allots kinds of layer in equal groups and pads the last
-            one, as vLLM does since 0.10.
+            one, as vLLM does since 0.10; others keep every token in sliding layers too.
 
     A grouped engine gives every kind pages of one size, so the kind with the smaller tokens
     gets the longer blocks, and the printed count is in those.
@@ -102,19 +102,12 @@ def kv_layout(
     full, sliding, linear = _worst_stage(facts, pipeline)
     index = _indexer_token_bytes(facts, full + sliding)
     window = facts.sliding_window or 0
-    if not window:
-        full, sliding = full + sliding, 0
-    if full and sliding and grouped:
-        token = _padded(full, sliding) * min(full_each, slide_each)
-    else:
-        token = full * full_each + sliding * slide_each
-    return KvLayout(
-        token_bytes=token + index,
-        full_bytes=full * full_each + index,
-        window_bytes=sliding * slide_each,
-        window=window,
-        state_bytes=linear * facts.linear_state_bytes // tensor,
-    )
+    whole = full * full_each + sliding * slide_each + index
+    state = linear * facts.linear_state_bytes // tensor
+    if not window or not grouped:
+        return KvLayout(whole, whole, 0.0, 0, state)
+    token = _padded(full, sliding) * min(full_each, slide_each) + index if full and sliding else whole
+    return KvLayout(token, full * full_each + index, sliding * slide_each, window, state)
 
 
 def _worst_stage(facts: ModelFacts, pipeline: int) -> tuple[int, int, int]:

@@ -31,19 +31,24 @@ MOST_BYTES = 2**42
 
 @dataclass(frozen=True, slots=True)
 class _Setting:
-    """Batch limits a device of a tier may run with, and the activations they cost."""
+    """Batch limits a device of a tier may run with, and what they cost.
+
+    A request that is being read keeps a chunk of its prompt beside each window, so one chunk
+    more is wanted of the cache (vLLM, kv_cache_interface.py).
+    """
 
     tier: BatchTier
     batch: Batch
     activations_bytes: int
+    wanted_bytes: float
 
 
 @dataclass(frozen=True, slots=True)
 class ServingNeeds:
     """What one replica needs on each of its devices, before any device is named.
 
-    ``memory`` holds weights, adapters, non-torch memory and graphs; ``wanted_bytes`` is the KV
-    cache of the asked requests at the asked ``context``.
+    ``memory`` holds weights, adapters, non-torch memory and graphs; each setting the KV cache
+    that the asked requests want at the asked ``context``.
     """
 
     job: ServingJob
@@ -52,7 +57,6 @@ class ServingNeeds:
     layout: KvLayout
     settings: tuple[_Setting, ...]
     context: int
-    wanted_bytes: float
     vocab: int
 
     def on(self, device: Accelerator) -> Size:
@@ -89,10 +93,11 @@ class ServingNeeds:
     def _open(self, memory: DeviceMemory, setting: _Setting) -> Size:
         """Answer for engines that take memory as requests come."""
         pool = memory.visible_bytes - memory.non_kv_bytes - CONTEXT_BYTES
-        peak = memory.non_kv_bytes + round(self.wanted_bytes)
+        wanted = round(setting.wanted_bytes)
+        peak = memory.non_kv_bytes + wanted
         short = round(peak * (1 + self.profile.margin)) + CONTEXT_BYTES - memory.visible_bytes
         return self._answer(
-            replace(memory, kv_cache_bytes=round(self.wanted_bytes), peak_bytes=peak),
+            replace(memory, kv_cache_bytes=wanted, peak_bytes=peak),
             setting,
             pool=pool,
             share=1.0,
@@ -113,7 +118,7 @@ class ServingNeeds:
             pool=pool,
             share=share,
             outside=outside,
-            verdict=_verdict(self, memory, setting.batch, pool=pool, outside=outside),
+            verdict=_verdict(self, memory, setting, pool=pool, outside=outside),
         )
 
     def _answer(
@@ -137,7 +142,8 @@ class ServingNeeds:
             reason=reason,
             short_bytes=max(0, math.ceil(short)),
             kv_cache_tokens=tokens,
-            longest_request_tokens=self.layout.longest_request(pool),
+            wanted_bytes=round(setting.wanted_bytes),
+            longest_request_tokens=_reading(self.layout, setting.batch).longest_request(pool),
             max_concurrency=self.layout.concurrency(pool, context=self.context) * self.job.data,
             headroom_bytes=round(outside),
             max_num_seqs=setting.batch.sequences,
@@ -194,9 +200,10 @@ def serving_needs(facts: ModelFacts, job: ServingJob) -> ServingNeeds:
         profile=profile,
         memory=_resident(facts, job, profile, weights=weights),
         layout=layout,
-        settings=tuple(_setting(facts, job, profile, t, context=context, weights=weights) for t in tiers),
+        settings=tuple(
+            _setting(facts, job, profile, t, layout=layout, context=context, weights=weights) for t in tiers
+        ),
         context=context,
-        wanted_bytes=layout.request_bytes(context) * math.ceil(job.concurrency / job.data),
         vocab=facts.vocab,
     )
 
@@ -233,8 +240,16 @@ def _is_slow(profile: EngineProfile, name: str) -> bool:
 
 
 def _setting(
-    facts: ModelFacts, job: ServingJob, profile: EngineProfile, tier: BatchTier, *, context: int, weights: str
+    facts: ModelFacts,
+    job: ServingJob,
+    profile: EngineProfile,
+    tier: BatchTier,
+    *,
+    layout: KvLayout,
+    context: int,
+    weights: str,
 ) -> _Setting:
+    at_once = math.ceil(job.concurrency / job.data)
     if job.max_num_batched_tokens is not None:
         tokens = job.max_num_batched_tokens
     elif profile.base == "none":
@@ -243,10 +258,23 @@ def _setting(
         tokens = 512 if context > WHOLE_PROMPT_LIMIT else max(context, tier.max_num_batched_tokens)
     else:
         tokens = tier.max_num_batched_tokens
-    sequences = job.concurrency if profile.base == "none" else job.max_num_seqs or tier.max_num_seqs
-    batch = Batch(sequences, tokens)
+    if profile.base == "none":
+        batch = Batch(at_once, tokens)
+    else:
+        batch = Batch(job.max_num_seqs or max(tier.max_num_seqs, at_once), tokens)
     computed = activation_bytes(facts, job, profile, batch, weights=weights)
-    return _Setting(tier, batch, _first(job.measured.activations_bytes, round(computed)))
+    others = layout.request_bytes(context) * (at_once - 1)
+    return _Setting(
+        tier=tier,
+        batch=batch,
+        activations_bytes=_first(job.measured.activations_bytes, round(computed)),
+        wanted_bytes=others + _reading(layout, batch).request_bytes(context),
+    )
+
+
+def _reading(layout: KvLayout, batch: Batch) -> KvLayout:
+    """Return the layout of a request that is being read: each window with a chunk beside it."""
+    return replace(layout, window=layout.window - 1 + batch.tokens) if layout.window else layout
 
 
 def _resident(facts: ModelFacts, job: ServingJob, profile: EngineProfile, *, weights: str) -> DeviceMemory:
@@ -302,10 +330,10 @@ _TOO_LITTLE = "too little device memory"
 
 
 def _verdict(
-    needs: ServingNeeds, memory: DeviceMemory, batch: Batch, *, pool: float, outside: float
+    needs: ServingNeeds, memory: DeviceMemory, setting: _Setting, *, pool: float, outside: float
 ) -> tuple[str, float]:
     """Return why the replica does not fit and by how many bytes; no reason when it does."""
-    profile, wanted = needs.profile, needs.wanted_bytes
+    profile, wanted, batch = needs.profile, setting.wanted_bytes, setting.batch
     if memory.weights_bytes >= memory.visible_bytes:
         return "weights are larger than the device", memory.weights_bytes - memory.visible_bytes + wanted
     charged = memory.weights_bytes if profile.base == "static" else memory.non_kv_bytes

@@ -153,6 +153,7 @@ class Size:
     """The memory of one job on one kind of device, and whether it fits.
 
     ``margin`` is the share by which a figure may be short; ``fits`` holds with it added.
+    ``wanted_bytes`` of the KV cache are what the asked requests take.
     ``kv_cache_tokens`` is what the engine admits over one replica, ``longest_request_tokens``
     what one request alone could have, ``max_concurrency`` how many requests of the asked
     context are held at once. ``headroom_bytes`` is left outside the engine's budget, after
@@ -166,6 +167,7 @@ class Size:
     short_bytes: int = 0
     kv_cache_tokens: int = 0
     longest_request_tokens: int = 0
+    wanted_bytes: int = 0
     max_concurrency: float = 0.0
     headroom_bytes: int = 0
     max_num_seqs: int = 0

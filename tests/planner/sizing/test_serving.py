@@ -186,6 +186,28 @@ def test_states_of_linear_layers_limit_the_requests() -> None:
     assert size.max_concurrency < size.device.kv_cache_bytes / per_request
 
 
+def test_the_batch_holds_every_request_asked_for() -> None:
+    size = size_serving(LLAMA_8B, L4, ServingJob(precision="int4", context=128, concurrency=512))
+
+    assert size.max_num_seqs == 512
+
+
+def test_a_window_takes_a_chunk_more_while_its_prompt_is_read() -> None:
+    job = ServingJob(context=32768, max_num_seqs=64)
+    short = size_serving(GEMMA3_27B, H100, replace(job, max_num_batched_tokens=2048))
+    long = size_serving(GEMMA3_27B, H100, replace(job, max_num_batched_tokens=8192))
+
+    assert long.wanted_bytes - short.wanted_bytes == 6144 * 52 * 2 * 16 * 128 * 2
+
+
+def test_engines_without_groups_keep_every_token_of_a_window() -> None:
+    job = ServingJob(context=32768)
+    old = size_serving(GEMMA3_27B, H100, replace(job, engine_version="0.8.5"))
+    new = size_serving(GEMMA3_27B, H100, job)
+
+    assert old.wanted_bytes > 2 * new.wanted_bytes
+
+
 @pytest.mark.parametrize(
     "measured",
     [
