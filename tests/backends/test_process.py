@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
 import os
+import random
 import signal
 import socket
 import stat
@@ -14,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -608,3 +611,37 @@ def test_full_disk_costs_output_and_no_launch(tmp_path: Path) -> None:
     log = Log(tmp_path / "log")
     log.take("o", b"lost\n")
     log.close()
+
+
+# --- all at once
+
+
+def test_many_who_start_stop_remove_and_kill_run_it_once_at_most(place: Process) -> None:
+    launch = shell("exec sleep 600")
+    shelf = Shelf(place.state_dir / "modelyard")
+
+    def kill() -> None:
+        pid, _ = shelf.status(launch.name).get("supervisor", (0, 0))
+        if pid and shelf.is_kept(launch.name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    acts: list[Callable[[Process], object]] = [
+        lambda own: start(own, launch),
+        lambda own: own.stop(launch.name, grace_s=1),
+        lambda own: own.remove(launch.name),
+        lambda own: own.offers(),
+        lambda own: kill(),
+    ]
+
+    def act(seed: int) -> None:
+        chance, own = random.Random(seed), make(place.state_dir)
+        for _ in range(25):
+            chance.choice(acts)(own)
+            assert len(marked(place)) <= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(act, range(4)))
+    place.remove(launch.name)
+    assert marked(place) == []
+    assert list(shelf.launches.iterdir()) == []
