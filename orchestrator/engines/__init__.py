@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from orchestrator.engines.job import Adapter, Engine, EngineLaunch, Metrics, Profile, ServingJob, Source
+from orchestrator.engines.tuning import Trainer, TuningJob
 
 __all__ = [
     "Adapter",
@@ -17,8 +18,12 @@ __all__ = [
     "Profile",
     "ServingJob",
     "Source",
+    "Trainer",
+    "TuningJob",
     "engine",
     "names",
+    "trainer",
+    "trainers",
 ]
 
 _PARTS = frozenset(
@@ -34,19 +39,22 @@ _PARTS = frozenset(
         "nodes",
         "quantization",
         "startup",
+        "tuning",
     }
 )
-"""Modules of this folder that engines share; every other one is an engine."""
+"""Modules of this folder that engines share; every other one is an engine or a trainer."""
+_TRAINERS = frozenset({"axolotl", "trl"})
 
 
 @cache
 def names() -> tuple[str, ...]:
-    """Return the names of all engines, sorted.
+    """Return the names of all engines that serve, sorted.
 
     >>> names()
     ('nim', 'sglang', 'tgi', 'transformers', 'vllm')
     """
-    return tuple(sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _PARTS))
+    files = Path(__file__).parent.glob("*.py")
+    return tuple(sorted(p.stem for p in files if p.stem not in _PARTS | _TRAINERS))
 
 
 def engine(name: str) -> Engine:
@@ -61,3 +69,26 @@ def engine(name: str) -> Engine:
     if name not in names():
         raise KeyError(name)
     return cast(Engine, importlib.import_module(f"{__name__}.{name}").ENGINE)
+
+
+def trainers() -> tuple[str, ...]:
+    """Return the names of all engines that train, sorted.
+
+    >>> trainers()
+    ('axolotl', 'trl')
+    """
+    return tuple(sorted(_TRAINERS))
+
+
+def trainer(name: str) -> Trainer:
+    """Return the trainer called ``name`` in YAML.
+
+    Raises:
+        KeyError: there is no such trainer; ``trainers`` lists them.
+
+    >>> trainer("trl").name
+    'trl'
+    """
+    if name not in _TRAINERS:
+        raise KeyError(name)
+    return cast(Trainer, importlib.import_module(f"{__name__}.{name}").TRAINER)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 
 from orchestrator.engines import architectures, quantization
-from orchestrator.engines.job import ServingJob
+from orchestrator.engines.job import Fetched, ServingJob
 from orchestrator.units import GIB
 
 TRANSFORMERS = "5.23.0"
@@ -44,7 +44,7 @@ def borrows(job: ServingJob, engine: str, version: str) -> str | None:
     return f"{engine} has no code for {job.model.architecture}, it runs through transformers and is slower"
 
 
-def gated(job: ServingJob) -> str | None:
+def gated(job: Fetched) -> str | None:
     """Say that a gated model's token is missing, where weights still have to be fetched."""
     if not job.model.gated_access or job.source.scheme != "hub" or job.fetch_bytes == 0:
         return None

@@ -49,8 +49,8 @@ class Flags:
 
 
 @functools.cache
-def load(engine: str, version: str) -> Flags:
-    """Return the recorded options of ``engine`` at ``version``.
+def load(engine: str, version: str, method: str | None = None) -> Flags:
+    """Return the recorded options of ``engine`` at ``version``, of one ``method`` of a trainer.
 
     Raises:
         KeyError: that version was never recorded.
@@ -65,6 +65,8 @@ def load(engine: str, version: str) -> Flags:
     for line in file.read_text().splitlines():
         record = json.loads(line)
         names: list[str] = record["names"]
+        if method is not None and method not in record.get("methods", (method,)):
+            continue
         main = next((n for n in names if n.startswith("--")), names[0])
         choices = tuple(record.get("choices", ()))
         flag = Flag(main, record["takes"], record.get("default"), choices)

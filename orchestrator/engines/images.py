@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from orchestrator.catalog import images
 from orchestrator.catalog.values import Image
-from orchestrator.engines.job import ServingJob
+from orchestrator.engines.job import Placed
 
 
-def family(job: ServingJob) -> str:
+def family(job: Placed) -> str:
     """Return the family that images are kept by: the device's, or ``cpu`` and ``cpu-arm``.
 
     >>> from orchestrator.catalog.values import ModelFacts
-    >>> from orchestrator.engines.job import Source
+    >>> from orchestrator.engines.job import ServingJob, Source
     >>> facts = ModelFacts("m", "LlamaForCausalLM", 1, 1, 1, 1, 1, 1, 1)
     >>> family(ServingJob(facts, Source("m"), arch="arm"))
     'cpu-arm'
@@ -21,12 +21,12 @@ def family(job: ServingJob) -> str:
     return "cpu-arm" if job.arch == "arm" else "cpu"
 
 
-def find(job: ServingJob, engine: str) -> Image | None:
+def find(job: Placed, engine: str) -> Image | None:
     """Return the catalog's image for ``job``: of the version asked for, else the newest; None without."""
     return next(iter(images(engine, family(job), job.version)), None)
 
 
-def refuses(job: ServingJob, engine: str) -> str | None:
+def refuses(job: Placed, engine: str) -> str | None:
     """Say that there is no image for this device and version, or that it is too old for the image.
 
     An image named by the user is taken as it is.
@@ -45,7 +45,7 @@ def refuses(job: ServingJob, engine: str) -> str | None:
     return f"{engine} needs compute capability {lowest[0]}.{lowest[1]}, {device.name} has {has}"
 
 
-def reference(job: ServingJob, engine: str) -> str:
+def reference(job: Placed, engine: str) -> str:
     """Return what to pull: the user's image, or the catalog's by digest where one is pinned.
 
     Raises:
@@ -59,13 +59,13 @@ def reference(job: ServingJob, engine: str) -> str:
     return found.reference
 
 
-def version(job: ServingJob, engine: str, recorded: str) -> str:
+def version(job: Placed, engine: str, recorded: str) -> str:
     """Return the version that will run: the one asked for, else the image's, else ``recorded``."""
     found = None if job.image or job.version else find(job, engine)
     return job.version or (found.version if found else recorded)
 
 
-def other_version(job: ServingJob, engine: str, recorded: str) -> str | None:
+def other_version(job: Placed, engine: str, recorded: str) -> str | None:
     """Say that the newest image for this device is not of the version whose options are recorded."""
     holds = version(job, engine, recorded)
     if job.version or holds == recorded:

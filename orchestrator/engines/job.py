@@ -211,6 +211,54 @@ class EngineLaunch:
         )
 
 
+class Placed(Protocol):
+    """What a job says about where it runs: enough to choose an image."""
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        """Return the device, None for a CPU."""
+
+    @property
+    def family(self) -> str:
+        """Return the software family of the device, or ``cpu``."""
+
+    @property
+    def arch(self) -> Literal["x86", "arm"]:
+        """Return the instruction set of the machine."""
+
+    @property
+    def version(self) -> str | None:
+        """Return the engine's version that is asked for, if any."""
+
+    @property
+    def image(self) -> str | None:
+        """Return the user's own image, if any."""
+
+
+class Fetched(Protocol):
+    """What a job says about the weights it needs, and what is given to get them."""
+
+    @property
+    def model(self) -> ModelFacts:
+        """Return what the model is."""
+
+    @property
+    def source(self) -> Source:
+        """Return where the weights come from."""
+
+    @property
+    def fetch_bytes(self) -> int | None:
+        """Return what has still to be downloaded, None when unknown."""
+
+    @property
+    def env(self) -> tuple[tuple[str, str], ...]:
+        """Return the user's variables."""
+
+    @property
+    def secrets(self) -> tuple[tuple[str, str], ...]:
+        """Return pairs of variable and reference."""
+
+
 class Engine(Protocol):
     """A program that serves a model: asked first whether it can, then how.
 

@@ -1,5 +1,7 @@
 """Ask an engine's own parser about command lines; run by the engine's interpreter, never by ours.
 
+For a trainer ``argv`` begins with the method (TRL) or is the file of its configuration (Axolotl).
+
 One JSON object per line on stdin, ``{"argv": [...], "folder": PATH or null}``; one verdict per line
 on stdout, ``{"ok": true}`` or ``{"ok": false, "error": "..."}``. With ``folder``, vLLM also builds
 its whole configuration against the ``config.json`` there. No GPU is touched, nothing is loaded.
@@ -48,6 +50,44 @@ def sglang() -> Ask:
     return lambda argv, _: [parser.parse_args(argv)].clear()
 
 
+def trl() -> Ask:
+    """Return a question that raises when a script of TRL would end at its options.
+
+    Its training arguments look at the device as they are built, so bfloat16 is asked of a CPU, and
+    options that no script knows, which it would ignore, are an error here.
+    """
+
+    def ask(argv: list[str], folder: str | None) -> None:
+        parser = importlib.import_module(f"trl.scripts.{argv[0]}").make_parser()
+        words = [word.replace("/modelyard", folder or "/modelyard") for word in argv[1:]]
+        for name in ("--bf16", "--fp16"):
+            words[words.index(name) + 1] = "False"
+        # reading one needs deepspeed, which needs a GPU to be built; the other a process group
+        for name in {"--deepspeed", "--ddp_backend"} & set(words):
+            del words[words.index(name) : words.index(name) + 2]
+        *_, rest = parser.parse_args_and_config([*words, "--use_cpu"], return_remaining_strings=True)
+        if rest:
+            raise ValueError(f"ignored: {rest}")
+
+    return ask
+
+
+def axolotl() -> Ask:
+    """Return a question that raises when Axolotl's schema refuses a file, or ignores one of its keys."""
+    plain: Any = importlib.import_module("axolotl.utils.schemas.config").AxolotlInputConfig
+    liger: Any = importlib.import_module("axolotl.integrations.liger.args").LigerArgs
+    schema: Any = type("WithPlugin", (plain, liger), {})  # as it merges the schemas of its plugins
+
+    def ask(argv: list[str], _: str | None) -> None:
+        with open(argv[0]) as file:  # noqa: PTH123 - one road for every interpreter
+            values = json.load(file)
+        schema(**values)
+        if ignored := values.keys() - schema.model_fields.keys():
+            raise ValueError(f"ignored: {sorted(ignored)}")
+
+    return ask
+
+
 def verdict(ask: Ask, argv: list[str], folder: str | None) -> dict[str, Any]:
     """Return what the engine says to one command line."""
     said = io.StringIO()
@@ -66,7 +106,7 @@ def main(engine: str) -> None:
     warnings.simplefilter("ignore")
     os.environ.update(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
     with contextlib.redirect_stdout(sys.stderr):
-        ask = {"vllm": vllm, "sglang": sglang}[engine]()
+        ask = {"vllm": vllm, "sglang": sglang, "trl": trl, "axolotl": axolotl}[engine]()
     for line in sys.stdin:
         question = json.loads(line)
         print(json.dumps(verdict(ask, question["argv"], question["folder"])), flush=True)

@@ -6,16 +6,18 @@ Usage: ``python make_tiny.py FOLDER``. It answers nonsense, but it loads, stream
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+# torch and transformers are imported in the functions: our own environment has neither
 
 TURN = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> Any:
     """Return a tokenizer of the 256 bytes and three marks, with a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     marks = ["<s>", "</s>", "<pad>"]
     bare = Tokenizer(models.BPE({token: i for i, token in enumerate([*marks, *alphabet])}, []))
@@ -30,6 +32,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def main(folder: str) -> None:
     """Write model and tokenizer to ``folder``."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(7)
     words = tokenizer()
     config = LlamaConfig(

@@ -84,6 +84,29 @@ def transformers() -> Iterator[dict[str, Any]]:
         yield record
 
 
+TRL_METHODS = ("sft", "dpo", "grpo", "kto", "reward", "rloo")
+
+
+def trl() -> Iterator[dict[str, Any]]:
+    """Yield one record per option of TRL's scripts, with the methods whose script has it."""
+    merged: dict[str, dict[str, Any]] = {}
+    for method in TRL_METHODS:
+        for record in from_argparse(importlib.import_module(f"trl.scripts.{method}").make_parser()):
+            known = merged.setdefault(record["names"][0], {**record, "methods": []})
+            known["methods"].append(method)
+    yield from merged.values()
+    # taken off by its parser before argparse sees it
+    yield {"names": ["--config"], "takes": 1, "methods": list(TRL_METHODS)}
+
+
+def axolotl() -> Iterator[dict[str, Any]]:
+    """Yield one record per key of Axolotl's configuration, and of the Liger plugin in its image."""
+    schema: Any = importlib.import_module("axolotl.utils.schemas.config").AxolotlInputConfig
+    liger: Any = importlib.import_module("axolotl.integrations.liger.args").LigerArgs
+    for name, field in {**schema.model_fields, **liger.model_fields}.items():
+        yield {"names": sorted({name, field.alias or name}), "takes": 1}
+
+
 def tgi(reference: Path) -> Iterator[dict[str, Any]]:
     """Yield one record per option in ``docs/source/reference/launcher.md``; TGI is no Python program."""
     for section in reference.read_text().split("\n## ")[1:]:
@@ -135,6 +158,8 @@ def main(what: str, engine: str, *reference: str) -> None:
         ("flags", "vllm"): lambda: from_argparse(vllm()),
         ("flags", "sglang"): lambda: from_argparse(sglang()),
         ("flags", "transformers"): transformers,
+        ("flags", "trl"): trl,
+        ("flags", "axolotl"): axolotl,
         ("flags", "tgi"): lambda: tgi(Path(reference[0])),
         ("architectures", "vllm"): vllm_architectures,
         ("architectures", "sglang"): sglang_architectures,

@@ -1,0 +1,225 @@
+"""What a planner hands to a trainer, and what trainers share: values, launch words, reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from orchestrator.backend import Mount
+from orchestrator.catalog.values import Accelerator, ModelFacts
+from orchestrator.engines import nodes, quantization
+from orchestrator.engines.flags import Flags
+from orchestrator.engines.job import LOAD_BYTES_S, EngineLaunch, Source
+from orchestrator.units import GIB
+
+Method = Literal["sft", "dpo", "grpo", "ppo", "reward", "kto", "orpo", "pretrain"]
+Sharding = Literal["none", "zero1", "zero2", "zero3", "fsdp"]
+Scalar = str | int | float | bool
+Value = Scalar | None | Sequence[object] | Mapping[str, object]
+
+RENDEZVOUS_PORT = 29400
+STEP_S = 60
+"""Allowed for the step that runs when the signal comes; a checkpoint is written after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Data to train on: a hub id, or a folder or jsonl file at ``path`` inside the container."""
+
+    id: str
+    path: str | None = None
+    split: str = "train"
+
+    @property
+    def is_file(self) -> bool:
+        """Tell whether it is one file of rows.
+
+        >>> Dataset("./rows.jsonl", path="/data/rows.jsonl").is_file, Dataset("org/data").is_file
+        (True, False)
+        """
+        return (self.path or "").endswith((".jsonl", ".json"))
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What is trained: every weight (``none``), or an adapter over frozen weights."""
+
+    type: Literal["none", "lora", "qlora"] = "none"
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("all-linear",)
+
+    @property
+    def scale(self) -> float:
+        """Return alpha, twice the rank where none is said."""
+        return self.alpha if self.alpha is not None else 2.0 * self.rank
+
+
+@dataclass(frozen=True, slots=True)
+class TuningJob:
+    """One training run, sized: all that a trainer needs to write its command and configuration.
+
+    ``micro_batch`` × ``accumulation`` × ``count`` × ``nodes`` is the global batch. ``output`` is
+    the folder inside the container for checkpoints and the result, ``resume`` the checkpoint
+    there to go on from. ``checkpoint_bytes`` is what one checkpoint writes, ``rollout_share`` the
+    fraction of a device that generates (GRPO). ``secrets`` are pairs of variable and reference.
+    """
+
+    model: ModelFacts
+    source: Source
+    dataset: Dataset
+    output: str
+    method: Method = "sft"
+    tuned: Tuned = Tuned()
+    accelerator: Accelerator | None = None
+    count: int = 1
+    nodes: int = 1
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    sequence_tokens: int = 2048
+    micro_batch: int = 1
+    accumulation: int = 1
+    epochs: float = 1.0
+    optimizer: str = "adamw_torch_fused"
+    checkpointing: bool = True
+    loss_kernel: bool = False
+    packing: bool = False
+    sharding: Sharding = "none"
+    offload: bool = False
+    rollout_share: float = 0.0
+    save_steps: int = 500
+    resume: str | None = None
+    checkpoint_bytes: int = 0
+    arch: Literal["x86", "arm"] = "x86"
+    image: str | None = None
+    version: str | None = None
+    args: Mapping[str, Value] = field(default_factory=dict)
+    env: tuple[tuple[str, str], ...] = ()
+    secrets: tuple[tuple[str, str], ...] = ()
+    fetch_bytes: int | None = None
+
+    @property
+    def family(self) -> str:
+        """Return the software family of the device: ``cuda``, ``rocm`` …, or ``cpu``."""
+        return self.accelerator.family if self.accelerator else "cpu"
+
+    @property
+    def world(self) -> int:
+        """Return the number of processes that train together."""
+        return self.count * self.nodes
+
+
+class Trainer(Protocol):
+    """A program that trains a model: asked first whether it can, then how."""
+
+    @property
+    def name(self) -> str:
+        """Return the name in YAML, which is the module's."""
+
+    @property
+    def versions(self) -> Sequence[str]:
+        """Return the known versions, the default first."""
+
+    def refuses(self, job: TuningJob) -> str | None:
+        """Say in one phrase why the trainer cannot run ``job``, or None when it can."""
+
+    def launch(self, job: TuningJob) -> EngineLaunch:
+        """Return the container that every node of ``job`` runs.
+
+        Raises:
+            ValueError: the trainer refuses ``job``; the message is the reason.
+        """
+
+
+def starter(job: TuningJob, program: Sequence[str]) -> tuple[str, ...]:
+    """Return the words that start ``program`` (``-m module`` or a file) once per device.
+
+    One process is Python itself, which writes its checkpoint when it is told to stop and exits
+    with 0; several are torchrun's, which passes the signal on (both measured with TRL 1.16). The
+    ``trl`` command is never used: its launcher does not pass the signal on, and the checkpoint
+    is lost.
+
+    >>> from orchestrator.catalog.values import ModelFacts
+    >>> facts = ModelFacts("m", "LlamaForCausalLM", 1, 1, 1, 1, 1, 1, 1)
+    >>> starter(TuningJob(facts, Source("m"), Dataset("d"), "/out", count=2), ("-m", "trl.scripts.sft"))
+    ('torchrun', '--nproc-per-node', '2', '-m', 'trl.scripts.sft')
+    """
+    if job.world == 1:
+        return ("python3", *program)
+    spread = ("torchrun", "--nproc-per-node", str(job.count))
+    if job.nodes == 1:
+        return (*spread, *program)
+    meeting = ("--master-addr", nodes.MASTER, "--master-port", str(RENDEZVOUS_PORT))
+    return (*spread, "--nnodes", str(job.nodes), "--node-rank", nodes.RANK, *meeting, *program)
+
+
+def environment(job: TuningJob) -> tuple[tuple[str, str], ...]:
+    """Return the variables that every trainer needs."""
+    parts = [("HF_HOME", "/root/.cache/huggingface")]
+    if job.fetch_bytes == 0 and job.dataset.path:
+        parts.append(("HF_HUB_OFFLINE", "1"))
+    if job.accelerator is None:
+        parts.append(("ACCELERATE_USE_CPU", "true"))
+    return (*parts, *(nodes.ENV if job.nodes > 1 else ()))
+
+
+def caches(job: TuningJob) -> tuple[Mount, ...]:
+    """Return the volumes that save the next start."""
+    fetches = job.source.scheme == "hub" or job.dataset.path is None
+    return (Mount("modelyard-huggingface", "/root/.cache/huggingface"),) if fetches else ()
+
+
+def shm_bytes(job: TuningJob) -> int:
+    """Return the size of /dev/shm: data loaders and NCCL use it (Axolotl's docs give 10 GB)."""
+    return (16 if job.count > 1 else 8) * GIB
+
+
+def stop_grace_s(job: TuningJob) -> float:
+    """Return the seconds a stop may take: the step that runs, then one checkpoint at disk speed.
+
+    >>> from orchestrator.catalog.values import ModelFacts
+    >>> facts = ModelFacts("m", "LlamaForCausalLM", 1, 1, 1, 1, 1, 1, 1)
+    >>> stop_grace_s(TuningJob(facts, Source("m"), Dataset("d"), "/out", checkpoint_bytes=48 * 10**9))
+    426.0
+    """
+    return STEP_S + float(round(job.checkpoint_bytes / LOAD_BYTES_S))
+
+
+def shape(job: TuningJob, engine: str) -> str | None:
+    """Say why no trainer could run this job: its source, device, numbers or length."""
+    if job.source.scheme not in ("hub", "folder"):
+        return f"{engine} does not load from {job.source.scheme}://, mount it as a folder"
+    if job.precision == "bf16" and quantization.has_no_bf16(job.accelerator):
+        return f"{job.accelerator.name if job.accelerator else ''} has no bf16, train in fp16"
+    if job.tuned.type == "qlora" and job.family not in ("cuda", "rocm"):
+        return f"qlora needs bitsandbytes, which there is not for {job.family}"
+    if job.model.quantization and job.tuned.type == "none":
+        return f"weights published in {job.model.quantization} cannot be trained themselves, use an adapter"
+    if job.model.context and job.sequence_tokens > job.model.context:
+        return f"sequences of {job.sequence_tokens} are beyond the model's {job.model.context}"
+    if job.sharding != "none" and job.world == 1:
+        return f"{job.sharding} spreads over devices, and there is one"
+    return None
+
+
+def objection(args: Mapping[str, Value], known: Flags, owned: Mapping[str, str], prefix: str) -> str | None:
+    """Say which of the user's ``args`` cannot be passed on; ``prefix`` is what option names begin with."""
+    for name in args:
+        if known.find(prefix + name) is None:
+            near = known.nearest(prefix + name)
+            hint = f", did you mean {near.removeprefix(prefix)}" if near else ""
+            return f"args: {known.engine} {known.version} has no {name}{hint}"
+        if name in owned:
+            return f"args: {name} is not for args, {owned[name]}"
+    return None
+
+
+def replaced(plan: Mapping[str, Value], args: Mapping[str, Value]) -> tuple[str, ...]:
+    """Return a warning for each value of the plan that the user's ``args`` change.
+
+    >>> replaced({"per_device_train_batch_size": 4}, {"per_device_train_batch_size": 8})
+    ('args: per_device_train_batch_size 8 replaces 4 of the plan',)
+    """
+    changed = ((name, value) for name, value in args.items() if name in plan and plan[name] != value)
+    return tuple(f"args: {name} {value} replaces {plan[name]} of the plan" for name, value in changed)
