@@ -104,8 +104,10 @@ class File:
 class Probe:
     """A question to a launch that decides whether it is ready.
 
-    ``http`` succeeds on a 2xx or 3xx answer, ``tcp`` on a connection. ``start_s`` is how long
-    the launch may take until the first success before it counts as failed.
+    ``http`` succeeds on a 2xx or 3xx answer, ``tcp`` on a connection that the other side keeps
+    open. ``start_s`` is how long the launch may take until the first success before it counts as
+    failed. It is ready after ``ready_after`` good answers in a row and no longer after
+    ``failures`` bad ones; with ``until_ready`` it is not asked again once it is.
     """
 
     kind: Literal["http", "tcp"] = "http"
@@ -118,6 +120,8 @@ class Probe:
     interval_s: float = 5.0
     start_s: float = 600.0
     failures: int = 3
+    ready_after: int = 1
+    until_ready: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +170,15 @@ class Launch:
     mounts: tuple[Mount, ...] = ()
     files: tuple[File, ...] = ()
     probe: Probe | None = None
+    more_probes: tuple[Probe, ...] = ()
     restart: bool = False
     stop_grace_s: float = 10.0
     host_network: bool = False
     options: tuple[tuple[str, str], ...] = ()
+
+    def probes(self) -> tuple[Probe, ...]:
+        """Return every probe; all of them decide together."""
+        return (self.probe, *self.more_probes) if self.probe else ()
 
     def labels(self) -> dict[str, str]:
         """Return the labels by which this launch is found again.

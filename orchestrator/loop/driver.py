@@ -178,10 +178,10 @@ class Loop:
         return None if seen is None else [self._asked(i, template, ready) for i in seen]
 
     def _asked(self, instance: Instance, template: Template, ready: Collection[str]) -> Instance:
-        probe = template.of_node(instance.node).probe
-        if not probe or instance.phase is not Phase.RUNNING or instance.ready is not None:
+        probes = template.of_node(instance.node).probes()
+        if not probes or instance.phase is not Phase.RUNNING or instance.ready is not None:
             return instance
-        answers = self._prober.is_ready(instance, probe, before=instance.name in ready)
+        answers = self._prober.is_ready(instance, probes, before=instance.name in ready)
         return replace(instance, ready=answers)
 
     def _observe(self, runs: Sequence[Run], jobs: Mapping[str, Sequence[Job]]) -> None:

@@ -4,51 +4,67 @@ from __future__ import annotations
 
 import http.client
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
 from orchestrator.backend import Instance, Probe
 
 FIRST_S = 0.1
-"""Until the first success a launch is asked this often at first, then half as often each time."""
+"""Until the first success a launch is asked this often at first, then ever less often."""
+
+HANGS_UP_S = 0.1
+"""How soon a proxy without a program behind it closes a connection."""
 
 
 def ask(probe: Probe, address: tuple[str, int]) -> bool:
     """Return whether the launch at ``address`` answers ``probe``.
 
-    HTTP succeeds on a status from 200 to 399, TCP on a connection.
+    HTTP succeeds on a status from 200 to 399. TCP succeeds on a connection that the other side
+    keeps open: a container engine's own proxy accepts for a program that does not listen yet,
+    and closes at once when it finds that out.
     """
     host, port = address
     try:
         if probe.kind == "tcp":
-            with socket.create_connection((host, port), timeout=probe.timeout_s):
-                return True
+            with socket.create_connection((host, port), timeout=probe.timeout_s) as connection:
+                return _stays_open(connection)
         # http.client, not httpx: one request to one address, and it is imported already
-        connection = http.client.HTTPConnection(host, port, timeout=probe.timeout_s)
+        request = http.client.HTTPConnection(host, port, timeout=probe.timeout_s)
         try:
-            connection.request(probe.method, probe.path, body=probe.body, headers=dict(probe.headers))
-            return 200 <= connection.getresponse().status < 400
+            request.request(probe.method, probe.path, body=probe.body, headers=dict(probe.headers))
+            return 200 <= request.getresponse().status < 400
         finally:
-            connection.close()
+            request.close()
     except (OSError, http.client.HTTPException):
         return False
 
 
+def _stays_open(connection: socket.socket) -> bool:
+    """Return whether the peer speaks, or waits for us to; not whether it hangs up."""
+    connection.settimeout(HANGS_UP_S)
+    try:
+        return connection.recv(1) != b""
+    except TimeoutError:
+        return True
+
+
 @dataclass(slots=True)
 class _Patient:
-    """What is known of one launch."""
+    """What is known of one launch and one of its probes."""
 
     ready: bool = False
+    hits: int = 0
     misses: int = 0
     pause_s: float = FIRST_S
     next_at: float = 0.0
     asked: Future[bool] | None = None
+    is_over: bool = False
 
 
 @dataclass(slots=True)
 class Prober:
-    """Keeps asking every launch that has a probe, each at its own interval.
+    """Keeps asking every launch that has probes, each at its own interval.
 
     Args:
         pool: Where the requests run.
@@ -59,40 +75,46 @@ class Prober:
     pool: Executor
     monotonic: Callable[[], float]
     wake: Callable[[], None]
-    _patients: dict[str, _Patient] = field(default_factory=dict)
+    _patients: dict[tuple[str, int], _Patient] = field(default_factory=dict)
 
-    def is_ready(self, instance: Instance, probe: Probe, *, before: bool) -> bool:
-        """Return what the last answers of a running launch say, and see to the next.
+    def is_ready(self, instance: Instance, probes: Sequence[Probe], *, before: bool) -> bool:
+        """Return whether a running launch answers all its probes, and see to the next questions.
 
         ``before`` is what the record says of a launch that was not asked here yet: another
         process asked it.
         """
-        patient = self._patients.setdefault(instance.name, _Patient(ready=before))
+        answers = [self._answers(instance, at, probe, before) for at, probe in enumerate(probes)]
+        return all(answers)  # not before the last: each has to be asked
+
+    def _answers(self, instance: Instance, at: int, probe: Probe, before: bool) -> bool:
+        patient = self._patients.setdefault((instance.name, at), _Patient(ready=before))
         if patient.asked is not None and patient.asked.done():
             self._take(patient, probe, patient.asked.result())
+        patient.is_over = patient.ready and probe.until_ready
         address = instance.ports.get(probe.port)
-        if patient.asked is None and address is not None and self.monotonic() >= patient.next_at:
+        is_due = patient.asked is None and not patient.is_over and self.monotonic() >= patient.next_at
+        if is_due and address is not None:
             patient.asked = self.pool.submit(ask, probe, address)
             patient.asked.add_done_callback(lambda _: self.wake())
         return patient.ready
 
-    def forget(self, alive: set[str]) -> None:
+    def forget(self, alive: Collection[str]) -> None:
         """Drop all but these launches."""
-        for name in self._patients.keys() - alive:
-            del self._patients[name]
+        for key in [key for key in self._patients if key[0] not in alive]:
+            del self._patients[key]
 
     def next_s(self) -> float | None:
         """Return the seconds until the next question, None when there is none to ask."""
-        waiting = [p.next_at for p in self._patients.values() if p.asked is None]
+        waiting = [p.next_at for p in self._patients.values() if p.asked is None and not p.is_over]
         return max(0.0, min(waiting) - self.monotonic()) if waiting else None
 
     def _take(self, patient: _Patient, probe: Probe, answered: bool) -> None:
         patient.asked = None
         if answered:
-            patient.ready, patient.misses, patient.pause_s = True, 0, probe.interval_s
+            patient.hits, patient.misses = patient.hits + 1, 0
+            patient.ready = patient.ready or patient.hits >= probe.ready_after
         else:
-            patient.misses += 1
-            patient.pause_s = min(probe.interval_s, patient.pause_s * 1.5)
-            if patient.misses >= probe.failures:
-                patient.ready = False
+            patient.hits, patient.misses = 0, patient.misses + 1
+            patient.ready = patient.ready and patient.misses < probe.failures
+        patient.pause_s = probe.interval_s if patient.ready else min(probe.interval_s, patient.pause_s * 1.5)
         patient.next_at = self.monotonic() + patient.pause_s

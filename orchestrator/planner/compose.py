@@ -29,6 +29,7 @@ class Inputs:
 def compose(spec: Work, *, spec_hash: str, inputs: Inputs, offer: Offer, demand: Demand) -> Launch:
     """Return the first launch of ``spec``: replica 0, node 0, attempt 0, on ``offer``."""
     env, secrets = environment(spec.env)
+    probes = _probes(spec)
     return Launch(
         name=f"{spec.name}-0-0-0",
         run=spec.name,
@@ -46,7 +47,8 @@ def compose(spec: Work, *, spec_hash: str, inputs: Inputs, offer: Offer, demand:
         ports=_ports(spec),
         mounts=tuple(_mount(m) for m in spec.volumes),
         files=inputs.files,
-        probe=_probe(spec),
+        probe=next(iter(probes), None),
+        more_probes=probes[1:],
         restart=isinstance(spec, Service | DevEnvironment),
         stop_grace_s=float("inf") if spec.stop_duration is None else float(spec.stop_duration),
     )
@@ -124,14 +126,14 @@ def _mount(mount: MountPoint) -> Mount:
     return Mount(mount.instance_path or "", mount.path, "folder", mount.read_only)
 
 
-def _probe(spec: Work) -> Probe | None:
+def _probes(spec: Work) -> tuple[Probe, ...]:
     """Return what decides whether a service is ready; without probes, that its port answers."""
     if not isinstance(spec, Service) or not spec.port:
-        return None
+        return ()
     port = spec.port.container_port
     if not spec.probes:
-        return Probe("tcp", port, interval_s=5.0, start_s=DEFAULT_START_S)
-    return _probe_of(spec.probes[0], port)
+        return (Probe("tcp", port, start_s=DEFAULT_START_S),)
+    return tuple(_probe_of(probe, port) for probe in spec.probes)
 
 
 def _probe_of(probe: ProbeSpec, port: int) -> Probe:
@@ -146,6 +148,8 @@ def _probe_of(probe: ProbeSpec, port: int) -> Probe:
         interval_s=probe.interval,
         start_s=DEFAULT_START_S if probe.start_duration is None else probe.start_duration,
         failures=probe.failures,
+        ready_after=probe.ready_after,
+        until_ready=probe.until_ready,
     )
 
 

@@ -177,7 +177,7 @@ class _Pass:
             return JobState.RUNNING, "started"
         if instance.ready is None and job.state is JobState.READY:
             return job.state, ""  # nobody asked it this time
-        if instance.ready or (instance.ready is None and self.run.template.of_node(job.node).probe is None):
+        if instance.ready or (instance.ready is None and not self.run.template.of_node(job.node).probes()):
             return JobState.READY, "answers its probe" if instance.ready else "started"
         return JobState.RUNNING, "does not answer its probe" if job.ready_at else "started"
 
@@ -255,11 +255,13 @@ class _Pass:
         if started and limit is not None and self._is_due(started + timedelta(seconds=limit)):
             self._ask_stop(job, "max-duration", f"ran for {limit} s")
             return
-        probe = self.run.template.of_node(job.node).probe
-        if self.run.type != "service" or not probe or not started or job.ready_at is not None:
+        probes = self.run.template.of_node(job.node).probes()
+        if self.run.type != "service" or not probes or not started or job.ready_at is not None:
             return
-        if self._is_due(started + timedelta(seconds=probe.start_s)):
-            self._ask_stop(job, "not-ready", f"no answer on port {probe.port} within {probe.start_s:g} s")
+        slowest = max(probes, key=lambda probe: probe.start_s)
+        if self._is_due(started + timedelta(seconds=slowest.start_s)):
+            told = f"no answer on port {slowest.port} within {slowest.start_s:g} s"
+            self._ask_stop(job, "not-ready", told)
 
     def _after_failures(self, replica: int, row: list[Job], stale: list[Job]) -> str | None:
         template = self.run.template

@@ -1,0 +1,153 @@
+"""The loop on a real record and the scripted place: driving, waiting, sharing, interrupting."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from backends.sim import Script, Sim
+from orchestrator.backend import Launch, Probe
+from orchestrator.loop import Hooks, Loop
+from orchestrator.reconcile import RunEvent, RunState, Turn, Wanted
+from orchestrator.store import open_store
+from orchestrator.store.records import Store
+from tests.loop.conftest import RETRY, put, state
+
+TASK = Script(run_s=0.05)
+
+
+def drive(store: Store, sim: Sim, *names: str, hooks: Hooks | None = None, owner: str = "me:1:1") -> None:
+    """Drive until every run has ended."""
+    with Loop(store, {"sim": sim}, owner=owner, hooks=hooks) as loop:
+        assert loop.drive(lambda: all(state(store, n).is_final for n in names), timeout_s=20)
+
+
+def test_a_run_is_driven_to_its_end(store: Store) -> None:
+    put(store, "sft")
+    drive(store, Sim(script={"sft-*": TASK}), "sft")
+    assert state(store, "sft") is RunState.SUCCEEDED
+
+
+def test_events_are_told_in_the_order_they_are_recorded(store: Store) -> None:
+    put(store, "sft")
+    told: list[RunEvent] = []
+    drive(store, Sim(script={"sft-*": TASK}), "sft", hooks=Hooks(event=told.append))
+    assert told == [event for _, event in store.events("sft")]
+
+
+def test_driving_ends_when_time_is_over(store: Store) -> None:
+    put(store, "chat")
+    with Loop(store, {"sim": Sim()}, owner="me:1:1") as loop:
+        assert not loop.drive(lambda: state(store, "chat").is_final, timeout_s=0.3)
+    assert state(store, "chat") is RunState.RUNNING
+
+
+def test_a_place_out_of_reach_is_asked_again_later(store: Store) -> None:
+    put(store, "sft")
+    sim = Sim(script={"sft-*": TASK})
+    sim.unreachable = True
+    back = threading.Timer(0.3, setattr, (sim, "unreachable", False))
+    back.start()
+    drive(store, sim, "sft")
+    back.join()
+    assert (state(store, "sft"), sim.starts["sft-0-0-0"]) == (RunState.SUCCEEDED, 1)
+
+
+def test_a_failed_start_is_recorded_with_its_reason(store: Store) -> None:
+    put(store, "sft")
+    drive(store, Sim(script={"sft-*": Script(refuse="rejected")}), "sft")
+    assert store.run("sft").reason == "sft-0-0-0: this launch is not accepted"
+
+
+def test_retries_follow_each_other(store: Store) -> None:
+    put(store, "sft", retry=replace(RETRY, attempts=3))
+    drive(store, Sim(script={"sft-*": Script(run_s=0.01, exit_code=1)}), "sft")
+    assert [job.attempt for job in store.jobs("id-sft")] == [0, 1, 2]
+
+
+def test_a_secret_is_handed_over_at_the_start_and_missing_it_says_how_to_set_it(store: Store) -> None:
+    put(store, "sft", secrets=(("TOKEN", "Bearer ${{ secrets.HF_TOKEN }}"),))
+    drive(store, Sim(script={"sft-*": TASK}), "sft")
+    assert "secret HF_TOKEN is not set" in store.run("sft").reason
+    assert "modelyard secret set HF_TOKEN" in store.run("sft").reason
+
+
+def test_a_runs_own_secret_comes_before_the_shared_one(store: Store) -> None:
+    import hashlib
+    from datetime import UTC, datetime
+
+    for name, value in (("HF_TOKEN", "shared"), ("sft/HF_TOKEN", "own")):
+        store.secrets.set(name, value, now=datetime.now(UTC))
+    put(store, "sft", secrets=(("TOKEN", "Bearer ${{ secrets.HF_TOKEN }}"),))
+    sim = Sim(script={"sft-*": replace(TASK, digests=("TOKEN",))})
+    drive(store, sim, "sft")
+    said = [line.text for line in sim.logs("sft-0-0-0")]
+    assert said == [hashlib.sha256(b"Bearer own").hexdigest()]
+
+
+def test_a_service_is_ready_when_it_answers_and_not_when_it_stops_answering(store: Store) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        where = server.getsockname()
+        put(store, "web", type="service", probe=Probe("tcp", 80, interval_s=0.05, failures=2))
+        sim = Sim(script={"web-*": Script(ports={80: where})})
+        with Loop(store, {"sim": sim}, owner="me:1:1") as loop:
+            assert loop.drive(lambda: state(store, "web") is RunState.READY, timeout_s=10)
+            server.close()
+            assert loop.drive(lambda: state(store, "web") is RunState.RUNNING, timeout_s=10)
+
+
+def test_a_run_that_another_loop_drives_is_left_to_it(store: Store, tmp_path: Path) -> None:
+    put(store, "sft")
+    sim = Sim(state=tmp_path / "sim.jsonl", script={"*": Script(run_s=0.5)})
+    with open_store(f"sqlite:///{tmp_path}/state.db") as second:
+        other = threading.Thread(target=drive, args=(second, sim, "sft"), kwargs={"owner": "elsewhere:1:1"})
+        with Loop(store, {"sim": sim}, owner="elsewhere:2:2") as loop:
+            loop.step()
+            other.start()
+            assert loop.drive(lambda: state(store, "sft").is_final, timeout_s=20)
+        other.join()
+    assert sim.starts == {"sft-0-0-0": 1}
+
+
+def test_a_stop_asked_for_elsewhere_is_carried_out(store: Store) -> None:
+    put(store, "chat")
+    sim = Sim()
+    with Loop(store, {"sim": sim}, owner="me:1:1") as loop:
+        loop.drive(lambda: state(store, "chat") is RunState.RUNNING, timeout_s=10)
+        run = store.run("chat")
+        store.commit([Turn(replace(run, wanted=Wanted.STOP), None)], expected={run.id: run.serial})
+        assert loop.drive(lambda: state(store, "chat").is_final, timeout_s=10)
+    assert state(store, "chat") is RunState.STOPPED
+
+
+def test_an_interrupt_leaves_the_run_going_and_the_record_whole(store: Store) -> None:
+    put(store, "chat")
+    sim = Sim()
+
+    def interrupt() -> bool:
+        if state(store, "chat") is RunState.RUNNING:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt), Loop(store, {"sim": sim}, owner="me:1:1") as loop:
+        loop.drive(interrupt, timeout_s=10)
+    assert [i.name for i in sim.instances()] == ["chat-0-0-0"]
+    assert state(store, "chat") is RunState.RUNNING
+    assert store.lease(
+        ["id-chat"], owner="you:2:2", until=store.run("chat").since, now=store.run("chat").since
+    )
+
+
+def test_what_nobody_recorded_is_not_touched(store: Store) -> None:
+    sim = Sim()
+    sim.start(Launch("ghost-0-0-0", "ghost"), secrets={}, progress=lambda _: None)
+    put(store, "sft")
+    sim_calls = len(sim.calls)
+    with Loop(store, {"sim": sim}, owner="me:1:1") as loop:
+        loop.drive(lambda: state(store, "sft") is RunState.RUNNING, timeout_s=10)
+    assert {c.name for c in sim.calls[sim_calls:] if c.method in ("stop", "remove")} == set()
