@@ -59,9 +59,9 @@ class Candidate:
         job = self.needs.job
         if not self.open_context or self.facts.context is None:
             return job, self.needs.on(self.accelerator)
-        context = longest_context(self.facts, job, self.accelerator, most=self.facts.context)
-        job = replace(job, context=context)
-        return job, serving_needs(self.facts, job).on(self.accelerator)
+        context = longest_context(self.facts, self.needs, self.accelerator, most=self.facts.context)
+        needs = _with_context(self.facts, self.needs, context)
+        return needs.job, needs.on(self.accelerator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +268,8 @@ class _Asked:
     def _same_devices(self, device: Accelerator, layout: Layout) -> Iterator[Change]:
         if self.runs(device):
             if self.states_context and self.job.context:
-                job = self.needs(layout, self.first).job
-                shorter = longest_context(self.facts, job, device, most=self.job.context)
+                needs = self.needs(layout, self.first)
+                shorter = longest_context(self.facts, needs, device, most=self.job.context)
                 if shorter:
                     yield Change("context", str(shorter))
             if self.job.kv_cache == "auto" and self.needs(layout, self.first, "fp8").on(device).fits:
@@ -287,19 +287,25 @@ class _Asked:
         return self.needs(layout, self.first).on(device).fits
 
 
-def longest_context(facts: ModelFacts, job: ServingJob, device: Accelerator, *, most: int) -> int:
+def longest_context(facts: ModelFacts, needs: ServingNeeds, device: Accelerator, *, most: int) -> int:
     """Return the longest context up to ``most`` that fits, in steps of 1,024 tokens; 0 for none.
 
     ``most`` itself counts too, so that a model's own limit is never rounded down.
     """
 
     def fits(context: int) -> bool:
-        return serving_needs(facts, replace(job, context=context)).on(device).fits
+        return _with_context(facts, needs, context).on(device).fits
 
     if fits(most):
         return most
     steps = range(1, (most - 1) // STEP + 1)
     return STEP * bisect_left(steps, True, key=lambda n: not fits(STEP * n))
+
+
+def _with_context(facts: ModelFacts, needs: ServingNeeds, context: int) -> ServingNeeds:
+    if needs.reads_in_chunks:
+        return needs.with_context(context)
+    return serving_needs(facts, replace(needs.job, context=context))
 
 
 def contradictions(facts: ModelFacts, job: ServingJob, device: Accelerator) -> tuple[str, ...]:

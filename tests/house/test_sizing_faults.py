@@ -89,7 +89,7 @@ def _least_without_margin(facts: Any, job: Any) -> int:
     return int(training.size_training(facts, nothing, job).device.peak_bytes)
 
 
-def _first_step(facts: Any, job: Any, device: Any, *, most: int) -> int:
+def _first_step(facts: Any, needs: Any, device: Any, *, most: int) -> int:
     return choose.STEP
 
 

@@ -68,6 +68,31 @@ class ServingNeeds:
         visible = self.job.measured.visible_bytes or device.visible_bytes
         return self._first_fit(visible, slow=_is_slow(self.profile, device.name))
 
+    def with_context(self, context: int) -> ServingNeeds:
+        """Return the needs of the same replica for requests of ``context`` tokens.
+
+        Raises:
+            ValueError: the engine's activations grow with the context, so that it takes the
+                model to say; ``reads_in_chunks`` tells.
+        """
+        if not self.reads_in_chunks:
+            raise ValueError(f"{self.profile.engine} reads a prompt whole: size it again")
+        at_once = math.ceil(self.job.concurrency / self.job.data)
+        return replace(
+            self,
+            job=replace(self.job, context=context),
+            context=context,
+            settings=tuple(
+                replace(s, wanted_bytes=_wanted(self.layout, s.batch, context, at_once))
+                for s in self.settings
+            ),
+        )
+
+    @property
+    def reads_in_chunks(self) -> bool:
+        """Whether the engine's activations leave the length of a prompt aside."""
+        return self.profile.base != "none" and not self.profile.whole_prompt
+
     def least_visible_bytes(self) -> int | None:
         """Return the least device memory that fits, to a MiB; None where none does."""
         if not self._first_fit(MOST_BYTES, slow=False).fits:
@@ -263,13 +288,17 @@ def _setting(
     else:
         batch = Batch(job.max_num_seqs or max(tier.max_num_seqs, at_once), tokens)
     computed = activation_bytes(facts, job, profile, batch, weights=weights)
-    others = layout.request_bytes(context) * (at_once - 1)
     return _Setting(
         tier=tier,
         batch=batch,
         activations_bytes=_first(job.measured.activations_bytes, round(computed)),
-        wanted_bytes=others + _reading(layout, batch).request_bytes(context),
+        wanted_bytes=_wanted(layout, batch, context, at_once),
     )
+
+
+def _wanted(layout: KvLayout, batch: Batch, context: int, at_once: int) -> float:
+    """Return the KV cache of ``at_once`` requests, one of which is being read."""
+    return layout.request_bytes(context) * (at_once - 1) + _reading(layout, batch).request_bytes(context)
 
 
 def _reading(layout: KvLayout, batch: Batch) -> KvLayout:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.catalog.values import Accelerator, ModelFacts
-from orchestrator.planner.sizing import Measured, ServingJob, size_serving
+from orchestrator.planner.sizing import Measured, ServingJob, serving_needs, size_serving
 from orchestrator.units import GIB
 from tests.planner.sizing.shapes import (
     A100,
@@ -287,3 +287,25 @@ def test_an_answer_adds_up(model: ModelFacts, job: ServingJob, visible: float) -
 
     parts = memory.non_kv_bytes + memory.graphs_bytes + memory.kv_cache_bytes
     assert memory.peak_bytes == pytest.approx(parts, abs=2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(models, st.sampled_from([1, 16]), st.sampled_from([512, 8192, 65536]), gibs)
+def test_needs_for_another_context_are_those_sized_for_it(
+    model: ModelFacts, concurrency: int, context: int, visible: float
+) -> None:
+    job = ServingJob(context=4096, concurrency=concurrency)
+
+    moved = serving_needs(model, job).with_context(context)
+
+    assert moved.on(device("card", visible)) == size_serving(
+        model, device("card", visible), replace(job, context=context)
+    )
+
+
+def test_an_engine_that_reads_prompts_whole_is_sized_again() -> None:
+    needs = serving_needs(LLAMA_8B, ServingJob(engine="transformers", context=4096))
+
+    assert not needs.reads_in_chunks
+    with pytest.raises(ValueError, match="size it again"):
+        needs.with_context(8192)
