@@ -23,19 +23,19 @@ from orchestrator.apply import (
     record,
 )
 from orchestrator.backend import Backend, Check, Instance, LogLine, Offer, Phase, Volume
-from orchestrator.catalog import ModelFacts
 from orchestrator.catalog.hardware import accelerator, candidates
 from orchestrator.errors import BackendError, ModelyardError, NotFound, StateMoved, Unreachable
 from orchestrator.loop import Hooks, Loop
 from orchestrator.places import Places, read_places
-from orchestrator.planner.serve import Sort
+from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Job, Run, RunEvent, RunState, Turn, Wanted
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import Model
 from orchestrator.store import current_runs, open_store
 from orchestrator.store.leases import this_owner
 
-if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without
+if TYPE_CHECKING:  # the store imports SQLAlchemy, which a plan on a fresh machine does without
+    from orchestrator.catalog import ModelFacts
     from orchestrator.store.records import Store
 
 Plans = tuple[RunPlan | VolumePlan, ...]

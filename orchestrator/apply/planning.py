@@ -6,22 +6,24 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.apply.inputs import read_inputs
 from orchestrator.backend import Can, Launch, Offer
-from orchestrator.catalog import ModelFacts, accelerators
 from orchestrator.errors import NothingFits, UsageError
 from orchestrator.planner.ask import Names, Work, demand_of
 from orchestrator.planner.compose import Inputs, compose
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import OfferIndex
-from orchestrator.planner.plan import Action, Placed, place
-from orchestrator.planner.serve import Served, Sort, place_model, question_of
+from orchestrator.planner.plan import Action, Placed, Sort, place
 from orchestrator.reconcile import Retry, Run, Template, Wanted
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import DevEnvironment, Fleet, Model, Service, Task, Volume, changes, spec_of
 from orchestrator.spec.parts import Change
+
+if TYPE_CHECKING:  # catalog, sizing and engines: a third of a plan's time, and only for a model
+    from orchestrator.catalog import ModelFacts
+    from orchestrator.planner.serve import Served
 
 _Found = TypeVar("_Found")
 
@@ -255,6 +257,9 @@ class _Placing:
 
     def model(self, facts: ModelFacts) -> tuple[Placed, bool, Served]:
         """Return where and how the spec's model is served, and whether beside the run it replaces."""
+        from orchestrator.catalog import accelerators
+        from orchestrator.planner.serve import place_model, question_of
+
         assert isinstance(self.spec, Service)
         question = question_of(self.spec, facts)
         (placed, served), surge = self._try(

@@ -182,16 +182,29 @@ def _training(
 
 def _facts(model: str | None, config: Path | None, weights_bytes: int | None) -> ModelFacts:
     """Return what the model is, with the bytes that were said of its files."""
-    from orchestrator.facts import Hub, resolve
-
     if (model is None) == (config is None):
         raise UsageError("name a model, or its configuration with --config", fix="one of the two")
     if config is not None and not config.exists():
         raise UsageError(f"there is no file {config}", fix="give the path of a config.json")
-    hub = Hub.from_environment(os.environ)
-    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    found = resolve(config or model or "", hub=hub, offline=offline)
+    found = _published(model) if model else None
+    if found is None:
+        found = _elsewhere(config or model or "")
     return replace(found, weights_bytes=weights_bytes) if weights_bytes else found
+
+
+def _published(model: str) -> ModelFacts | None:
+    """Return what the catalog knows of a model, None where a path or somebody else does."""
+    from orchestrator.catalog.published import model as published
+
+    return None if Path(model).exists() else published(model)
+
+
+def _elsewhere(model: str | Path) -> ModelFacts:
+    """Return the facts of a folder, a file, or a model of the hub."""
+    from orchestrator.facts import Hub, resolve  # readers of every kind of file: not for the catalog's
+
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    return resolve(model, hub=Hub.from_environment(os.environ), offline=offline)
 
 
 def _devices(text: str | None) -> tuple[Devices, int | None]:

@@ -13,6 +13,9 @@ from orchestrator.planner.demand import Demand
 from orchestrator.planner.index import Matched, OfferIndex
 
 Action = Literal["create", "update", "replace", "rerun", "unchanged"]
+Sort = Literal["price", "throughput", "latency"]
+"""What the best offer for a served model is best in."""
+
 SHOWN = 5
 """Offers a plan lists; the rest is counted."""
 

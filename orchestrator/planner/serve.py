@@ -12,7 +12,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from orchestrator.backend import Can, Offer
 from orchestrator.catalog import Accelerator, ModelFacts, count_parameters
@@ -26,7 +25,7 @@ from orchestrator.planner.cost import token_cost
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import Matched, OfferIndex
 from orchestrator.planner.parallelism import Layout
-from orchestrator.planner.plan import SHOWN, Choice, Placed, advise
+from orchestrator.planner.plan import SHOWN, Choice, Placed, Sort, advise
 from orchestrator.planner.sizing import Measured, ServingJob, Size
 from orchestrator.planner.throughput import Throughput, serving_throughput
 from orchestrator.planner.throughput.work import Work, work
@@ -41,9 +40,6 @@ LEAST_CONTEXT = 4096
 
 MOST_NODES = 4
 """Machines that one replica may span."""
-
-Sort = Literal["price", "throughput", "latency"]
-
 
 @dataclass(frozen=True, slots=True)
 class Served:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from orchestrator.catalog.values import Accelerator, ModelFacts, PriceRow
 from orchestrator.engines import ServingJob as EngineJob
@@ -27,7 +27,8 @@ from orchestrator.planner.throughput.serving import serving_throughput
 from orchestrator.planner.throughput.training import training_throughput
 from orchestrator.planner.throughput.work import Work, work
 
-Sort = Literal["price", "throughput", "latency"]
+if TYPE_CHECKING:  # a plan's module, of which a size needs a word
+    from orchestrator.planner.plan import Sort
 
 COUNTS = (1, 2, 4, 8, 16)
 """Accelerators of one machine that are tried."""

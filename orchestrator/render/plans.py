@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from orchestrator.apply import Difference, RunPlan, VolumePlan
 from orchestrator.backend import Launch, Offer
 from orchestrator.planner.ask import Work
 from orchestrator.planner.plan import Choice, Placed
-from orchestrator.planner.serve import Served
-from orchestrator.planner.sizing import Size
 from orchestrator.render.table import columns, plural, to_json
 from orchestrator.spec.models import Service
 from orchestrator.spec.parts import Change
 from orchestrator.units import GIB
+
+if TYPE_CHECKING:  # their modules are heavy, and most plans serve no model
+    from orchestrator.planner.serve import Served
+    from orchestrator.planner.sizing import Size
 
 _SHOWN_REASONS = 4
 
