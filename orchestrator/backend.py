@@ -93,7 +93,11 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A small file that is put into the container before it starts."""
+    """A small file that is put into the container before it starts.
+
+    A relative ``target`` counts from where the command runs: the launch's working folder, or
+    the image's.
+    """
 
     target: str
     content: bytes

@@ -243,7 +243,7 @@ class Process:
         if launch.working_dir is not None and ".." in PurePosixPath(launch.working_dir).parts:
             raise self._rejected(f"working_dir {launch.working_dir} leads upwards", "leave out its '..'")
         for file in launch.files:
-            path = PurePosixPath(file.target)
+            path = PurePosixPath(launch.working_dir or "", file.target)
             if path.is_absolute() or ".." in path.parts or not path.parts:
                 raise self._rejected(
                     f"file {file.target!r} would not lie in the launch's own folder",
@@ -341,7 +341,7 @@ class Process:
         if launch.working_dir is not None and not PurePosixPath(launch.working_dir).is_absolute():
             (work / launch.working_dir).mkdir(parents=True, exist_ok=True)
         for file in launch.files:
-            path = work / file.target
+            path = work / (launch.working_dir or "") / file.target
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(file.content)
             path.chmod(file.mode)

@@ -29,11 +29,11 @@ def read_inputs(document: Document, spec: Work) -> Inputs:
     """
     found: list[File] = []
     for at, mapping in enumerate(spec.files):
-        found += _checked(document, f"files[{at}]", partial(_files, mapping, spec.working_dir))
+        found += _checked(document, f"files[{at}]", partial(_files, mapping))
     clones: list[str] = []
     for at, repo in enumerate(spec.repos):
         if repo.local_path:
-            found += _checked(document, f"repos[{at}]", partial(_checkout, repo, spec.working_dir))
+            found += _checked(document, f"repos[{at}]", partial(_checkout, repo))
         else:
             clones.append(clone_command(repo))
     size = sum(len(file.content) for file in found)
@@ -69,9 +69,9 @@ def _checked(document: Document, path: str, read: Callable[[], Iterator[File]]) 
     raise SpecError([document.problem(path, what, "check the path; it counts from this file's folder")])
 
 
-def _files(mapping: FileMapping, working_dir: str | None) -> Iterator[File]:
+def _files(mapping: FileMapping) -> Iterator[File]:
     local = Path(mapping.local_path)
-    target = _target(mapping.path or local.name, working_dir)
+    target = PurePosixPath(mapping.path or local.name)
     if not local.is_dir():
         yield _file(local, target)
         return
@@ -80,21 +80,17 @@ def _files(mapping: FileMapping, working_dir: str | None) -> Iterator[File]:
             yield _file(path, target / path.relative_to(local).as_posix())
 
 
-def _checkout(repo: Repo, working_dir: str | None) -> Iterator[File]:
+def _checkout(repo: Repo) -> Iterator[File]:
     """Yield what git tracks or would track of a local clone, as it lies in the work tree."""
     root = Path(repo.local_path or ".")
     listing = subprocess.run(
         ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    target = _target(repo.path, working_dir)
+    target = PurePosixPath(repo.path)
     for name in sorted(filter(None, listing.stdout.split("\0"))):
         if (path := root / name).is_file():
             yield _file(path, target / name)
-
-
-def _target(path: str, working_dir: str | None) -> PurePosixPath:
-    return PurePosixPath(working_dir or "", path)
 
 
 def _file(local: Path, target: PurePosixPath) -> File:

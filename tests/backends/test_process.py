@@ -352,6 +352,7 @@ def test_end_is_told_once_there_is_room_for_it(place: Process) -> None:
         (shell("true", files=(File("/etc/passwd", b""),)), "/etc/passwd"),
         (shell("true", files=(File("../x", b""),)), "../x"),
         (shell("true", files=(File(".", b""),)), "."),
+        (shell("true", files=(File("x", b""),), working_dir="/tmp"), "x"),
         (shell("true", user="nobody-of-here"), "nobody-of-here"),
         (shell("true", working_dir="../../x"), "../../x"),
         (shell("true", working_dir="/no/such/folder"), "/no/such/folder"),
@@ -417,6 +418,11 @@ def test_environment_of_the_starter_stays_behind(place: Process, monkeypatch: py
     said = run(place, shell("env", env=(("GREETING", "hello"),)))
     assert not any(line.startswith("AWS_") for line in said)
     assert {"HF_HOME=/models", "GREETING=hello"} <= set(said)
+
+
+def test_files_lie_where_the_command_runs(place: Process) -> None:
+    said = run(place, shell("cat in.txt", files=(File("in.txt", b"here\n"),), working_dir="sub"))
+    assert said == ["here"]
 
 
 def test_folder_is_private_and_files_keep_their_mode(place: Process) -> None:
