@@ -96,15 +96,20 @@ def run_tool(command: Sequence[str], *, timeout_s: float = TOOL_TIMEOUT_S) -> st
         FileNotFoundError: the tool is not installed.
         ToolError: it failed, or did not answer within ``timeout_s``.
     """
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ToolError(f"{command[0]} cannot be run: {error.strerror}") from error
     try:
         output, _ = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
@@ -219,11 +224,18 @@ def parse_mig(listing: str, report: str) -> dict[str, tuple[tuple[str, str, int]
 
     Only ``nvidia-smi -L`` prints the UUIDs of slices and only ``nvidia-smi -q -x`` their
     memory; both number them alike within a GPU.
+
+    Raises:
+        ToolError: the report is no XML.
     """
     from xml.etree import ElementTree  # only machines with slices pay for it
 
+    try:
+        gpus = ElementTree.fromstring(report).iter("gpu")
+    except ElementTree.ParseError as error:
+        raise ToolError(f"nvidia-smi -q -x: {error}") from error
     memory: dict[tuple[str, int], int] = {}
-    for gpu in ElementTree.fromstring(report).iter("gpu"):
+    for gpu in gpus:
         for piece in gpu.iter("mig_device"):
             total = piece.findtext("fb_memory_usage/total", "").partition(" ")[0]
             size = int(total) * MIB if total.isdecimal() else 0
@@ -356,16 +368,16 @@ def parse_rocm_smi(text: str, *, render: Mapping[str, str] | None = None) -> Fou
         return Found(faults=("rocm-smi: no JSON in its answer",))
     devices = []
     for card, raw in found.items():
-        if not card.startswith("card") or not isinstance(raw, dict):
+        if not re.fullmatch(r"card\d+", card) or not isinstance(raw, dict):
             continue  # "system" carries the driver's version
         entry = {key.lower(): _known(value) for key, value in raw.items()}
-        bus = _pci_address(entry.get("pci bus", ""))
+        bus, vram = _pci_address(entry.get("pci bus", "")), entry.get("vram total memory (b)", "")
         devices.append(
             Device(
                 index=int(card.removeprefix("card")),
                 uuid=entry.get("unique id", ""),
                 name=entry.get("card series") or entry.get("device name") or entry.get("card model", ""),
-                vram_bytes=int(entry.get("vram total memory (b)") or 0),
+                vram_bytes=int(vram) if vram.isdecimal() else 0,
                 vendor="amd",
                 paths=_amd_paths(bus, render or {}),
                 bus=bus,

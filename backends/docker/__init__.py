@@ -210,7 +210,7 @@ class Docker:
                 if tty:
                     terminal.enter_context(raw_terminal(partial(self._resize, identity)))
                 forward(connection, early, demultiplex=not tty)
-            return int(client.exec_inspect(identity)["ExitCode"])
+            return self._exit_code(identity)
 
     def watch(self, closed: Flag) -> Iterator[str]:
         """Yield the names of launches the engine reports on; "" after each (re)connection."""
@@ -559,6 +559,15 @@ class Docker:
         except EngineError:
             return False
         return True
+
+    def _exit_code(self, identity: str) -> int:
+        """Return how a command inside ended; its output may end a moment before it."""
+        for pause_s in (0.01, 0.03, 0.1, 0.3, 1.0):
+            seen = self._engine.get(f"/exec/{identity}/json")
+            if seen is not None and not seen["Running"]:
+                return int(seen["ExitCode"])
+            time.sleep(pause_s)
+        raise Unreachable("lost contact with the command; it may still run", backend=self.name)
 
     def _resize(self, identity: str, rows: int, columns: int) -> None:
         """Tell the window's size; a command that has only just begun has no terminal yet."""

@@ -39,6 +39,10 @@ class EngineError(BackendError):
         self.message = message
 
 
+class EngineDenied(EngineError, AuthFailed):
+    """It answered that we may not: 401 or 403, its own or a registry's handed on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where an engine listens; ``certificates`` holds ca.pem, cert.pem and key.pem, for TLS."""
@@ -135,8 +139,9 @@ class Engine:
         except docker.errors.APIError as error:
             status = error.response.status_code if error.response is not None else 500
             raise self._refused(status, str(error.explanation or error)) from error
+        except docker.errors.DockerException as error:
+            raise self._not_spoken(error) from error
         except (
-            docker.errors.DockerException,
             requests.exceptions.RequestException,
             urllib3.exceptions.HTTPError,
         ) as error:
@@ -262,10 +267,20 @@ class Engine:
 
     def _refused(self, status: int, message: str) -> BackendError:
         if status in (401, 403):
-            return AuthFailed(f"the Docker engine refused us: {message}", backend=self._backend)
+            return EngineDenied(status, message, backend=self._backend)
         if status in (429, 503):
             return Busy(f"the Docker engine is busy: {message}", backend=self._backend)
         return EngineError(status, message, backend=self._backend)
+
+    def _not_spoken(self, error: Exception) -> BackendError:
+        """Return what docker-py itself complains of: the credentials it looks up, or no contact."""
+        if "Credentials store" not in str(error):
+            return self._not_reached(error)
+        return AuthFailed(
+            f"the credential store of docker login failed ({error})",
+            backend=self._backend,
+            fix="check credsStore and credHelpers in Docker's config.json",
+        )
 
     def _not_reached(self, error: BaseException) -> BackendError:
         url = self.endpoint.url
@@ -315,7 +330,10 @@ def _read_head(connection: socket.socket) -> tuple[int, bytes]:
             raise ConnectionResetError("the engine closed the connection")
         received += chunk
     head, _, rest = received.partition(b"\r\n\r\n")
-    return int(head.split(b" ", 2)[1]), rest
+    status = head[9:12]  # after "HTTP/1.1 "
+    if not head.startswith(b"HTTP/") or not status.isdigit():
+        raise ConnectionError("what answers is no Docker engine")
+    return int(status), rest
 
 
 def local_endpoint(host: str | None) -> Endpoint:

@@ -40,7 +40,7 @@ def pull(engine: Engine, image: str, *, login: str | None, progress: Progress, b
         with engine.client() as client:
             for phrase in pull_progress(client.pull(image, stream=True, decode=True, auth_config=auth)):
                 progress(phrase)
-    except (EngineError, AuthFailed, PullError) as error:
+    except (EngineError, PullError) as error:
         raise explained(image, str(error), has_login=login is not None, backend=backend) from error
 
 

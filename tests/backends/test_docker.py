@@ -555,6 +555,20 @@ def test_registry_that_does_not_answer_is_worth_a_retry(docker: Docker) -> None:
         start(docker, replace(idle(), image="127.0.0.1:1/none:1"))
 
 
+def test_credential_store_that_fails_is_named(
+    namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text('{"credsStore": "locked"}')
+    store = tmp_path / "docker-credential-locked"
+    store.write_text("#!/bin/sh\necho the keyring is locked; exit 1\n")
+    store.chmod(0o755)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(AuthFailed) as refused:
+        start(Docker(namespace=namespace), replace(idle(), image="127.0.0.1:1/none:1"))
+    assert "credsStore" in (refused.value.fix or "")
+
+
 # -- output --------------------------------------------------------------------------------------
 
 
@@ -677,6 +691,25 @@ def test_engine_that_hangs_is_unreachable(call: str, tmp_path: Path) -> None:
         mute.listen()
         with pytest.raises(Unreachable, match="timed out"):
             CALLS[call](Docker(host=f"unix://{tmp_path}/mute.sock", timeout_s=0.2))
+
+
+@pytest.mark.parametrize("call", ["instances", "offers"])
+@pytest.mark.parametrize("words", [b"SSH-2.0-OpenSSH_9.2\r\n\r\n", b"HTTP/1.0 200 OK\r\n\r\n[{", b""])
+def test_something_else_that_answers_is_unreachable(call: str, words: bytes, tmp_path: Path) -> None:
+    def answer(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(words)
+
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "other.sock"))
+        other.listen()
+        thread = threading.Thread(target=answer, args=(other,))
+        thread.start()
+        with pytest.raises(Unreachable):
+            CALLS[call](Docker(host=f"unix://{tmp_path}/other.sock", timeout_s=5))
+        thread.join(WAIT_S)
 
 
 def test_engine_behind_ssh_is_unreachable_and_says_how() -> None:

@@ -234,7 +234,10 @@ def test_rocm_smi_s_older_keys_are_read() -> None:
 
 
 @pytest.mark.parametrize("parse", [parse_amd_smi, parse_rocm_smi])
-@pytest.mark.parametrize("text", ["", "ERROR: driver not loaded", "[1, 2", "null", "[3]", '{"card0": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "ERROR: driver not loaded", "[1, 2", "null", "[3]", '{"card0": 3}', '{"cards": {}}'],
+)
 def test_answer_without_devices_is_no_exception(parse: object, text: str) -> None:
     assert callable(parse)
     assert parse(text).devices == ()
@@ -411,6 +414,27 @@ def test_tool_that_fails_says_its_first_line() -> None:
 def test_tool_that_is_missing_is_not_found() -> None:
     with pytest.raises(FileNotFoundError):
         run_tool(("/nonexistent/nvidia-smi",))
+
+
+def test_tool_that_may_not_be_run_is_a_fault(tmp_path: Path) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("no program")
+    tool.chmod(0o755)
+    with pytest.raises(ToolError, match="cannot be run"):
+        run_tool((str(tool),))
+
+
+def test_report_that_is_no_xml_is_a_fault(root: Path) -> None:
+    tools = Tools(
+        {
+            nvidia_query(): A100_IN_MIG_MODE,
+            ("nvidia-smi", "-L"): MIG_LISTING,
+            ("nvidia-smi", "-q", "-x"): "Segmentation fault",
+        }
+    )
+    seen = inventory(run=tools, root=root)
+    assert seen.accelerators == ()
+    assert "nvidia-smi -q -x" in seen.faults[0]
 
 
 def test_nothing_found_is_nothing_wrong() -> None:
