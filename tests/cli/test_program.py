@@ -1,0 +1,183 @@
+"""The program as a process: signals, pipes, terminals, what it imports, and real places."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli
+from tests.images import busybox, require_engine
+
+ROOT = Path(__file__).parents[2]
+ENVIRON = {"PYTHONPATH": str(ROOT)}
+LONG = "type: task\nname: long\nbackends: [process]\ncommands: [echo up, sleep 300]\nstop_duration: 1s\n"
+
+
+@pytest.fixture
+def real(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """A prompt whose places are processes and Docker, each under a name of the test's own."""
+    space = f"modelyard-test-{os.getpid()}"
+    state = cli.folder / "process"
+    config = f"backends: [{{type: docker, namespace: {space}}}, {{type: process, state_dir: {state}}}]\n"
+    monkeypatch.setenv("MODELYARD_CONFIG", cli.write("real.yaml", config))
+    return cli
+
+
+def test_an_interrupt_ends_with_130_and_the_run_goes_on(real: Cli) -> None:
+    file = real.write("long.yaml", LONG)
+    command = [sys.executable, "-m", "orchestrator.cli", "apply", "-y", "-f", file]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | ENVIRON,
+    ) as program:
+        assert program.stdout
+        assert program.stdout.readline() == "up\n"
+        program.send_signal(signal.SIGINT)
+        assert program.wait(timeout=30) == 130
+    assert json.loads(real("ps", "--json").out)["runs"][0]["state"] == "running"
+    assert real("delete", "-y", "long").code == 0
+
+
+def test_a_killed_apply_is_picked_up_by_the_next_command(real: Cli) -> None:
+    file = real.write("long.yaml", LONG.replace("sleep 300", "echo down"))
+    command = [sys.executable, "-m", "orchestrator.cli", "apply", "-y", "-f", file]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | ENVIRON,
+    ) as program:
+        assert program.stderr
+        while "provisioning" not in program.stderr.readline():
+            pass
+        program.kill()
+    assert real("wait", "long", "--for", "ended", "--timeout", "60s").code == 0
+    assert real("logs", "long").out == "up\ndown\n"
+    jobs = json.loads(real("show", "long", "--json").out)["run"]["jobs"]
+    assert [job["name"] for job in jobs] == ["long-0-0-0"]
+    real("delete", "-y", "long")
+
+
+def test_the_quickstart_answers_on_the_printed_address(real: Cli) -> None:
+    applied = real("apply", "-y", "-f", str(ROOT / "configs/quickstart"))
+    assert applied.code == 0, applied.err
+    assert "hello-0-0-0 | 6 × 7 = 42" in applied.out
+    address = re.search(r"web answers at (\S+)", applied.err)
+    assert address
+    with urllib.request.urlopen(address[1]) as answer:
+        assert answer.read() == b"hello from modelyard\n"
+    assert real("delete", "-y", "web", "hello").code == 0
+
+
+@pytest.mark.docker
+def test_a_service_in_docker_is_replaced_without_a_gap(real: Cli) -> None:
+    require_engine()
+    spec = (
+        f"type: service\nname: page\nimage: {busybox()}\nport: 8080\ncommands:\n"
+        "  - mkdir -p /www && echo one > /www/index.html\n  - exec httpd -f -p 8080 -h /www\n"
+    )
+    file = real.write("page.yaml", spec)
+    try:
+        assert real("apply", "-y", "-f", file).code == 0
+        real.write("page.yaml", spec.replace("one", "two"))
+        applied = real("apply", "-y", "-f", file)
+        lines = applied.err.splitlines()
+        assert lines.index("page-0-0-1  ready  answers its probe") < lines.index(
+            "page-0-0-0  stopping  replaced"
+        )
+        address = re.search(r"page answers at (\S+)", applied.err)
+        assert address
+        with urllib.request.urlopen(address[1]) as answer:
+            assert answer.read() == b"two\n"
+    finally:
+        assert real("delete", "-y", "page").code == 0
+
+
+@pytest.mark.docker
+def test_a_dev_environment_is_a_container_with_a_shell_and_an_editors_link(real: Cli) -> None:
+    require_engine()
+    spec = (
+        f"type: dev-environment\nname: dev\nimage: {busybox()}\nide: vscode\ninit: [echo made > /tmp/made]\n"
+    )
+    try:
+        assert real("apply", "-y", "-f", real.write("dev.yaml", spec)).code == 0
+        attached = real.program("attach", "dev", stdin="cat /tmp/made; exit 4\n")
+        assert (attached.code, attached.out) == (4, "made\n")
+        link = re.search(r"attached-container\+([0-9a-f]+)/", attached.err)
+        assert link
+        assert bytes.fromhex(link[1]).decode().endswith('-dev-0-0-0"}')
+    finally:
+        assert real("delete", "-y", "dev").code == 0
+
+
+def test_a_reader_that_goes_away_is_no_error(cli: Cli) -> None:
+    piped = f"{sys.executable} -m orchestrator.cli schema | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", piped],
+        capture_output=True,
+        text=True,
+        cwd=cli.folder,
+        env=os.environ | ENVIRON,
+    )
+    assert (done.stdout, done.stderr) == ("{\n0\n", "")
+
+
+def test_progress_on_a_terminal_is_drawn_and_without_one_is_plain(cli: Cli) -> None:
+    file = cli.write("hello.yaml", "type: task\nname: hello\ncommands: [echo hi]\n")
+    ours, theirs = pty.openpty()
+    program = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.cli", "apply", "-f", file],
+        stdin=theirs, stdout=theirs, stderr=theirs, cwd=cli.folder, env=os.environ | ENVIRON,
+    )  # fmt: skip
+    os.close(theirs)
+    os.write(ours, b"y\n")
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:
+        pass  # the terminal is gone once its last user is
+    os.close(ours)
+    assert program.wait() == 0
+    assert b"apply? [y/N]" in shown
+    assert b"\x1b[" in shown
+    cli.write("hello.yaml", "type: task\nname: hello\ncommands: [echo hi again]\n")
+    assert "\x1b" not in cli.program("apply", "-y", "-f", file).err
+
+
+LIGHT = ("pydantic", "sqlalchemy", "rich", "docker", "httpx", "asyncio", "kubernetes", "cryptography", "yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        (["--help"], ()),
+        (["--version"], ()),
+        (["plan", "-f", "hello.yaml"], ("pydantic", "yaml", "asyncio")),
+        (["validate", "-f", "hello.yaml"], ("pydantic", "yaml", "asyncio")),
+    ],
+)
+def test_a_command_imports_no_more_than_it_uses(
+    cli: Cli, arguments: list[str], allowed: tuple[str, ...]
+) -> None:
+    cli.write("hello.yaml", "type: task\nname: hello\ncommands: [echo hi]\n")
+    code = f"import sys; from orchestrator.cli import run; run({arguments!r}); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=cli.folder,
+        env=os.environ | ENVIRON,
+    )  # fmt: skip
+    loaded = set(done.stderr.split())
+    assert [name for name in LIGHT if name in loaded and name not in allowed] == []
