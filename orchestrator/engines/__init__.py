@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from orchestrator.engines.job import Adapter, Engine, EngineLaunch, Metrics, Profile, ServingJob, Source
-from orchestrator.engines.tuning import Trainer, TuningJob
+
+if TYPE_CHECKING:  # a plan that only serves does not pay for it
+    from orchestrator.engines.tuning import Trainer
 
 __all__ = [
     "Adapter",
@@ -18,8 +20,6 @@ __all__ = [
     "Profile",
     "ServingJob",
     "Source",
-    "Trainer",
-    "TuningJob",
     "engine",
     "names",
     "trainer",
@@ -91,4 +91,4 @@ def trainer(name: str) -> Trainer:
     """
     if name not in _TRAINERS:
         raise KeyError(name)
-    return cast(Trainer, importlib.import_module(f"{__name__}.{name}").TRAINER)
+    return cast("Trainer", importlib.import_module(f"{__name__}.{name}").TRAINER)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ def load(engine: str, version: str) -> Architectures:
     >>> "LlamaForCausalLM" in load("vllm", "0.33.0").served
     True
     """
-    file = resources.files(__package__).joinpath("recorded", f"{engine}-{version}.architectures.txt")
+    file = Path(__file__).with_name("recorded") / f"{engine}-{version}.architectures.txt"
     names = file.read_text().split()
     ended = frozenset(name[1:] for name in names if name.startswith("!"))
     return Architectures(frozenset(n for n in names if not n.startswith("!")) - ended, ended)

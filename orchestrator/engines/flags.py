@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,8 @@ class Flags:
 
     def nearest(self, spelling: str) -> str | None:
         """Return the known spelling most like ``spelling``, if any is close."""
+        import difflib  # only a mistake needs it
+
         close = difflib.get_close_matches(spelling, self.by_name, n=1, cutoff=0.75)
         return close[0] if close else None
 
@@ -58,7 +59,7 @@ def load(engine: str, version: str, method: str | None = None) -> Flags:
     >>> load("vllm", "0.33.0").find("-tp").name
     '--tensor-parallel-size'
     """
-    file = resources.files(__package__).joinpath("recorded", f"{engine}-{version}.flags.jsonl")
+    file = Path(__file__).with_name("recorded") / f"{engine}-{version}.flags.jsonl"
     if not file.is_file():
         raise KeyError(f"{engine} {version}")
     by_name: dict[str, Flag] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
+from pathlib import Path
 
 from orchestrator.backend import File
 
@@ -24,8 +24,7 @@ ENV = (
 
 def entry_file() -> File:
     """Return the program that every node of the replica starts with."""
-    text = resources.files(__package__).joinpath("node_entry.py").read_bytes()
-    return File(ENTRY, text, mode=0o644)
+    return File(ENTRY, Path(__file__).with_name("node_entry.py").read_bytes(), mode=0o644)
 
 
 def wrap(command: Sequence[str], *, followers: Sequence[str] = ()) -> tuple[str, ...]:

@@ -148,6 +148,7 @@ def shapes(model: ModelFacts, accelerator: Accelerator | None) -> Iterator[dict[
     if model.experts:
         yield {"count": 8, "tensor": 8, "expert": 8}
     yield {"count": 8, "nodes": 2, "tensor": 8, "pipeline": 2}
+    yield {"count": 8, "nodes": 2, "tensor": 8, "data": 2}
 
 
 def every_job(

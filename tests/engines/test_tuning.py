@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from orchestrator.catalog.values import Accelerator, ModelFacts
-from orchestrator.engines import EngineLaunch, Source, TuningJob, trainer, trainers
+from orchestrator.engines import EngineLaunch, Source, trainer, trainers
 from orchestrator.engines.flags import load
 from orchestrator.engines.node_entry import command as node_command
 from orchestrator.engines.trl import SCRIPTS
-from orchestrator.engines.tuning import Dataset, Method, Sharding, Tuned
+from orchestrator.engines.tuning import Dataset, Method, Sharding, Tuned, TuningJob
 from tests.engines.jobs import DEEPSEEK, H100, LLAMA_8B, MI300X, T4, TPU
 from tests.engines.test_parsers import ask, interpreter
 
