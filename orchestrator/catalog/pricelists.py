@@ -54,6 +54,28 @@ class PriceList:
     refused: tuple[Problem, ...]
 
 
+def read_price_list(text: str, *, provider: str, as_of: date | None, file: str) -> PriceList:
+    """Return the rows of a price list of either tool, told by its columns.
+
+    Args:
+        text: The CSV with its header line.
+        provider: Whose list it is.
+        as_of: The day of the list.
+        file: What to call it in a refusal.
+
+    Raises:
+        ConfigError: it is of neither tool.
+
+    >>> head = "InstanceType,AcceleratorName,AcceleratorCount,Price,SpotPrice,Region"
+    >>> found = read_price_list(head + "\\nx,L4,1,0.8,,eu", provider="acme", as_of=None, file="vms.csv")
+    >>> found.rows[0].name
+    'acme/eu/x'
+    """
+    columns = text.lstrip().partition("\n")[0]
+    read = read_skypilot if "AcceleratorName" in columns else read_gpuhunt
+    return read(text, provider=provider, as_of=as_of, file=file)
+
+
 def read_gpuhunt(text: str, *, provider: str, as_of: date | None, file: str = "catalog.csv") -> PriceList:
     """Return the rows of a gpuhunt catalog file.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.catalog import PriceRow, accelerators, age_days, as_of, is_stale, price_line, prices
-from orchestrator.catalog.pricelists import read_gpuhunt, read_skypilot
+from orchestrator.catalog.pricelists import read_gpuhunt, read_price_list, read_skypilot
 from orchestrator.errors import ConfigError
 
 TODAY = date(2026, 11, 25)
@@ -203,6 +203,19 @@ def test_the_cheapest_zone_of_a_region_is_kept() -> None:
         as_of=None,
     )
     assert [(row.on_demand_usd_hour, row.spot_usd_hour) for row in found.rows] == [(0.8, 0.3)]
+
+
+@pytest.mark.parametrize(
+    "text", [SKYPILOT + "g6,L4,1,4,16,,0.8,0.5,us,us-a\n", GPUHUNT + "g6,us,0.8,4,16,1,L4,24,False,0\n"]
+)
+def test_a_list_is_told_by_its_columns(text: str) -> None:
+    (row,) = read_price_list(text, provider="aws", as_of=TODAY, file="x.csv").rows
+    assert (row.name, row.on_demand_usd_hour) == ("aws/us/g6", 0.8)
+
+
+def test_a_list_of_neither_tool_is_refused() -> None:
+    with pytest.raises(ConfigError):
+        read_price_list("a,b\n1,2\n", provider="x", as_of=None, file="odd.csv")
 
 
 def test_a_list_of_another_shape_is_refused() -> None:
