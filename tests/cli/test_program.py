@@ -174,7 +174,8 @@ def test_a_command_imports_no_more_than_it_uses(
     cli: Cli, arguments: list[str], allowed: tuple[str, ...]
 ) -> None:
     cli.write("hello.yaml", "type: task\nname: hello\ncommands: [echo hi]\n")
-    code = f"import sys; from orchestrator.cli import run; run({arguments!r}); print(*sys.modules, file=sys.stderr)"
+    show = "print(*sys.modules, file=sys.stderr)"
+    code = f"import sys; from orchestrator.cli import run; run({arguments!r}); {show}"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=cli.folder,
         env=os.environ | ENVIRON,
