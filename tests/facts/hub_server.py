@@ -29,6 +29,8 @@ class FakeHub:
     card: dict[str, Any] = field(default_factory=lambda: {"license": "mit", "language": ["en", "de"]})
     asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     url: str = ""
+    store_url: str = ""
+    """Where redirects lead; the hub itself when empty."""
 
     def paths(self) -> list[str]:
         """Return the paths asked for, in order."""
@@ -80,7 +82,7 @@ def serving(hub: FakeHub) -> Iterator[FakeHub]:
         def resolve(self, id: str, rest: str) -> None:
             sha, _, name = rest.partition("/")
             if id == hub.id and sha == SHA and name in hub.files:
-                self.answer(302, b"", {"Location": f"{hub.url}/stored/{name}"})
+                self.answer(302, b"", {"Location": f"{hub.store_url or hub.url}/stored/{name}"})
             else:
                 self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
 

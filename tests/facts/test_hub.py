@@ -106,6 +106,16 @@ def test_the_token_is_sent_and_never_shown(hub: FakeHub, tmp_path: Path) -> None
     )
 
 
+def test_the_token_does_not_follow_a_redirect_to_another_host(hub: FakeHub, tmp_path: Path) -> None:
+    hub.token = "hf_secret"
+    with serving(FakeHub(hub.files)) as store:
+        hub.store_url = store.url
+        assert resolve("acme/tiny", hub=Hub(hub.url, "hf_secret"), cache_dir=tmp_path).layers == 2
+    ((path, headers),) = store.asked
+    assert path == "/stored/config.json"
+    assert "authorization" not in headers
+
+
 def test_a_gated_model_says_what_to_do(hub: FakeHub, tmp_path: Path) -> None:
     hub.token = "hf_secret"
     with pytest.raises(Denied) as caught:
