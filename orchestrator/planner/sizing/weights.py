@@ -45,6 +45,9 @@ def published_format(facts: ModelFacts) -> str:
     """
     name = facts.quantization or facts.dtype
     bits = facts.quantization_bits
+    if name == "fp8" and facts.architecture.startswith("DeepseekV4"):
+        # its experts are in fp4: 155 GiB on the hub for 284 B parameters, 805 for 1,573 B
+        return "fp8_fp4"
     if name in ("gptq", "compressed-tensors") and bits == 8:
         return "gptq_int8" if name == "gptq" else "int8"
     return name
@@ -63,7 +66,7 @@ def weight_bytes(facts: ModelFacts, precision: str, *, loaded: bool = True) -> W
     """
     fmt = weight_format(precision)
     as_published = weight_format(published_format(facts)).name == fmt.name
-    if as_published and facts.quantization_bits and fmt.bits < 16:
+    if as_published and facts.quantization_bits and fmt.bits < fmt.rest_bits == 16:
         fmt = replace(fmt, bits=facts.quantization_bits)  # the group size of this very checkpoint
     sized = _by_scope(count_parts(facts), fmt, facts)
     if facts.weights_bytes is not None and as_published:

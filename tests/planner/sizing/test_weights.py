@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from orchestrator.catalog import model
 from orchestrator.planner.sizing.formats import FORMATS, weight_format
 from orchestrator.planner.sizing.parameters import count_parts
 from orchestrator.planner.sizing.weights import (
@@ -119,3 +120,16 @@ def test_the_published_format_follows_method_and_bits(
     facts = replace(LLAMA_8B, quantization=quantization, quantization_bits=bits)
 
     assert published_format(facts) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "gib"), [("deepseek-ai/DeepSeek-V4-Flash", 155.43), ("deepseek-ai/DeepSeek-V4-Pro", 805.34)]
+)
+def test_experts_in_fp4_beside_fp8_are_counted_so(name: str, gib: float) -> None:
+    # on disk as KAITO's model_catalog.yaml lists them
+    facts = model(name)
+    assert facts is not None
+
+    total = weight_bytes(replace(facts, weights_bytes=None), published_format(facts), loaded=False).total
+
+    assert total / GIB == pytest.approx(gib, rel=0.10)
