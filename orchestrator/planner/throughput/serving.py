@@ -39,8 +39,9 @@ class Throughput:
 
     ``low`` and ``high`` bound ``output_tokens_s`` in four of five unseen cases. ``ttft_s`` is a
     request's mean wait for its first token, with its queueing for a free place; ``tpot_s`` the
-    mean time between its tokens, 0 where there is one only. ``sequences`` run at once: fewer than asked for where the KV
-    cache is full. ``measured`` names the source of the row that the figures were brought to,
+    mean time between its tokens, 0 where there is one only. ``sequences`` run at once: fewer than
+    asked for where the KV cache is full. ``measured`` names the source of the row that the
+    figures were brought to,
     ``cautions`` say in a phrase each why the figures deserve less trust than their range.
     """
 
