@@ -25,7 +25,6 @@ from orchestrator.apply import (
 from orchestrator.backend import Backend, Check, Instance, LogLine, Offer, Phase, Volume
 from orchestrator.catalog.hardware import accelerator, candidates
 from orchestrator.errors import BackendError, ModelyardError, NotFound, StateMoved, Unreachable
-from orchestrator.loop import Hooks, Loop
 from orchestrator.places import Places, read_places
 from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Job, Run, RunEvent, RunState, Turn, Wanted
@@ -36,10 +35,10 @@ from orchestrator.store.leases import this_owner
 
 if TYPE_CHECKING:  # the store imports SQLAlchemy, which a plan on a fresh machine does without
     from orchestrator.catalog import ModelFacts
+    from orchestrator.loop import Hooks, Loop
     from orchestrator.store.records import Store
 
 Plans = tuple[RunPlan | VolumePlan, ...]
-SILENT = Hooks()
 Goal = Literal["accepted", "started", "ready", "settled", "ended", "deleted"]
 """Where to follow a run to: *accepted* by a backend, *settled* (a task has ended, what is kept up
 is ready), or what the word says. A run that has ended has reached whatever it can.
@@ -227,14 +226,16 @@ class Local:
         return names
 
     def follow(
-        self, names: Sequence[str], goal: Goal, *, hooks: Hooks = SILENT, timeout_s: float | None = None
+        self, names: Sequence[str], goal: Goal, *, hooks: Hooks | None = None, timeout_s: float | None = None
     ) -> bool:
         """Drive the runs until each has reached ``goal`` or its end; False when time ran out."""
         with self._loop(hooks) as loop:
             return loop.drive(lambda: self._have_reached(names, goal), timeout_s=timeout_s)
 
-    def _loop(self, hooks: Hooks = SILENT) -> Loop:
-        return Loop(self.store, self.places, owner=this_owner(), clock=self._clock, hooks=hooks)
+    def _loop(self, hooks: Hooks | None = None) -> Loop:
+        from orchestrator.loop import Hooks, Loop  # http, ssl and threads: only where runs are driven
+
+        return Loop(self.store, self.places, owner=this_owner(), clock=self._clock, hooks=hooks or Hooks())
 
     def _have_reached(self, names: Sequence[str], goal: Goal) -> bool:
         runs = {run.name: run for run in self.store.runs()}

@@ -113,7 +113,7 @@ def size(
     ] = "price",
     json: Json = False,
 ) -> None:
-    """Show what a model takes in device memory, and the accelerators that hold it."""
+    """Show what a model takes in device memory, and what holds it."""
     serving = {
         "quantization": quantization, "kv_cache": kv_cache, "context": context, "concurrency": concurrency,
         "memory_utilization": memory_utilization, "max_num_seqs": max_num_seqs,
