@@ -39,7 +39,7 @@ class EngineError(BackendError):
         self.message = message
 
 
-class EngineDenied(EngineError, AuthFailed):
+class EngineAuthError(EngineError, AuthFailed):
     """It answered that we may not: 401 or 403, its own or a registry's handed on."""
 
 
@@ -267,7 +267,7 @@ class Engine:
 
     def _refused(self, status: int, message: str) -> BackendError:
         if status in (401, 403):
-            return EngineDenied(status, message, backend=self._backend)
+            return EngineAuthError(status, message, backend=self._backend)
         if status in (429, 503):
             return Busy(f"the Docker engine is busy: {message}", backend=self._backend)
         return EngineError(status, message, backend=self._backend)
