@@ -130,6 +130,15 @@ _SPELLINGS = {
     "bitsandbytes-nf4": "nf4",
     "modelopt_fp4": "nvfp4",
     "compressed-tensors": "int4",
+    "auto-round": "gptq",
+    "intel/auto-round": "gptq",
+    "gptqmodel": "gptq",
+    "marlin": "gptq",
+    "hqq": "int4",
+    "eetq": "int8",
+    "torchao": "int8",
+    "quark": "fp8",
+    "fp4": "nvfp4",
     "gguf": "gguf_q4_k_m",
 }
 
@@ -154,6 +163,19 @@ def weight_format(name: str) -> WeightFormat:
     if found is None:
         raise ValueError(f"unknown weight format {name!r}; known are {', '.join(sorted(FORMATS))}")
     return found
+
+
+def is_known(name: str) -> bool:
+    """Return whether ``name`` means a format here.
+
+    >>> is_known("awq"), is_known("vptq")
+    (True, False)
+    """
+    try:
+        weight_format(name)
+    except ValueError:
+        return False
+    return True
 
 
 KV_ELEMENT_BYTES: Mapping[str, float] = {

@@ -112,6 +112,8 @@ def test_every_format_has_a_source_and_keeps_its_name() -> None:
         ("compressed-tensors", 8.0, "int8"),
         ("gptq", 8.0, "gptq_int8"),
         ("compressed-tensors", 4.5, "compressed-tensors"),
+        ("vptq", 3.0, "int4"),
+        ("vptq", None, "bf16"),
     ],
 )
 def test_the_published_format_follows_method_and_bits(
