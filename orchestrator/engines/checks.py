@@ -16,6 +16,8 @@ VOCAB_PADDING = 64
 
 def source(job: ServingJob, schemes: Container[str], engine: str) -> str | None:
     """Say that the engine cannot load weights from where they are."""
+    if job.source.path is None and job.source.id.startswith("."):
+        return f"{job.source.id} is a folder of this machine and has no path in the container, mount it"
     if job.source.scheme in schemes:
         return None
     return f"{engine} does not load from {job.source.scheme}://, mount it as a folder"
@@ -51,6 +53,12 @@ def gated(job: Fetched) -> str | None:
     if "HF_TOKEN" in {name for name, _ in (*job.secrets, *job.env)}:
         return None
     return f"{job.source.id} is gated and needs HF_TOKEN in env"
+
+
+def unpinned(job: ServingJob, engine: str) -> str | None:
+    """Say that adapters of the hub come at their newest revision, whatever is asked for."""
+    asked = next((a for a in job.adapters if a.source.scheme == "hub" and a.source.revision), None)
+    return f"{engine} takes adapter {asked.name} at its newest revision" if asked else None
 
 
 def world(job: ServingJob) -> str | None:

@@ -276,6 +276,7 @@ def _cautions(job: ServingJob) -> tuple[str, ...]:
     told = [
         images.other_version(job, "sglang", Sglang.versions[0]),
         checks.borrows(job, "sglang", Sglang.versions[0]),
+        checks.unpinned(job, "sglang"),
     ]
     if isinstance(chosen, Choice) and chosen.method:
         told.append(quantization.widened(chosen.method, METHODS, job.accelerator))

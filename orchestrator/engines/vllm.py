@@ -336,6 +336,7 @@ def cautions(job: ServingJob) -> tuple[str, ...]:
     told = [
         images.other_version(job, "vllm", Vllm.versions[0]),
         checks.borrows(job, "vllm", Vllm.versions[0]),
+        checks.unpinned(job, "vllm"),
     ]
     if isinstance(chosen, Choice) and chosen.method:
         told.append(quantization.widened(chosen.method, METHODS, job.accelerator))

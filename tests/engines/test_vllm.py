@@ -82,6 +82,7 @@ def test_image_follows_the_device(device: Accelerator | None, image: str) -> Non
         ({"expert": 2, "count": 2, "tensor": 2}, "the model has no experts to spread"),
         ({"model": QWEN_MOE, "expert": 2, "count": 4, "tensor": 4}, "spread over 4 devices, not 2"),
         ({"source": Source("oci://registry/model")}, "does not load from oci://"),
+        ({"source": Source("./tuned")}, "has no path in the container, mount it"),
         ({"memory_utilization": 0.9, "free_bytes": 40 * GIB}, "40.0 GiB are free"),
         ({"adapters": (Adapter("a", Source("org/a"), rank=1024),)}, "rank 1024 is above 512"),
     ],
@@ -139,6 +140,11 @@ def test_adapters_are_named_and_their_rank_rounded_up() -> None:
     )
     assert value(launch.command, "--max-lora-rank") == "64"
     assert launch.warnings == ("the rank of an adapter is unknown, 64 is assumed",)
+
+
+def test_adapter_revision_that_is_not_kept_is_told() -> None:
+    pinned = Adapter("sql", Source("org/sql", revision="v2"), rank=8)
+    assert VLLM.launch(job(adapters=(pinned,))).warnings == ("vllm takes adapter sql at its newest revision",)
 
 
 def test_mounted_weights_are_served_offline_under_the_users_name() -> None:
