@@ -28,7 +28,8 @@ from orchestrator.store import open_store
 from orchestrator.store.leases import this_owner
 from orchestrator.store.records import Store
 
-KINDS = ("sim", "docker")
+NODES = {"sim": 2, "docker": 1}
+"""Nodes of the story's task; one on Docker, where each container takes half a second."""
 RETRY = Retry(frozenset({"no-capacity", "interruption", "error"}), first_s=0.05, most_s=0.2)
 
 
@@ -52,7 +53,7 @@ def make_backend(kind: str, folder: Path) -> Backend:
     return Docker("docker", namespace=f"modelyard-test-{folder.name[-8:]}")
 
 
-def template(kind: str, spec_hash: str, nodes: int) -> Template:
+def template(kind: str, spec_hash: str) -> Template:
     """Return a run that goes on until it is stopped."""
     if kind == "sim":
         launch = Launch("work-0-0-0", "work", spec_hash=spec_hash)
@@ -67,8 +68,9 @@ def template(kind: str, spec_hash: str, nodes: int) -> Template:
             image=busybox(),
             command=("sh", "-c", say),
             stop_grace_s=5.0,
+            host_network=True,
         )
-    return Template(launch, (kind,), nodes=nodes, retry=RETRY)
+    return Template(launch, (kind,), nodes=NODES[kind], retry=RETRY)
 
 
 # The child ---------------------------------------------------------------------------------------
@@ -91,7 +93,7 @@ def play(kind: str, folder: Path, die_at: int) -> None:
         for move in story(kind, store):
             move()
             with Loop(store, {kind: backend}, owner=this_owner(), hooks=hooks) as loop:
-                loop.drive(lambda: at_rest(store), timeout_s=60)
+                loop.drive(lambda: at_rest(store, kind), timeout_s=60)
 
 
 def story(kind: str, store: Store) -> Iterator[Callable[[], None]]:
@@ -109,19 +111,19 @@ def _write(store: Store, kind: str, spec_hash: str, wanted: Wanted, *, only_new:
     except NotFound:
         if not only_new:
             return
-        run = Run("id", "work", "task", "{}", spec_hash, template(kind, spec_hash, 2), now, created_at=now)
+        run = Run("id", "work", "task", "{}", spec_hash, template(kind, spec_hash), now, created_at=now)
         store.commit([Turn(run, None)], expected={"id": 0})
         return
     if only_new:
         return
     run = replace(old, wanted=wanted)
     if old.spec_hash != spec_hash:
-        changed = template(kind, spec_hash, 2)
+        changed = template(kind, spec_hash)
         run = replace(run, spec_hash=spec_hash, template=changed, since=now, state=RunState.QUEUED)
     store.commit([Turn(run, None)], expected={"id": old.serial})
 
 
-def at_rest(store: Store) -> bool:
+def at_rest(store: Store, kind: str) -> bool:
     """Return whether the one run is where it was asked to be."""
     try:
         run = store.run("work")
@@ -131,7 +133,7 @@ def at_rest(store: Store) -> bool:
     match run.wanted:
         case Wanted.RUN:
             current = all(j.spec_hash == run.spec_hash and not j.stop_asked_at for j in live)
-            return run.state is RunState.RUNNING and current and len(live) == 2
+            return run.state is RunState.RUNNING and current and len(live) == NODES[kind]
         case Wanted.STOP:
             return run.state.is_final and not live
         case Wanted.DELETE:
@@ -161,12 +163,12 @@ def recover(kind: str, folder: Path) -> Outcome:
     died = (folder / "died").read_text() if (folder / "died").exists() else ""
     with open_store(f"sqlite:///{folder}/state.db") as store:
         with Loop(store, {kind: backend}, owner=this_owner()) as loop:
-            settled = loop.drive(lambda: at_rest(store), timeout_s=60)
+            settled = loop.drive(lambda: at_rest(store, kind), timeout_s=60)
         known = {job.name for run in store.runs() for job in store.jobs(run.id)}
         alive = [i for i in backend.instances() if i.phase is not Phase.EXITED]
         orphaned = tuple(i.name for i in alive if i.name not in known)
         doubled = tuple(_doubled(backend, alive, folder))
-        wanted = 2 if store.runs() and store.run("work").wanted is Wanted.RUN else 0
+        wanted = NODES[kind] if store.runs() and store.run("work").wanted is Wanted.RUN else 0
         recovered = settled and len(alive) == wanted
     return Outcome(0, died, recovered, doubled, orphaned)
 
@@ -204,7 +206,7 @@ def outcomes(kind: str) -> Iterator[Outcome]:
 
 def main(arguments: list[str]) -> int:
     """Print a line per boundary and a summary; return 1 when one was not recovered from."""
-    kinds = arguments or list(KINDS)
+    kinds = arguments or list(NODES)
     bad = 0
     for kind in kinds:
         found = list(outcomes(kind))
