@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 
 from orchestrator.catalog.values import LayerKind, ModelFacts
+from orchestrator.planner.sizing.stages import split_layers
 
 SIMILAR_GROUPS = 1.25
 """Kinds of layer whose counts differ by less than this share one group of the larger size
@@ -113,10 +115,9 @@ def kv_layout(
 def _worst_stage(facts: ModelFacts, pipeline: int) -> tuple[int, int, int]:
     """Return the full, sliding and linear layers that cache on the stage that keeps the most."""
     kinds = facts.kinds()
-    if facts.kv_shared_layers:
-        kinds = kinds[: len(kinds) - facts.kv_shared_layers]
-    per_stage = math.ceil(len(kinds) / pipeline)
-    stages = [kinds[i : i + per_stage] for i in range(0, len(kinds), per_stage)]
+    lengths = split_layers(len(kinds), pipeline)
+    caching = kinds[: len(kinds) - facts.kv_shared_layers]
+    stages = [caching[end - n : end] for n, end in zip(lengths, accumulate(lengths), strict=True)]
     counts = [(s.count("full"), s.count("sliding"), s.count("linear")) for s in stages]
     return max(counts, key=lambda c: (c[0] + c[1], c[0], c[2]), default=(0, 0, 0))
 

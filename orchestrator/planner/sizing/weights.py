@@ -11,6 +11,7 @@ from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.values import ModelFacts
 from orchestrator.planner.sizing.formats import Scope, WeightFormat, is_known, weight_format
 from orchestrator.planner.sizing.parameters import count_parts, expert_layers, speculative_parameters
+from orchestrator.planner.sizing.stages import split_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,19 +179,6 @@ def device_weight_bytes(
     held[0] += sized.embedding / tensor + sized.vision
     held[-1] += (sized.head or sized.embedding) / tensor
     return max(held)
-
-
-def split_layers(layers: int, pipeline: int) -> tuple[int, ...]:
-    """Return the layers of each stage; spare ones go to the stages before the last, as in vLLM.
-
-    >>> split_layers(32, 4), split_layers(61, 4), split_layers(36, 3)
-    ((8, 8, 8, 8), (15, 15, 16, 15), (12, 12, 12))
-    """
-    base, spare = divmod(layers, pipeline)
-    stages = [base] * pipeline
-    for i in range(spare):
-        stages[-(2 + i) if i + 2 <= pipeline else -1] += 1
-    return tuple(stages)
 
 
 def _layer_bytes(

@@ -9,10 +9,10 @@ import pytest
 from orchestrator.catalog import model
 from orchestrator.planner.sizing.formats import FORMATS, weight_format
 from orchestrator.planner.sizing.parameters import count_parts
+from orchestrator.planner.sizing.stages import split_layers
 from orchestrator.planner.sizing.weights import (
     device_weight_bytes,
     published_format,
-    split_layers,
     weight_bytes,
 )
 from orchestrator.units import GIB
