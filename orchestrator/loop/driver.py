@@ -94,6 +94,7 @@ class Loop:
         self._observer = Observer(backends, self._pool, time.monotonic, self._woken.set)
         self._prober = Prober(self._pool, time.monotonic, self._woken.set)
         self._under_way: dict[str, Future[Write | None]] = {}
+        self._asked_for: frozenset[str] = frozenset()
         self._leased: dict[str, datetime] = {}
         self._wake_at: datetime | None = None
         self._others_drive = False
@@ -162,7 +163,8 @@ class Loop:
         if run.type == "service" and run.wanted is Wanted.RUN:
             ready = {job.name for job in jobs if job.state is JobState.READY}
             found = {name: self._probed(seen, run.template, ready) for name, seen in found.items()}
-        step = reconcile(run, jobs, Observed(found, frozenset(self._under_way)), now=self._clock())
+        observed = Observed(found, frozenset(self._under_way), self._asked_for)
+        step = reconcile(run, jobs, observed, now=self._clock())
         for action in step.actions:
             if isinstance(action, Start | Stop | Remove):
                 effects.append(action)
@@ -188,7 +190,9 @@ class Loop:
         names = {home for run in runs for home in _homes(run, jobs.get(run.id, ()))}
         self._observer.watch(names)
         self._observer.read(names)
-        self._prober.forget({job.name for found in jobs.values() for job in found if not job.state.is_final})
+        alive = {job.name for found in jobs.values() for job in found if not job.state.is_final}
+        self._asked_for &= alive
+        self._prober.forget(alive)
 
     def _lease(self, runs: Sequence[Run]) -> list[Run]:
         """Return the runs that are ours to drive, taking and renewing leases where that is due."""
@@ -236,6 +240,8 @@ class Loop:
         name = effect.launch.name if isinstance(effect, Start) else effect.name
         if name in self._under_way:
             return
+        if isinstance(effect, Start):
+            self._asked_for |= {name}
         future = self._pool.submit(self._act, effect)
         self._under_way[name] = future
         future.add_done_callback(lambda _: self._woken.set())

@@ -154,6 +154,9 @@ class _Pass:
             self._end(job, JobState.STOPPED, instance, cause=job.stop_cause or "stopped")
 
     def _settle_alive(self, job: Job, instance: Instance) -> None:
+        wanted = self.run.wanted is Wanted.RUN and job.stop_asked_at is None and self._is_current(job)
+        if instance.phase is Phase.PENDING and wanted and job.name not in self.observed.asked:
+            self._start(job)  # made, and perhaps never started: a killed process may have left it so
         state, cause = self._alive_state(job, instance)
         fresh = replace(
             job,

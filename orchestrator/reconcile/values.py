@@ -263,10 +263,13 @@ class Observed:
     """What the backends say of one run: its instances by backend, or None where nothing is known.
 
     ``busy`` names launches on which an action is under way; they are left alone meanwhile.
+    ``asked`` names launches that this process asked to start: of one that another asked for
+    and that is still pending, nobody can know whether the asking came to its end.
     """
 
     instances: Mapping[str, Sequence[Instance] | None]
     busy: frozenset[str] = frozenset()
+    asked: frozenset[str] = frozenset()
 
     def is_known(self, backend: str) -> bool:
         """Return whether ``backend`` answered."""

@@ -139,6 +139,7 @@ def crash(world: World, chance: random.Random) -> None:
     actions = world.decide()
     effects = [a for a in actions if not isinstance(a, Record | Turn)]
     world.act(effects[: chance.randint(0, len(effects))])
+    world.asked_here.clear()
 
 
 def wait(world: World, chance: random.Random) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backends.sim import Script
-from orchestrator.reconcile import Retry, Start, Stop, Wanted
+from orchestrator.reconcile import Observed, Retry, Start, Stop, Wanted, reconcile
 from tests.reconcile.world import ANSWERS, PATIENT, World
 
 
@@ -100,6 +100,18 @@ def test_an_unreachable_place_changes_nothing() -> None:
     world.clock.advance(3600)
     assert world.step() == []
     assert world.state() == "ready"
+
+
+def test_what_another_process_left_pending_is_asked_for_again_and_only_once() -> None:
+    world = World(scripts={"chat": Script(boot_s=30)})
+    world.apply()
+    world.step()
+    run = world.runs["chat"]
+    jobs = list(world.jobs[run.id].values())
+    seen = {name: list(place.instances()) for name, place in world.places.items()}
+    mine = Observed(seen, asked=frozenset({"chat-0-0-0"}))
+    assert any(isinstance(a, Start) for a in reconcile(run, jobs, Observed(seen), now=world.clock()).actions)
+    assert not any(isinstance(a, Start) for a in reconcile(run, jobs, mine, now=world.clock()).actions)
 
 
 def test_a_lost_answer_does_not_start_twice() -> None:
@@ -252,8 +264,6 @@ def test_a_pass_says_when_to_look_again() -> None:
     world.step()
     world.step()
     run = world.runs["sft"]
-    from orchestrator.reconcile import Observed, reconcile
-
     found = Observed({name: list(place.instances()) for name, place in world.places.items()})
     step = reconcile(run, list(world.jobs[run.id].values()), found, now=world.clock())
     assert step.wake_at is not None

@@ -50,6 +50,8 @@ class World:
     events: list[RunEvent] = field(default_factory=list)
     asked: list[Action] = field(default_factory=list)
     forgotten: set[str] = field(default_factory=set)
+    asked_here: set[str] = field(default_factory=set)
+    """Launches that this process asked to start; a crash forgets them."""
 
     def __post_init__(self) -> None:
         self.places = {
@@ -97,7 +99,8 @@ class World:
         for run in list(self.runs.values()):
             if run.state.is_final and run.wanted is not Wanted.DELETE:
                 continue
-            observed = Observed({name: self._observe(place, run.name) for name, place in self.places.items()})
+            seen = {name: self._observe(place, run.name) for name, place in self.places.items()}
+            observed = Observed(seen, asked=frozenset(self.asked_here))
             jobs = list(self.jobs.get(run.id, {}).values())
             step = self.reconcile(run, jobs, observed, now=self.clock())
             actions += step.actions
@@ -163,6 +166,7 @@ class World:
     def _act(self, action: Action) -> None:
         match action:
             case Start(backend, _, launch):
+                self.asked_here.add(launch.name)
                 self.places[backend].start(launch, secrets={}, progress=lambda _: None)
             case Stop(backend, name, grace_s):
                 self.places[backend].stop(name, grace_s=grace_s)
