@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
@@ -21,10 +24,6 @@ class ConfigBlockParser(CodeBlockParser):
 
     def evaluate(self, example: Example) -> None:
         """Read the block as a configuration."""
-        from tempfile import NamedTemporaryFile
-
-        from pathlib import Path
-
         with NamedTemporaryFile("w", suffix=".yaml") as file:
             file.write(str(example.parsed))
             file.flush()
