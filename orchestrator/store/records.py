@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import ClauseElement
 
 from orchestrator.errors import ModelyardError, NotFound
@@ -19,13 +18,12 @@ from orchestrator.store import leases
 from orchestrator.store.codec import from_micros, to_micros
 from orchestrator.store.database import Database
 from orchestrator.store.group import Group
-from orchestrator.store.prepared import Prepared, among
+from orchestrator.store.prepared import Prepared, among, insert_for
 from orchestrator.store.rows import event_of, job_of, run_of
 from orchestrator.store.secrets import Secrets
 from orchestrator.store.settle import Batch, batch_of, settle
 from orchestrator.store.tables import events, jobs, runs, volumes
 from orchestrator.store.values import Volume
-
 
 _IN_LIST = 10_000
 """Values in one IN list; SQLite takes 32,766 in a statement, PostgreSQL 65,535."""
@@ -198,7 +196,7 @@ class Store:
             "spec_hash": volume.spec_hash,
             "created_at": to_micros(volume.created_at),
         }
-        put = _insert(self.database.engine.dialect, volumes).values(name=volume.name, **row)
+        put = insert_for(self.database.engine.dialect, volumes).values(name=volume.name, **row)
         with self.database.writing() as connection:
             connection.execute(put.on_conflict_do_update(index_elements=["name"], set_=row))
 
@@ -263,14 +261,10 @@ class _Statements:
         )
 
 
-def _insert(dialect: sa.Dialect, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
-    return sqlite.insert(table) if dialect.name == "sqlite" else postgresql.insert(table)
-
-
 def _upsert(dialect: sa.Dialect, table: sa.Table, *, keep: Collection[str]) -> sa.Insert:
     """Return an insert that updates all columns but ``keep`` where the row is there."""
     columns = [column.name for column in table.columns if not column.name.startswith("lease_")]
-    put = _insert(dialect, table).values({name: sa.bindparam(name) for name in columns})
+    put = insert_for(dialect, table).values({name: sa.bindparam(name) for name in columns})
     changes = {name: put.excluded[name] for name in columns if name not in keep}
     return put.on_conflict_do_update(index_elements=list(table.primary_key), set_=changes)
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestrator.errors import ConfigError, NotFound, StoreError
 from orchestrator.store.codec import from_micros, to_micros
 from orchestrator.store.database import Database
+from orchestrator.store.prepared import insert_for
 from orchestrator.store.tables import secrets
 
 if TYPE_CHECKING:
@@ -44,9 +44,8 @@ class Secrets:
         """
         # The name is sealed in with the value: a row copied over another is noticed.
         sealed = self._fernet(make=True).encrypt(json.dumps([name, value]).encode())
-        dialect = sqlite if self._database.path else postgresql
         row = {"ciphertext": sealed, "updated_at": to_micros(now)}
-        put = dialect.insert(secrets).values(name=name, **row)
+        put = insert_for(self._database.engine.dialect, secrets).values(name=name, **row)
         with self._database.writing() as connection:
             connection.execute(put.on_conflict_do_update(index_elements=["name"], set_=row))
 
