@@ -72,7 +72,14 @@ class Orphan:
 class Api(Protocol):
     """Everything the command line can ask for; held in process and over HTTP by the same tests."""
 
-    def plan(self, documents: Sequence[Document], *, rerun: bool = False, sort: Sort = "price") -> Plans:
+    def plan(
+        self,
+        documents: Sequence[Document],
+        *,
+        rerun: bool = False,
+        sort: Sort = "price",
+        strict: bool = False,
+    ) -> Plans:
         """Return what ``apply`` would do; changes nothing."""
 
     def diff(self, documents: Sequence[Document]) -> tuple[Difference, ...]:
@@ -187,15 +194,29 @@ class Local:
 
     # Plan and apply --------------------------------------------------------------------------
 
-    def plan(self, documents: Sequence[Document], *, rerun: bool = False, sort: Sort = "price") -> Plans:
+    def plan(
+        self,
+        documents: Sequence[Document],
+        *,
+        rerun: bool = False,
+        sort: Sort = "price",
+        strict: bool = False,
+    ) -> Plans:
         """Return what ``apply`` would do; changes nothing."""
-        return plan_documents(documents, self._world(documents, rerun=rerun, sort=sort))
+        return plan_documents(documents, self._world(documents, rerun=rerun, sort=sort, strict=strict))
 
     def diff(self, documents: Sequence[Document]) -> tuple[Difference, ...]:
         """Return how the documents differ from the record; asks no backend."""
         return diff_documents(documents, self._world(documents))
 
-    def _world(self, documents: Sequence[Document], *, rerun: bool = False, sort: Sort = "price") -> World:
+    def _world(
+        self,
+        documents: Sequence[Document],
+        *,
+        rerun: bool = False,
+        sort: Sort = "price",
+        strict: bool = False,
+    ) -> World:
         has_volumes = any(document.spec.type == "volume" for document in documents)
         return World(
             runs={run.name: run for run in current_runs(self._url)},
@@ -206,6 +227,7 @@ class Local:
             facts=self._facts,
             rerun=rerun,
             sort=sort,
+            strict=strict,
         )
 
     def _facts(self, model: Model) -> ModelFacts:

@@ -160,6 +160,22 @@ class Refusal:
     offers: int
 
 
+@dataclass(frozen=True)
+class WhyNot:
+    """One kind of machine that does not do: the first reason, and the smallest change that helps.
+
+    ``offers`` counts its offers, ``price_usd_hour`` is the cheapest of them; ``change`` is a field
+    of the spec and its value, empty where no single change helps.
+    """
+
+    accelerator: str
+    count: int
+    offers: int
+    price_usd_hour: float
+    reason: str
+    change: str = ""
+
+
 class NothingFits(ModelyardError):
     """No offer can hold what a spec asks for; says what was needed and why each offer fell."""
 
@@ -171,11 +187,13 @@ class NothingFits(ModelyardError):
         *,
         needs: str = "",
         refused: Sequence[Refusal] = (),
+        why_not: Sequence[WhyNot] = (),
         where: Position | None = None,
         fix: str | None = None,
     ) -> None:
         super().__init__(what, where=where, fix=fix)
         self.needs = needs
+        self.why_not = tuple(why_not)
         self.refused = tuple(refused)
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.apply.inputs import read_inputs
 from orchestrator.backend import Can, Launch, Offer
-from orchestrator.errors import NothingFits, UsageError
+from orchestrator.errors import NothingFits, SpecError, UsageError
 from orchestrator.planner.ask import Names, Work, demand_of
 from orchestrator.planner.compose import Inputs, compose
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
@@ -46,6 +46,8 @@ class World:
     """What a model is; asked only about models that are to be placed."""
     rerun: bool = False
     sort: Sort = "price"
+    strict: bool = False
+    """Refuse a spec that contradicts its model, rather than note it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,8 @@ def plan_documents(documents: Sequence[Document], world: World) -> tuple[RunPlan
 
     Raises:
         NothingFits: no offer holds one of them; it carries the reasons.
-        SpecError: a file that a spec names cannot be read.
+        SpecError: a file that a spec names cannot be read, or a spec contradicts its model and
+            the world is strict.
         UsageError: a document cannot take the place of what is on record.
     """
     offers = _Offers(world)
@@ -257,18 +260,23 @@ class _Placing:
 
     def model(self, facts: ModelFacts) -> tuple[Placed, bool, Served]:
         """Return where and how the spec's model is served, and whether beside the run it replaces."""
-        from orchestrator.catalog import accelerators
+        from orchestrator.catalog import accelerators, prices
         from orchestrator.planner.serve import place_model, question_of
+        from orchestrator.planner.why import objections
 
         assert isinstance(self.spec, Service)
         question = question_of(self.spec, facts)
+        wanted = self.demand.accelerator
+        found = objections(facts, question.job, wanted, accelerators(), args=question.args)
+        if found and self.offers.world.strict:
+            raise SpecError([self.document.problem("model", what) for what in found])
         (placed, served), surge = self._try(
             lambda index: place_model(
                 question, self.demand, index, accelerators(),
-                what=self.what, where=self.document.position, sort=self.offers.world.sort,
+                what=self.what, where=self.document.position, sort=self.offers.world.sort, prices=prices(),
             )
         )  # fmt: skip
-        return placed, surge, served
+        return placed, surge, replace(served, notes=(*found, *served.notes))
 
     @property
     def what(self) -> str:

@@ -108,9 +108,7 @@ def size(
     offload: Annotated[
         Literal["none", "optimizer", "activations", "all"] | None, typer.Option(show_default=False)
     ] = None,
-    sort: Annotated[
-        Sort, typer.Option(help="What the first set is best in.")
-    ] = "price",
+    sort: Annotated[Sort, typer.Option(help="What the first set is best in.")] = "price",
     json: Json = False,
 ) -> None:
     """Show what a model takes in device memory, and what holds it."""

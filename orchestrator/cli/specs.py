@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from orchestrator.cli.shared import Config, Files, Json, load_files, open_api
+from orchestrator.errors import NothingFits
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -30,15 +31,31 @@ def plan(
     json: Json = False,
     detailed_exitcode: Detailed = False,
     rerun: Rerun = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show the arithmetic, and what would admit other machines.")
+    ] = False,
+    sort: Annotated[
+        Literal["price", "throughput", "latency"], typer.Option(help="What the chosen offer is best in.")
+    ] = "price",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse specs that contradict their model.")
+    ] = False,
     config: Config = None,
 ) -> None:
     """Show what apply would do, and why."""
     documents = load_files(file, arguments or ())
-    with open_api(config) as api:
-        plans = api.plan(documents, rerun=rerun)
+    try:
+        with open_api(config) as api:
+            plans = api.plan(documents, rerun=rerun, sort=sort, strict=strict)
+    except NothingFits as error:
+        if explain and error.why_not:
+            from orchestrator.render.explained import why_not_text
+
+            typer.echo(why_not_text(error.why_not), err=True)
+        raise
     from orchestrator.render.plans import plan_json, plan_text
 
-    typer.echo(plan_json(plans) if json else plan_text(plans))
+    typer.echo(plan_json(plans, explain=explain) if json else plan_text(plans, explain=explain))
     if detailed_exitcode and any(plan.action != "unchanged" for plan in plans):
         raise typer.Exit(CHANGES)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
 from orchestrator.backend import Offer
-from orchestrator.errors import NothingFits, Position, Refusal
+from orchestrator.errors import NothingFits, Position, Refusal, WhyNot
 from orchestrator.planner.demand import Demand
 from orchestrator.planner.index import Matched, OfferIndex
 
@@ -44,6 +44,8 @@ class Placed:
     refused: tuple[Refusal, ...]
     backends: tuple[str, ...]
     """Every backend with an offer that fits, best first."""
+    why_not: Callable[[], tuple[WhyNot, ...]] = field(default=tuple, repr=False, compare=False)
+    """Say of every kind of machine that fell what would admit it; asked only by who explains."""
 
 
 def place(demand: Demand, index: OfferIndex, *, what: str, where: Position | None = None) -> Placed:

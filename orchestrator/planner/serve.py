@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from orchestrator.backend import Can, Offer
-from orchestrator.catalog import Accelerator, ModelFacts, count_parameters
+from orchestrator.catalog import Accelerator, ModelFacts, PriceRow, count_parameters
 from orchestrator.engines import Adapter, EngineLaunch, Source, engine
 from orchestrator.engines import ServingJob as EngineJob
 from orchestrator.engines.job import Precision
-from orchestrator.errors import NothingFits, Position, Refusal
-from orchestrator.planner.choose import TOO_LITTLE, Candidate, Change, Choices, Missed, choose
+from orchestrator.errors import NothingFits, Position, Refusal, WhyNot
+from orchestrator.planner.choose import TOO_LITTLE, Candidate, Change, Choices, choose
 from orchestrator.planner.compose import environment
 from orchestrator.planner.cost import token_cost
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
@@ -29,6 +29,7 @@ from orchestrator.planner.plan import SHOWN, Choice, Placed, Sort, advise
 from orchestrator.planner.sizing import Measured, ServingJob, Size
 from orchestrator.planner.throughput import Throughput, serving_throughput
 from orchestrator.planner.throughput.work import Work, work
+from orchestrator.planner.why import Fallen, by_price, elsewhere, objections, over_price
 from orchestrator.spec.models import Model, Service, Traffic
 from orchestrator.units import format_bytes
 
@@ -40,6 +41,7 @@ LEAST_CONTEXT = 4096
 
 MOST_NODES = 4
 """Machines that one replica may span."""
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -200,6 +202,7 @@ class _Groups:
     refused: Counter[str] = field(default_factory=Counter)
     declined: Counter[str] = field(default_factory=Counter)
     """What engines said of sets that would hold the model."""
+    fallen: list[Fallen] = field(default_factory=list)
 
     def add(self, offer: Offer, counts: Sequence[int]) -> None:
         for count in counts:
@@ -215,6 +218,7 @@ def place_model(
     what: str,
     where: Position | None = None,
     sort: Sort = "price",
+    prices: Sequence[PriceRow] = (),
 ) -> tuple[Placed, Served]:
     """Choose where a model is served, and how.
 
@@ -226,6 +230,7 @@ def place_model(
         what: The spec in words.
         where: Its place in the source.
         sort: What the best offer is best in.
+        prices: The price list, to name what would do where nothing here does.
 
     Raises:
         NothingFits: no offer holds the model; carries the reasons, and the nearest change.
@@ -233,14 +238,25 @@ def place_model(
     asked = replace(demand, accelerator=_any_of(demand.accelerator), nodes=1)
     matched = index.match(asked)
     groups = _group(matched, demand, accelerators)
-    options, missed = _options(question, demand, groups, accelerators)
+    options = _options(question, demand, groups, accelerators)
+
+    def why_not() -> tuple[WhyNot, ...]:
+        dearer = _dearer(question, demand, matched, accelerators)
+        return by_price([*(each.why_not() for each in groups.fallen), *dearer])
+
     if not options:
+        wanted = demand.accelerator
+        objected = objections(question.facts, question.job, wanted, accelerators, args=question.args)
+        job = replace(question.job, context=question.model.context or _least_context(question))
+        near = elsewhere(question.facts, job, wanted, accelerators, prices)
+        fix = _fix(groups, matched, asked)
         raise NothingFits(
             f"no offer fits {what}",
-            needs=needs_text(question),
+            needs="; ".join([needs_text(question), *objected]),
             refused=_refusals(matched, groups.refused),
+            why_not=why_not(),
             where=where,
-            fix=_fix(missed, groups.declined, matched, asked),
+            fix=f"{fix}\n          elsewhere {near}" if near else fix,
         )
     ranked = sorted(
         ((option.fit, choice) for option in options for choice in option.choices()),
@@ -249,8 +265,22 @@ def place_model(
     best, first = ranked[0]
     choices = tuple(replace(c, chosen=c is first) for _, c in ranked[:SHOWN])
     backends = tuple(dict.fromkeys(c.offer.backend for fit, c in ranked if fit is best))
-    placed = Placed(choices, len(ranked), _refusals(matched, groups.refused), backends)
+    placed = Placed(choices, len(ranked), _refusals(matched, groups.refused), backends, why_not)
     return placed, best.served(question)
+
+
+def _dearer(
+    question: Question, demand: Demand, matched: Matched, accelerators: Mapping[str, Accelerator]
+) -> Iterator[WhyNot]:
+    """Yield the groups that hold the model and are refused for their price alone."""
+    groups = _Groups()
+    for offer in matched.over_price:
+        if offer.accelerator in accelerators:
+            groups.add(offer, _counts(offer, demand.accelerator))
+    for option in _options(question, demand, groups, accelerators):
+        layout = option.fit.candidate.layout
+        prices = [offer.price_usd_hour * layout.nodes for offer in option.offers]
+        yield over_price(option.fit.candidate.accelerator.name, layout.count, prices)
 
 
 def _any_of(wanted: AcceleratorDemand | None) -> AcceleratorDemand:
@@ -283,22 +313,20 @@ def _counts(offer: Offer, wanted: AcceleratorDemand | None) -> list[int]:
 
 def _options(
     question: Question, demand: Demand, groups: _Groups, accelerators: Mapping[str, Accelerator]
-) -> tuple[list[_Option], list[Missed]]:
+) -> list[_Option]:
     """Size every group once; count the offers of those that do not hold the model by reason."""
     devices = sorted({name for name, _ in groups.offers})
     counts = sorted({count for _, count in groups.offers})
     if not devices:
-        return [], []
-    tokens = question.traffic.input_tokens + question.traffic.output_tokens
+        return []
     found = choose(
         question.facts, question.job, [accelerators[name] for name in devices],
-        counts=counts, max_nodes=MOST_NODES, least_context=max(LEAST_CONTEXT, tokens),
+        counts=counts, max_nodes=MOST_NODES, least_context=_least_context(question),
     )  # fmt: skip
     fell = {(m.accelerator.name, m.count): m for m in reversed(found.missed) if m.nodes == 1}
     best = _by_place(found)
     counted = {each: work(question.facts, each) for each in {c.needs.job.precision for c in found.candidates}}
     options: list[_Option] = []
-    missed: list[Missed] = []
     for place, offers in groups.offers.items():
         left = offers
         refusal = fell[place].reason if place in fell else TOO_LITTLE
@@ -313,8 +341,13 @@ def _options(
                 groups.declined[fit] += len(able)
         if left:
             groups.refused[refusal] += len(left)
-            missed += [fell[place]] if place in fell else []
-    return options, missed
+            groups.fallen.append(Fallen(*place, tuple(left), refusal, fell.get(place)))
+    return options
+
+
+def _least_context(question: Question) -> int:
+    """Return the tokens a request must be able to hold where the spec states no context."""
+    return max(LEAST_CONTEXT, question.traffic.input_tokens + question.traffic.output_tokens)
 
 
 def _by_place(found: Choices) -> dict[tuple[str, int], list[Candidate]]:
@@ -445,10 +478,11 @@ def needs_text(question: Question) -> str:
     return f"{size}, and a KV cache of {tokens:,} tokens"
 
 
-def _fix(missed: Sequence[Missed], declined: Counter[str], matched: Matched, demand: Demand) -> str:
+def _fix(groups: _Groups, matched: Matched, demand: Demand) -> str:
     """Return what to change: what engines ask for, else what the largest set that was tried lacks."""
-    if declined:
-        return max(declined, key=lambda said: (declined[said], said))
+    if groups.declined:
+        return max(groups.declined, key=lambda said: (groups.declined[said], said))
+    missed = [each.missed for each in groups.fallen if each.missed]
     by_room = sorted(
         missed, key=lambda m: (-m.accelerator.visible_bytes * m.count * m.nodes, m.accelerator.name)
     )

@@ -177,9 +177,9 @@ def serving_answer(
     if (tensor or pipeline) and len(devices) > 1:
         able = [d for d in devices if not (d.parent and total > 1) and runs(d, _precision(facts, job))]
         cut = [on(device, total) for device in able]
-        short = sum(not each.size.fits for each in cut)
         fitting = [each for each in cut if each.size.fits]
-        sets = _ranked(fitting, Counter({TOO_LITTLE: short, "another format": len(devices) - len(able)}), sort)
+        refused = {TOO_LITTLE: len(cut) - len(fitting), "cannot be cut so": len(devices) - len(able)}
+        sets = _ranked(fitting, Counter(refused), sort)
     else:
         sets = _serving_sets(facts, job, devices, prices, counted, sort)
     if len(devices) == 1:
@@ -396,9 +396,7 @@ def _cheapest(rows: Iterable[PriceRow]) -> _Prices:
     return found
 
 
-def _finished(
-    facts: ModelFacts, held: AcceleratorSet, prices: _Prices, counted: _Counted
-) -> AcceleratorSet:
+def _finished(facts: ModelFacts, held: AcceleratorSet, prices: _Prices, counted: _Counted) -> AcceleratorSet:
     """Add price and speed to a set."""
     row = prices.get((held.accelerator.name, held.count))
     price = Price(row, (row.on_demand_usd_hour or 0.0) * held.nodes) if row else None
@@ -414,9 +412,7 @@ def _speed(facts: ModelFacts, held: AcceleratorSet, counted: _Counted) -> Speed 
     return _training_speed(facts, held.job, held, counted)
 
 
-def _serving_speed(
-    facts: ModelFacts, job: ServingJob, held: AcceleratorSet, counted: _Counted
-) -> Speed:
+def _serving_speed(facts: ModelFacts, job: ServingJob, held: AcceleratorSet, counted: _Counted) -> Speed:
     made = min(OUTPUT_TOKENS, max(1, (job.context or OUTPUT_TOKENS) // 4))
     found = serving_throughput(
         facts, held.accelerator,
@@ -431,9 +427,7 @@ def _serving_speed(
     return Speed(found.output_tokens_s, found.low, found.high, found.ttft_s, found.tpot_s)
 
 
-def _training_speed(
-    facts: ModelFacts, job: TrainingJob, held: AcceleratorSet, counted: _Counted
-) -> Speed:
+def _training_speed(facts: ModelFacts, job: TrainingJob, held: AcceleratorSet, counted: _Counted) -> Speed:
     found = training_throughput(
         facts, held.accelerator, count=held.devices, sequence_length=job.sequence_length,
         micro_batch=job.micro_batch, tuning=job.tuning, checkpointing=job.checkpointing == "full",

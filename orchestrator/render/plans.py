@@ -21,13 +21,17 @@ if TYPE_CHECKING:  # their modules are heavy, and most plans serve no model
 _SHOWN_REASONS = 4
 
 
-def plan_text(plans: Sequence[RunPlan | VolumePlan]) -> str:
-    """Return the plans one below the other, and a line that counts what would be done."""
-    blocks = ["\n".join(_block(plan)) for plan in plans]
+def plan_text(plans: Sequence[RunPlan | VolumePlan], *, explain: bool = False) -> str:
+    """Return the plans one below the other, and a line that counts what would be done.
+
+    With ``explain`` the arithmetic of every served model follows its plan, and what would admit
+    the machines that were refused.
+    """
+    blocks = ["\n".join(_block(plan, explain=explain)) for plan in plans]
     return "\n".join([*blocks, _count(plans)])
 
 
-def _block(plan: RunPlan | VolumePlan) -> Iterator[str]:
+def _block(plan: RunPlan | VolumePlan, *, explain: bool) -> Iterator[str]:
     yield f"{plan.name}  {plan.spec.type}  {_verb(plan)}"
     for change in plan.changes:
         yield "  " + change_text(change)
@@ -43,6 +47,10 @@ def _block(plan: RunPlan | VolumePlan) -> Iterator[str]:
         yield from _offers(plan.placed)
     for note in plan.notes:
         yield f"  note     {note}"
+    if explain:
+        from orchestrator.render.explained import explained_text  # brings sizing and engines in
+
+        yield from explained_text(plan)
 
 
 def _served(served: Served, spec: Work) -> Iterator[str]:
@@ -161,12 +169,12 @@ def _count(plans: Sequence[RunPlan | VolumePlan]) -> str:
     return "plan: " + (", ".join(said) or "nothing to do")
 
 
-def plan_json(plans: Sequence[RunPlan | VolumePlan]) -> str:
-    """Return the plans as ``modelyard/plan/v1``."""
-    return to_json("modelyard/plan/v1", {"runs": [_plan_object(plan) for plan in plans]})
+def plan_json(plans: Sequence[RunPlan | VolumePlan], *, explain: bool = False) -> str:
+    """Return the plans as ``modelyard/plan/v1``; ``explain`` adds ``explained`` and ``why_not``."""
+    return to_json("modelyard/plan/v1", {"runs": [_plan_object(plan, explain=explain) for plan in plans]})
 
 
-def _plan_object(plan: RunPlan | VolumePlan) -> dict[str, object]:
+def _plan_object(plan: RunPlan | VolumePlan, *, explain: bool) -> dict[str, object]:
     body: dict[str, object] = {
         "name": plan.name,
         "type": plan.spec.type,
@@ -187,6 +195,10 @@ def _plan_object(plan: RunPlan | VolumePlan) -> dict[str, object]:
         body["offers"] = [_choice_object(choice) for choice in plan.placed.choices]
         body["refused"] = [{"reason": r.reason, "offers": r.offers} for r in plan.placed.refused]
     body["notes"] = list(plan.notes)
+    if explain:
+        from orchestrator.render.explained import explained_object
+
+        body |= explained_object(plan)
     return body
 
 

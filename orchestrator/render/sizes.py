@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import date
 
 from orchestrator.catalog import ModelFacts, as_of, count_parameters, is_stale
+from orchestrator.catalog.pricing import STALE_DAYS
 from orchestrator.planner.parallelism import Layout
 from orchestrator.planner.sets import AcceleratorSet, Answer
 from orchestrator.planner.sizing import ServingJob, Size, TrainingJob
@@ -39,7 +40,8 @@ def _head(facts: ModelFacts, asked: AcceleratorSet) -> Iterator[str]:
         how = asked.lowered or ("as published" if facts.dtype == job.precision else "as asked")
         yield f"model    {model} · {job.precision} ({how})"
         context = f"{job.context:,} tokens × {job.concurrency} at once"
-        yield f"job      {context} · {job.engine} {job.engine_version or CURRENT.get(job.engine, '')}".rstrip()
+        version = job.engine_version or CURRENT.get(job.engine, "")
+        yield f"job      {context} · {job.engine} {version}".rstrip()
     else:
         yield f"model    {model}"
         yield f"job      {_training_text(job)}"
@@ -154,7 +156,7 @@ def _price_note(shown: Sequence[AcceleratorSet], today: date) -> Iterator[str]:
     if not rows:
         return
     old = sum(is_stale(row, today) for row in rows)
-    warning = f" ({old} of them are older than 90 days or undated)" if old else ""
+    warning = f" (older than {STALE_DAYS} days or undated: {old} of {len(rows)})" if old else ""
     day = as_of(rows)
     yield f"price as of {day or 'no known day'}{warning}"
 

@@ -1,0 +1,81 @@
+"""The arithmetic behind a served model's plan, line by line: memory, speed and cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.planner.plan import Choice
+from orchestrator.planner.serve import Served
+from orchestrator.planner.sizing import explain_serving
+from orchestrator.planner.sizing.formats import KV_ELEMENT_BYTES
+from orchestrator.planner.sizing.kv import kv_layout
+from orchestrator.planner.throughput.device import peak_flops, product_format
+from orchestrator.planner.throughput.work import work
+from orchestrator.spec.models import Traffic
+from orchestrator.units import format_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a receipt: what it is, what comes out, and how."""
+
+    what: str
+    value: str
+    how: str
+
+
+def explain(served: Served, traffic: Traffic, choice: Choice) -> tuple[Line, ...]:
+    """Return the arithmetic of memory, speed and cost of the chosen offer.
+
+    Speeds stand beside what the data sheet alone would give, so that a reader sees how much the
+    stated factors take off.
+    """
+    return (*_memory(served), *_speed(served, traffic), *_cost(served, choice))
+
+
+def _memory(served: Served) -> tuple[Line, ...]:
+    steps = explain_serving(served.facts, served.accelerator, served.job)
+    return tuple(Line(step.what, format_bytes(step.size_bytes), step.how) for step in steps)
+
+
+def _speed(served: Served, traffic: Traffic) -> tuple[Line, ...]:
+    speed, device, job = served.speed, served.accelerator, served.job
+    if speed is None or device.bandwidth_gbs is None:
+        return ()
+    counted = work(served.facts, job.precision)
+    ranks = job.tensor  # stages work one after the other on a token
+    layout = kv_layout(served.facts, element_bytes=KV_ELEMENT_BYTES[job.kv_cache], grouped=False)
+    context = traffic.input_tokens + traffic.output_tokens // 2
+    weights = counted.dense_bytes + counted.expert_bytes * min(1.0, counted.expert_share * speed.sequences)
+    cache = layout.request_bytes(context) * speed.sequences
+    least_s = (weights + cache) / (device.bandwidth_gbs * 1e9 * ranks)
+    flop = 2 * counted.active * traffic.input_tokens
+    format_ = product_format(device, job.precision)
+    peak = peak_flops(device, format_) * ranks
+    sheet = f"{device.bandwidth_gbs:,.0f} GB/s" + (f" × {ranks}" if ranks > 1 else "")
+    return (
+        Line(
+            "a pass reads", format_bytes(round(weights + cache)),
+            f"{format_bytes(round(weights))} of weights, {format_bytes(round(cache))} of KV cache "
+            f"({speed.sequences:.0f} requests at {context:,} tokens)",
+        ),
+        Line("each token", f"{speed.tpot_s * 1e3:.1f} ms", f"{least_s * 1e3:.1f} ms at {sheet}"),
+        Line(
+            "first token", f"{speed.ttft_s:.2g} s",
+            f"{flop / peak:.2g} s for {flop / 1e12:,.1f} TFLOP at {peak / 1e12:,.0f} TFLOP/s in {format_}",
+        ),
+        Line(
+            "output", f"{speed.output_tokens_s:,.0f} tokens/s",
+            f"{speed.low:,.0f} to {speed.high:,.0f} in four of five cases, bound by {speed.bound_by}"
+            + (f"; measured: {speed.measured}" if speed.measured else ""),
+        ),
+        *(Line("caution", "", caution) for caution in speed.cautions),
+    )  # fmt: skip
+
+
+def _cost(served: Served, choice: Choice) -> tuple[Line, ...]:
+    cost, speed = choice.usd_per_million_tokens, served.speed
+    if not cost or speed is None:
+        return ()
+    how = f"${choice.price_usd_hour:.4g}/h / 3,600 s / {speed.output_tokens_s:,.0f} tokens/s x 10^6"
+    return (Line("cost", f"${cost:.3g}/M tokens", how),)

@@ -1,0 +1,158 @@
+"""Why a model is not served on some machines, what would help, and what in a spec contradicts itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator.backend import Offer
+from orchestrator.catalog.values import Accelerator, ModelFacts, PriceRow
+from orchestrator.errors import WhyNot
+from orchestrator.planner.choose import Missed, contradictions
+from orchestrator.planner.demand import AcceleratorDemand
+from orchestrator.planner.parallelism import Layout, indivisible, layout_for
+from orchestrator.planner.sets import Price, serving_answer
+from orchestrator.planner.sizing import Measured, ServingJob
+from orchestrator.planner.sizing.weights import published_format
+
+_TENSOR = re.compile(r"--(?:tensor-parallel-size|tp-size|tp|num-shard)(?:=|$)")
+"""How vLLM, SGLang and TGI call the ranks that share every layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fallen:
+    """Offers of one accelerator and count on which the model is not served, and the first reason."""
+
+    accelerator: str
+    count: int
+    offers: tuple[Offer, ...]
+    reason: str
+    missed: Missed | None = None
+
+    def why_not(self) -> WhyNot:
+        """Return the group as a line of the table, with the smallest change that admits it."""
+        change = self.missed.change() if self.missed else None
+        price = min(offer.price_usd_hour for offer in self.offers)
+        said = str(change) if change else ""
+        return WhyNot(self.accelerator, self.count, len(self.offers), price, self.reason, said)
+
+
+def over_price(accelerator: str, count: int, prices: Sequence[float]) -> WhyNot:
+    """Return the line of a group that holds the model and costs more than ``max_price``.
+
+    >>> over_price("L4-24GB", 2, [1.6, 1.4]).change
+    'max_price 1.4'
+    """
+    least = min(prices)
+    return WhyNot(accelerator, count, len(prices), least, "over max_price", f"max_price {least:g}")
+
+
+def by_price(lines: Iterable[WhyNot]) -> tuple[WhyNot, ...]:
+    """Return the lines that name a change first, then the cheapest."""
+    return tuple(sorted(lines, key=lambda w: (not w.change, w.price_usd_hour, w.accelerator, w.count)))
+
+
+def elsewhere(
+    facts: ModelFacts,
+    job: ServingJob,
+    wanted: AcceleratorDemand | None,
+    accelerators: Mapping[str, Accelerator],
+    rows: Sequence[PriceRow],
+) -> str:
+    """Return the cheapest row of the price list whose machines would hold the model, "" for none.
+
+    >>> from orchestrator.catalog import accelerators, model, prices
+    >>> llama = model("meta-llama/Llama-3.1-8B-Instruct")
+    >>> said = elsewhere(llama, ServingJob(context=8192), None, accelerators(), prices())
+    >>> "price as of" in said
+    True
+    """
+    devices = [d for d in accelerators.values() if wanted is None or _is_wanted(d, wanted)]
+    if not devices:
+        return ""
+    # what was measured here says nothing about other machines
+    found = serving_answer(facts, replace(job, measured=Measured()), devices, rows).sets.fitting
+    priced = [(each, each.price) for each in found if each.price]
+    if not priced:
+        return ""
+    each, price = min(priced, key=lambda pair: (pair[1].usd_hour, pair[0].accelerator.name, pair[0].count))
+    many = f"{each.nodes} × " if each.nodes > 1 else ""
+    return f"{many}{each.count} × {each.accelerator.name} would hold it: {_price_text(price)}"
+
+
+def _is_wanted(device: Accelerator, wanted: AcceleratorDemand) -> bool:
+    named = not wanted.names or device.name in wanted.names
+    return named and (not wanted.vendors or device.vendor in wanted.vendors)
+
+
+def _price_text(price: Price) -> str:
+    row = price.row
+    place = " ".join(part for part in (row.provider, row.region, row.instance_type) if part)
+    return f"{place} at ${price.usd_hour:.4g}/h, price as of {row.as_of or 'no known day'}"
+
+
+def objections(
+    facts: ModelFacts,
+    job: ServingJob,
+    wanted: AcceleratorDemand | None,
+    accelerators: Mapping[str, Accelerator],
+    *,
+    args: Sequence[str] = (),
+) -> tuple[str, ...]:
+    """Return what of a hand-written spec contradicts its model, each with its numbers.
+
+    Args:
+        facts: The model.
+        job: What the spec asks, without degrees of parallelism.
+        wanted: The accelerators it names. Only where every one of them contradicts is it said.
+        accelerators: The catalog's, by name.
+        args: The user's own arguments for the engine.
+
+    >>> from orchestrator.catalog import accelerators, model
+    >>> llama = model("meta-llama/Llama-3.1-70B-Instruct")
+    >>> objections(llama, ServingJob(precision="bf16", context=8192), None, accelerators(),
+    ...            args=("--tensor-parallel-size", "3"))
+    ('--tensor-parallel-size 3: 64 attention heads do not divide by 3',)
+    """
+    found: list[str] = []
+    if job.context and facts.context and job.context > facts.context:
+        found.append(f"a context of {job.context:,} is beyond the model's {facts.context:,}")
+    precision = published_format(facts) if job.precision == "auto" else job.precision
+    tensor = tensor_of(args)
+    if tensor and (uncut := indivisible(facts, tensor, precision=precision)):
+        found.append(f"--tensor-parallel-size {tensor}: {uncut}")
+    bounded = replace(job, context=min(job.context or 1, facts.context or job.context or 1))
+    each = [_on(facts, bounded, accelerators[n], wanted) for n in _named(wanted) if n in accelerators]
+    if each and all(each):
+        found += each[0]
+    return tuple(found)
+
+
+def _named(wanted: AcceleratorDemand | None) -> list[str]:
+    return sorted(wanted.names) if wanted else []
+
+
+def _on(
+    facts: ModelFacts, job: ServingJob, device: Accelerator, wanted: AcceleratorDemand | None
+) -> tuple[str, ...]:
+    """Return what contradicts on as many of a device as the spec allows on one machine."""
+    asked = wanted.count.high if wanted and wanted.count.high is not None else device.max_per_node
+    count = max(1, min(int(asked), device.max_per_node))
+    layout = layout_for(facts, nodes=1, count=count)
+    if not isinstance(layout, Layout):
+        return (layout,)
+    return contradictions(facts, replace(job, tensor=layout.tensor, pipeline=layout.pipeline), device)
+
+
+def tensor_of(args: Sequence[str]) -> int | None:
+    """Return the tensor parallelism that a user's own arguments ask for.
+
+    >>> tensor_of(("--seed", "1", "--tensor-parallel-size", "4")), tensor_of(("--tp=2",)), tensor_of(())
+    (4, 2, None)
+    """
+    for at, word in enumerate(args):
+        if found := _TENSOR.match(word):
+            value = word[found.end() :] or (args[at + 1] if at + 1 < len(args) else "")
+            return int(value) if value.isascii() and value.isdigit() and int(value) else None
+    return None
