@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from orchestrator.backend import Can, Offer
 from orchestrator.catalog import Accelerator, ModelFacts, PriceRow, count_parameters
@@ -22,7 +22,8 @@ from orchestrator.errors import NothingFits, Position, Refusal, WhyNot
 from orchestrator.planner.choose import TOO_LITTLE, Candidate, Change, Choices, choose
 from orchestrator.planner.compose import environment
 from orchestrator.planner.cost import token_cost
-from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
+from orchestrator.planner.demand import Demand
+from orchestrator.planner.groups import Groups, any_of, counts_of, group
 from orchestrator.planner.index import Matched, OfferIndex
 from orchestrator.planner.parallelism import Layout
 from orchestrator.planner.plan import SHOWN, Choice, Placed, Sort, advise
@@ -194,21 +195,6 @@ class _Option:
             )
 
 
-@dataclass
-class _Groups:
-    """Offers by accelerator and how many of it one machine gives to the job."""
-
-    offers: dict[tuple[str, int], list[Offer]] = field(default_factory=dict)
-    refused: Counter[str] = field(default_factory=Counter)
-    declined: Counter[str] = field(default_factory=Counter)
-    """What engines said of sets that would hold the model."""
-    fallen: list[Fallen] = field(default_factory=list)
-
-    def add(self, offer: Offer, counts: Sequence[int]) -> None:
-        for count in counts:
-            self.offers.setdefault((offer.accelerator or "", count), []).append(offer)
-
-
 def place_model(
     question: Question,
     demand: Demand,
@@ -235,9 +221,9 @@ def place_model(
     Raises:
         NothingFits: no offer holds the model; carries the reasons, and the nearest change.
     """
-    asked = replace(demand, accelerator=_any_of(demand.accelerator), nodes=1)
+    asked = replace(demand, accelerator=any_of(demand.accelerator), nodes=1)
     matched = index.match(asked)
-    groups = _group(matched, demand, accelerators)
+    groups = group(matched, demand, accelerators)
     options = _options(question, demand, groups, accelerators)
 
     def why_not() -> tuple[WhyNot, ...]:
@@ -273,46 +259,18 @@ def _dearer(
     question: Question, demand: Demand, matched: Matched, accelerators: Mapping[str, Accelerator]
 ) -> Iterator[WhyNot]:
     """Yield the groups that hold the model and are refused for their price alone."""
-    groups = _Groups()
+    groups = Groups()
     for offer in matched.over_price:
         if offer.accelerator in accelerators:
-            groups.add(offer, _counts(offer, demand.accelerator))
+            groups.add(offer, counts_of(offer, demand.accelerator))
     for option in _options(question, demand, groups, accelerators):
         layout = option.fit.candidate.layout
         prices = [offer.price_usd_hour * layout.nodes for offer in option.offers]
         yield over_price(option.fit.candidate.accelerator.name, layout.count, prices)
 
 
-def _any_of(wanted: AcceleratorDemand | None) -> AcceleratorDemand:
-    """Return the demand for accelerators that leaves their number and memory to the sizing."""
-    if wanted is None:
-        return AcceleratorDemand(count=Span(1), as_written="any that hold the model")
-    return replace(wanted, count=Span(1), total_vram_bytes=Span())
-
-
-def _group(matched: Matched, demand: Demand, accelerators: Mapping[str, Accelerator]) -> _Groups:
-    groups = _Groups()
-    for offer in matched.fitting:
-        if offer.accelerator not in accelerators:
-            groups.refused["not in the catalog"] += 1
-            continue
-        counts = _counts(offer, demand.accelerator)
-        if not counts:
-            groups.refused["another count than asked for"] += 1
-        groups.add(offer, counts)
-    return groups
-
-
-def _counts(offer: Offer, wanted: AcceleratorDemand | None) -> list[int]:
-    """Return how many accelerators of ``offer`` one replica may take on one machine."""
-    possible = [n for n in (1, 2, 4, 8, 16) if n <= offer.count] if offer.divisible else [offer.count]
-    if offer.divisible and offer.count not in possible:
-        possible.append(offer.count)
-    return [n for n in possible if wanted is None or wanted.count.holds(n)]
-
-
 def _options(
-    question: Question, demand: Demand, groups: _Groups, accelerators: Mapping[str, Accelerator]
+    question: Question, demand: Demand, groups: Groups, accelerators: Mapping[str, Accelerator]
 ) -> list[_Option]:
     """Size every group once; count the offers of those that do not hold the model by reason."""
     devices = sorted({name for name, _ in groups.offers})
@@ -478,7 +436,7 @@ def needs_text(question: Question) -> str:
     return f"{size}, and a KV cache of {tokens:,} tokens"
 
 
-def _fix(groups: _Groups, matched: Matched, demand: Demand) -> str:
+def _fix(groups: Groups, matched: Matched, demand: Demand) -> str:
     """Return what to change: what engines ask for, else what the largest set that was tried lacks."""
     if groups.declined:
         return max(groups.declined, key=lambda said: (groups.declined[said], said))
