@@ -84,7 +84,13 @@ def layer_token_bytes(facts: ModelFacts, kind: LayerKind, *, tensor: int, elemen
 
 
 def kv_layout(
-    facts: ModelFacts, *, tensor: int = 1, pipeline: int = 1, element_bytes: float = 2, grouped: bool = True
+    facts: ModelFacts,
+    *,
+    tensor: int = 1,
+    pipeline: int = 1,
+    element_bytes: float = 2,
+    grouped: bool = True,
+    windows: bool = True,
 ) -> KvLayout:
     """Return the layout on the pipeline stage that keeps the most.
 
@@ -94,7 +100,9 @@ def kv_layout(
         pipeline: Stages that share the layers.
         element_bytes: 2 for bf16, 1 for fp8.
         grouped: Whether the engine allots kinds of layer in equal groups and pads the last
-            one, as vLLM does since 0.10; others keep every token in sliding layers too.
+            one, as vLLM does since 0.10.
+        windows: Whether the engine forgets tokens outside a window; others keep every token in
+            sliding layers too.
 
     A grouped engine gives every kind pages of one size, so the kind with the smaller tokens
     gets the longer blocks, and the printed count is in those.
@@ -106,9 +114,10 @@ def kv_layout(
     window = facts.sliding_window or 0
     whole = full * full_each + sliding * slide_each + index
     state = linear * facts.linear_state_bytes // tensor
-    if not window or not grouped:
+    if not window or not windows:
         return KvLayout(whole, whole, 0.0, 0, state)
-    token = _padded(full, sliding) * min(full_each, slide_each) + index if full and sliding else whole
+    padded = grouped and full and sliding
+    token = _padded(full, sliding) * min(full_each, slide_each) + index if padded else whole
     return KvLayout(token, full * full_each + index, sliding * slide_each, window, state)
 
 

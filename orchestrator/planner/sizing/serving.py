@@ -217,6 +217,7 @@ def serving_needs(facts: ModelFacts, job: ServingJob) -> ServingNeeds:
         pipeline=job.pipeline,
         element_bytes=element,
         grouped=profile.grouped_layers,
+        windows=profile.grouped_layers,
     )
     tiers = sorted(profile.tiers, key=lambda t: t.from_bytes, reverse=True)
     context = job.context or facts.context or tiers[-1].max_num_batched_tokens

@@ -116,3 +116,12 @@ def test_a_longer_request_never_takes_less(layout: KvLayout, one: int, other: in
     short, long = sorted((one, other))
 
     assert layout.request_bytes(short) <= layout.request_bytes(long)
+
+
+def test_windows_hold_with_and_without_groups() -> None:
+    grouped, plain = kv_layout(GEMMA3_27B), kv_layout(GEMMA3_27B, grouped=False)
+    whole = kv_layout(GEMMA3_27B, windows=False)
+
+    assert plain.request_bytes(32768) == grouped.request_bytes(32768)
+    assert plain.token_bytes == 62 * 2 * 16 * 128 * 2
+    assert whole.request_bytes(32768) == 32768 * plain.token_bytes
