@@ -22,7 +22,7 @@ from orchestrator.catalog import models
 from orchestrator.catalog.values import ModelFacts
 from orchestrator.engines import ServingJob, engine
 from orchestrator.engines.node_entry import command as node_command
-from tests.engines.jobs import A100, H100, LLAMA_8B, every_job, few_jobs, job
+from tests.engines.jobs import A100, H100, LLAMA_8B, MODELS, every_job, few_jobs, job
 
 SCRIPT = Path(__file__).with_name("ask_parser.py")
 NODE = {"MODELYARD_MASTER_NODE_IP": "10.0.0.1", "MODELYARD_NODE_IP": "10.0.0.2", "MODELYARD_NODE_RANK": "1"}
@@ -108,13 +108,55 @@ def test_users_spellings_survive_our_reading() -> None:
     assert ask("vllm", [(argv_of("vllm", job(args=args)), None)]) == [{"ok": True}]
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {"model_type": "llama"},
+    "Qwen3ForCausalLM": {
+        "model_type": "qwen3",
+        "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True},
+    },
+    "Qwen3MoeForCausalLM": {
+        "model_type": "qwen3_moe",
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+    },
+    "DeepseekV3ForCausalLM": {
+        "model_type": "deepseek_v3",
+        "n_routed_experts": 256,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 2048,
+        "kv_lora_rank": 512,
+        "q_lora_rank": 1536,
+        "qk_rope_head_dim": 64,
+        "qk_nope_head_dim": 128,
+        "v_head_dim": 128,
+        "quantization_config": {
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [128, 128],
+        },
+    },
+    "GptOssForCausalLM": {
+        "model_type": "gpt_oss",
+        "num_local_experts": 32,
+        "num_experts_per_tok": 4,
+        "sliding_window": 128,
+        "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]},
+    },
+}
+"""What a ``config.json`` says beyond its dimensions, by architecture, as published on the hub."""
+
+
 def config_json(folder: Path, model: ModelFacts) -> str:
-    """Write a Llama ``config.json`` with the dimensions of ``model`` and return its folder."""
+    """Write a ``config.json`` with the dimensions of ``model`` and return its folder."""
     folder.mkdir(parents=True)
+    llama = model.architecture == "LlamaForCausalLM"
     config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": model.heads * model.head_dim,  # which transformers wants of a Llama
+        "architectures": [model.architecture],
+        # transformers wants this of a Llama, whatever the model's own hidden size is
+        "hidden_size": model.heads * model.head_dim if llama else model.hidden,
         "intermediate_size": model.intermediate,
         "num_hidden_layers": model.layers,
         "num_attention_heads": model.heads,
@@ -123,9 +165,26 @@ def config_json(folder: Path, model: ModelFacts) -> str:
         "vocab_size": model.vocab,
         "max_position_embeddings": model.context,
         "torch_dtype": "bfloat16",
+        **KINDS[model.architecture],
     }
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_vllm_configures_every_kind_of_model(tmp_path: Path) -> None:
+    """Experts, latent attention, sliding windows, and weights in AWQ, fp8 and mxfp4."""
+    interpreter("vllm")
+    kinds = [m for m in MODELS if m.architecture in KINDS]
+    folders = {m.id: config_json(tmp_path / str(n), m) for n, m in enumerate(kinds)}
+    jobs = [s for s in every_job(kinds, (None, H100)) if s.source.scheme != "s3"]
+    jobs = [s for s in jobs if engine("vllm").refuses(s) is None]
+    asked = {argv_of("vllm", s): folders[s.model.id] for s in jobs}
+    verdicts = ask("vllm", asked.items())
+    refused = [(argv, v["error"]) for argv, v in zip(asked, verdicts, strict=True) if not v["ok"]]
+    print(f"{len(kinds)} kinds, {len(asked)} configurations, {len(refused)} refused", file=sys.stderr)
+    assert not refused, refused[:3]
 
 
 def measures(model: ModelFacts) -> tuple[object, ...]:
