@@ -16,9 +16,9 @@ from pathlib import Path
 from threading import Event as Flag
 from typing import Any, Literal
 
+from backends.devices import choose, of_kind
 from backends.docker import container as containers
 from backends.docker.container import LAUNCH, NAMESPACE, VOLUME, to_instance
-from backends.docker.devices import choose, of_kind
 from backends.docker.engine import Engine, EngineError, Json, filters, local_endpoint
 from backends.docker.images import pull
 from backends.docker.refusals import explained

@@ -28,6 +28,7 @@ from threading import Event as Flag
 from threading import Lock
 from typing import Any
 
+from backends.devices import choose, of_kind
 from backends.machine import Device, Machine, inventory
 from backends.process import supervise
 from backends.process.output import Changes, Tail
@@ -304,9 +305,6 @@ class Process:
         wanted = launch.resources
         if not wanted.accelerators:
             return ()
-        # the engine's client comes along with this, which costs 50 ms: only where there is a choice
-        from backends.docker.devices import choose, of_kind
-
         devices = self._inventory().accelerators
         asked = f"{wanted.accelerators} × {wanted.accelerator or wanted.vendor or 'accelerator'}"
         if (alike := len(of_kind(devices, wanted))) < wanted.accelerators:

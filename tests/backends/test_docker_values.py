@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.devices import choose, of_kind
 from backends.docker import Docker
 from backends.docker.container import archive, create_body, held, to_instance
-from backends.docker.devices import choose, of_kind
 from backends.docker.engine import Endpoint, find_endpoint
 from backends.docker.images import PullError, explained, pull_progress
 from backends.docker.streams import LONGEST_LINE, engine_time, frames, log_lines
