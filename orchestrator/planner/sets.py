@@ -36,6 +36,9 @@ COUNTS = (1, 2, 4, 8, 16)
 MOST_NODES = 4
 """Machines that one set may span."""
 
+TRAINED = ("cuda", "rocm")
+"""Families of accelerators that TRL and Axolotl train on (their installation guides)."""
+
 INPUT_TOKENS, OUTPUT_TOKENS = 1500, 300
 """The load a speed is estimated for: what a spec's ``traffic`` is where it says nothing."""
 
@@ -223,8 +226,8 @@ def _layout(
         if isinstance(found, str):
             raise ValueError(found)
         return found
-    ranks = tensor or devices // (pipeline or 1)
-    stages = pipeline or devices // ranks
+    ranks = tensor or max(1, devices // (pipeline or 1))
+    stages = pipeline or max(1, devices // ranks)
     if ranks * stages != devices:
         raise ValueError(f"tensor {ranks} x pipeline {stages} do not take {devices} accelerators")
     if uncut := indivisible(facts, ranks, precision=precision):
@@ -315,10 +318,11 @@ def training_answer(
         held = _trained(facts, job, device, accelerators, sharding)
         return _finished(facts, held, prices, counted)
 
-    sets = _training_sets(facts, job, devices, prices, counted, sharding, sort)
+    able = [d for d in devices if d.family in TRAINED or len(devices) == 1]
+    sets = _training_sets(facts, job, able, prices, counted, sharding, sort)
     if len(devices) == 1:
         return Answer(on(devices[0], total), sets)
-    return Answer(sets.fitting[0] if sets.fitting else on(*_largest(devices, total)), sets)
+    return Answer(sets.fitting[0] if sets.fitting else on(*_largest(able, total)), sets)
 
 
 def _trained(
