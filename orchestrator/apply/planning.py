@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.apply.inputs import read_inputs
-from orchestrator.backend import Can, Launch, Offer
+from orchestrator.backend import Can, Launch, Mount, Offer
 from orchestrator.errors import NothingFits, SpecError, UsageError
 from orchestrator.planner.ask import Names, Work, demand_of
 from orchestrator.planner.compose import Inputs, compose
@@ -23,7 +23,9 @@ from orchestrator.spec.parts import Change
 
 if TYPE_CHECKING:  # catalog, sizing and engines: a third of a plan's time, and only for a model
     from orchestrator.catalog import ModelFacts
+    from orchestrator.engines import EngineLaunch
     from orchestrator.planner.serve import Served
+    from orchestrator.planner.tune import Trained
 
 _Found = TypeVar("_Found")
 
@@ -54,8 +56,8 @@ class World:
 class RunPlan:
     """What would be done for one document that runs containers.
 
-    ``template`` and ``placed`` are None where nothing is started, ``served`` where no model is
-    served. ``run`` is the record that
+    ``template`` and ``placed`` are None where nothing is started, ``served`` and ``trained``
+    where no engine is. ``run`` is the record that
     the plan was made against, None for a new run.
     """
 
@@ -68,6 +70,7 @@ class RunPlan:
     placed: Placed | None = None
     template: Template | None = None
     served: Served | None = None
+    trained: Trained | None = None
     run: Run | None = None
     notes: tuple[str, ...] = ()
 
@@ -180,34 +183,52 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     demand = demand_of(spec, places=world.places, names=world.names)
     replaced = run if action == "replace" else None
     placing = _Placing(document, spec, demand, offers, replaced)
-    served: Served | None = None
-    if isinstance(spec, Service) and spec.model and not spec.commands:
-        placed, surge, served = placing.model(world.facts(spec.model))
-        demand = _taken(demand, served)
-    else:
-        placed, surge = placing.plain()
+    engine = placing.engine(world.facts)
+    placed, surge = (engine.placed, engine.beside) if engine else placing.plain()
+    demand = engine.taken(demand) if engine else demand
     launch = compose(spec, spec_hash=spec_hash, inputs=inputs, offer=placed.choices[0].offer, demand=demand)
-    follower = None
-    if served:
-        launch = served.launch.onto(launch)
-        follower = served.follower.onto(launch) if served.follower else None
+    if engine:
+        launch = engine.onto(launch, engine.launch)
+    follower = engine.onto(launch, engine.follower) if engine and engine.follower else None
     surge = surge and isinstance(spec, Service) and all(port.host is None for port in launch.ports)
     template = Template(launch, placed.backends, follower, nodes=demand.nodes, surge=surge)
     return replace(
-        plan, demand=demand, placed=placed, served=served,
-        template=_updated(template, spec, least_grace_s=served.launch.stop_grace_s if served else 0.0),
-        notes=_notes(action, surge, served),
+        plan, demand=demand, placed=placed,
+        served=engine.served if engine else None, trained=engine.trained if engine else None,
+        template=_updated(template, spec, least_grace_s=engine.launch.stop_grace_s if engine else 0.0),
+        notes=_notes(action, surge, engine),
     )  # fmt: skip
 
 
-def _taken(demand: Demand, served: Served) -> Demand:
-    """Return the demand with the accelerators that the sizing chose."""
-    layout = served.layout
-    wanted = AcceleratorDemand(
-        frozenset({served.accelerator.name}), count=Span(layout.count, layout.count),
-        as_written=f"{layout.count} × {served.accelerator.name}",
-    )  # fmt: skip
-    return replace(demand, accelerator=wanted, nodes=layout.nodes)
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """What an engine was found to do for a spec, and where; ``beside`` the run it replaces or not."""
+
+    placed: Placed
+    beside: bool
+    launch: EngineLaunch
+    accelerator: str
+    count: int
+    nodes: int
+    mounts: tuple[Mount, ...]
+    follower: EngineLaunch | None = None
+    served: Served | None = None
+    trained: Trained | None = None
+
+    def taken(self, demand: Demand) -> Demand:
+        """Return the demand with the accelerators that the sizing chose."""
+        wanted = AcceleratorDemand(
+            frozenset({self.accelerator}),
+            count=Span(self.count, self.count),
+            as_written=f"{self.count} × {self.accelerator}",
+        )
+        return replace(demand, accelerator=wanted, nodes=self.nodes)
+
+    def onto(self, launch: Launch, part: EngineLaunch) -> Launch:
+        """Return ``launch`` with the engine's part, and the folders it reads and writes."""
+        mounted = {mount.target for mount in launch.mounts}
+        more = tuple(mount for mount in self.mounts if mount.target not in mounted)
+        return part.onto(replace(launch, mounts=(*launch.mounts, *more)))
 
 
 def fingerprint(spec: Work, inputs: Inputs) -> str:
@@ -258,25 +279,52 @@ class _Placing:
             lambda index: place(self.demand, index, what=self.what, where=self.document.position)
         )
 
-    def model(self, facts: ModelFacts) -> tuple[Placed, bool, Served]:
-        """Return where and how the spec's model is served, and whether beside the run it replaces."""
+    def engine(self, facts: Callable[[Model], ModelFacts]) -> _Engine | None:
+        """Return what an engine would do for the spec, None where it brings its own commands."""
+        if isinstance(self.spec, Service) and self.spec.model and not self.spec.commands:
+            return self._serve(self.spec, facts(self.spec.model))
+        if isinstance(self.spec, Task) and self.spec.train:
+            return self._tune(self.spec, facts(self.spec.train.model))
+        return None
+
+    def _serve(self, spec: Service, facts: ModelFacts) -> _Engine:
         from orchestrator.catalog import accelerators, prices
         from orchestrator.planner.serve import place_model, question_of
         from orchestrator.planner.why import objections
 
-        assert isinstance(self.spec, Service)
-        question = question_of(self.spec, facts)
+        question = question_of(spec, facts)
         wanted = self.demand.accelerator
         found = objections(facts, question.job, wanted, accelerators(), args=question.args)
         if found and self.offers.world.strict:
             raise SpecError([self.document.problem("model", what) for what in found])
-        (placed, served), surge = self._try(
+        (placed, served), beside = self._try(
             lambda index: place_model(
                 question, self.demand, index, accelerators(),
                 what=self.what, where=self.document.position, sort=self.offers.world.sort, prices=prices(),
             )
         )  # fmt: skip
-        return placed, surge, replace(served, notes=(*found, *served.notes))
+        served = replace(served, notes=(*found, *served.notes))
+        layout = served.layout
+        return _Engine(
+            placed, beside, served.launch, served.accelerator.name, layout.count, layout.nodes, served.mounts,
+            follower=served.follower, served=served,
+        )  # fmt: skip
+
+    def _tune(self, spec: Task, facts: ModelFacts) -> _Engine:
+        from orchestrator.catalog import accelerators
+        from orchestrator.planner.tune import place_training, tuning_question_of
+
+        question = tuning_question_of(spec, facts)
+        (placed, trained), beside = self._try(
+            lambda index: place_training(
+                question, self.demand, index, accelerators(), what=self.what, where=self.document.position
+            )
+        )
+        where = trained.candidate
+        return _Engine(
+            placed, beside, trained.launch, where.accelerator.name, where.count, where.nodes, trained.mounts,
+            trained=trained,
+        )  # fmt: skip
 
     @property
     def what(self) -> str:
@@ -335,10 +383,13 @@ def _retry(spec: Work) -> Retry:
     return Retry()
 
 
-def _notes(action: Action, surge: bool, served: Served | None) -> tuple[str, ...]:
-    notes = [*served.notes] if served else []
-    if served and served.lowered:
-        notes.insert(0, served.lowered)
+def _notes(action: Action, surge: bool, engine: _Engine | None) -> tuple[str, ...]:
+    notes: list[str] = []
+    if engine and engine.served:
+        notes += [engine.served.lowered] if engine.served.lowered else []
+        notes += engine.served.notes
+    if engine and engine.trained:
+        notes += engine.launch.warnings
     if action == "replace":
         ready = "the new replica is ready before the old one is stopped"
         notes.append(ready if surge else "the old one is stopped first")

@@ -167,7 +167,7 @@ def environment(job: TuningJob) -> tuple[tuple[str, str], ...]:
 def caches(job: TuningJob) -> tuple[Mount, ...]:
     """Return the volumes that save the next start."""
     fetches = job.source.scheme == "hub" or job.dataset.path is None
-    return (Mount("modelyard-huggingface", "/root/.cache/huggingface"),) if fetches else ()
+    return (Mount("huggingface", "/root/.cache/huggingface", "cache"),) if fetches else ()
 
 
 def shm_bytes(job: TuningJob) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from orchestrator.backend import Can
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
-from orchestrator.spec.models import ByteRange, DevEnvironment, Gpu, IntRange, Service, Task
+from orchestrator.spec.models import ByteRange, DevEnvironment, Gpu, IntRange, Model, Service, Task
 
 Work = Task | Service | DevEnvironment
 """The documents that run containers."""
@@ -81,6 +81,8 @@ def _needs(spec: Work) -> dict[Can, str]:
     runs_commands = bool(getattr(spec, "commands", ())) or isinstance(spec, DevEnvironment)
     if spec.image and not (runs_commands and spec.backends):
         needs[Can.IMAGES] = "image"
+    if model := model_word(spec):
+        needs[Can.IMAGES] = model
     if spec.privileged:
         needs[Can.PRIVILEGED] = "privileged"
     if spec.ports or isinstance(spec, Service):
@@ -91,7 +93,36 @@ def _needs(spec: Work) -> dict[Can, str]:
         needs[Can.MOUNTS] = "volumes"
     if _nodes(spec) > 1:
         needs[Can.NODES] = "nodes"
+    for field, path in _local(spec):
+        needs[Can.MOUNTS if path.startswith("/") else Can.VOLUMES] = field
     return needs
+
+
+def _local(spec: Work) -> Iterator[tuple[str, str]]:
+    """Yield what an engine reads and writes of the place itself: absolute folders, or a named volume."""
+    if isinstance(spec, Service) and spec.model:
+        yield from (("model", each) for each in _folders(spec.model))
+    if isinstance(spec, Task) and spec.train:
+        yield from (("train.model", each) for each in _folders(spec.train.model))
+        if spec.train.dataset.startswith("/"):
+            yield "train.dataset", spec.train.dataset
+        if spec.train.output:
+            yield "train.output", spec.train.output
+
+
+def _folders(model: Model) -> list[str]:
+    return [each for each in (model.id, *(a.id for a in model.adapters)) if each.startswith("/")]
+
+
+def model_word(spec: Work) -> str:
+    """Return the field by which a spec asks for an engine, "" where it brings its own commands.
+
+    >>> model_word(Task(name="a", commands=["true"]))
+    ''
+    """
+    if isinstance(spec, Service) and spec.model and not spec.commands:
+        return "model"
+    return "train" if isinstance(spec, Task) and spec.train else ""
 
 
 def _span(given: IntRange | ByteRange | object) -> Span:

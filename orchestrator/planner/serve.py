@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.backend import Can, Offer
+from orchestrator.backend import Can, Mount, Offer
 from orchestrator.catalog import Accelerator, ModelFacts, PriceRow, count_parameters
-from orchestrator.engines import Adapter, EngineLaunch, Source, engine
+from orchestrator.engines import Adapter, EngineLaunch, engine
 from orchestrator.engines import ServingJob as EngineJob
 from orchestrator.engines.job import Precision
 from orchestrator.errors import NothingFits, Position, Refusal, WhyNot
@@ -28,6 +28,7 @@ from orchestrator.planner.index import Matched, OfferIndex
 from orchestrator.planner.parallelism import Layout
 from orchestrator.planner.plan import SHOWN, Choice, Placed, Sort, advise
 from orchestrator.planner.sizing import Measured, ServingJob, Size
+from orchestrator.planner.sources import adapter_source, model_source
 from orchestrator.planner.throughput import Throughput, serving_throughput
 from orchestrator.planner.throughput.work import Work, work
 from orchestrator.planner.why import Fallen, by_price, elsewhere, objections, over_price
@@ -60,6 +61,8 @@ class Served:
     accelerator: Accelerator
     follower: EngineLaunch | None = None
     """The container of every node but the first, where one replica spans several."""
+    mounts: tuple[Mount, ...] = ()
+    """Local folders that the model and its adapters are read from."""
     lowered: str = ""
     notes: tuple[str, ...] = ()
 
@@ -105,6 +108,12 @@ class Question:
             if measured
             else Measured(),
         )
+
+    def mounts(self) -> tuple[Mount, ...]:
+        """Return what the container sees of this machine: a local model and local adapters."""
+        _, model = model_source(self.model)
+        adapters = [mount for each in self.model.adapters for mount in adapter_source(each)[1]]
+        return (*model, *adapters)
 
 
 def question_of(spec: Service, facts: ModelFacts) -> Question:
@@ -166,6 +175,7 @@ class _Fit:
             launch=launch,
             accelerator=self.candidate.accelerator,
             follower=runner.launch(self.written, node_rank=1) if nodes > 1 else None,
+            mounts=question.mounts(),
             lowered=self.candidate.lowered,
             notes=launch.warnings,
         )
@@ -345,7 +355,7 @@ def _engine_job(question: Question, candidate: Candidate, job: ServingJob, size:
     default = size.memory_utilization if job.memory_utilization else None
     return EngineJob(
         model=question.facts,
-        source=Source(model.id, model.revision),
+        source=model_source(model)[0],
         accelerator=candidate.accelerator,
         count=layout.count,
         nodes=layout.nodes,
@@ -359,7 +369,7 @@ def _engine_job(question: Question, candidate: Candidate, job: ServingJob, size:
         max_num_seqs=size.max_num_seqs or None,
         max_num_batched_tokens=size.max_num_batched_tokens or None,
         memory_utilization=default,
-        adapters=tuple(Adapter(a.name, Source(a.id, a.revision)) for a in model.adapters),
+        adapters=tuple(Adapter(a.name, adapter_source(a)[0]) for a in model.adapters),
         served_name=question.served_name,
         image=question.image,
         version=question.version,

@@ -17,6 +17,7 @@ from orchestrator.units import GIB
 if TYPE_CHECKING:  # their modules are heavy, and most plans serve no model
     from orchestrator.planner.serve import Served
     from orchestrator.planner.sizing import Size
+    from orchestrator.planner.tune import Trained
 
 _SHOWN_REASONS = 4
 
@@ -41,6 +42,8 @@ def _block(plan: RunPlan | VolumePlan, *, explain: bool) -> Iterator[str]:
         return
     if plan.served:
         yield from _served(plan.served, plan.spec)
+    elif plan.trained:
+        yield from _trained(plan.trained)
     elif plan.demand:
         yield f"  needs    {plan.demand.summary()}"
     if plan.placed:
@@ -69,6 +72,35 @@ def _served(served: Served, spec: Work) -> Iterator[str]:
         yield (
             f"  speed    about {s.output_tokens_s:,.0f} output tokens/s ({s.low:,.0f} to {s.high:,.0f}) · "
             f"first token {s.ttft_s:.2g} s, then {s.tpot_s * 1000:.0f} ms each · bound by {s.bound_by}"
+        )
+
+
+def _trained(trained: Trained) -> Iterator[str]:
+    """Yield what would tune the model, in four lines: model, engine and batch, memory, speed."""
+    where, job = trained.candidate, trained.candidate.job
+    kind = "every weight" if trained.adapter == "none" else trained.adapter
+    count = f"{trained.parameters / 1e9:.3g} B"
+    length = f"{job.sequence_length:,} tokens a sequence"
+    yield f"  model    {trained.facts.id} · {count} · {trained.method}, {kind} · {length}"
+    devices = where.count * where.nodes
+    cut = f"{job.micro_batch} micro batch × {where.accumulation} accumulation × {plural(devices, 'device')}"
+    shard = "" if job.sharding == "none" else f" · {job.sharding}"
+    yield f"  engine   {trained.engine} {trained.version}{shard} · batch {trained.batch_size} = {cut}"
+    device = trained.size.device
+    parts = [
+        ("weights", device.weights_bytes), ("gradients", device.gradients_bytes),
+        ("optimizer state", device.optimizer_bytes), ("adapter", device.adapter_bytes),
+        ("activations", device.activations_bytes), ("logits", device.logits_bytes),
+        ("rollout", device.kv_cache_bytes), ("other", device.non_torch_bytes),
+    ]  # fmt: skip
+    told = " · ".join(f"{name} {value / GIB:.1f}" for name, value in parts if value)
+    whole = f"{device.peak_bytes / GIB:.1f} of {device.visible_bytes / GIB:.1f} GiB a device"
+    yield f"  memory   {whole} (margin {trained.size.margin:.0%}): {told}"
+    if trained.speed:
+        s = trained.speed
+        yield (
+            f"  speed    about {s.tokens_s:,.0f} tokens/s ({s.low:,.0f} to {s.high:,.0f}), "
+            f"{s.mfu:.0%} of the peak"
         )
 
 
@@ -186,11 +218,14 @@ def _plan_object(plan: RunPlan | VolumePlan, *, explain: bool) -> dict[str, obje
     body["spec_hash"] = plan.spec_hash
     if plan.template:
         launch = plan.template.launch
-        engine = plan.served.engine if plan.served else None
+        chosen = plan.served or plan.trained
+        engine = chosen.engine if chosen else None
         body["engine"] = {"name": engine, "image": launch.image, "command": _whole_command(launch)}
         body["surge"] = plan.template.surge
     if plan.served:
         body |= _served_object(plan.served)
+    if plan.trained:
+        body |= _trained_object(plan.trained)
     if plan.placed:
         body["offers"] = [_choice_object(choice) for choice in plan.placed.choices]
         body["refused"] = [{"reason": r.reason, "offers": r.offers} for r in plan.placed.refused]
@@ -230,6 +265,31 @@ def _served_object(served: Served) -> dict[str, object]:
         "speed": None if speed is None else {
             "output_tokens_s": speed.output_tokens_s, "low": speed.low, "high": speed.high,
             "ttft_s": speed.ttft_s, "tpot_s": speed.tpot_s, "bound_by": speed.bound_by,
+        },
+    }  # fmt: skip
+
+
+def _trained_object(trained: Trained) -> dict[str, object]:
+    where, job, speed = trained.candidate, trained.candidate.job, trained.speed
+    device = trained.size.device
+    return {
+        "model": {"id": trained.facts.id, "parameters": trained.parameters, "precision": job.precision},
+        "training": {
+            "method": trained.method, "adapter": trained.adapter, "sequence_length": job.sequence_length,
+            "batch_size": trained.batch_size, "micro_batch": job.micro_batch,
+            "accumulation": where.accumulation, "sharding": job.sharding,
+        },
+        "memory": {
+            "weights_bytes": device.weights_bytes, "gradients_bytes": device.gradients_bytes,
+            "optimizer_bytes": device.optimizer_bytes, "adapter_bytes": device.adapter_bytes,
+            "activations_bytes": device.activations_bytes, "logits_bytes": device.logits_bytes,
+            "overhead_bytes": device.non_torch_bytes, "total_bytes": device.peak_bytes,
+            "device_bytes": device.visible_bytes, "margin": trained.size.margin,
+        },
+        "parallelism": {"nodes": where.nodes, "tensor": job.tensor, "pipeline": job.pipeline,
+                        "data": job.devices, "expert": job.expert},
+        "speed": None if speed is None else {
+            "tokens_s": speed.tokens_s, "low": speed.low, "high": speed.high, "mfu": speed.mfu,
         },
     }  # fmt: skip
 

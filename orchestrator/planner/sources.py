@@ -1,0 +1,65 @@
+"""Where models and data lie, as an engine sees them: what is local is mounted, the rest fetched."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from orchestrator.backend import Mount
+from orchestrator.engines import Source
+from orchestrator.spec.models import Adapter, Model
+
+MODEL, ADAPTERS = "/modelyard/model", "/modelyard/adapters"
+DATA, OUTPUT = "/modelyard/data", "/modelyard/output"
+"""Where a container sees them."""
+
+
+def model_source(model: Model) -> tuple[Source, tuple[Mount, ...]]:
+    """Return where a model's weights come from, and the mount of a local folder.
+
+    >>> model_source(Model(id="/models/tuned"))[1][0].target
+    '/modelyard/model'
+    >>> model_source(Model(id="org/model"))[1]
+    ()
+    """
+    if not model.id.startswith("/"):
+        return Source(model.id, model.revision), ()
+    mount = Mount(model.id, MODEL, "folder", read_only=True)
+    return Source(model.id, model.revision, path=MODEL), (mount,)
+
+
+def adapter_source(adapter: Adapter) -> tuple[Source, tuple[Mount, ...]]:
+    """Return where an adapter's weights come from, and the mount of a local folder.
+
+    >>> adapter_source(Adapter(name="sql", id="/adapters/sql"))[0].reference
+    '/modelyard/adapters/sql'
+    """
+    if not adapter.id.startswith("/"):
+        return Source(adapter.id, adapter.revision), ()
+    target = f"{ADAPTERS}/{adapter.name}"
+    mount = Mount(adapter.id, target, "folder", read_only=True)
+    return Source(adapter.id, adapter.revision, path=target), (mount,)
+
+
+def data_source(dataset: str) -> tuple[str | None, tuple[Mount, ...]]:
+    """Return the path of a local data set inside the container, and its mount; None for a hub id.
+
+    >>> data_source("/data/rows.jsonl")[0], data_source("trl-lib/Capybara")[0]
+    ('/modelyard/data/rows.jsonl', None)
+    """
+    if not dataset.startswith("/"):
+        return None, ()
+    target = f"{DATA}/{PurePosixPath(dataset).name}"
+    return target, (Mount(dataset, target, "folder", read_only=True),)
+
+
+def output_mount(output: str | None, run: str) -> Mount:
+    """Return where checkpoints and results go: a folder, a volume, or a volume of the run's own.
+
+    >>> output_mount("/runs/sft", "sft").kind, output_mount("results", "sft").kind
+    ('folder', 'volume')
+    >>> output_mount(None, "sft").source
+    'sft-output'
+    """
+    if output is None:
+        return Mount(f"{run}-output", OUTPUT, "cache")
+    return Mount(output, OUTPUT, "folder" if output.startswith("/") else "volume")

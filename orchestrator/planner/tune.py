@@ -1,0 +1,348 @@
+"""A model to tune and the offers there are: which accelerators, how the batch is cut, at what cost.
+
+The same road as for a served model: offers are grouped by accelerator and count, each group is
+sized once, and of those that hold the run the cheapest per trained token wins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from orchestrator.backend import Can, Mount, Offer
+from orchestrator.catalog import Accelerator, ModelFacts, count_parameters
+from orchestrator.engines import EngineLaunch, trainer
+from orchestrator.engines.tuning import Dataset, Tuned, TuningJob
+from orchestrator.errors import NothingFits, Position, Refusal
+from orchestrator.planner.choose import TOO_LITTLE
+from orchestrator.planner.choose_training import TrainingCandidate, TrainingMissed, choose_training
+from orchestrator.planner.compose import environment
+from orchestrator.planner.demand import Demand
+from orchestrator.planner.groups import Groups, any_of, group
+from orchestrator.planner.index import Matched, OfferIndex
+from orchestrator.planner.parallelism import is_native
+from orchestrator.planner.plan import SHOWN, Choice, Placed, advise
+from orchestrator.planner.sizing import Size, TrainingJob
+from orchestrator.planner.sizing.values import Method, Tuning
+from orchestrator.planner.sources import OUTPUT, data_source, model_source, output_mount
+from orchestrator.planner.throughput import TrainingSpeed, training_throughput
+from orchestrator.planner.throughput.work import Work, work
+from orchestrator.spec.models import Task, Train
+from orchestrator.units import GIB
+
+AUTO_TRAINER = "trl"
+MOST_NODES = 4
+"""Machines that ``nodes: auto`` may span."""
+
+_TUNINGS: Mapping[str, Tuning] = {"none": "full", "lora": "lora", "qlora": "qlora"}
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A model as the plan would tune it on one set of accelerators."""
+
+    facts: ModelFacts
+    engine: str
+    version: str
+    candidate: TrainingCandidate
+    size: Size
+    speed: TrainingSpeed | None
+    """None where the catalog does not know how fast the accelerator is."""
+    launch: EngineLaunch
+    mounts: tuple[Mount, ...]
+    method: str
+    adapter: str
+    batch_size: int
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the model has."""
+        return self.facts.parameters or count_parameters(self.facts)
+
+
+@dataclass(frozen=True, slots=True)
+class TuningQuestion:
+    """What is asked: the model, the data, and what the spec says of how."""
+
+    run: str
+    facts: ModelFacts
+    train: Train
+    nodes: int | None
+    """None leaves the number of machines to the plan."""
+    image: str | None
+    env: tuple[tuple[str, str], ...]
+    secrets: tuple[tuple[str, str], ...]
+
+    @property
+    def engine(self) -> str:
+        """The program that trains."""
+        return AUTO_TRAINER if self.train.engine == "auto" else self.train.engine
+
+    @property
+    def job(self) -> TrainingJob:
+        """The question as sizing asks it; devices and micro batch are found there."""
+        adapter = self.train.adapter
+        method: Method = self.train.method
+        return TrainingJob(
+            engine=self.engine,
+            tuning=_TUNINGS[adapter.type],
+            method=method,
+            sequence_length=self.train.sequence_length,
+            state_dtype="fp32" if adapter.type == "none" else "bf16",
+            loss_kernel="chunked" if method == "sft" else "full",
+            rank=adapter.rank,
+            targets=adapter.targets,
+            rollout_share=0.3 if method == "grpo" else 0.0,
+        )
+
+    def mounts(self) -> tuple[Mount, ...]:
+        """Return what the container sees of this machine: model, data and output."""
+        _, model = model_source(self.train.model)
+        _, data = data_source(self.train.dataset)
+        return (*model, *data, output_mount(self.train.output, self.run))
+
+
+def tuning_question_of(spec: Task, facts: ModelFacts) -> TuningQuestion:
+    """Return what a training task asks.
+
+    Raises:
+        ValueError: the task trains nothing.
+    """
+    if spec.train is None:
+        raise ValueError(f"task {spec.name!r} trains nothing")
+    env, secrets = environment(spec.env)
+    nodes = spec.nodes if isinstance(spec.nodes, int) else None
+    return TuningQuestion(spec.name, facts, spec.train, nodes, spec.image, env, secrets)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """One set of accelerators that holds the run, as the trainer would run it there."""
+
+    candidate: TrainingCandidate
+    written: TuningJob
+    speed: TrainingSpeed | None
+
+
+def place_training(
+    question: TuningQuestion,
+    demand: Demand,
+    index: OfferIndex,
+    accelerators: Mapping[str, Accelerator],
+    *,
+    what: str,
+    where: Position | None = None,
+) -> tuple[Placed, Trained]:
+    """Choose where a model is tuned, and how.
+
+    Args:
+        question: What is trained on which data.
+        demand: What the spec says of machines and places; its accelerators narrow the choice.
+        index: All offers.
+        accelerators: The catalog's, by name.
+        what: The spec in words.
+        where: Its place in the source.
+
+    Raises:
+        NothingFits: no offer holds the run; carries the reasons, and what the largest set lacks.
+    """
+    asked = replace(demand, accelerator=any_of(demand.accelerator), nodes=1)
+    matched = index.match(asked)
+    groups = group(matched, demand, accelerators)
+    options, missed = _options(question, demand, groups, accelerators)
+    if not options:
+        raise NothingFits(
+            f"no offer fits {what}",
+            needs=_needs(question),
+            refused=_refusals(matched, groups.refused),
+            where=where,
+            fix=_fix(missed, groups.declined) or advise(asked, matched),
+        )
+    ranked = sorted(
+        ((fit, choice) for fit, offers in options for choice in _choices(fit, offers)),
+        key=lambda pair: _rank(*pair),
+    )
+    best, first = ranked[0]
+    choices = tuple(replace(c, chosen=c is first) for _, c in ranked[:SHOWN])
+    backends = tuple(dict.fromkeys(c.offer.backend for fit, c in ranked if fit is best))
+    placed = Placed(choices, len(ranked), _refusals(matched, groups.refused), backends)
+    return placed, _trained(question, best)
+
+
+def _options(
+    question: TuningQuestion, demand: Demand, groups: Groups, accelerators: Mapping[str, Accelerator]
+) -> tuple[list[tuple[_Fit, list[Offer]]], list[TrainingMissed]]:
+    """Size every group once; count the offers of those that do not hold the run by reason."""
+    devices = sorted({name for name, _ in groups.offers})
+    if not devices:
+        return [], []
+    found = choose_training(
+        question.facts, question.job, [accelerators[name] for name in devices],
+        batch_size=question.train.batch_size, counts=sorted({count for _, count in groups.offers}),
+        max_nodes=question.nodes or MOST_NODES,
+    )  # fmt: skip
+    wanted = [c for c in found.candidates if question.nodes in (None, c.nodes)]
+    fell = {
+        (m.accelerator.name, m.count): m for m in reversed(found.missed) if m.nodes == (question.nodes or 1)
+    }
+    counted = work(question.facts)
+    options: list[tuple[_Fit, list[Offer]]] = []
+    missed: list[TrainingMissed] = []
+    for place, offers in groups.offers.items():
+        left = offers
+        refusal = fell[place].reason if place in fell else TOO_LITTLE
+        for candidate in (c for c in wanted if (c.accelerator.name, c.count) == place):
+            able = [o for o in left if _spans(o, candidate.nodes, demand)]
+            fit = _fit_of(question, candidate, counted) if able else None
+            if isinstance(fit, _Fit):
+                options.append((fit, able))
+                left = [o for o in left if o not in able]
+            elif fit is not None:
+                refusal = fit
+                groups.declined[fit] += len(able)
+        if left:
+            groups.refused[refusal] += len(left)
+            missed += [fell[place]] if place in fell else []
+    return options, missed
+
+
+def _spans(offer: Offer, nodes: int, demand: Demand) -> bool:
+    if nodes == 1:
+        return True
+    able = Can.NODES in demand.places.get(offer.backend, frozenset())
+    return able and (offer.available is None or offer.available >= nodes)
+
+
+def _fit_of(question: TuningQuestion, candidate: TrainingCandidate, counted: Work) -> _Fit | str:
+    """Return the run on one set of accelerators, or why the trainer cannot run it there."""
+    written = _written(question, candidate)
+    reason = trainer(question.engine).refuses(written)
+    if reason is not None:
+        return f"{question.engine}: {reason}"
+    return _Fit(candidate, written, _speed(candidate, counted))
+
+
+def _written(question: TuningQuestion, candidate: TrainingCandidate) -> TuningJob:
+    train, job = question.train, candidate.job
+    source, _ = model_source(train.model)
+    path, _ = data_source(train.dataset)
+    adapter = train.adapter
+    trained = _trained_parameters(question, candidate)
+    return TuningJob(
+        model=question.facts,
+        source=source,
+        dataset=Dataset(train.dataset, path),
+        output=OUTPUT,
+        method=train.method,
+        tuned=Tuned(adapter.type, adapter.rank, adapter.alpha, adapter.dropout, adapter.targets),
+        accelerator=candidate.accelerator,
+        count=candidate.count,
+        nodes=candidate.nodes,
+        precision="bf16" if is_native(candidate.accelerator, "bf16") else "fp16",
+        sequence_tokens=train.sequence_length,
+        micro_batch=job.micro_batch,
+        accumulation=candidate.accumulation,
+        epochs=train.epochs,
+        checkpointing=job.checkpointing != "none",
+        sharding=job.sharding,
+        rollout_share=job.rollout_share,
+        checkpoint_bytes=trained * 12,  # weights and two moments, in 32 bits
+        image=question.image,
+        args=dict(train.args),
+        env=question.env,
+        secrets=question.secrets,
+    )
+
+
+def _trained_parameters(question: TuningQuestion, candidate: TrainingCandidate) -> int:
+    """Return how many parameters a checkpoint holds: all, or those of the adapter."""
+    if question.train.adapter.type == "none":
+        return question.facts.parameters or count_parameters(question.facts)
+    return candidate.size().device.adapter_bytes // 4
+
+
+def _speed(candidate: TrainingCandidate, counted: Work) -> TrainingSpeed | None:
+    if candidate.accelerator.bandwidth_gbs is None:
+        return None
+    job = candidate.job
+    return training_throughput(
+        candidate.facts,
+        candidate.accelerator,
+        count=job.devices,
+        sequence_length=job.sequence_length,
+        micro_batch=job.micro_batch,
+        tuning="pretrain" if job.method == "pretrain" else job.tuning,
+        checkpointing=job.checkpointing != "none",
+        counted=counted,
+    )
+
+
+def _choices(fit: _Fit, offers: list[Offer]) -> Iterator[Choice]:
+    """Yield every offer of a group with its price."""
+    candidate, speed = fit.candidate, fit.speed
+    for offer in offers:
+        price = offer.price_usd_hour * candidate.nodes
+        cost = price / 3600 / speed.tokens_s * 1e6 if speed else None
+        rate = speed.tokens_s if speed else None
+        yield Choice(
+            offer,
+            candidate.nodes,
+            price,
+            usd_per_million_tokens=cost,
+            output_tokens_s=rate,
+            count=candidate.count,
+        )
+
+
+def _rank(fit: _Fit, choice: Choice) -> tuple[object, ...]:
+    offer, candidate = choice.offer, fit.candidate
+    cost = choice.usd_per_million_tokens
+    return (
+        math.inf if cost is None else cost, choice.price_usd_hour, candidate.nodes, candidate.count,
+        offer.vram_bytes, offer.backend, offer.region, offer.instance_type, offer.spot,
+    )  # fmt: skip
+
+
+def _trained(question: TuningQuestion, fit: _Fit) -> Trained:
+    runner = trainer(question.engine)
+    return Trained(
+        facts=question.facts,
+        engine=question.engine,
+        version=runner.versions[0],
+        candidate=fit.candidate,
+        size=fit.candidate.size(),
+        speed=fit.speed,
+        launch=runner.launch(fit.written),
+        mounts=question.mounts(),
+        method=question.train.method,
+        adapter=question.train.adapter.type,
+        batch_size=question.train.batch_size,
+    )
+
+
+def _refusals(matched: Matched, fallen: Counter[str]) -> tuple[Refusal, ...]:
+    total = Counter({r.reason: r.offers for r in matched.refused}) + fallen
+    return tuple(sorted((Refusal(r, n) for r, n in total.items()), key=lambda r: (-r.offers, r.reason)))
+
+
+def _needs(question: TuningQuestion) -> str:
+    train = question.train
+    kind = "every weight" if train.adapter.type == "none" else train.adapter.type
+    return (
+        f"{train.method} of {question.facts.id}, {kind}, {train.batch_size} sequences "
+        f"of {train.sequence_length} tokens a step"
+    )
+
+
+def _fix(missed: list[TrainingMissed], declined: Counter[str]) -> str:
+    """Return what the trainer asks for, else what the set that lacks least would need."""
+    if declined:
+        return max(declined, key=lambda said: (declined[said], said))
+    short = [m for m in missed if m.short_bytes]
+    if not short:
+        return ""
+    near = min(short, key=lambda m: (m.short_bytes, m.count, m.accelerator.name))
+    lacks = f"{near.count} × {near.accelerator.name} lacks {near.short_bytes / GIB:.1f} GiB a device"
+    return f"{lacks}: try adapter: qlora, or a shorter sequence_length"

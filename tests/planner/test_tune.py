@@ -1,0 +1,99 @@
+"""A training task: the batch comes out as asked, local data is mounted, and refusals say what would help."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.apply import RunPlan
+from orchestrator.errors import NothingFits
+from orchestrator.render.plans import plan_json, plan_text
+from tests.places import plan_everywhere
+
+SFT = """\
+type: task
+name: sft
+train:
+  model: Qwen/Qwen2.5-7B
+  dataset: {dataset}
+  adapter: {adapter}
+  sequence_length: 4096
+  batch_size: {batch}
+{more}
+"""
+
+
+def planned(
+    *, dataset: str = "trl-lib/Capybara", adapter: str = "lora", batch: int = 16, more: str = ""
+) -> RunPlan:
+    """Return the plan of a training task."""
+    text = SFT.format(dataset=dataset, adapter=adapter, batch=batch, more=more)
+    (plan,) = plan_everywhere(text, file="/specs/sft.yaml")
+    assert isinstance(plan, RunPlan)
+    return plan
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora", "qlora"])
+@pytest.mark.parametrize("batch", [1, 16, 48])
+def test_the_batch_is_the_one_that_was_asked_for(adapter: str, batch: int) -> None:
+    trained = planned(adapter=adapter, batch=batch, more="nodes: auto").trained
+    assert trained
+    devices = trained.candidate.count * trained.candidate.nodes
+    assert trained.candidate.job.micro_batch * trained.candidate.accumulation * devices == batch
+    assert trained.size.fits
+
+
+def test_a_smaller_adapter_needs_no_more_memory() -> None:
+    peaks = [
+        t.size.device.weights_bytes
+        for a in ("none", "lora", "qlora")
+        if (t := planned(adapter=a, batch=1).trained)
+    ]
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def test_the_command_is_the_trainers_with_the_plans_numbers() -> None:
+    plan = planned()
+    assert plan.template
+    assert plan.trained
+    command = plan.template.launch.command
+    at = command.index("--per_device_train_batch_size")
+    assert command[at + 1] == str(plan.trained.candidate.job.micro_batch)
+    assert command[command.index("--max_length") + 1] == "4096"
+
+
+def test_local_data_is_mounted_where_the_command_reads_it() -> None:
+    plan = planned(dataset="/data/rows.jsonl")
+    assert plan.template
+    mounts = {m.target: m.source for m in plan.template.launch.mounts}
+    assert mounts["/modelyard/data/rows.jsonl"] == "/data/rows.jsonl"
+    assert any("/modelyard/data" in word for word in plan.template.launch.command)
+
+
+def test_what_comes_out_is_kept_without_being_asked_for() -> None:
+    plan = planned()
+    assert plan.template
+    kept = {m.source: m.kind for m in plan.template.launch.mounts}
+    assert kept["sft-output"] == "cache"
+
+
+def test_a_run_that_fits_nowhere_says_what_the_nearest_set_lacks() -> None:
+    with pytest.raises(NothingFits) as caught:
+        planned(adapter="none", more="resources: {gpu: 24GB..26GB:1}")
+    assert "GiB a device: try adapter: qlora" in str(caught.value.fix)
+    assert "sft of Qwen/Qwen2.5-7B, every weight" in caught.value.needs
+
+
+def test_a_method_the_trainer_has_not_is_refused_by_name() -> None:
+    text = SFT.format(dataset="d", adapter="lora", batch=16, more="")
+    with pytest.raises(NothingFits) as caught:
+        plan_everywhere(text.replace("train:", "train:\n  method: orpo"))
+    assert caught.value.fix == "trl: trl has no script for orpo"
+
+
+def test_a_reader_sees_model_batch_memory_and_speed() -> None:
+    plan = planned(adapter="qlora")
+    text = plan_text([plan])
+    assert "Qwen/Qwen2.5-7B · 7.62 B · sft, qlora · 4,096 tokens a sequence" in text
+    assert "batch 16 = " in text
+    assert "(margin 35%)" in text
+    assert '"micro_batch"' in plan_json([plan])
