@@ -177,7 +177,10 @@ class WhyNot:
 
 
 class NothingFits(ModelyardError):
-    """No offer can hold what a spec asks for; says what was needed and why each offer fell."""
+    """No offer can hold what a spec asks for; says what was needed and why each offer fell.
+
+    ``why_not`` says so of every kind of machine, ``elsewhere`` names a provider that would do.
+    """
 
     exit_code = 75
 
@@ -188,11 +191,13 @@ class NothingFits(ModelyardError):
         needs: str = "",
         refused: Sequence[Refusal] = (),
         why_not: Sequence[WhyNot] = (),
+        elsewhere: str = "",
         where: Position | None = None,
         fix: str | None = None,
     ) -> None:
         super().__init__(what, where=where, fix=fix)
         self.needs = needs
+        self.elsewhere = elsewhere
         self.why_not = tuple(why_not)
         self.refused = tuple(refused)
 
@@ -205,6 +210,8 @@ class NothingFits(ModelyardError):
         lines.append(f"  saw     {saw} offer{'' if saw == 1 else 's'}" + (f": {reasons}" if reasons else ""))
         if self.fix:
             lines.append(f"  fix     {self.fix}")
+        if self.elsewhere:
+            lines.append(f"  or      {self.elsewhere}")
         return "\n".join(lines)
 
 

@@ -148,6 +148,16 @@ def _name(missed: Missed) -> tuple[object, ...]:
     return missed.nodes, missed.count, missed.accelerator.name
 
 
+def is_slice(device: Accelerator, devices: int) -> bool:
+    """Return whether so many devices can be had together; only TPUs come in fixed shapes.
+
+    >>> from orchestrator.catalog import accelerator
+    >>> [n for n in range(1, 17) if is_slice(accelerator("TPU-V5P"), n)]
+    [4, 8, 16]
+    """
+    return not device.topologies or devices in device.topologies
+
+
 TOO_LITTLE = "too little device memory"
 SLICE = "a slice of a device shares no model with others"
 
@@ -176,7 +186,10 @@ class _Asked:
         """Return whether machines of ``count`` such devices exist, full ones where there are several.
 
         A second node adds to full ones: half-filled machines would pay for a network with nothing.
+        Where devices are sold in slices of fixed shapes, only those exist.
         """
+        if not is_slice(device, nodes * count):
+            return False
         most = self.most(device)
         return count <= most and (nodes == 1 or count == most)
 
@@ -282,7 +295,7 @@ class _Asked:
 
     def _holds(self, device: Accelerator, *, nodes: int, count: int) -> bool:
         layout = layout_for(self.facts, nodes=nodes, count=count, precision=self.first)
-        if isinstance(layout, str) or not self.runs(device):
+        if isinstance(layout, str) or not self.runs(device) or not is_slice(device, nodes * count):
             return False
         return self.needs(layout, self.first).on(device).fits
 

@@ -29,6 +29,7 @@ from orchestrator.planner.parallelism import Layout
 from orchestrator.planner.plan import SHOWN, Choice, Placed, Sort, advise
 from orchestrator.planner.sizing import Measured, ServingJob, Size
 from orchestrator.planner.sources import adapter_source, model_source
+from orchestrator.planner.sizing.weights import published_format, weight_bytes
 from orchestrator.planner.throughput import Throughput, serving_throughput
 from orchestrator.planner.throughput.work import Work, work
 from orchestrator.planner.why import Fallen, by_price, elsewhere, objections, over_price
@@ -245,14 +246,14 @@ def place_model(
         objected = objections(question.facts, question.job, wanted, accelerators, args=question.args)
         job = replace(question.job, context=question.model.context or _least_context(question))
         near = elsewhere(question.facts, job, wanted, accelerators, prices)
-        fix = _fix(groups, matched, asked)
         raise NothingFits(
             f"no offer fits {what}",
             needs="; ".join([needs_text(question), *objected]),
             refused=_refusals(matched, groups.refused),
             why_not=why_not(),
             where=where,
-            fix=f"{fix}\n          elsewhere {near}" if near else fix,
+            fix=_fix(groups, matched, asked),
+            elsewhere=near,
         )
     ranked = sorted(
         ((option.fit, choice) for option in options for choice in option.choices()),
@@ -441,9 +442,9 @@ def needs_text(question: Question) -> str:
     """Return what the model needs in a phrase: its weights, and the tokens it must hold at once."""
     job = question.job
     tokens = (job.context or question.traffic.input_tokens + question.traffic.output_tokens) * job.concurrency
-    weights = question.facts.weights_bytes
-    size = f"{format_bytes(weights)} of weights" if weights else f"weights of {question.facts.id}"
-    return f"{size}, and a KV cache of {tokens:,} tokens"
+    precision = published_format(question.facts) if job.precision == "auto" else job.precision
+    weights = round(weight_bytes(question.facts, precision).total)
+    return f"{format_bytes(weights)} of weights, and a KV cache of {tokens:,} tokens"
 
 
 def _fix(groups: Groups, matched: Matched, demand: Demand) -> str:
