@@ -14,7 +14,8 @@ ABLE = frozenset(Can)
 
 def offers() -> tuple[Offer, ...]:
     """Return one, two, four and eight of every accelerator in the catalog, and machines without."""
-    found = [Offer("docker", "vm", cpu=64, memory_bytes=512 * GIB, disk_bytes=2048 * GIB, divisible=True)]
+    own = {"cpu": 64, "memory_bytes": 512 * GIB, "disk_bytes": 2048 * GIB, "divisible": True}
+    found = [Offer(name, "vm", **own) for name in ("docker", "process")]
     for device in accelerators().values():
         for count in (1, 2, 4, 8):
             found.append(
