@@ -28,8 +28,8 @@ from orchestrator.planner.index import Matched, OfferIndex
 from orchestrator.planner.parallelism import Layout
 from orchestrator.planner.plan import SHOWN, Choice, Placed, Sort, advise
 from orchestrator.planner.sizing import Measured, ServingJob, Size
-from orchestrator.planner.sources import adapter_source, model_source
 from orchestrator.planner.sizing.weights import published_format, weight_bytes
+from orchestrator.planner.sources import adapter_source, model_source
 from orchestrator.planner.throughput import Throughput, serving_throughput
 from orchestrator.planner.throughput.work import Work, work
 from orchestrator.planner.why import Fallen, by_price, elsewhere, objections, over_price

@@ -40,7 +40,7 @@ def _offers() -> Iterator[Offer]:
 
 
 def here() -> World:
-    return replace(world(), offers=offers, places={name: ABLE for name in PLACES})
+    return replace(world(), offers=offers, places=dict.fromkeys(PLACES, ABLE))
 
 
 def planned(path: Path) -> list[dict[str, Any]]:
