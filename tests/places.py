@@ -40,7 +40,7 @@ def world() -> World:
     return World(
         runs={},
         volumes={},
-        places={name: ABLE for name in ("docker", "process", "cloud", "onprem", "aws")},
+        places=dict.fromkeys(("docker", "process", "cloud", "onprem", "aws"), ABLE),
         offers=offers,
         names=lambda name: [device.name for device in candidates(name)],
         facts=lambda model: resolve(model.id, offline=True),
