@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from orchestrator.backend import Offer
+from orchestrator.backend import Can, Offer
 from orchestrator.catalog import Accelerator
+from orchestrator.errors import Refusal
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import Matched
 from orchestrator.planner.why import Fallen
@@ -56,3 +57,18 @@ def counts_of(offer: Offer, wanted: AcceleratorDemand | None) -> list[int]:
     if offer.divisible and offer.count not in possible:
         possible.append(offer.count)
     return [n for n in possible if wanted is None or wanted.count.holds(n)]
+
+
+def spans(offer: Offer, nodes: int, demand: Demand) -> bool:
+    """Return whether one replica may lie on so many machines of an offer."""
+    if nodes == 1:
+        return True
+    if Can.NODES not in demand.places.get(offer.backend, frozenset()):
+        return False
+    return offer.available is None or offer.available >= nodes
+
+
+def refusals(matched: Matched, fallen: Counter[str]) -> tuple[Refusal, ...]:
+    """Return why offers fell, in matching and in sizing together, most first."""
+    total = Counter({r.reason: r.offers for r in matched.refused}) + fallen
+    return tuple(sorted((Refusal(r, n) for r, n in total.items()), key=lambda r: (-r.offers, r.reason)))

@@ -9,21 +9,20 @@ then the smaller set.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.backend import Can, Mount, Offer
+from orchestrator.backend import Mount, Offer
 from orchestrator.catalog import Accelerator, ModelFacts, PriceRow, count_parameters
 from orchestrator.engines import Adapter, EngineLaunch, engine
 from orchestrator.engines import ServingJob as EngineJob
 from orchestrator.engines.job import Precision
-from orchestrator.errors import NothingFits, Position, Refusal, WhyNot
+from orchestrator.errors import NothingFits, Position, WhyNot
 from orchestrator.planner.choose import TOO_LITTLE, Candidate, Change, Choices, choose
 from orchestrator.planner.compose import environment
 from orchestrator.planner.cost import token_cost
 from orchestrator.planner.demand import Demand
-from orchestrator.planner.groups import Groups, any_of, counts_of, group
+from orchestrator.planner.groups import Groups, any_of, counts_of, group, refusals, spans
 from orchestrator.planner.index import Matched, OfferIndex
 from orchestrator.planner.parallelism import Layout
 from orchestrator.planner.plan import SHOWN, Choice, Placed, Sort, advise
@@ -249,7 +248,7 @@ def place_model(
         raise NothingFits(
             f"no offer fits {what}",
             needs="; ".join([needs_text(question), *objected]),
-            refused=_refusals(matched, groups.refused),
+            refused=refusals(matched, groups.refused),
             why_not=why_not(),
             where=where,
             fix=_fix(groups, matched, asked),
@@ -262,7 +261,7 @@ def place_model(
     best, first = ranked[0]
     choices = tuple(replace(c, chosen=c is first) for _, c in ranked[:SHOWN])
     backends = tuple(dict.fromkeys(c.offer.backend for fit, c in ranked if fit is best))
-    placed = Placed(choices, len(ranked), _refusals(matched, groups.refused), backends, why_not)
+    placed = Placed(choices, len(ranked), refusals(matched, groups.refused), backends, why_not)
     return placed, best.served(question)
 
 
@@ -300,7 +299,7 @@ def _options(
         left = offers
         refusal = fell[place].reason if place in fell else TOO_LITTLE
         for candidate in best.get(place, ()):
-            able = [o for o in left if _spans(o, candidate.layout.nodes, demand)]
+            able = [o for o in left if spans(o, candidate.layout.nodes, demand)]
             fit = _fit_of(question, candidate, counted) if able else None
             if isinstance(fit, _Fit):
                 options.append(_Option(fit, tuple(able)))
@@ -326,15 +325,6 @@ def _by_place(found: Choices) -> dict[tuple[str, int], list[Candidate]]:
         place = (each.accelerator.name, each.layout.count)
         best.setdefault(place, {}).setdefault(each.layout.nodes, each)
     return {place: [of[nodes] for nodes in sorted(of)] for place, of in best.items()}
-
-
-def _spans(offer: Offer, nodes: int, demand: Demand) -> bool:
-    """Return whether one replica may lie on so many machines of an offer."""
-    if nodes == 1:
-        return True
-    if Can.NODES not in demand.places.get(offer.backend, frozenset()):
-        return False
-    return offer.available is None or offer.available >= nodes
 
 
 def _fit_of(question: Question, candidate: Candidate, counted: Mapping[str, Work]) -> _Fit | str:
@@ -431,11 +421,6 @@ def _rank(fit: _Fit, choice: Choice, *, sort: Sort) -> tuple[object, ...]:
         bool(candidate.lowered), first, choice.price_usd_hour, candidate.layout.devices, offer.vram_bytes,
         offer.backend, offer.region, offer.instance_type, offer.spot,
     )  # fmt: skip
-
-
-def _refusals(matched: Matched, fallen: Counter[str]) -> tuple[Refusal, ...]:
-    total = Counter({r.reason: r.offers for r in matched.refused}) + fallen
-    return tuple(sorted((Refusal(r, n) for r, n in total.items()), key=lambda r: (-r.offers, r.reason)))
 
 
 def needs_text(question: Question) -> str:

@@ -11,17 +11,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from orchestrator.backend import Can, Mount, Offer
+from orchestrator.backend import Mount, Offer
 from orchestrator.catalog import Accelerator, ModelFacts, count_parameters
 from orchestrator.engines import EngineLaunch, trainer
 from orchestrator.engines.tuning import Dataset, Tuned, TuningJob
-from orchestrator.errors import NothingFits, Position, Refusal
+from orchestrator.errors import NothingFits, Position
 from orchestrator.planner.choose import TOO_LITTLE
 from orchestrator.planner.choose_training import TrainingCandidate, TrainingMissed, choose_training
 from orchestrator.planner.compose import environment
 from orchestrator.planner.demand import Demand
-from orchestrator.planner.groups import Groups, any_of, group
-from orchestrator.planner.index import Matched, OfferIndex
+from orchestrator.planner.groups import Groups, any_of, group, refusals, spans
+from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.parallelism import is_native
 from orchestrator.planner.plan import SHOWN, Choice, Placed, advise
 from orchestrator.planner.sizing import Size, TrainingJob
@@ -156,7 +156,7 @@ def place_training(
         raise NothingFits(
             f"no offer fits {what}",
             needs=_needs(question),
-            refused=_refusals(matched, groups.refused),
+            refused=refusals(matched, groups.refused),
             where=where,
             fix=_fix(missed, groups.declined) or advise(asked, matched),
         )
@@ -167,7 +167,7 @@ def place_training(
     best, first = ranked[0]
     choices = tuple(replace(c, chosen=c is first) for _, c in ranked[:SHOWN])
     backends = tuple(dict.fromkeys(c.offer.backend for fit, c in ranked if fit is best))
-    placed = Placed(choices, len(ranked), _refusals(matched, groups.refused), backends)
+    placed = Placed(choices, len(ranked), refusals(matched, groups.refused), backends)
     return placed, _trained(question, best)
 
 
@@ -194,7 +194,7 @@ def _options(
         left = offers
         refusal = fell[place].reason if place in fell else TOO_LITTLE
         for candidate in (c for c in wanted if (c.accelerator.name, c.count) == place):
-            able = [o for o in left if _spans(o, candidate.nodes, demand)]
+            able = [o for o in left if spans(o, candidate.nodes, demand)]
             fit = _fit_of(question, candidate, counted) if able else None
             if isinstance(fit, _Fit):
                 options.append((fit, able))
@@ -206,13 +206,6 @@ def _options(
             groups.refused[refusal] += len(left)
             missed += [fell[place]] if place in fell else []
     return options, missed
-
-
-def _spans(offer: Offer, nodes: int, demand: Demand) -> bool:
-    if nodes == 1:
-        return True
-    able = Can.NODES in demand.places.get(offer.backend, frozenset())
-    return able and (offer.available is None or offer.available >= nodes)
 
 
 def _fit_of(question: TuningQuestion, candidate: TrainingCandidate, counted: Work) -> _Fit | str:
@@ -320,11 +313,6 @@ def _trained(question: TuningQuestion, fit: _Fit) -> Trained:
         adapter=question.train.adapter.type,
         batch_size=question.train.batch_size,
     )
-
-
-def _refusals(matched: Matched, fallen: Counter[str]) -> tuple[Refusal, ...]:
-    total = Counter({r.reason: r.offers for r in matched.refused}) + fallen
-    return tuple(sorted((Refusal(r, n) for r, n in total.items()), key=lambda r: (-r.offers, r.reason)))
 
 
 def _needs(question: TuningQuestion) -> str:
