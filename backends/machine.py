@@ -14,7 +14,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,7 +34,8 @@ ROCM_SMI = ("rocm-smi", "--showproductname", "--showmeminfo", "vram", "--showuni
 class Device:
     """One accelerator, named as its vendor's tool spells it.
 
-    ``vram_bytes`` is what the driver shows. ``paths`` are the device files a container needs.
+    ``vram_bytes`` is what the driver shows. ``paths`` are the device files a container needs,
+    ``groups`` the ids of the groups that may open them, known where the machine is another one.
     ``bus`` is the PCI address, lower case, ``0000:18:00.0``.
     """
 
@@ -46,6 +47,7 @@ class Device:
     compute_capability: tuple[int, int] | None = None
     paths: tuple[str, ...] = ()
     bus: str = ""
+    groups: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -138,8 +140,8 @@ def inventory(*, run: Run = run_tool, root: Path = Path("/")) -> Machine:
         root: Where ``/proc`` and ``/sys`` are found.
     """
     memory_bytes = min(_memory_total(root), *_cgroup_memory(root))
-    nvidia = _nvidia(run, root, unified_bytes=memory_bytes)
-    amd = _amd(run, root)
+    nvidia = find_nvidia(run, minors=_nvidia_minors(root), unified_bytes=memory_bytes)
+    amd = find_amd(run, render=_render_nodes(root), kernel=lambda: _kfd_nodes(root))
     disk = os.statvfs(root)
     return Machine(
         cpu=min(float(_cpus_allowed(root)), *_cgroup_cpu(root)),
@@ -275,10 +277,14 @@ def parse_nvidia_minors(files: Iterable[str]) -> dict[str, int]:
     return minors
 
 
-def _nvidia(run: Run, root: Path, *, unified_bytes: int) -> Found:
-    minors = parse_nvidia_minors(
-        text for path in sorted(root.glob("proc/driver/nvidia/gpus/*/information")) if (text := _read(path))
-    )
+def find_nvidia(run: Run, *, minors: Mapping[str, int], unified_bytes: int) -> Found:
+    """Return the GPUs that ``nvidia-smi`` reports through ``run``, cut into slices where they are.
+
+    Args:
+        run: Runs the tool, or has its answers ready.
+        minors: What ``parse_nvidia_minors`` found.
+        unified_bytes: Memory of the machine, for GPUs that share it.
+    """
     try:
         text = _nvidia_text(run)
         found = parse_nvidia(text, unified_bytes=unified_bytes, minors=minors)
@@ -292,6 +298,11 @@ def _nvidia(run: Run, root: Path, *, unified_bytes: int) -> Found:
     except ToolError as fault:
         return Found(faults=(str(fault),))
     return _with_slices(found, in_mig_mode, slices)
+
+
+def _nvidia_minors(root: Path) -> dict[str, int]:
+    files = sorted(root.glob("proc/driver/nvidia/gpus/*/information"))
+    return parse_nvidia_minors(text for path in files if (text := _read(path)))
 
 
 def _with_slices(
@@ -396,9 +407,52 @@ def parse_kfd_node(properties: str, banks: Iterable[str]) -> tuple[dict[str, int
     return _numbers(properties), sum(bank.get("size_in_bytes", 0) for bank in own)
 
 
-def _amd(run: Run, root: Path) -> Found:
-    """Ask the vendor's tools, newest first, then the kernel."""
-    render = _render_nodes(root)
+@dataclass(frozen=True, slots=True)
+class KfdNode:
+    """One node of the kernel's compute topology, as texts of its files, and its device's address."""
+
+    properties: str
+    banks: tuple[str, ...] = ()
+    name: str = ""
+    bus: str = ""
+
+
+def kfd_devices(nodes: Iterable[KfdNode]) -> tuple[Device, ...]:
+    """Return the GPUs among ``nodes``, numbered in their order; the CPU is a node too.
+
+    >>> node = KfdNode("simd_count 304\\ndrm_render_minor 128", ("heap_type 1\\nsize_in_bytes 64",), "MI210")
+    >>> [(d.name, d.vram_bytes, d.paths[-1]) for d in kfd_devices([KfdNode("simd_count 0"), node])]
+    [('MI210', 64, '/dev/dri/renderD128')]
+    """
+    devices: list[Device] = []
+    for node in nodes:
+        properties, vram_bytes = parse_kfd_node(node.properties, node.banks)
+        minor = properties.get("drm_render_minor", 0)
+        if not properties.get("simd_count") or not minor:
+            continue
+        unique = properties.get("unique_id", 0)
+        devices.append(
+            Device(
+                index=len(devices),
+                uuid=f"0x{unique:x}" if unique else "",
+                name=node.name,
+                vram_bytes=vram_bytes,
+                vendor="amd",
+                paths=("/dev/kfd", f"/dev/dri/renderD{minor}"),
+                bus=node.bus,
+            )
+        )
+    return tuple(devices)
+
+
+def find_amd(run: Run, *, render: Mapping[str, str], kernel: Callable[[], Iterable[KfdNode]]) -> Found:
+    """Return AMD's GPUs: its tools are asked through ``run``, newest first, then the kernel.
+
+    Args:
+        run: Runs a tool, or has its answers ready.
+        render: PCI address to render node.
+        kernel: Reads the compute topology, where no tool knows a GPU.
+    """
     faults: list[str] = []
     tools = ((AMD_SMI, parse_amd_smi), (ROCM_SMI, parse_rocm_smi))
     for command, parse in tools:
@@ -412,32 +466,21 @@ def _amd(run: Run, root: Path) -> Found:
         if found.devices:
             return found
         faults += found.faults
-    return Found(_amd_from_kernel(root), tuple(faults))
+    return Found(kfd_devices(kernel()), tuple(faults))
 
 
-def _amd_from_kernel(root: Path) -> tuple[Device, ...]:
-    devices: list[Device] = []
+def _kfd_nodes(root: Path) -> Iterator[KfdNode]:
     nodes = root / "sys/class/kfd/kfd/topology/nodes"
     for node in sorted(nodes.glob("*"), key=lambda path: int(path.name)):
-        banks = (_read(path) for path in sorted(node.glob("mem_banks/*/properties")))
-        properties, vram_bytes = parse_kfd_node(_read(node / "properties"), banks)
-        minor = properties.get("drm_render_minor", 0)
-        if not properties.get("simd_count") or not minor:
-            continue  # the CPU is a node too
+        properties = _read(node / "properties")
+        minor = _numbers(properties).get("drm_render_minor", 0)
         device = root / f"sys/class/drm/renderD{minor}/device"
-        unique = properties.get("unique_id", 0)
-        devices.append(
-            Device(
-                index=len(devices),
-                uuid=f"0x{unique:x}" if unique else "",
-                name=_read(device / "product_name").strip() or _read(device / "device").strip(),
-                vram_bytes=vram_bytes,
-                vendor="amd",
-                paths=("/dev/kfd", f"/dev/dri/renderD{minor}"),
-                bus=device.resolve().name if device.exists() else "",
-            )
+        yield KfdNode(
+            properties,
+            tuple(_read(path) for path in sorted(node.glob("mem_banks/*/properties"))),
+            _read(device / "product_name").strip() or _read(device / "device").strip(),
+            device.resolve().name if device.exists() else "",
         )
-    return tuple(devices)
 
 
 def _render_nodes(root: Path) -> dict[str, str]:

@@ -640,8 +640,9 @@ def _suppress(*statuses: int) -> Iterator[None]:
 
 def _owning_groups(devices: Iterable[Device]) -> tuple[str, ...]:
     """Return ids of the groups that own device files: an image rarely has a group called render."""
-    paths = [path for device in devices if device.vendor != "nvidia" for path in device.paths]
-    groups = set()
+    others = [device for device in devices if device.vendor != "nvidia"]
+    paths = [path for device in others if not device.groups for path in device.paths]
+    groups = {group for device in others for group in device.groups}
     for path in paths:
         with contextlib.suppress(OSError):
             groups.add(str(Path(path).stat().st_gid))
