@@ -10,7 +10,7 @@ from orchestrator.backend import Can, Offer
 from orchestrator.catalog import Accelerator
 from orchestrator.errors import Refusal
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
-from orchestrator.planner.index import Matched
+from orchestrator.planner.index import Matched, OfferSet
 from orchestrator.planner.why import Fallen
 
 
@@ -18,16 +18,17 @@ from orchestrator.planner.why import Fallen
 class Groups:
     """Offers by accelerator and how many of it one machine gives to the job."""
 
-    offers: dict[tuple[str, int], list[Offer]] = field(default_factory=dict)
+    offers: dict[tuple[str, int], OfferSet] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
     declined: Counter[str] = field(default_factory=Counter)
     """What engines said of sets that would hold the model."""
     fallen: list[Fallen] = field(default_factory=list)
 
-    def add(self, offer: Offer, counts: Sequence[int]) -> None:
-        """Put an offer into the groups of these counts."""
+    def add(self, offers: OfferSet, accelerator: str, counts: Sequence[int]) -> None:
+        """Put offers of one accelerator into the groups of these counts."""
         for count in counts:
-            self.offers.setdefault((offer.accelerator or "", count), []).append(offer)
+            known = self.offers.get((accelerator, count))
+            self.offers[accelerator, count] = known | offers if known else offers
 
 
 def any_of(wanted: AcceleratorDemand | None) -> AcceleratorDemand:
@@ -37,17 +38,17 @@ def any_of(wanted: AcceleratorDemand | None) -> AcceleratorDemand:
     return replace(wanted, count=Span(1), total_vram_bytes=Span())
 
 
-def group(matched: Matched, demand: Demand, accelerators: Mapping[str, Accelerator]) -> Groups:
-    """Return what fits, by accelerator and count, and count what the catalog does not know."""
+def group(offers: OfferSet, demand: Demand, accelerators: Mapping[str, Accelerator]) -> Groups:
+    """Return offers by accelerator and count, and count what the catalog does not know."""
     groups = Groups()
-    for offer in matched.fitting:
-        if offer.accelerator not in accelerators:
-            groups.refused["not in the catalog"] += 1
+    for sample, found in offers.by("accelerator", "count", "divisible"):
+        if sample.accelerator not in accelerators:
+            groups.refused["not in the catalog"] += len(found)
             continue
-        counts = counts_of(offer, demand.accelerator)
+        counts = counts_of(sample, demand.accelerator)
         if not counts:
-            groups.refused["another count than asked for"] += 1
-        groups.add(offer, counts)
+            groups.refused["another count than asked for"] += len(found)
+        groups.add(found, sample.accelerator or "", counts)
     return groups
 
 
@@ -59,13 +60,21 @@ def counts_of(offer: Offer, wanted: AcceleratorDemand | None) -> list[int]:
     return [n for n in possible if wanted is None or wanted.count.holds(n)]
 
 
-def spans(offer: Offer, nodes: int, demand: Demand) -> bool:
-    """Return whether one replica may lie on so many machines of an offer."""
+def spanning(offers: OfferSet, nodes: int, demand: Demand) -> OfferSet:
+    """Return the offers of which one replica may take ``nodes`` machines."""
     if nodes == 1:
-        return True
-    if Can.NODES not in demand.places.get(offer.backend, frozenset()):
-        return False
-    return offer.available is None or offer.available >= nodes
+        return offers
+    for sample, found in offers.by("backend", "available"):
+        able = Can.NODES in demand.places.get(sample.backend, frozenset())
+        if not able or (sample.available is not None and sample.available < nodes):
+            offers -= found
+    return offers
+
+
+def backends_of(offers: OfferSet) -> tuple[str, ...]:
+    """Return every backend with an offer among ``offers``, the one with the best first."""
+    firsts = [(next(found.ranked())[0], sample.backend) for sample, found in offers.by("backend")]
+    return tuple(backend for _, backend in sorted(firsts))
 
 
 def refusals(matched: Matched, fallen: Counter[str]) -> tuple[Refusal, ...]:

@@ -27,16 +27,16 @@ class Matched:
     ``over_price`` would fit if only ``max_price`` were higher, cheapest first.
     """
 
-    fitting: Collection[Offer]
+    fitting: OfferSet
     refused: tuple[Refusal, ...]
-    over_price: Collection[Offer]
+    over_price: OfferSet
 
 
-class _Offers(Collection[Offer]):
-    """The offers whose bits are set, read one by one: most callers want the first few."""
+class OfferSet(Collection[Offer]):
+    """Some offers of an index, in order of rank, read one by one: most callers want the first few."""
 
-    def __init__(self, offers: Sequence[Offer], bits: int) -> None:
-        self._offers = offers
+    def __init__(self, index: OfferIndex, bits: int) -> None:
+        self._index = index
         self._bits = bits
 
     def __len__(self) -> int:
@@ -46,11 +46,28 @@ class _Offers(Collection[Offer]):
         return any(offer == own for own in self)
 
     def __iter__(self) -> Iterator[Offer]:
+        return (offer for _, offer in self.ranked())
+
+    def __or__(self, other: OfferSet) -> OfferSet:
+        return OfferSet(self._index, self._bits | other._bits)
+
+    def __sub__(self, other: OfferSet) -> OfferSet:
+        return OfferSet(self._index, self._bits & ~other._bits)
+
+    def ranked(self) -> Iterator[tuple[int, Offer]]:
+        """Yield each offer with its rank among all offers of the index."""
         left = self._bits
         while left:
             lowest = left & -left
-            yield self._offers[lowest.bit_length() - 1]
+            place = lowest.bit_length() - 1
+            yield place, self._index.offers[place]
             left ^= lowest
+
+    def by(self, *fields: str) -> Iterator[tuple[Offer, OfferSet]]:
+        """Yield the offers that share each combination of ``fields``, with one that has it."""
+        for sample, bits in self._index.grouped(fields):
+            if hit := self._bits & bits:
+                yield sample, OfferSet(self._index, hit)
 
 
 class OfferIndex:
@@ -79,11 +96,11 @@ class OfferIndex:
             if stage.by_price:
                 over_price |= before & ~left
         refused = sorted((Refusal(r, bits.bit_count()) for r, bits in fallen.items()), key=_by_count)
-        return Matched(_Offers(self.offers, left), tuple(refused), _Offers(self.offers, over_price))
+        return Matched(OfferSet(self, left), tuple(refused), OfferSet(self, over_price))
 
     def _refuse(self, stage: Stage, demand: Demand, left: int, fallen: dict[str, int]) -> int:
         """Return ``left`` without the offers that ``stage`` refuses, and note those."""
-        groups = self._dearer(stage, demand) if stage.by_price else self._grouped(stage.reads)
+        groups = self._dearer(stage, demand) if stage.by_price else self.grouped(stage.reads)
         for sample, bits in groups:
             hit = left & bits
             if hit and (reason := stage.refuse(sample, demand)) is not None:
@@ -98,7 +115,7 @@ class OfferIndex:
             return []
         return [(self.offers[first], ((1 << len(self.offers)) - 1) & ~((1 << first) - 1))]
 
-    def _grouped(self, fields: tuple[str, ...]) -> list[tuple[Offer, int]]:
+    def grouped(self, fields: tuple[str, ...]) -> list[tuple[Offer, int]]:
         """Return one offer for each combination of ``fields``, with the set of all that share it."""
         known = self._groups.get(fields)
         if known is None:

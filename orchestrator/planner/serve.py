@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
-from orchestrator.backend import Mount, Offer
+from orchestrator.backend import Mount
 from orchestrator.catalog import Accelerator, ModelFacts, PriceRow, count_parameters
 from orchestrator.engines import Adapter, EngineLaunch, engine
 from orchestrator.engines import ServingJob as EngineJob
@@ -22,8 +23,8 @@ from orchestrator.planner.choose import TOO_LITTLE, Candidate, Change, Choices, 
 from orchestrator.planner.compose import environment
 from orchestrator.planner.cost import token_cost
 from orchestrator.planner.demand import Demand
-from orchestrator.planner.groups import Groups, any_of, counts_of, group, refusals, spans
-from orchestrator.planner.index import Matched, OfferIndex
+from orchestrator.planner.groups import Groups, any_of, backends_of, group, refusals, spanning
+from orchestrator.planner.index import Matched, OfferIndex, OfferSet
 from orchestrator.planner.parallelism import Layout
 from orchestrator.planner.plan import SHOWN, Choice, Placed, Sort, advise
 from orchestrator.planner.sizing import Measured, ServingJob, Size
@@ -155,26 +156,25 @@ class _Fit:
 
     candidate: Candidate
     engine: str
-    written: EngineJob
-    job: ServingJob
-    size: Size
     speed: Throughput | None
 
     def served(self, question: Question) -> Served:
         """Write out the containers; only the chosen set needs them."""
         runner, nodes = engine(self.engine), self.candidate.layout.nodes
-        launch = runner.launch(self.written)
+        job, size = self.candidate.settled()
+        written = _engine_job(question, self.candidate, job, size)
+        launch = runner.launch(written)
         return Served(
             facts=question.facts,
             engine=self.engine,
             version=question.version or runner.versions[0],
             layout=self.candidate.layout,
-            job=self.job,
-            size=self.size,
+            job=job,
+            size=size,
             speed=self.speed,
             launch=launch,
             accelerator=self.candidate.accelerator,
-            follower=runner.launch(self.written, node_rank=1) if nodes > 1 else None,
+            follower=runner.launch(written, node_rank=1) if nodes > 1 else None,
             mounts=question.mounts(),
             lowered=self.candidate.lowered,
             notes=launch.warnings,
@@ -186,16 +186,16 @@ class _Option:
     """One group of offers on which the model can be served."""
 
     fit: _Fit
-    offers: tuple[Offer, ...]
+    offers: OfferSet
 
-    def choices(self) -> Iterator[Choice]:
-        """Yield every offer of the group with its price."""
+    def choices(self) -> Iterator[tuple[int, Choice]]:
+        """Yield the first offers of the group with their ranks: within it the cheapest is best."""
         layout, speed = self.fit.candidate.layout, self.fit.speed
-        for offer in self.offers:
+        for place, offer in islice(self.offers.ranked(), SHOWN):
             price = offer.price_usd_hour * layout.nodes
             cost = token_cost(speed, price_usd_hour=price).output_usd if speed else None
             rate = speed.output_tokens_s if speed else None
-            yield Choice(
+            choice = Choice(
                 offer,
                 layout.nodes,
                 price,
@@ -203,6 +203,7 @@ class _Option:
                 output_tokens_s=rate,
                 count=layout.count,
             )
+            yield place, choice
 
 
 def place_model(
@@ -233,7 +234,7 @@ def place_model(
     """
     asked = replace(demand, accelerator=any_of(demand.accelerator), nodes=1)
     matched = index.match(asked)
-    groups = group(matched, demand, accelerators)
+    groups = group(matched.fitting, demand, accelerators)
     options = _options(question, demand, groups, accelerators)
 
     def why_not() -> tuple[WhyNot, ...]:
@@ -255,24 +256,22 @@ def place_model(
             elsewhere=near,
         )
     ranked = sorted(
-        ((option.fit, choice) for option in options for choice in option.choices()),
-        key=lambda pair: _rank(*pair, sort=sort),
+        ((option, place, choice) for option in options for place, choice in option.choices()),
+        key=lambda found: _rank(*found, sort=sort),
     )
-    best, first = ranked[0]
-    choices = tuple(replace(c, chosen=c is first) for _, c in ranked[:SHOWN])
-    backends = tuple(dict.fromkeys(c.offer.backend for fit, c in ranked if fit is best))
-    placed = Placed(choices, len(ranked), refusals(matched, groups.refused), backends, why_not)
-    return placed, best.served(question)
+    best, _, first = ranked[0]
+    choices = tuple(replace(c, chosen=c is first) for *_, c in ranked[:SHOWN])
+    fitting = sum(len(option.offers) for option in options)
+    refused = refusals(matched, groups.refused)
+    placed = Placed(choices, fitting, refused, backends_of(best.offers), why_not)
+    return placed, best.fit.served(question)
 
 
 def _dearer(
     question: Question, demand: Demand, matched: Matched, accelerators: Mapping[str, Accelerator]
 ) -> Iterator[WhyNot]:
     """Yield the groups that hold the model and are refused for their price alone."""
-    groups = Groups()
-    for offer in matched.over_price:
-        if offer.accelerator in accelerators:
-            groups.add(offer, counts_of(offer, demand.accelerator))
+    groups = group(matched.over_price, demand, accelerators)
     for option in _options(question, demand, groups, accelerators):
         layout = option.fit.candidate.layout
         prices = [offer.price_usd_hour * layout.nodes for offer in option.offers]
@@ -299,17 +298,17 @@ def _options(
         left = offers
         refusal = fell[place].reason if place in fell else TOO_LITTLE
         for candidate in best.get(place, ()):
-            able = [o for o in left if spans(o, candidate.layout.nodes, demand)]
+            able = spanning(left, candidate.layout.nodes, demand)
             fit = _fit_of(question, candidate, counted) if able else None
             if isinstance(fit, _Fit):
-                options.append(_Option(fit, tuple(able)))
-                left = [o for o in left if o not in able]
+                options.append(_Option(fit, able))
+                left -= able
             elif fit is not None:
                 refusal = fit
                 groups.declined[fit] += len(able)
         if left:
             groups.refused[refusal] += len(left)
-            groups.fallen.append(Fallen(*place, tuple(left), refusal, fell.get(place)))
+            groups.fallen.append(Fallen(*place, left, refusal, fell.get(place)))
     return options
 
 
@@ -329,14 +328,14 @@ def _by_place(found: Choices) -> dict[tuple[str, int], list[Candidate]]:
 
 def _fit_of(question: Question, candidate: Candidate, counted: Mapping[str, Work]) -> _Fit | str:
     """Return the model on one set of accelerators, or why no engine serves it there."""
-    job, size = candidate.settled()
+    job, size = candidate.needs.job, candidate.needs.on(candidate.accelerator)
     written = _engine_job(question, candidate, job, size)
     refusal = ""
     for name in AUTO_ENGINES if question.engine == "auto" else (question.engine,):
         reason = engine(name).refuses(written)
         if reason is None:
             speed = _speed(question, candidate, job, size, name, counted[job.precision])
-            return _Fit(candidate, name, written, job, size, speed)
+            return _Fit(candidate, name, speed)
         refusal = refusal or f"{name}: {reason}"
     return refusal
 
@@ -405,7 +404,9 @@ def _speed(
     )
 
 
-def _rank(fit: _Fit, choice: Choice, *, sort: Sort) -> tuple[object, ...]:
+def _rank(option: _Option, place: int, choice: Choice, *, sort: Sort) -> tuple[object, ...]:
+    """Return the sort key: nothing lowered first, then what was asked for, then the rank of the offer."""
+    fit = option.fit
     first: float
     match sort:
         case _ if fit.speed is None:
@@ -419,7 +420,7 @@ def _rank(fit: _Fit, choice: Choice, *, sort: Sort) -> tuple[object, ...]:
     offer, candidate = choice.offer, fit.candidate
     return (
         bool(candidate.lowered), first, choice.price_usd_hour, candidate.layout.devices, offer.vram_bytes,
-        offer.backend, offer.region, offer.instance_type, offer.spot,
+        place, candidate.layout.count,
     )  # fmt: skip
 
 

@@ -10,8 +10,9 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
-from orchestrator.backend import Mount, Offer
+from orchestrator.backend import Mount
 from orchestrator.catalog import Accelerator, ModelFacts, count_parameters
 from orchestrator.engines import EngineLaunch, trainer
 from orchestrator.engines.tuning import Dataset, Tuned, TuningJob
@@ -20,8 +21,8 @@ from orchestrator.planner.choose import TOO_LITTLE
 from orchestrator.planner.choose_training import TrainingCandidate, TrainingMissed, choose_training
 from orchestrator.planner.compose import environment
 from orchestrator.planner.demand import Demand
-from orchestrator.planner.groups import Groups, any_of, group, refusals, spans
-from orchestrator.planner.index import OfferIndex
+from orchestrator.planner.groups import Groups, any_of, backends_of, group, refusals, spanning
+from orchestrator.planner.index import OfferIndex, OfferSet
 from orchestrator.planner.parallelism import is_native
 from orchestrator.planner.plan import SHOWN, Choice, Placed, advise
 from orchestrator.planner.sizing import Size, TrainingJob
@@ -126,6 +127,31 @@ class _Fit:
     speed: TrainingSpeed | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """One group of offers on which the run can take place."""
+
+    fit: _Fit
+    offers: OfferSet
+
+    def choices(self) -> Iterator[tuple[int, Choice]]:
+        """Yield the first offers of the group with their ranks: within it the cheapest is best."""
+        candidate, speed = self.fit.candidate, self.fit.speed
+        for place, offer in islice(self.offers.ranked(), SHOWN):
+            price = offer.price_usd_hour * candidate.nodes
+            cost = price / 3600 / speed.tokens_s * 1e6 if speed else None
+            rate = speed.tokens_s if speed else None
+            choice = Choice(
+                offer,
+                candidate.nodes,
+                price,
+                usd_per_million_tokens=cost,
+                output_tokens_s=rate,
+                count=candidate.count,
+            )
+            yield place, choice
+
+
 def place_training(
     question: TuningQuestion,
     demand: Demand,
@@ -150,7 +176,7 @@ def place_training(
     """
     asked = replace(demand, accelerator=any_of(demand.accelerator), nodes=1)
     matched = index.match(asked)
-    groups = group(matched, demand, accelerators)
+    groups = group(matched.fitting, demand, accelerators)
     options, missed = _options(question, demand, groups, accelerators)
     if not options:
         raise NothingFits(
@@ -161,19 +187,19 @@ def place_training(
             fix=_fix(missed, groups.declined) or advise(asked, matched),
         )
     ranked = sorted(
-        ((fit, choice) for fit, offers in options for choice in _choices(fit, offers)),
-        key=lambda pair: _rank(*pair),
+        ((option, place, choice) for option in options for place, choice in option.choices()),
+        key=lambda found: _rank(*found),
     )
-    best, first = ranked[0]
-    choices = tuple(replace(c, chosen=c is first) for _, c in ranked[:SHOWN])
-    backends = tuple(dict.fromkeys(c.offer.backend for fit, c in ranked if fit is best))
-    placed = Placed(choices, len(ranked), refusals(matched, groups.refused), backends)
-    return placed, _trained(question, best)
+    best, _, first = ranked[0]
+    choices = tuple(replace(c, chosen=c is first) for *_, c in ranked[:SHOWN])
+    fitting = sum(len(option.offers) for option in options)
+    placed = Placed(choices, fitting, refusals(matched, groups.refused), backends_of(best.offers))
+    return placed, _trained(question, best.fit)
 
 
 def _options(
     question: TuningQuestion, demand: Demand, groups: Groups, accelerators: Mapping[str, Accelerator]
-) -> tuple[list[tuple[_Fit, list[Offer]]], list[TrainingMissed]]:
+) -> tuple[list[_Option], list[TrainingMissed]]:
     """Size every group once; count the offers of those that do not hold the run by reason."""
     devices = sorted({name for name, _ in groups.offers})
     if not devices:
@@ -188,17 +214,17 @@ def _options(
         (m.accelerator.name, m.count): m for m in reversed(found.missed) if m.nodes == (question.nodes or 1)
     }
     counted = work(question.facts)
-    options: list[tuple[_Fit, list[Offer]]] = []
+    options: list[_Option] = []
     missed: list[TrainingMissed] = []
     for place, offers in groups.offers.items():
         left = offers
         refusal = fell[place].reason if place in fell else TOO_LITTLE
         for candidate in (c for c in wanted if (c.accelerator.name, c.count) == place):
-            able = [o for o in left if spans(o, candidate.nodes, demand)]
+            able = spanning(left, candidate.nodes, demand)
             fit = _fit_of(question, candidate, counted) if able else None
             if isinstance(fit, _Fit):
-                options.append((fit, able))
-                left = [o for o in left if o not in able]
+                options.append(_Option(fit, able))
+                left -= able
             elif fit is not None:
                 refusal = fit
                 groups.declined[fit] += len(able)
@@ -272,29 +298,12 @@ def _speed(candidate: TrainingCandidate, counted: Work) -> TrainingSpeed | None:
     )
 
 
-def _choices(fit: _Fit, offers: list[Offer]) -> Iterator[Choice]:
-    """Yield every offer of a group with its price."""
-    candidate, speed = fit.candidate, fit.speed
-    for offer in offers:
-        price = offer.price_usd_hour * candidate.nodes
-        cost = price / 3600 / speed.tokens_s * 1e6 if speed else None
-        rate = speed.tokens_s if speed else None
-        yield Choice(
-            offer,
-            candidate.nodes,
-            price,
-            usd_per_million_tokens=cost,
-            output_tokens_s=rate,
-            count=candidate.count,
-        )
-
-
-def _rank(fit: _Fit, choice: Choice) -> tuple[object, ...]:
-    offer, candidate = choice.offer, fit.candidate
+def _rank(option: _Option, place: int, choice: Choice) -> tuple[object, ...]:
+    candidate = option.fit.candidate
     cost = choice.usd_per_million_tokens
     return (
         math.inf if cost is None else cost, choice.price_usd_hour, candidate.nodes, candidate.count,
-        offer.vram_bytes, offer.backend, offer.region, offer.instance_type, offer.spot,
+        choice.offer.vram_bytes, place,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.backend import Offer
@@ -26,7 +26,7 @@ class Fallen:
 
     accelerator: str
     count: int
-    offers: tuple[Offer, ...]
+    offers: Collection[Offer]
     reason: str
     missed: Missed | None = None
 
