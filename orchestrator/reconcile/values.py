@@ -151,6 +151,8 @@ class Run:
     serial: int = 0
     created_at: datetime | None = None
     updated_at: datetime | None = None
+    set_name: str = ""
+    """The set it was applied under and is pruned with, "" where none was named."""
 
 
 @dataclass(frozen=True, slots=True)

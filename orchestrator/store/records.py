@@ -195,6 +195,7 @@ class Store:
             "spec": volume.spec,
             "spec_hash": volume.spec_hash,
             "created_at": to_micros(volume.created_at),
+            "set_name": volume.set_name,
         }
         put = insert_for(self.database.engine.dialect, volumes).values(name=volume.name, **row)
         with self.database.writing() as connection:
@@ -276,4 +277,5 @@ def _volume_of(row: Mapping[str, Any]) -> Volume:
         spec=row["spec"],
         spec_hash=row["spec_hash"],
         created_at=from_micros(row["created_at"]),
+        set_name=row["set_name"],
     )

@@ -31,6 +31,7 @@ def run_row(run: Run, *, changed_at: datetime) -> dict[str, Any]:
         "template": _template_text(run.template),
         "spec": run.spec,
         "plan": run.plan,
+        "set_name": run.set_name,
     }
 
 
@@ -66,6 +67,7 @@ def run_of(row: Row) -> Run:
         serial=row["serial"],
         created_at=from_micros(row["created_at"]),
         updated_at=from_micros(row["updated_at"]),
+        set_name=row["set_name"],
     )
 
 

@@ -44,6 +44,7 @@ runs = Table(
     Column("template", Text, nullable=False),
     Column("spec", Text, nullable=False),
     Column("plan", Text, nullable=False),
+    Column("set_name", Text, nullable=False, server_default=""),
 )
 
 jobs = Table(
@@ -107,6 +108,7 @@ volumes = Table(
     Column("spec_hash", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("spec", Text, nullable=False),
+    Column("set_name", Text, nullable=False, server_default=""),
 )
 
 meta = Table(

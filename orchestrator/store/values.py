@@ -15,3 +15,5 @@ class Volume:
     spec: str
     spec_hash: str
     created_at: datetime
+    set_name: str = ""
+    """The set it was applied under, "" where none was named."""

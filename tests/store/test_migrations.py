@@ -14,6 +14,7 @@ from alembic.script import ScriptDirectory
 
 from orchestrator.store import current_runs, migrate, open_store, revisions
 from orchestrator.store.records import Store
+from orchestrator.store.rows import run_row
 from orchestrator.store.tables import metadata
 from tests.store.values import T0, a_job, a_run, made, recorded
 
@@ -21,8 +22,8 @@ LATER = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 def upgrade():
     with op.batch_alter_table("runs") as runs:
@@ -56,10 +57,10 @@ def test_a_later_migration_keeps_what_is_there(
         before = (store.deployment, store.runs(), store.jobs(), store.events())
     later = tmp_path / "later"
     shutil.copytree(migrate.MIGRATIONS, later)
-    (later / "versions" / "r0002_later.py").write_text(LATER)
+    (later / "versions" / "r0003_later.py").write_text(LATER)
     monkeypatch.setattr(migrate, "MIGRATIONS", later)
-    monkeypatch.setattr(revisions, "REVISIONS", ("0001", "0002"))
-    monkeypatch.setattr(revisions, "HEAD", "0002")
+    monkeypatch.setattr(revisions, "REVISIONS", ("0001", "0002", "0003"))
+    monkeypatch.setattr(revisions, "HEAD", "0003")
 
     assert current_runs(url) == before[1]
     with open_store(url) as store:
@@ -68,7 +69,7 @@ def test_a_later_migration_keeps_what_is_there(
             if store.database.path:
                 assert connection.execute(sa.text("PRAGMA foreign_keys")).scalar() == 1
             revision = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
-        assert revision == "0002"
+        assert revision == "0003"
 
 
 def test_a_migration_that_fails_leaves_the_old_schema(
@@ -76,13 +77,13 @@ def test_a_migration_that_fails_leaves_the_old_schema(
 ) -> None:
     later = tmp_path / "later"
     shutil.copytree(migrate.MIGRATIONS, later)
-    (later / "versions" / "r0002_later.py").write_text(LATER + '    raise RuntimeError("power cut")\n')
+    (later / "versions" / "r0003_later.py").write_text(LATER + '    raise RuntimeError("power cut")\n')
     with open_store(url) as store:
         store.commit([made(a_run("chat"))])
     with monkeypatch.context() as patched:
         patched.setattr(migrate, "MIGRATIONS", later)
-        patched.setattr(revisions, "REVISIONS", ("0001", "0002"))
-        patched.setattr(revisions, "HEAD", "0002")
+        patched.setattr(revisions, "REVISIONS", ("0001", "0002", "0003"))
+        patched.setattr(revisions, "HEAD", "0003")
 
         with pytest.raises(RuntimeError, match="power cut"):
             open_store(url)
@@ -100,3 +101,25 @@ def test_a_file_that_was_made_and_not_filled_is_filled(tmp_path: Path) -> None:
     assert current_runs(f"sqlite:///{path}") == []
     with open_store(f"sqlite:///{path}") as store:
         assert store.runs() == []
+
+
+def test_what_was_written_before_sets_belongs_to_none(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tmp_path / "first"
+    shutil.copytree(migrate.MIGRATIONS, first)
+    (first / "versions" / "r0002_sets.py").unlink()
+    run = a_run("chat")
+    with monkeypatch.context() as patched:
+        patched.setattr(migrate, "MIGRATIONS", first)
+        patched.setattr(revisions, "REVISIONS", ("0001",))
+        patched.setattr(revisions, "HEAD", "0001")
+        with open_store(url, secret_key=None) as store, store.database.writing() as connection:
+            row = {**run_row(run, changed_at=T0), "serial": 1}
+            row.pop("set_name")
+            columns = ", ".join(row)
+            values = ", ".join(f":{name}" for name in row)
+            connection.execute(sa.text(f"INSERT INTO runs ({columns}) VALUES ({values})"), row)
+
+    with open_store(url) as store:
+        assert [(found.name, found.set_name) for found in store.runs()] == [("chat", "")]
