@@ -37,6 +37,13 @@ def images(
     >>> [image.reference for image in images("vllm", "rocm", "0.33.0")]
     ['vllm/vllm-openai-rocm:v0.33.0']
     """
+    return _matching(engine, family, version, overlay)
+
+
+@cache
+def _matching(
+    engine: str | None, family: str | None, version: str | None, overlay: Path | None
+) -> tuple[Image, ...]:
     return tuple(
         image
         for image in _images(overlay)

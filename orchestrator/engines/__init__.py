@@ -57,6 +57,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(p.stem for p in files if p.stem not in _PARTS | _TRAINERS))
 
 
+@cache
 def engine(name: str) -> Engine:
     """Return the engine called ``name`` in YAML.
 

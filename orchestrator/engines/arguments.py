@@ -209,4 +209,6 @@ def _with(job: ServingJob, user: Sequence[Option], flags: Flags, rules: Rules) -
             changed[field] = read(given.values[0])
         except ValueError:
             raise ValueError(f"args: {given.name} takes a number, got {given.values[0]!r}") from None
+    if not changed:
+        return job
     return replace(job, **changed)  # type: ignore[arg-type]  # the keys are the job's own fields
