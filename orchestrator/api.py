@@ -5,24 +5,43 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from orchestrator.apply import (
+    NO_SET,
+    NOTHING_LOST,
+    Consent,
+    Deletion,
     Difference,
+    Drift,
     RunPlan,
+    Scope,
     VolumePlan,
     World,
     diff_documents,
+    drifts,
     plan_documents,
     record,
+    require_consent,
+)
+from orchestrator.apply.planfile import (
+    Origin,
+    check_prices,
+    default_expiry,
+    is_priced,
+    plan_file,
+    read_plan,
+    resume,
 )
 from orchestrator.backend import Backend, Check, Instance, LogLine, Offer, Phase, Volume
+from orchestrator.catalog.digest import digest
 from orchestrator.catalog.hardware import accelerator, candidates
 from orchestrator.errors import BackendError, ModelyardError, NotFound, StateMoved, Unreachable
 from orchestrator.places import Places, read_places
@@ -38,7 +57,7 @@ if TYPE_CHECKING:  # the store imports SQLAlchemy, which a plan on a fresh machi
     from orchestrator.loop import Hooks, Loop
     from orchestrator.store.records import Store
 
-Plans = tuple[RunPlan | VolumePlan, ...]
+Plans = tuple[RunPlan | VolumePlan | Deletion, ...]
 Goal = Literal["accepted", "started", "ready", "settled", "ended", "deleted"]
 """Where to follow a run to: *accepted* by a backend, *settled* (a task has ended, what is kept up
 is ready), or what the word says. A run that has ended has reached whatever it can.
@@ -79,14 +98,34 @@ class Api(Protocol):
         rerun: bool = False,
         sort: Sort = "price",
         strict: bool = False,
+        scope: Scope = NO_SET,
     ) -> Plans:
         """Return what ``apply`` would do; changes nothing."""
+
+    def save(
+        self,
+        plans: Plans,
+        *,
+        scope: Scope = NO_SET,
+        consent: Consent = NOTHING_LOST,
+        lasts_s: int | None = None,
+    ) -> str:
+        """Return plans as the text of a plan file, good until the day after tomorrow or ``lasts_s``."""
+
+    def resume(self, path: str) -> tuple[Plans, Consent]:
+        """Return the plans of a file and what they may lose, or refuse when they no longer hold."""
 
     def diff(self, documents: Sequence[Document]) -> tuple[Difference, ...]:
         """Return how the documents differ from the record; asks no backend."""
 
-    def apply(self, plans: Plans) -> tuple[str, ...]:
+    def apply(self, plans: Plans, *, consent: Consent = NOTHING_LOST) -> tuple[str, ...]:
         """Write down what the plans say; return the names of the runs that changed."""
+
+    def finish_deletions(self, plans: Plans, *, hooks: Hooks | None = None) -> None:
+        """See the runs off that the plans delete, then delete the plans' volumes."""
+
+    def drift(self) -> tuple[Drift, ...]:
+        """Return where the places differ from the record, which is left as it is."""
 
     def follow(self, names: Sequence[str], goal: Goal, *, hooks: Hooks, timeout_s: float | None) -> bool:
         """Drive the runs until each has reached ``goal`` or its end; False when time ran out."""
@@ -151,6 +190,31 @@ class Api(Protocol):
         """Forget a secret."""
 
 
+class _Teller:
+    """Tells events of some runs in the order of the record, whoever wrote them down.
+
+    Another process may drive a run of ours: what it does is told here all the same.
+    """
+
+    def __init__(
+        self, store: Store, runs: frozenset[str], tell: Callable[[RunEvent], None], after: int
+    ) -> None:
+        self._store = store
+        self._runs = runs
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._last = after
+
+    def tell(self) -> None:
+        """Tell what is new."""
+        with self._lock:
+            while page := self._store.events(after=self._last):
+                for serial, event in page:
+                    self._last = serial
+                    if event.run in self._runs and event.action:  # not what the user just asked for
+                        self._tell(event)
+
+
 class Local:
     """The answers of this process: nothing has to be started first.
 
@@ -176,6 +240,8 @@ class Local:
         self._config = config
         self._environ = environ
         self._clock = clock
+        self._told: int | None = None
+        """The last event before what this process asked for; what follows is told."""
 
     @cached_property
     def places(self) -> Places:
@@ -201,9 +267,39 @@ class Local:
         rerun: bool = False,
         sort: Sort = "price",
         strict: bool = False,
+        scope: Scope = NO_SET,
     ) -> Plans:
         """Return what ``apply`` would do; changes nothing."""
-        return plan_documents(documents, self._world(documents, rerun=rerun, sort=sort, strict=strict))
+        world = self._world(documents, rerun=rerun, sort=sort, strict=strict, scope=scope)
+        return plan_documents(documents, world)
+
+    def save(
+        self,
+        plans: Plans,
+        *,
+        scope: Scope = NO_SET,
+        consent: Consent = NOTHING_LOST,
+        lasts_s: int | None = None,
+    ) -> str:
+        """Return plans as the text of a plan file, good until the day after tomorrow or ``lasts_s``."""
+        now = self._clock()
+        return plan_file(
+            plans,
+            origin=_origin(),
+            scope=scope,
+            consent=consent,
+            expires_at=default_expiry(now) if lasts_s is None else now + timedelta(seconds=lasts_s),
+            environ=self._environ,
+        )
+
+    def resume(self, path: str) -> tuple[Plans, Consent]:
+        """Return the plans of a file and what they may lose, or refuse when they no longer hold."""
+        saved = read_plan(path, origin=_origin(), now=self._clock())
+        volumes = {volume.name: volume for volume in self.store.volumes()}
+        plans = resume(saved, runs={run.name: run for run in self.store.runs()}, volumes=volumes)
+        if is_priced(plans):
+            check_prices(plans, self.offers().offers)
+        return plans, saved.consent
 
     def diff(self, documents: Sequence[Document]) -> tuple[Difference, ...]:
         """Return how the documents differ from the record; asks no backend."""
@@ -216,11 +312,12 @@ class Local:
         rerun: bool = False,
         sort: Sort = "price",
         strict: bool = False,
+        scope: Scope = NO_SET,
     ) -> World:
-        has_volumes = any(document.spec.type == "volume" for document in documents)
+        has_volumes = scope.prune or any(document.spec.type == "volume" for document in documents)
         return World(
             runs={run.name: run for run in current_runs(self._url)},
-            volumes={v.name: v.spec for v in self.store.volumes()} if has_volumes else {},
+            volumes={v.name: v for v in self.store.volumes()} if has_volumes else {},
             places={name: backend.can for name, backend in self.places.items()},
             offers=lambda: self.offers().offers,
             names=lambda name: [device.name for device in candidates(name)],
@@ -228,6 +325,7 @@ class Local:
             rerun=rerun,
             sort=sort,
             strict=strict,
+            scope=scope,
         )
 
     def _facts(self, model: Model) -> ModelFacts:
@@ -237,8 +335,14 @@ class Local:
         offline = self._environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
         return resolve(model.id, revision=model.revision, hub=hub, offline=offline)
 
-    def apply(self, plans: Plans) -> tuple[str, ...]:
-        """Write down what the plans say; volumes are made at once."""
+    def apply(self, plans: Plans, *, consent: Consent = NOTHING_LOST) -> tuple[str, ...]:
+        """Write down what the plans say; volumes are made at once.
+
+        Raises:
+            UsageError: the plans lose what ``consent`` does not allow to be lost.
+        """
+        require_consent(plans, consent)
+        self._told = self.store.last_serial()
         names = record(
             plans, self.store, environ=self._environ, now=self._clock(), new_id=lambda: uuid.uuid4().hex
         )
@@ -247,12 +351,47 @@ class Local:
                 self.places[plan.backend].create_volume(plan.name, size_bytes=plan.spec.size)
         return names
 
+    def finish_deletions(self, plans: Plans, *, hooks: Hooks | None = None) -> None:
+        """See the runs off that the plans delete, then delete the plans' volumes."""
+        deletions = [plan for plan in plans if isinstance(plan, Deletion)]
+        runs = [deletion.name for deletion in deletions if deletion.run]
+        if runs:
+            self.follow(runs, "deleted", hooks=hooks)
+        for deletion in deletions:
+            if deletion.run is None:
+                self.delete_volume(deletion.name)
+
+    def drift(self) -> tuple[Drift, ...]:
+        """Return where the places differ from the record, which is left as it is."""
+        return drifts(
+            self.store.runs(),
+            self.store.jobs(),
+            instances={name: backend.instances() for name, backend in self._answering()},
+            volumes=[(backend, volume.name) for backend, volume in self.volumes()],
+            held={
+                name: {volume.name for volume in self.places[name].volumes()}
+                for name in sorted({volume.backend for volume in self.store.volumes()})
+            },
+        )
+
     def follow(
         self, names: Sequence[str], goal: Goal, *, hooks: Hooks | None = None, timeout_s: float | None = None
     ) -> bool:
         """Drive the runs until each has reached ``goal`` or its end; False when time ran out."""
-        with self._loop(hooks) as loop:
-            return loop.drive(lambda: self._have_reached(names, goal), timeout_s=timeout_s)
+        from orchestrator.loop import Hooks  # http, ssl and threads: only where runs are driven
+
+        asked = hooks or Hooks()
+        after = self.store.last_serial() if self._told is None else self._told
+        teller = _Teller(self.store, frozenset(names), asked.event, after)
+
+        def is_there() -> bool:
+            teller.tell()
+            return self._have_reached(names, goal)
+
+        with self._loop(replace(asked, event=lambda _: teller.tell())) as loop:
+            found = loop.drive(is_there, timeout_s=timeout_s)
+        teller.tell()
+        return found
 
     def _loop(self, hooks: Hooks | None = None) -> Loop:
         from orchestrator.loop import Hooks, Loop  # http, ssl and threads: only where runs are driven
@@ -378,6 +517,7 @@ class Local:
         Raises:
             NotFound: one of them is not on record; nothing was written.
         """
+        self._told = self.store.last_serial()
         while True:
             runs = [self.store.run(name) for name in names]
             turns = [self._asked(run, wanted) for run in runs if run.wanted is not wanted]
@@ -515,6 +655,12 @@ def has_reached(run: Run, goal: Goal) -> bool:
             return run.state is RunState.READY
         case _:
             return False
+
+
+def _origin() -> Origin:
+    from importlib.metadata import version  # email and zipfile: only for plans that are kept
+
+    return Origin(version("modelyard"), digest())
 
 
 def _without_password(url: str) -> str:

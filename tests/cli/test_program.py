@@ -71,6 +71,33 @@ def test_a_killed_apply_is_picked_up_by_the_next_command(real: Cli) -> None:
     real("delete", "-y", "long")
 
 
+def test_commands_at_the_same_time_each_tell_their_own(real: Cli) -> None:
+    """Whoever drives a run, the command that applied it shows how it goes and what it prints."""
+    names = ["one", "two", "three"]
+    programs = []
+    for name in names:
+        spec = f"type: task\nname: {name}\nbackends: [process]\ncommands: [sleep 1, echo done {name}]\n"
+        command = [
+            sys.executable,
+            "-m",
+            "orchestrator.cli",
+            "apply",
+            "-y",
+            "-f",
+            real.write(f"{name}.yaml", spec),
+        ]
+        programs.append(
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | ENVIRON
+            )
+        )
+    for name, program in zip(names, programs, strict=True):
+        out, err = program.communicate(timeout=60)
+        assert (program.returncode, out) == (0, f"done {name}\n"), err
+        assert err.splitlines()[-1] == f"{name}  succeeded  every node ended with exit code 0"
+    assert real("delete", "-y", *names).code == 0
+
+
 def test_the_quickstart_answers_on_the_printed_address(real: Cli) -> None:
     applied = real("apply", "-y", "-f", str(ROOT / "configs/quickstart"))
     assert applied.code == 0, applied.err
