@@ -76,8 +76,15 @@ def template(kind: str, spec_hash: str) -> Template:
 # The child ---------------------------------------------------------------------------------------
 
 
-def play(kind: str, folder: Path, die_at: int) -> None:
-    """Play the story in this process, and die at the ``die_at``-th boundary."""
+def play(kind: str, folder: Path, die_at: int, inside: bool = False) -> None:
+    """Play the story in this process, and die at the ``die_at``-th boundary.
+
+    With ``inside`` the kill falls between Docker's making of a container and its start.
+    """
+    if inside:
+        from docker.api.container import ContainerApiMixin
+
+        ContainerApiMixin.start = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
     passed = 0
 
     def boundary(step: str) -> None:
@@ -147,9 +154,9 @@ _SPAWN = multiprocessing.get_context("forkserver")
 _SPAWN.set_forkserver_preload(["tests.loop.crash"])  # imports once: a child then costs milliseconds
 
 
-def child(kind: str, folder: Path, die_at: int) -> bool:
+def child(kind: str, folder: Path, die_at: int, *, inside: bool = False) -> bool:
     """Play in a process of its own; return whether it lived to the end of the story."""
-    process = _SPAWN.Process(target=play, args=(kind, folder, die_at))
+    process = _SPAWN.Process(target=play, args=(kind, folder, die_at, inside))
     process.start()
     process.join()
     if process.exitcode not in (0, -signal.SIGKILL):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backend import Launch
+from orchestrator.backend import Launch, Phase
 from tests.images import require_engine
 from tests.loop import crash
 
@@ -34,3 +34,17 @@ def test_a_world_that_does_not_come_to_rest_is_seen(tmp_path: Path) -> None:
         Launch("ghost-0-0-0", "ghost"), secrets={}, progress=lambda _: None
     )
     assert not crash.recover("sim", tmp_path).recovered
+
+
+@pytest.mark.docker
+def test_a_container_that_was_made_and_never_started_is_started_by_the_next_loop(tmp_path: Path) -> None:
+    """The kill falls inside the backend's own start, where no boundary of the loop is."""
+    require_engine()
+    try:
+        assert not crash.child("docker", tmp_path, die_at=0, inside=True)
+        (left,) = crash.make_backend("docker", tmp_path).instances()
+        assert left.phase is Phase.PENDING
+        outcome = crash.recover("docker", tmp_path)
+        assert (outcome.recovered, outcome.doubled, outcome.orphaned) == (True, (), ())
+    finally:
+        crash.clean("docker", tmp_path)
