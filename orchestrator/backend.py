@@ -143,6 +143,9 @@ class Resources:
     accelerator: str | None = None
     vendor: str | None = None
     accelerators: int = 0
+    vram_bytes: int = 0
+    """Of each accelerator, as the offer that was chosen gave it; 0 where that is not known."""
+    compute_capability: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,10 +349,26 @@ class Backend(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Scaling:
+    """Between how many replicas a service is kept, and by what.
+
+    ``series`` is the metric as its engine exports it, ``target`` its value per replica.
+    """
+
+    least: int
+    most: int
+    series: str
+    target: float
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """Identical launches kept together: ``replicas`` × ``nodes`` of one template.
 
-    The template's name, replica, node and attempt are those of the first launch.
+    The template's name, replica, node and attempt are those of the first launch. ``follower`` is
+    the launch of the nodes above 0, where it differs. With ``surge`` a changed replica may run
+    beside the one it replaces; without, the old one goes first. ``scaling`` is for a place that
+    has a controller of its own for it.
     """
 
     name: str
@@ -359,6 +378,9 @@ class Group:
     nodes: int = 1
     retries: int = 0
     max_duration_s: int | None = None
+    follower: Launch | None = None
+    surge: bool = True
+    scaling: Scaling | None = None
 
 
 @dataclass(frozen=True, slots=True)

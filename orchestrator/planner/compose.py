@@ -110,6 +110,8 @@ def _resources(spec: Work, offer: Offer, demand: Demand) -> Resources:
         accelerator=offer.accelerator if accelerators else None,
         vendor=offer.vendor if accelerators else None,
         accelerators=accelerators,
+        vram_bytes=offer.vram_bytes if accelerators else 0,
+        compute_capability=offer.compute_capability if accelerators else None,
     )
 
 

@@ -1,0 +1,1 @@
+"""Kubernetes: groups as the cluster's own objects, kept by its own controllers."""

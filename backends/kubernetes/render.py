@@ -1,0 +1,421 @@
+"""From a group to the objects of a cluster; pure, so that a repository can hold the result."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from backends.kubernetes.names import (
+    MANAGER,
+    NODES,
+    VOLUME,
+    fitting,
+    label_value,
+    labels,
+    selector,
+)
+from backends.kubernetes.pod import Needs, Pod, pod, quantity
+from backends.kubernetes.settings import Settings
+from orchestrator.backend import Group, Launch, Port
+from orchestrator.errors import Rejected
+
+Json = dict[str, Any]
+
+LEADER_WORKER_SET = "leaderworkersets.leaderworkerset.x-k8s.io"
+JOB_SET = "jobsets.jobset.x-k8s.io"
+SCALED_OBJECT = "scaledobjects.keda.sh"
+
+INSTALL: Mapping[str, str] = {
+    LEADER_WORKER_SET: "https://lws.sigs.k8s.io/docs/installation/",
+    JOB_SET: "https://jobset.sigs.k8s.io/docs/installation/",
+    SCALED_OBJECT: "https://keda.sh/docs/latest/deploy/",
+}
+"""Where an operator reads how to install what a group takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The objects of one group.
+
+    The first object owns the others: deleting it deletes all. ``needs`` names the keys of Secrets
+    that have to be in the namespace, ``requires`` the custom resources of the cluster.
+    """
+
+    objects: tuple[Json, ...]
+    needs: tuple[Needs, ...] = ()
+    requires: tuple[str, ...] = ()
+
+
+def render_group(group: Group, settings: Settings) -> Rendered:
+    """Return the objects that keep ``group``.
+
+    ================  ==========================  ==========================================
+    kind              one node                    several nodes
+    ================  ==========================  ==========================================
+    service           Deployment                  LeaderWorkerSet, or StatefulSets
+    task              Job                         Indexed Job, or JobSet
+    dev-environment   StatefulSet                 refused
+    ================  ==========================  ==========================================
+
+    Raises:
+        Rejected: no object keeps such a group, or this cluster's settings refuse it.
+    """
+    made = _Making(group, settings)
+    if group.kind == "task":
+        return made.task()
+    if group.nodes > 1:
+        if group.kind == "dev-environment":
+            raise Rejected("a dev environment has one node", fix="set nodes: 1")
+        return made.leader_workers() if settings.multinode == "leader-worker-set" else made.stateful_pairs()
+    return made.service() if group.kind == "service" else made.dev_environment()
+
+
+def render_volume(name: str, settings: Settings, *, size_bytes: int | None) -> Json:
+    """Return the claim of a named volume."""
+    spec: Json = {
+        "accessModes": [settings.volume_access],
+        "resources": {"requests": {"storage": quantity(size_bytes or settings.volume_bytes)}},
+    }
+    if settings.storage_class is not None:
+        spec["storageClassName"] = settings.storage_class
+    metadata = {
+        "name": fitting(name),
+        "namespace": settings.namespace,
+        "labels": {"app.kubernetes.io/managed-by": MANAGER, VOLUME: label_value(name)},
+    }
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+def to_yaml(objects: Sequence[Json]) -> str:
+    """Return objects as one stream of YAML documents, keys sorted, the same for the same objects."""
+    import yaml  # 20 ms of CPU: only where text is wanted
+
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    # copied, because parts that two places share would become anchors
+    copies = [json.loads(json.dumps(one)) for one in objects]
+    return "".join(
+        "---\n" + yaml.dump(one, Dumper=dumper, sort_keys=True, width=110, allow_unicode=True)
+        for one in copies
+    )
+
+
+class _Making:
+    """One group on its way to objects; every method returns something new."""
+
+    def __init__(self, group: Group, settings: Settings) -> None:
+        self.group = group
+        self.settings = settings
+        self.launch = group.template
+        self.run = group.template.run
+        self.name = fitting(self.run)
+        self.labels = labels(self.run, spec_hash=self.launch.spec_hash, kind=group.kind)
+
+    # -- what runs to an end ---------------------------------------------------------------------
+
+    def task(self) -> Rendered:
+        """Return a Job; its name carries the spec's hash, because a Job's template never changes."""
+        name = fitting(f"{self.run}-{self.launch.spec_hash[:8]}") if self.launch.spec_hash else self.name
+        jobset = self.group.nodes > 1 and self.settings.tasks == "jobset"
+        leader = f"{name}-node-0-0.{name}" if jobset else f"{name}-0.{name}"
+        rank = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+        made = self._pod(self.launch, _ranks(rank, leader) if self.group.nodes > 1 else _ALONE)
+        template = self._template(made)
+        job = self._job(template)
+        if jobset:
+            return self._jobset(name, job, made)
+        owner = self._object("batch/v1", "Job", name, job, queued=True)
+        objects = [owner]
+        if self.group.nodes > 1:
+            template["spec"]["subdomain"] = name
+            objects.append(self._rendezvous(name))
+        return self._whole(objects, made)
+
+    def _job(self, template: Json) -> Json:
+        group = self.group
+        spec: Json = {
+            "backoffLimit": group.retries,
+            "parallelism": group.nodes,
+            "completions": group.nodes,
+            "template": template,
+            # a pod that was evicted or preempted did nothing wrong, and costs no retry
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+                ]
+            },
+            # the successor waits until the accelerators are free
+            "podReplacementPolicy": "Failed",
+        }
+        if group.nodes > 1:
+            spec["completionMode"] = "Indexed"
+        if group.max_duration_s is not None:
+            spec["activeDeadlineSeconds"] = group.max_duration_s
+        return spec
+
+    def _jobset(self, name: str, job: Json, made: Pod) -> Rendered:
+        job = {**job, "backoffLimit": 0}  # the set starts all of it again, not one pod
+        template = {"metadata": {"labels": self.labels}, "spec": job}
+        spec = {
+            "failurePolicy": {"maxRestarts": self.group.retries},
+            "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": name},
+            "replicatedJobs": [{"name": "node", "replicas": 1, "template": template}],
+        }
+        owner = self._object("jobset.x-k8s.io/v1alpha2", "JobSet", name, spec, queued=True)
+        return replace(self._whole([owner], made), requires=(JOB_SET,))
+
+    # -- what is kept up -------------------------------------------------------------------------
+
+    def service(self) -> Rendered:
+        """Return a Deployment with a Service, and what scales it and keeps it from being drained."""
+        made = self._pod(self.launch, _ALONE, drains=True)
+        start_s = self.launch.probe.start_s if self.launch.probe else 0
+        rolling = (
+            {"maxSurge": 1, "maxUnavailable": 0} if self.group.surge else {"maxSurge": 0, "maxUnavailable": 1}
+        )
+        spec: Json = {
+            "selector": {"matchLabels": selector(self.run)},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": rolling},
+            # the default of 10 minutes would call a large model's start a failure
+            "progressDeadlineSeconds": int(start_s) + 600,
+            "template": self._template(made),
+            **self._replicas(),
+        }
+        owner = self._object("apps/v1", "Deployment", self.name, spec, queued=True)
+        return self._kept_up([owner, *self._service(selector(self.run))], made, "apps/v1", "Deployment")
+
+    def dev_environment(self) -> Rendered:
+        """Return a StatefulSet of one pod, which keeps its name."""
+        made = self._pod(self.launch, _ALONE)
+        spec = self._stateful(made, replicas=1, chosen=selector(self.run))
+        owner = self._object("apps/v1", "StatefulSet", self.name, spec, queued=True)
+        return self._whole([owner, self._rendezvous(self.name)], made)
+
+    def leader_workers(self) -> Rendered:
+        """Return a LeaderWorkerSet: each replica is a group of pods that starts and ends together."""
+        prefix = "leaderworkerset.sigs.k8s.io/"
+        replica = _field("MODELYARD_REPLICA", f"metadata.labels['{prefix}group-index']")
+        leader = f"{self.name}-$(MODELYARD_REPLICA).{self.name}"
+        ranks = (replica, *_ranks(f"metadata.labels['{prefix}worker-index']", leader))
+        made = self._pod(self.launch, ranks, drains=True)
+        follower = replace(self.group.follower or self.launch, probe=None)
+        workers = self._pod(follower, ranks)
+        spec = {
+            **self._replicas(),
+            "startupPolicy": "LeaderCreated",
+            "rolloutStrategy": {
+                "type": "RollingUpdate",
+                "rollingUpdateConfiguration": {"maxSurge": 0, "maxUnavailable": 1},
+            },
+            "networkConfig": {"subdomainPolicy": "Shared"},
+            "leaderWorkerTemplate": {
+                "size": self.group.nodes,
+                # a rank that is gone takes its collective with it
+                "restartPolicy": "RecreateGroupOnPodRestart",
+                "leaderTemplate": self._template(made),
+                "workerTemplate": self._template(workers),
+            },
+        }
+        version = "leaderworkerset.x-k8s.io/v1"
+        owner = self._object(version, "LeaderWorkerSet", self.name, spec, queued=True)
+        # the controller makes a headless service of the set's own name
+        chosen = {**selector(self.run), prefix + "worker-index": "0"}
+        objects = [owner, *self._service(chosen, name=fitting(f"{self.run}-leaders"))]
+        rendered = self._kept_up(objects, made, version, "LeaderWorkerSet", others=(workers,))
+        return replace(rendered, requires=(LEADER_WORKER_SET, *rendered.requires))
+
+    def stateful_pairs(self) -> Rendered:
+        """Return two StatefulSets a replica, leader and workers, for clusters without LeaderWorkerSet.
+
+        A pod that fails is restarted alone; the engine has to notice that its peers are gone.
+        """
+        role = "modelyard.dev/role"
+        leaders = {**selector(self.run), role: "leader"}
+        # a Service may own others: here no single object of the replicas can
+        objects = [self._rendezvous(self.name), *self._service(leaders, fitting(f"{self.run}-leaders"))]
+        pods: list[Pod] = []
+        for replica in range(self.group.replicas):
+            leader = fitting(f"{self.run}-{replica}-leader")
+            known = {"name": "MODELYARD_REPLICA", "value": str(replica)}
+            pod_index = "metadata.labels['apps.kubernetes.io/pod-index']"
+            ranks = (known, *_ranks(pod_index, f"{leader}-0.{self.name}"))
+            follower = replace(self.group.follower or self.launch, probe=None)
+            for name, launch, first, many in (
+                (leader, self.launch, 0, 1),
+                (fitting(f"{self.run}-{replica}-workers"), follower, 1, self.group.nodes - 1),
+            ):
+                made = self._pod(launch, ranks, drains=not first)
+                pods.append(made)
+                mark = {"modelyard.dev/replica": str(replica), role: "worker" if first else "leader"}
+                spec = self._stateful(made, replicas=many, chosen={**selector(self.run), **mark}, first=first)
+                objects.append(self._object("apps/v1", "StatefulSet", name, spec, queued=True))
+        return self._whole(objects, *pods)
+
+    def _stateful(self, made: Pod, *, replicas: int, chosen: Mapping[str, str], first: int = 0) -> Json:
+        template = self._template(made)
+        template["metadata"]["labels"] = {**template["metadata"]["labels"], **chosen}
+        return {
+            "replicas": replicas,
+            "serviceName": self.name,
+            "selector": {"matchLabels": dict(chosen)},
+            "podManagementPolicy": "Parallel",
+            "template": template,
+            **({"ordinals": {"start": first}} if first else {}),
+        }
+
+    def _kept_up(
+        self, objects: list[Json], made: Pod, version: str, kind: str, *, others: Sequence[Pod] = ()
+    ) -> Rendered:
+        group = self.group
+        many = group.scaling.most if group.scaling else group.replicas
+        if self.settings.disruption_budget and many > 1 and group.nodes == 1:
+            budget = {"maxUnavailable": 1, "selector": {"matchLabels": selector(self.run)}}
+            objects.append(self._object("policy/v1", "PodDisruptionBudget", self.name, budget))
+        requires: tuple[str, ...] = ()
+        if group.scaling and self.settings.autoscaler != "none":
+            scaled = {"apiVersion": version, "kind": kind, "name": self.name}
+            objects.append(self._hpa(scaled) if self.settings.autoscaler == "hpa" else self._keda(scaled))
+            requires = (SCALED_OBJECT,) if self.settings.autoscaler == "keda" else ()
+        return replace(self._whole(objects, made, *others), requires=requires)
+
+    def _hpa(self, scaled: Json) -> Json:
+        scaling = self._scaling()
+        metric = {
+            # a series' colon is not allowed in the name of a metric (prometheus-adapter's own rule)
+            "metric": {"name": scaling.series.replace(":", "_")},
+            "target": {"type": "AverageValue", "averageValue": _number(scaling.target)},
+        }
+        spec = {
+            "scaleTargetRef": scaled,
+            "minReplicas": max(1, scaling.least),
+            "maxReplicas": scaling.most,
+            "metrics": [{"type": "Pods", "pods": metric}],
+        }
+        return self._object("autoscaling/v2", "HorizontalPodAutoscaler", self.name, spec)
+
+    def _keda(self, scaled: Json) -> Json:
+        scaling = self._scaling()
+        chosen = f'namespace="{self.settings.namespace}",pod=~"{self.name}-.*"'
+        trigger = {
+            "type": "prometheus",
+            "metricType": "AverageValue",
+            "metadata": {
+                "serverAddress": self.settings.prometheus,
+                "query": f"sum({scaling.series}{{{chosen}}})",
+                "threshold": _number(scaling.target),
+            },
+        }
+        spec = {
+            "scaleTargetRef": scaled,
+            "minReplicaCount": scaling.least,
+            "maxReplicaCount": scaling.most,
+            "triggers": [trigger],
+        }
+        return self._object("keda.sh/v1alpha1", "ScaledObject", self.name, spec)
+
+    def _scaling(self) -> Any:
+        assert self.group.scaling is not None
+        return self.group.scaling
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def _replicas(self) -> Json:
+        """Return the number of replicas, unless another controller writes it."""
+        scaled = self.group.scaling is not None and self.settings.autoscaler != "none"
+        return {} if scaled else {"replicas": self.group.replicas}
+
+    def _pod(self, launch: Launch, variables: Sequence[Json], *, drains: bool = False) -> Pod:
+        many = {"name": "MODELYARD_NODES_NUM", "value": str(self.group.nodes)}
+        gpus = launch.resources.accelerators * self.group.nodes
+        counted = (many, {"name": "MODELYARD_GPUS_NUM", "value": str(gpus)})
+        return pod(
+            launch, self.settings, kind=self.group.kind, nodes=self.group.nodes,
+            variables=(*counted, *variables), drains=drains and bool(launch.ports),
+        )  # fmt: skip
+
+    def _template(self, made: Pod) -> Json:
+        metadata: Json = {"labels": {**self.labels, NODES: str(self.group.nodes)}}
+        fabric = self.settings.fabric
+        if fabric and fabric.annotations and self.group.nodes > 1:
+            metadata["annotations"] = dict(fabric.annotations)
+        return {"metadata": metadata, "spec": made.spec}
+
+    def _object(self, version: str, kind: str, name: str, spec: Json, *, queued: bool = False) -> Json:
+        found = dict(self.labels)
+        if queued and self.settings.queue:
+            found["kueue.x-k8s.io/queue-name"] = self.settings.queue
+            if self.settings.queue_priority:
+                found["kueue.x-k8s.io/priority-class"] = self.settings.queue_priority
+        metadata: Json = {"name": name, "namespace": self.settings.namespace, "labels": found}
+        return {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}
+
+    def _service(self, chosen: Mapping[str, str], name: str | None = None) -> list[Json]:
+        ports = _service_ports(self.launch.ports)
+        if not ports:
+            return []
+        spec = {"type": "ClusterIP", "selector": dict(chosen), "ports": ports}
+        return [self._object("v1", "Service", name or self.name, spec)]
+
+    def _rendezvous(self, name: str) -> Json:
+        """Return a headless Service that names pods before they are ready: ranks meet to become so."""
+        spec: Json = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": selector(self.run)}
+        if ports := _service_ports(self.launch.ports):
+            spec["ports"] = ports
+        return self._object("v1", "Service", name, spec)
+
+    def _whole(self, objects: list[Json], *pods: Pod) -> Rendered:
+        files = {made.files_name: made.files for made in pods if made.files}
+        maps = [self._config_map(name, contents) for name, contents in sorted(files.items())]
+        needs = dict.fromkeys(need for made in pods for need in made.needs)
+        return Rendered((*objects, *maps), tuple(needs))
+
+    def _config_map(self, name: str, contents: Mapping[str, bytes]) -> Json:
+        texts: dict[str, str] = {}
+        binaries: dict[str, str] = {}
+        for key, content in contents.items():
+            try:
+                texts[key] = content.decode()
+            except UnicodeDecodeError:
+                binaries[key] = base64.b64encode(content).decode()
+        made = self._object("v1", "ConfigMap", name, {})
+        del made["spec"]
+        return {
+            **made,
+            "immutable": True,
+            **({"data": texts} if texts else {}),
+            **({"binaryData": binaries} if binaries else {}),
+        }
+
+
+_ALONE: tuple[Json, ...] = ({"name": "MODELYARD_NODE_RANK", "value": "0"},)
+
+
+def _field(name: str, path: str) -> Json:
+    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+
+def _ranks(rank_path: str, leader: str) -> tuple[Json, ...]:
+    """Return how a pod of several learns its rank, its address and where rank 0 is."""
+    return (
+        _field("MODELYARD_NODE_RANK", rank_path),
+        {"name": "MODELYARD_MASTER_NODE_IP", "value": leader},
+        _field("MODELYARD_NODE_IP", "status.podIP"),
+    )
+
+
+def _service_ports(ports: Sequence[Port]) -> list[Json]:
+    return [
+        {"name": f"port-{p.container}", "port": p.container, "targetPort": f"port-{p.container}"}
+        for p in ports
+    ]
+
+
+def _number(value: float) -> str:
+    """Return a number as a quantity: whole where it is.
+
+    >>> _number(4.0), _number(0.25)
+    ('4', '0.25')
+    """
+    return f"{value:g}"

@@ -1,0 +1,184 @@
+"""How a cluster wants its objects: security, queues, fabrics, mirrors, caches."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+from orchestrator.errors import ConfigError
+
+Security = Literal["restricted", "baseline", "image-default"]
+Multinode = Literal["leader-worker-set", "statefulset"]
+Tasks = Literal["job", "jobset"]
+Autoscaler = Literal["none", "hpa", "keda"]
+Access = Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fabric:
+    """The fast network between the nodes of one replica, as this site's device plugin names it.
+
+    Args:
+        resource: The extended resource, such as ``rdma/ib`` or ``vpc.amazonaws.com/efa``.
+        count: How many a pod asks for.
+        env: Variables that a pod gets with it, such as ``NCCL_IB_HCA``.
+        capabilities: Linux capabilities it takes, such as ``IPC_LOCK``.
+        host_network: Whether the pod uses the network of its machine.
+        annotations: Annotations that attach networks, such as those of Multus.
+    """
+
+    resource: str = ""
+    count: int = 1
+    env: Mapping[str, str] = field(default_factory=dict)
+    capabilities: Sequence[str] = ()
+    host_network: bool = False
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Machines that an autoscaler makes on demand, which no node shows while there are none.
+
+    ``accelerator``, ``vram_bytes``, ``cpu`` and ``memory_bytes`` are those of one machine; ``labels``
+    are on its nodes from the start, and a pod that is sent here selects them.
+    """
+
+    name: str
+    labels: Mapping[str, str]
+    cpu: float
+    memory_bytes: int
+    accelerator: str | None = None
+    vendor: str | None = None
+    count: int = 0
+    vram_bytes: int = 0
+    most: int | None = None
+    price_usd_hour: float = 0.0
+    boot_s: int = 300
+    spot: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an operator says of a cluster, for every object that is written there.
+
+    Args:
+        namespace: Where the objects go.
+        security: The Pod Security profile that pods keep: ``restricted`` runs as ``user_id``,
+            ``baseline`` as the user of the image, ``image-default`` sets nothing at all.
+        user_id: The user, and the group of volumes, under ``restricted``; None where the
+            namespace gives one out, as on OpenShift.
+        multinode: What keeps a service that spans nodes.
+        tasks: What runs a task that spans nodes; a JobSet starts all of it again when one fails.
+        autoscaler: What moves a service's replicas; the number is left out of its object then.
+        prometheus: Where KEDA finds the series, for ``keda``.
+        disruption_budget: Whether a service of several replicas gets one.
+        queue: Kueue's LocalQueue for every run.
+        queue_priority: Kueue's WorkloadPriorityClass.
+        priority_class: The PriorityClass of pods.
+        default_image: Runs commands of specs that name no image.
+        cache_claim: A PersistentVolumeClaim that holds models and compiled kernels for all runs.
+        storage_class: The class of volumes that are made; None for the cluster's default.
+        volume_access: How volumes that are made may be mounted.
+        volume_bytes: The size of a volume that names none.
+        images: Prefixes of images and what they become, for a registry of one's own.
+        env: Variables of every container, such as ``HF_ENDPOINT``.
+        secrets: Where a variable's value is in the cluster, as ``secret/key``; others come from
+            a Secret that is written for the run.
+        pull_secrets: Secrets with which images are pulled.
+        node_selector: Labels of the nodes that may be used.
+        tolerations: Taints of the nodes that may be used, as Kubernetes writes them.
+        fabric: The network of replicas that span nodes.
+        pools: Machines that exist on demand.
+    """
+
+    namespace: str = "default"
+    security: Security = "restricted"
+    user_id: int | None = 1000
+    multinode: Multinode = "leader-worker-set"
+    tasks: Tasks = "job"
+    autoscaler: Autoscaler = "none"
+    prometheus: str = "http://prometheus-operated.monitoring:9090"
+    disruption_budget: bool = True
+    queue: str | None = None
+    queue_priority: str | None = None
+    priority_class: str | None = None
+    default_image: str | None = None
+    cache_claim: str | None = None
+    storage_class: str | None = None
+    volume_access: Access = "ReadWriteOnce"
+    volume_bytes: int = 10 * 2**30
+    images: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    pull_secrets: Sequence[str] = ()
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: Sequence[Mapping[str, Any]] = ()
+    fabric: Fabric | None = None
+    pools: Sequence[Pool] = ()
+
+
+_Part = TypeVar("_Part", Fabric, Pool)
+
+
+def read_settings(name: str, options: Mapping[str, Any]) -> Settings:
+    """Return the settings that the options of backend ``name`` say, as ``config.yaml`` has them.
+
+    Raises:
+        ConfigError: an option has no such value, or two contradict each other.
+
+    >>> read_settings("lab", {"namespace": "ml", "fabric": {"resource": "rdma/ib"}}).fabric.count
+    1
+    """
+    given = dict(options)
+    if isinstance(given.get("fabric"), Mapping):
+        given["fabric"] = _part(name, "fabric", Fabric, given["fabric"])
+    if given.get("pools"):
+        given["pools"] = tuple(_part(name, "pools", Pool, pool) for pool in given["pools"])
+    settings = Settings(**given)
+    _check_choices(name, settings)
+    _check_fabric(name, settings)
+    for variable, place in settings.secrets.items():
+        if place.count("/") != 1:
+            raise ConfigError(
+                f"backend {name!r}: secrets.{variable} is {place!r}", fix="write it as secret/key"
+            )
+    return settings
+
+
+def _part(name: str, option: str, kind: type[_Part], given: Any) -> _Part:
+    known = [f.name for f in fields(kind)]
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"backend {name!r}: {option} takes keys and values", fix=f"known: {', '.join(known)}"
+        )
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"backend {name!r}: {option} has no {key!r}", fix=fix)
+    try:
+        return kind(**given)
+    except TypeError as error:
+        missing = str(error).rpartition(": ")[2]
+        raise ConfigError(f"backend {name!r}: {option} lacks {missing}", fix="give each of them") from None
+
+
+def _check_choices(name: str, settings: Settings) -> None:
+    hints = get_type_hints(Settings)
+    for option in ("security", "multinode", "tasks", "autoscaler", "volume_access"):
+        allowed = get_args(hints[option])
+        value = getattr(settings, option)
+        if value not in allowed:
+            raise ConfigError(f"backend {name!r}: {option} is {value!r}", fix=f"one of {', '.join(allowed)}")
+
+
+def _check_fabric(name: str, settings: Settings) -> None:
+    fabric = settings.fabric
+    if fabric and (fabric.capabilities or fabric.host_network) and settings.security != "image-default":
+        what = "capabilities" if fabric.capabilities else "the host's network"
+        raise ConfigError(
+            f"backend {name!r}: a fabric that takes {what} is refused by Pod Security {settings.security!r}",
+            fix="set security: image-default, in a namespace that admits it",
+        )

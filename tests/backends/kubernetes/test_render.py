@@ -1,0 +1,399 @@
+"""What a cluster is handed: valid, restricted, the same every time, and what the group says."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.kubernetes.names import fitting, literal
+from backends.kubernetes.pod import HOME
+from backends.kubernetes.render import LEADER_WORKER_SET, render_group, render_volume, to_yaml
+from backends.kubernetes.settings import Fabric, Pool, Settings, read_settings
+from orchestrator.backend import Group, Mount, Probe, Resources
+from orchestrator.errors import ConfigError, Rejected
+from tests.backends.kubernetes import rules
+from tests.backends.kubernetes.samples import (
+    GROUPS,
+    H100,
+    INDEXED,
+    JOB,
+    SCALED,
+    SERVE,
+    SERVICE,
+    SPANNING,
+    WORKPLACE,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+VERSIONS = ("1.30", "1.32", "1.34", "1.36", "1.37")
+SETTINGS = {
+    "plain": Settings(),
+    "site": Settings(
+        namespace="ml",
+        queue="team-a",
+        queue_priority="high",
+        autoscaler="keda",
+        tasks="jobset",
+        multinode="statefulset",
+        cache_claim="models",
+        images={"docker.io": "registry.lan/hub"},
+        env={"HF_ENDPOINT": "http://hub.lan"},
+        secrets={"HF_TOKEN": "hugging-face/token"},
+        pull_secrets=("pull",),
+        node_selector={"pool": "gpu"},
+        tolerations=({"key": "team", "operator": "Equal", "value": "a"},),
+        fabric=Fabric("rdma/ib", env={"NCCL_IB_HCA": "mlx5"}),
+    ),
+    "hpa": Settings(autoscaler="hpa"),
+}
+
+
+def container(one: Any) -> Any:
+    (template, *_) = rules.pod_templates(one)
+    return template["spec"]["containers"][0]
+
+
+def env(one: Any) -> dict[str, Any]:
+    return {v["name"]: v.get("value", v.get("valueFrom")) for v in container(one)["env"]}
+
+
+@pytest.fixture(params=[(g, s) for g in GROUPS for s in SETTINGS], ids="-".join)
+def rendered(request: Any) -> Any:
+    group, settings = request.param
+    return render_group(GROUPS[group], SETTINGS[settings])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_object_is_valid_in_every_version(version: str) -> None:
+    validate = pytest.importorskip("kubernetes_validate").validate
+    for group in GROUPS.values():
+        for settings in SETTINGS.values():
+            for one in render_group(group, settings).objects:
+                if rules.is_built_in(one):
+                    validate(one, version, strict=True)
+
+
+def test_custom_resources_have_the_keys_of_their_crd(rendered: Any) -> None:
+    for one in rendered.objects:
+        if not rules.is_built_in(one):
+            assert rules.custom_violations(one) == []
+
+
+def test_every_pod_is_admitted_by_restricted(rendered: Any) -> None:
+    templates = list(rules.pod_templates(list(rendered.objects)))
+    assert templates
+    assert [rules.restricted_violations(t) for t in templates] == [[] for _ in templates]
+
+
+def test_first_object_owns_and_every_object_is_found(rendered: Any) -> None:
+    for one in rendered.objects:
+        labels = one["metadata"]["labels"]
+        assert labels["app.kubernetes.io/managed-by"] == "modelyard"
+        assert labels["modelyard.dev/run"] in GROUPS or labels["modelyard.dev/run"]
+    names = [(one["kind"], one["metadata"]["name"]) for one in rendered.objects]
+    assert len(set(names)) == len(names)
+
+
+def test_selectors_are_ours_alone_and_match_the_pods(rendered: Any) -> None:
+    for one in rendered.objects:
+        chosen = one.get("spec", {}).get("selector", {})
+        chosen = chosen.get("matchLabels", chosen)
+        assert all(k.startswith(("modelyard.dev/", "leaderworkerset.sigs.k8s.io/")) for k in chosen)
+        for template in rules.pod_templates(one):
+            if one["kind"] in {"Deployment", "StatefulSet"}:
+                assert chosen.items() <= template["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("case", [f"{g}-{s}" for g in GROUPS for s in ("plain", "site")])
+def test_golden(case: str) -> None:
+    group, settings = case.rsplit("-", 1)
+    text = to_yaml(render_group(GROUPS[group], SETTINGS[settings]).objects)
+    path = GOLDEN / f"{case}.yaml"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert path.read_text() == text
+
+
+def test_text_is_the_same_every_time() -> None:
+    once, again = (to_yaml(render_group(SERVICE, SETTINGS["site"]).objects) for _ in range(2))
+    assert once == again
+
+
+def test_no_value_of_a_secret_is_written(rendered: Any) -> None:
+    assert "${{" not in to_yaml(rendered.objects)
+
+
+def test_secret_is_referred_to_where_the_operator_keeps_it() -> None:
+    service = render_group(SERVICE, SETTINGS["site"])
+    assert env(service.objects[0])["HF_TOKEN"] == {"secretKeyRef": {"name": "hugging-face", "key": "token"}}
+    assert [(n.secret, n.key) for n in service.needs] == [("hugging-face", "token")]
+    plain = render_group(SERVICE, Settings())
+    assert [(n.secret, n.key) for n in plain.needs] == [("llama-70b-secrets", "HF_TOKEN")]
+
+
+def test_image_moves_to_the_mirror() -> None:
+    (owner, *_) = render_group(JOB, SETTINGS["site"]).objects
+    assert container(owner)["image"] == "registry.lan/hub/library/python:3.12-slim"
+
+
+def test_command_is_run_as_it_is() -> None:
+    (owner, *_) = render_group(JOB, Settings()).objects
+    assert container(owner)["args"] == ["/bin/sh", "-ec", "echo $HOME $$(date) $$$"]
+    assert "command" not in container(owner)
+
+
+@pytest.mark.parametrize("text", ["$(A)", "$$(A)", "$$", "$$$", "$A", "a$", "$$$$(B)$(", "plain"])
+def test_what_the_kubelet_makes_of_literal_text_is_the_text(text: str) -> None:
+    assert kubelet_expands(literal(text), {"A": "wrong", "B": "wrong"}) == text
+
+
+def kubelet_expands(text: str, values: dict[str, str]) -> str:
+    """Expand as ``k8s.io/kubernetes/third_party/forked/golang/expansion`` does."""
+    out, at = "", 0
+    while at < len(text):
+        if text[at] == "$" and at + 1 < len(text):
+            following = text[at + 1]
+            if following == "$":
+                out, at = out + "$", at + 2
+                continue
+            end = text.find(")", at)
+            if following == "(" and end != -1:
+                name = text[at + 2 : end]
+                out, at = out + values.get(name, f"$({name})"), end + 1
+                continue
+        out, at = out + text[at], at + 1
+    return out
+
+
+def test_task_with_another_hash_is_another_job() -> None:
+    other = replace(JOB, template=replace(JOB.template, spec_hash="ffff"))
+    names = [render_group(g, Settings()).objects[0]["metadata"]["name"] for g in (JOB, other)]
+    assert names == ["answer-aabbccdd", "answer-ffff"]
+
+
+def test_disruption_costs_a_task_no_retry() -> None:
+    spec = render_group(JOB, Settings()).objects[0]["spec"]
+    assert spec["backoffLimit"] == 2
+    assert spec["activeDeadlineSeconds"] == 3600
+    assert spec["podFailurePolicy"]["rules"][0]["action"] == "Ignore"
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_ranks_of_a_task_meet_at_rank_0() -> None:
+    job, service = render_group(INDEXED, Settings()).objects
+    assert (job["spec"]["completions"], job["spec"]["completionMode"]) == (4, "Indexed")
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"]
+    assert job["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"]
+    assert env(job)["MODELYARD_MASTER_NODE_IP"] == "sft-aabbccdd-0.sft-aabbccdd"
+    assert env(job)["MODELYARD_GPUS_NUM"] == "32"
+
+
+def test_replica_that_spans_nodes_is_a_leader_worker_set() -> None:
+    made = render_group(SPANNING, Settings())
+    spec = made.objects[0]["spec"]
+    assert made.requires == (LEADER_WORKER_SET,)
+    assert (spec["replicas"], spec["leaderWorkerTemplate"]["size"]) == (2, 2)
+    leader, worker = rules.pod_templates(made.objects[0])
+    assert "startupProbe" in leader["spec"]["containers"][0]
+    assert "startupProbe" not in worker["spec"]["containers"][0]
+
+
+def test_stateful_pairs_number_their_ranks_on() -> None:
+    made = render_group(SPANNING, Settings(multinode="statefulset"))
+    sets = [one for one in made.objects if one["kind"] == "StatefulSet"]
+    assert [s["spec"].get("ordinals", {}).get("start", 0) for s in sets] == [0, 1, 0, 1]
+    assert env(sets[3])["MODELYARD_MASTER_NODE_IP"] == "llama-405b-1-leader-0.llama-405b"
+
+
+def test_replicas_are_left_out_when_another_controller_writes_them() -> None:
+    for settings, kind in (("hpa", "HorizontalPodAutoscaler"), ("site", "ScaledObject")):
+        made = {one["kind"]: one for one in render_group(SCALED, SETTINGS[settings]).objects}
+        assert "replicas" not in made["Deployment"]["spec"]
+        assert made[kind]["spec"]["scaleTargetRef"]["name"] == "llama-70b"
+    assert render_group(SCALED, Settings()).objects[0]["spec"]["replicas"] == 2
+
+
+def test_start_may_take_as_long_as_the_probe_says() -> None:
+    (owner, *_) = render_group(SERVICE, Settings()).objects
+    probe = container(owner)["startupProbe"]
+    assert probe["failureThreshold"] * probe["periodSeconds"] >= 1234
+    assert owner["spec"]["progressDeadlineSeconds"] > 1234
+
+
+def test_successor_waits_where_it_would_not_fit_beside() -> None:
+    rolling = [
+        render_group(replace(SERVICE, surge=surge), Settings()).objects[0]["spec"]["strategy"][
+            "rollingUpdate"
+        ]
+        for surge in (True, False)
+    ]
+    assert rolling == [{"maxSurge": 1, "maxUnavailable": 0}, {"maxSurge": 0, "maxUnavailable": 1}]
+
+
+def test_shared_memory_is_counted_as_memory() -> None:
+    (owner, *_) = render_group(SERVICE, Settings()).objects
+    (shm,) = [v for v in owner["spec"]["template"]["spec"]["volumes"] if v["name"] == "shm"]
+    assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "4Gi"}
+    assert container(owner)["resources"]["limits"]["memory"] == "68Gi"
+
+
+def test_caches_of_root_move_to_a_home_that_is_writable() -> None:
+    (owner, *_) = render_group(SERVICE, Settings()).objects
+    mounts = {m["mountPath"] for m in container(owner)["volumeMounts"]}
+    assert f"{HOME}/.cache/huggingface" in mounts
+    assert not any(path.startswith("/root") for path in mounts)
+    assert env(owner)["TRITON_CACHE_DIR"] == f"{HOME}/.cache/triton"
+    baseline = render_group(SERVICE, Settings(security="baseline")).objects[0]
+    assert "/root/.cache/huggingface" in {m["mountPath"] for m in container(baseline)["volumeMounts"]}
+
+
+def test_cpu_pod_sees_no_accelerator_and_tolerates_no_taint() -> None:
+    (owner, *_) = render_group(JOB, Settings()).objects
+    assert env(owner)["NVIDIA_VISIBLE_DEVICES"] == "void"
+    assert "tolerations" not in owner["spec"]["template"]["spec"]
+    (service, *_) = render_group(SERVICE, Settings()).objects
+    assert service["spec"]["template"]["spec"]["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists"}
+    ]
+
+
+NODES = {
+    "H100-80GB": {"memory": 81559, "compute.major": 9, "compute.minor": 0},
+    "A100-80GB": {"memory": 81920, "compute.major": 8, "compute.minor": 0},
+    "A100-40GB": {"memory": 40960, "compute.major": 8, "compute.minor": 0},
+    "H200-141GB": {"memory": 143771, "compute.major": 9, "compute.minor": 0},
+    "L40S-48GB": {"memory": 46068, "compute.major": 8, "compute.minor": 9},
+    "RTX-A6000-48GB": {"memory": 49140, "compute.major": 8, "compute.minor": 6},
+}
+WANTED = {
+    "H100-80GB": (85_029_027_840, (9, 0)),
+    "A100-80GB": (84_986_036_224, (8, 0)),
+    "A100-40GB": (42_304_798_720, (8, 0)),
+    "H200-141GB": (150_216_900_608, (9, 0)),
+    "L40S-48GB": (47_673_507_840, (8, 9)),
+    "RTX-A6000-48GB": (50_989_105_152, (8, 6)),
+}
+
+
+@pytest.mark.parametrize("wanted", WANTED)
+def test_affinity_admits_the_planned_device_and_no_other(wanted: str) -> None:
+    vram, capability = WANTED[wanted]
+    resources = replace(H100, accelerator=wanted, vram_bytes=vram, compute_capability=capability)
+    group = replace(SERVICE, template=replace(SERVE, resources=resources))
+    spec = render_group(group, Settings()).objects[0]["spec"]["template"]["spec"]
+    required = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    admitted = [
+        name
+        for name, facts in NODES.items()
+        if admits(required, {f"nvidia.com/gpu.{k}": str(v) for k, v in facts.items()})
+    ]
+    assert admitted == [wanted]
+
+
+def admits(required: Any, labels: dict[str, str]) -> bool:
+    """Match as the scheduler does: any term, every expression of it."""
+
+    def holds(expression: Any) -> bool:
+        value = labels.get(expression["key"])
+        if value is None:
+            return False
+        match expression["operator"]:
+            case "In":
+                return value in expression["values"]
+            case "Gt":
+                return int(value) > int(expression["values"][0])
+            case _:
+                return int(value) < int(expression["values"][0])
+
+    return any(all(map(holds, term["matchExpressions"])) for term in required["nodeSelectorTerms"])
+
+
+def test_pool_at_zero_is_reached_by_the_labels_its_operator_declared() -> None:
+    pool = Pool("h100", {"pool": "h100"}, 96, 2**40, "H100-80GB", "nvidia", 8, 85_029_027_840)
+    spec = render_group(SERVICE, Settings(pools=(pool,))).objects[0]["spec"]["template"]["spec"]
+    required = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert admits(required, {"pool": "h100"})
+    assert not admits(required, {"pool": "a100"})
+
+
+def test_tpu_is_asked_for_by_slice() -> None:
+    tpu = Resources(accelerator="TPU-V5E", vendor="google", accelerators=4, vram_bytes=2**34)
+    group = replace(INDEXED, template=replace(INDEXED.template, resources=tpu))
+    spec = render_group(group, Settings()).objects[0]["spec"]["template"]["spec"]
+    assert spec["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "4x4",
+    }
+    assert container(group_objects(group))["resources"]["limits"]["google.com/tpu"] == "4"
+    with pytest.raises(Rejected, match="no slice"):
+        render_group(replace(group, nodes=3), Settings())
+
+
+def group_objects(group: Group) -> Any:
+    return render_group(group, Settings()).objects[0]
+
+
+def test_fabric_is_given_to_replicas_that_span_nodes_only() -> None:
+    made = {name: render_group(GROUPS[name], SETTINGS["site"]).objects[0] for name in ("service", "indexed")}
+    assert "rdma/ib" not in container(made["service"])["resources"]["limits"]
+    assert container(made["indexed"])["resources"]["limits"]["rdma/ib"] == "1"
+    assert env(made["indexed"])["NCCL_IB_HCA"] == "mlx5"
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"privileged": True}, "privileged"),
+        ({"user": "root"}, "user 'root'"),
+        ({"user": "alice"}, "by number"),
+        ({"mounts": (Mount("/srv", "/srv", "folder"),)}, "folder"),
+        ({"image": None}, "no image"),
+        ({"probe": Probe(method="POST", port=1)}, "GET"),
+        ({"probe": Probe(port=1), "more_probes": (Probe(port=2),)}, "one probe"),
+    ],
+)
+def test_what_a_cluster_never_takes_is_rejected_with_a_fix(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(Rejected, match=says) as refused:
+        render_group(replace(JOB, template=replace(JOB.template, **fields)), Settings())
+    assert refused.value.fix
+
+
+def test_dev_environment_has_one_node() -> None:
+    with pytest.raises(Rejected):
+        render_group(replace(WORKPLACE, nodes=2), Settings())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"security": "lax"},
+        {"autoscaler": "magic"},
+        {"fabric": {"resource": "rdma/ib", "capabilities": ["IPC_LOCK"]}},
+        {"fabric": {"resorce": "rdma/ib"}},
+        {"pools": [{"name": "x"}]},
+        {"secrets": {"HF_TOKEN": "no-key"}},
+    ],
+)
+def test_settings_that_contradict_are_refused_with_a_fix(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_settings("lab", options)
+    assert refused.value.fix
+
+
+@pytest.mark.parametrize("run", ["x" * 41, "y" * 80, "A_b", "ok"])
+def test_names_fit_and_stay_apart(run: str) -> None:
+    name = fitting(run)
+    assert len(name) <= 52
+    assert fitting(run + "z") != name
+
+
+def test_volume_is_a_claim() -> None:
+    claim = render_volume("pip-cache", Settings(storage_class="fast"), size_bytes=10 * 10**9)
+    assert claim["spec"]["resources"]["requests"]["storage"] == "9765625Ki"
+    assert claim["spec"]["storageClassName"] == "fast"
