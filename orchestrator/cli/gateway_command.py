@@ -1,0 +1,189 @@
+"""The gateway: run it on the record, and the keys that open it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import sys
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.cli.shared import Config, Json, open_api
+from orchestrator.errors import ConfigError, NotFound, UsageError
+
+if TYPE_CHECKING:
+    import ssl
+
+    from orchestrator.gateway.server import Gateway
+    from orchestrator.store.records import Store
+
+app = typer.Typer(rich_markup_mode=None)
+gateway = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
+app.add_typer(gateway, name="gateway")
+
+_ADDRESS = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
+_KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+KeyName = Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is.", show_default=False)]
+
+
+@gateway.callback()
+def run_gateway(
+    context: typer.Context,
+    listen: Annotated[
+        str, typer.Option("--listen", help="Address and port; port 0 is any.")
+    ] = "127.0.0.1:8080",
+    trust_proxy: Annotated[
+        list[str] | None,
+        typer.Option("--trust-proxy", help="Address of a proxy in front, whose X-Forwarded-For is believed."),
+    ] = None,
+    certificate: Annotated[Path | None, typer.Option("--certificate", help="PEM file, to serve TLS.")] = None,
+    private_key: Annotated[Path | None, typer.Option("--private-key", help="Its key, as PEM.")] = None,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Print a JSON line per request.")] = False,
+    config: Config = None,
+) -> None:
+    """Pass requests on to the replicas of services, until interrupted; then let them end.
+
+    Models answer under /v1 by their names, every service under /services/NAME.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    host, port = parse_address(listen)
+    tls = _tls(certificate, private_key)
+    from orchestrator.gateway.server import Gateway
+
+    told = Gateway(
+        trusted=frozenset(trust_proxy or ()),
+        scheme="https" if tls else "http",
+        log=(lambda entry: typer.echo(entry.line())) if access_log else None,
+    )
+    with open_api(config) as api:
+        _run(_serve(told, api.store, host, port, tls))
+
+
+@gateway.command("key")
+def new(
+    name: KeyName,
+    service: Annotated[
+        list[str] | None,
+        typer.Option("--service", help="A service it opens; unset: all. May be given often."),
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Make a key, in place of one of that name, and print it: it is shown this once."""
+    if not _KEY_NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is no name for a key", fix="use letters, digits, dots, hyphens, at most 63"
+        )
+    from orchestrator.gateway.keys import PREFIX, new_key
+
+    key, secret = new_key(name, service or None)
+    with open_api(config) as api:
+        api.store.secrets.set(PREFIX + name, key.text(), now=datetime.now(UTC))
+    typer.echo(secret)
+
+
+@gateway.command("keys")
+def show(json: Json = False, config: Config = None) -> None:
+    """List the keys and the services each opens."""
+    from orchestrator.gateway.keys import Keys
+
+    with open_api(config) as api:
+        found = sorted(Keys.read(api.store.secrets).by_digest.values(), key=lambda key: key.name)
+    if json:
+        import json as text
+
+        rows = [{"name": k.name, "services": sorted(k.services) if k.services else None} for k in found]
+        typer.echo(text.dumps({"schema": "modelyard/gateway-keys/v1", "keys": rows}, indent=2))
+        return
+    for key in found:
+        typer.echo(f"{key.name}  {', '.join(sorted(key.services)) if key.services else 'every service'}")
+
+
+@gateway.command("revoke")
+def revoke(name: KeyName, config: Config = None) -> None:
+    """Forget a key; a gateway that runs stops to take it within seconds."""
+    from orchestrator.gateway.keys import PREFIX
+
+    with open_api(config) as api:
+        try:
+            api.store.secrets.delete(PREFIX + name)
+        except NotFound:
+            raise NotFound(f"no key {name!r}", fix="modelyard gateway keys lists them") from None
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return the host and port that ``text`` names.
+
+    Raises:
+        UsageError: it names none.
+
+    >>> parse_address("127.0.0.1:8080"), parse_address("[::1]:0"), parse_address(":80")
+    (('127.0.0.1', 8080), ('::1', 0), ('', 80))
+    """
+    found = _ADDRESS.fullmatch(text)
+    if found is None or int(found["port"]) > 65535:
+        raise UsageError(f"{text!r} is no address and port", fix="for example --listen 127.0.0.1:8080")
+    return found["six"] or found["host"] or "", int(found["port"])
+
+
+def _tls(certificate: Path | None, private_key: Path | None) -> ssl.SSLContext | None:
+    if certificate is None:
+        if private_key is not None:
+            raise UsageError("--private-key without --certificate", fix="name both")
+        return None
+    import ssl
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, private_key)
+    except OSError as error:  # ssl's own errors are ones too
+        raise ConfigError(
+            f"the certificate {certificate} cannot be used: {error}",
+            fix="name a PEM file with --certificate, and its key with --private-key",
+        ) from error
+    return context
+
+
+async def _serve(gateway: Gateway, store: Store, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+    from orchestrator.gateway.server import follow, read
+
+    # Before anybody can ask: no model that is there is called unknown.
+    routes, keys = await asyncio.to_thread(read, store, -1, with_keys=True)
+    gateway.update(routes or gateway.routes, keys)
+    try:
+        at, bound = await gateway.open(host, port, tls=tls)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {host or '*'}:{port}: {error.strerror or error}", fix="choose another --listen"
+        ) from error
+    following = asyncio.create_task(follow(gateway, store, complain=_complain))
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    shown = f"[{at}]" if ":" in at else at
+    typer.echo(f"listening on {'https' if tls else 'http'}://{shown}:{bound}")
+    sys.stdout.flush()
+    await stop.wait()
+    # Followed on while draining: what waits for a replica may still get one.
+    await gateway.close()
+    following.cancel()
+
+
+def _complain(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run ``work`` on uvloop where it is installed: half the CPU of asyncio's own loop."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(work)
+    else:
+        uvloop.run(work)

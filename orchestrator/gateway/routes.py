@@ -1,0 +1,186 @@
+"""Who answers what: services, their models and their ready replicas, as one value from the record."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from orchestrator.gateway.limits import Rate
+from orchestrator.reconcile.values import Job, JobState, Run, Wanted
+from orchestrator.spec.models import Service, spec_of
+
+PATHS_OF_ANY_ENGINE = frozenset({"/v1/chat/completions", "/v1/completions"})
+"""What every engine answers that serves a model, where the record does not say more."""
+
+LEAST_OUTSTANDING = 256
+"""Requests one replica is given at once at the least: vLLM's ``max_num_seqs`` on most devices
+(vLLM 0.33 docs, engine arguments). More wait here, where another replica can still take them."""
+
+_ESCAPES = re.compile(r"//|\\|%2e|%2f|%5c|%00|/\.{1,2}(?:/|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One replica that answers: its job's name, and where it listens."""
+
+    name: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRoute:
+    """One service as the gateway sees it.
+
+    ``models`` maps what clients call a model to what the engine does. ``paths`` are all that may
+    be asked for, None where the program is the user's own. A service that is ``over`` will not
+    come back by itself, so that nobody waits for it. ``most_outstanding`` requests are with one
+    replica at once.
+    """
+
+    name: str
+    replicas: tuple[Replica, ...] = ()
+    models: Mapping[str, str] = field(default_factory=dict)
+    paths: frozenset[str] | None = None
+    auth: bool = True
+    rates: tuple[Rate, ...] = ()
+    over: bool = False
+    most_outstanding: int = LEAST_OUTSTANDING
+    created_s: int = 0
+
+    def allows(self, path: str) -> bool:
+        """Return whether requests to ``path`` are passed on.
+
+        Engines leave routes open beside the ones for requests that stop or change them; only what
+        is spelled exactly as on the list passes. A program of the user's own gets any path that
+        can be read in one way only.
+
+        >>> ServiceRoute("chat", paths=frozenset({"/v1/completions"})).allows("/v1/load_lora_adapter")
+        False
+        >>> own = ServiceRoute("web")
+        >>> own.allows("/a/b"), own.allows("/a/../b"), own.allows("/a/%2e%2e/b")
+        (True, False, False)
+        """
+        if self.paths is not None:
+            return path in self.paths
+        return path.startswith("/") and _ESCAPES.search(path) is None
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """Every service by name, and which of them serves a model; ``serial`` is the record's."""
+
+    services: Mapping[str, ServiceRoute] = field(default_factory=dict)
+    by_model: Mapping[str, str] = field(default_factory=dict)
+    serial: int = 0
+
+    @property
+    def all_ask(self) -> bool:
+        """Whether no service can be used without a key."""
+        return all(service.auth for service in self.services.values())
+
+    def of_model(self, model: str) -> ServiceRoute | None:
+        """Return the service that serves ``model``, a base model or an adapter."""
+        name = self.by_model.get(model)
+        return self.services[name] if name is not None else None
+
+
+def make_routes(services: Sequence[ServiceRoute], *, serial: int = 0) -> Routes:
+    """Return the routes to ``services``.
+
+    Where two serve a model of one name, it is the older one's: a service that is added takes
+    nothing away from one that works.
+
+    >>> old = ServiceRoute("b", models={"llama": "llama"}, created_s=1)
+    >>> new = ServiceRoute("a", models={"llama": "llama", "sql": "sql"}, created_s=2)
+    >>> dict(make_routes([new, old]).by_model)
+    {'llama': 'b', 'sql': 'a'}
+    """
+    by_model: dict[str, str] = {}
+    for service in sorted(services, key=lambda s: (s.over, s.created_s, s.name)):
+        for model in service.models:
+            by_model.setdefault(model, service.name)
+    ordered = sorted(services, key=lambda s: s.name)
+    return Routes(MappingProxyType({s.name: s for s in ordered}), MappingProxyType(by_model), serial)
+
+
+def routes_of(runs: Sequence[Run], jobs: Sequence[Job], *, serial: int = 0) -> Routes:
+    """Return the routes that the record gives: ready replicas that were not asked to stop.
+
+    Args:
+        runs: Every run; those that are no services are passed over.
+        jobs: The jobs of all of them.
+        serial: The record's newest event when they were read.
+    """
+    of_run: dict[str, list[Job]] = {}
+    for job in jobs:
+        of_run.setdefault(job.run_id, []).append(job)
+    services = [_service(run, of_run.get(run.id, ())) for run in runs if run.type == "service"]
+    return make_routes(services, serial=serial)
+
+
+def _service(run: Run, jobs: Sequence[Job]) -> ServiceRoute:
+    spec, serving = _spec(run.spec), _serving(run.plan)
+    over = run.wanted is not Wanted.RUN or run.state.is_final
+    ports = run.template.launch.ports
+    port = ports[0].container if ports else 0
+    replicas = [] if run.wanted is not Wanted.RUN else [r for job in jobs if (r := _replica(job, port))]
+    return ServiceRoute(
+        run.name,
+        tuple(replicas),
+        models=_models(spec, serving),
+        paths=_paths(spec, serving),
+        auth=spec.auth,
+        rates=tuple(_rates(spec)),
+        over=over,
+        most_outstanding=max(LEAST_OUTSTANDING, 4 * spec.traffic.concurrency),
+        created_s=int(run.created_at.timestamp()) if run.created_at else 0,
+    )
+
+
+def _replica(job: Job, port: int) -> Replica | None:
+    """Return where a job answers, None where no new request may go to it."""
+    if job.state is not JobState.READY or job.stop_asked_at is not None or job.node != 0:
+        return None
+    where = job.ports.get(port)
+    return Replica(job.name, *where) if where else None
+
+
+def _models(spec: Service, serving: Mapping[str, Any]) -> Mapping[str, str]:
+    if spec.model is None:
+        return {}
+    name = str(serving.get("model_name") or spec.model.id)
+    adapters = {adapter.name: adapter.name for adapter in spec.model.adapters}
+    return MappingProxyType({spec.model.id: name, **adapters})
+
+
+def _paths(spec: Service, serving: Mapping[str, Any]) -> frozenset[str] | None:
+    if spec.model is None or spec.commands:
+        return None
+    return frozenset(serving.get("routes") or PATHS_OF_ANY_ENGINE)
+
+
+def _rates(spec: Service) -> list[Rate]:
+    return [
+        Rate(limit.prefix, float(limit.rps), limit.burst, (limit.key.header or "").lower())
+        for limit in spec.rate_limits
+    ]
+
+
+# Specs and plans outlive the many changes of their runs' jobs.
+@functools.lru_cache(maxsize=1024)
+def _spec(text: str) -> Service:
+    spec = spec_of(json.loads(text))
+    assert isinstance(spec, Service)
+    return spec
+
+
+@functools.lru_cache(maxsize=1024)
+def _serving(plan: str) -> Mapping[str, Any]:
+    found = json.loads(plan).get("serving")
+    return found if isinstance(found, dict) else {}

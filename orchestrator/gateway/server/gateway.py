@@ -1,0 +1,316 @@
+"""The gateway: what all connections share, the tick that ends what takes too long, and draining."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.gateway.keys import Keys
+from orchestrator.gateway.limits import Buckets
+from orchestrator.gateway.routes import Replica, Routes, ServiceRoute
+from orchestrator.gateway.server.exchange import Exchange
+from orchestrator.gateway.server.inbound import Inbound
+from orchestrator.gateway.server.metrics import Told, exposition
+from orchestrator.gateway.server.outbound import IDLE_S, Lane, Outbound
+from orchestrator.gateway.usage import Account, Tokens
+from orchestrator.gateway.wire import Request
+
+LAST_WORDS_S = 1.0
+"""For clients to read the error that ends what was cut."""
+TICK_S = 0.1
+"""How exact time-outs are; one look at every connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the gateway holds clients and replicas to; seconds, bytes and counts.
+
+    Args:
+        head_s: From a connection, or the first byte of a head, to the whole head.
+        idle_s: Between two requests of one connection.
+        body_s: Between two pieces of a request's body, while the model is looked for.
+        connect_s: To connect to a replica.
+        first_byte_s: From the last byte sent to the first of the answer: a long generation that
+            is not streamed has none until it is done.
+        between_s: Between two pieces of an answer.
+        tunnel_s: Between two messages of a WebSocket.
+        queue: Requests of one service that wait for a replica.
+        queue_s: How long one waits.
+        retry_after_s: What a client is told that found the queue full.
+        body_bytes: The largest body.
+        replay_bytes: The largest body that is kept to be sent again.
+        drain_s: From the order to end until what still runs is cut.
+    """
+
+    head_s: float = 20.0
+    idle_s: float = 75.0
+    body_s: float = 60.0
+    connect_s: float = 5.0
+    first_byte_s: float = 600.0
+    between_s: float = 300.0
+    tunnel_s: float = 3600.0
+    queue: int = 1000
+    queue_s: float = 600.0
+    retry_after_s: float = 5.0
+    body_bytes: int = 64 * 2**20
+    replay_bytes: int = 4 * 2**20
+    drain_s: float = 30.0
+
+
+class Desk:
+    """One service as the gateway serves it: its replicas, who waits, and how often clients asked."""
+
+    __slots__ = ("arrived", "buckets", "is_serving", "lanes", "service", "turn", "waiting")
+
+    def __init__(self, service: ServiceRoute) -> None:
+        self.service = service
+        self.lanes: list[Lane] = []
+        self.waiting: dict[Exchange, None] = {}
+        """In the order they came."""
+        self.buckets = Buckets()
+        self.arrived = 0
+        self.turn = 0
+        self.is_serving = False
+
+    def pick(self, tried: Sequence[Lane], now: float) -> Lane | None:
+        """Return the replica with the fewest requests on its hands, None where none has room.
+
+        Equal ones take turns; one that could not be reached lately is passed over.
+        """
+        lanes = self.lanes
+        count = len(lanes)
+        self.turn += 1
+        best, least = None, self.service.most_outstanding
+        for offset in range(count):
+            lane = lanes[(self.turn + offset) % count]
+            if lane.outstanding < least and lane.avoid_until <= now and lane not in tried:
+                best, least = lane, lane.outstanding
+        return best
+
+
+class Gateway:
+    """Passes requests on to replicas.
+
+    Args:
+        limits: What clients and replicas are held to.
+        trusted: Addresses of proxies in front of it, whose ``X-Forwarded-For`` is believed.
+        scheme: What clients speak, where no proxy says so: ``http`` or ``https``.
+        log: Told of every request that is over.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: Limits = Limits(),  # frozen
+        trusted: frozenset[str] = frozenset(),
+        scheme: str = "http",
+        log: Callable[[Told], None] | None = None,
+    ) -> None:
+        self.limits = limits
+        self.routes = Routes()
+        self.keys = Keys({})
+        self.desks: dict[str, Desk] = {}
+        self.scheme = scheme.encode()
+        self.is_draining = False
+        self.inbounds: set[Inbound] = set()
+        self.exchanges: set[Exchange] = set()
+        self.accounts: dict[tuple[str, str], Account] = {}
+        self.refused: dict[int, int] = {}
+        """Answers of our own by status."""
+        self._trusted = trusted
+        self._log = log
+        self._lanes: dict[Replica, Lane] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._ticking: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Event | None = None
+
+    # Open and close ------------------------------------------------------------------------------
+
+    async def open(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> tuple[str, int]:
+        """Listen; return the address and port, which is a free one where 0 was asked for.
+
+        Raises:
+            OSError: the address is taken or none of this machine's.
+        """
+        self.loop = asyncio.get_running_loop()
+        self.clock = self.loop.time
+        self.now = self.clock()
+        """The clock as of the last tick: what time-outs are counted by."""
+        self._empty = asyncio.Event()
+        self._server = await self.loop.create_server(lambda: Inbound(self), host, port, ssl=tls, backlog=4096)
+        self._tick()
+        address = self._server.sockets[0].getsockname()
+        return str(address[0]), int(address[1])
+
+    async def close(self, *, drain_s: float | None = None) -> None:
+        """Take no new connection, let what runs end for ``drain_s`` seconds, then cut it."""
+        assert self._server is not None
+        self.is_draining = True
+        self._server.close()
+        for inbound in list(self.inbounds):
+            if inbound.exchange is None:
+                inbound.transport.close()
+        if not await self._all_leave(self.limits.drain_s if drain_s is None else drain_s):
+            for exchange in list(self.exchanges):
+                exchange.expire()
+            await self._all_leave(LAST_WORDS_S)
+        self._shut()
+
+    async def _all_leave(self, patience_s: float) -> bool:
+        """Wait until no client is connected; False where some still are after ``patience_s``."""
+        assert self._empty is not None
+        if self.inbounds:
+            try:
+                async with asyncio.timeout(patience_s):
+                    await self._empty.wait()
+            except TimeoutError:
+                return False
+        return True
+
+    def left(self, inbound: Inbound) -> None:
+        """Note that a client's connection has gone."""
+        self.inbounds.discard(inbound)
+        if self.is_draining and not self.inbounds and self._empty is not None:
+            self._empty.set()
+
+    def _shut(self) -> None:
+        if self._ticking is not None:
+            self._ticking.cancel()
+        for task in self._tasks:
+            task.cancel()
+        for lane in self._lanes.values():
+            lane.leave()
+        for inbound in list(self.inbounds):
+            inbound.transport.abort()
+
+    def _tick(self) -> None:
+        self.now = now = self.clock()
+        for exchange in [e for e in self.exchanges if e.deadline <= now]:
+            exchange.expire()
+        for inbound in [i for i in self.inbounds if i.deadline <= now]:
+            inbound.expire()
+        for lane in self._lanes.values():
+            lane.close_idle(now - IDLE_S)
+        for desk in self.desks.values():
+            if desk.waiting:
+                self._serve_waiting(desk)
+        self._ticking = self.loop.call_later(TICK_S, self._tick)
+
+    # Routes --------------------------------------------------------------------------------------
+
+    def update(self, routes: Routes, keys: Keys | None = None) -> None:
+        """Serve by ``routes`` from now on; requests under way stay where they are."""
+        self.routes = routes
+        if keys is not None:
+            self.keys = keys
+        wanted = {replica for service in routes.services.values() for replica in service.replicas}
+        for replica in [replica for replica in self._lanes if replica not in wanted]:
+            self._lanes.pop(replica).leave()
+        gone = [name for name in self.desks if name not in routes.services]
+        for name, service in routes.services.items():
+            desk = self.desks.get(name)
+            if desk is None:
+                desk = self.desks[name] = Desk(service)
+            desk.service = service
+            desk.lanes = [self._lane(replica) for replica in service.replicas]
+            self._serve_waiting(desk)
+        for name in gone:
+            desk = self.desks.pop(name)
+            desk.lanes = []
+            for exchange in list(desk.waiting):
+                exchange.refuse(503, f"service {name!r} has gone", "service_over")
+
+    def _lane(self, replica: Replica) -> Lane:
+        lane = self._lanes.get(replica)
+        if lane is None:
+            lane = self._lanes[replica] = Lane(replica)
+        return lane
+
+    def _serve_waiting(self, desk: Desk) -> None:
+        """Give those who wait, first come first, to replicas with room."""
+        if desk.is_serving:  # one of them was refused, and gave its place back from in here
+            return
+        desk.is_serving = True
+        while desk.waiting and (desk.service.over or desk.pick((), self.now) is not None):
+            exchange = next(iter(desk.waiting))
+            del desk.waiting[exchange]
+            exchange.wake()
+        desk.is_serving = False
+
+    def connect(self, lane: Lane, exchange: Exchange) -> None:
+        """Open a connection for ``exchange``."""
+        task = self.loop.create_task(self._connect(lane, exchange))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, lane: Lane, exchange: Exchange) -> None:
+        try:
+            async with asyncio.timeout(self.limits.connect_s):
+                _, outbound = await self.loop.create_connection(
+                    lambda: Outbound(lane, self.clock), lane.replica.host, lane.replica.port
+                )
+        except OSError:  # TimeoutError is one
+            exchange.not_connected()
+        else:
+            exchange.connected(outbound)
+
+    # What is known of clients --------------------------------------------------------------------
+
+    def client_address(self, peer: str, request: Request) -> str:
+        """Return the client's address: the peer's, or what a trusted proxy says it is."""
+        if peer in self._trusted:
+            told = request.taken.get(b"x-forwarded-for", b"").rpartition(b",")[2].strip()
+            if told:
+                return told.decode("latin-1")
+        return peer
+
+    def count_refused(self, status: int) -> None:
+        """Count an answer of our own."""
+        self.refused[status] = self.refused.get(status, 0) + 1
+
+    def settle(self, exchange: Exchange, desk: Desk | None, status: int, tokens: Tokens | None) -> None:
+        """Count a request that is over, and let the next one have its place."""
+        if desk is None:
+            if status >= 400:
+                self.count_refused(status)
+        else:
+            name = exchange.key.name if exchange.key is not None else ""
+            account = self.accounts.get((name, desk.service.name))
+            if account is None:
+                account = self.accounts[name, desk.service.name] = Account()
+            account.add(status, tokens)
+            if desk.waiting:
+                self._serve_waiting(desk)
+        if self._log is not None:
+            self._log(self._told(exchange, desk, status, tokens))
+
+    def _told(self, exchange: Exchange, desk: Desk | None, status: int, tokens: Tokens | None) -> Told:
+        now = self.clock()
+        first = exchange.first_byte_s
+        return Told(
+            key=exchange.key.name if exchange.key is not None else "",
+            service=desk.service.name if desk is not None else "",
+            model=exchange.model,
+            method=exchange.request.method.decode("ascii"),
+            path=exchange.request.path.decode("ascii"),
+            client=self.client_address(exchange.inbound.peer, exchange.request),
+            status=status,
+            duration_s=now - exchange.started_s,
+            first_byte_s=first - exchange.started_s if first else math.nan,
+            tokens=tokens,
+        )
+
+    def metrics(self) -> str:
+        """Return the counters in Prometheus' text format."""
+        return exposition(self.desks, self.accounts, self.refused)
+
+    def load(self) -> Mapping[str, tuple[int, int, int]]:
+        """Return each service's waiting requests, those with replicas, and arrivals so far."""
+        return {
+            name: (len(desk.waiting), sum(lane.outstanding for lane in desk.lanes), desk.arrived)
+            for name, desk in self.desks.items()
+        }
