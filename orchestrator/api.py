@@ -367,7 +367,7 @@ class Local:
             self.store.runs(),
             self.store.jobs(),
             instances={name: backend.instances() for name, backend in self._answering()},
-            volumes=[(backend, volume.name) for backend, volume in self.volumes()],
+            volumes=[(volume.backend, volume.name) for volume in self.store.volumes()],
             held={
                 name: {volume.name for volume in self.places[name].volumes()}
                 for name in sorted({volume.backend for volume in self.store.volumes()})

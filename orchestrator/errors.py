@@ -10,6 +10,7 @@
     │   └── HubUnreachable    69  the hub did not answer, or asked to be asked later     (temporary)
     ├── NothingFits           75  no offer can hold what a spec asks for
     ├── StateMoved             1  the record changed since it was read
+    ├── PlanRefused            1  a saved plan or a lock no longer holds
     ├── RunFailed              1  the work itself failed
     ├── NotFound              64  no run, volume or secret of that name
     ├── Denied                77  not allowed
@@ -217,6 +218,10 @@ class NothingFits(ModelyardError):
 
 class StateMoved(ModelyardError):
     """The record changed between reading and writing; nothing was done."""
+
+
+class PlanRefused(ModelyardError):
+    """A saved plan or a lock no longer holds: stale, expired, changed or of another version."""
 
 
 class RunFailed(ModelyardError):

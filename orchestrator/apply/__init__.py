@@ -1,5 +1,7 @@
 """From documents to the record: plan, compare with what is there, write down what should be."""
 
+from orchestrator.apply.consent import NOTHING_LOST, Consent, require_consent
+from orchestrator.apply.drift import Drift, drifts
 from orchestrator.apply.planning import (
     Difference,
     RunPlan,
@@ -9,5 +11,22 @@ from orchestrator.apply.planning import (
     plan_documents,
 )
 from orchestrator.apply.recording import record
+from orchestrator.apply.sets import NO_SET, Deletion, Scope
 
-__all__ = ["Difference", "RunPlan", "VolumePlan", "World", "diff_documents", "plan_documents", "record"]
+__all__ = [
+    "NOTHING_LOST",
+    "NO_SET",
+    "Consent",
+    "Deletion",
+    "Difference",
+    "Drift",
+    "RunPlan",
+    "Scope",
+    "VolumePlan",
+    "World",
+    "diff_documents",
+    "drifts",
+    "plan_documents",
+    "record",
+    "require_consent",
+]

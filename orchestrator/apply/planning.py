@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.apply.inputs import read_inputs
+from orchestrator.apply.sets import NO_SET, Deletion, Scope, deletions, joined, joining
 from orchestrator.backend import Can, Launch, Mount, Offer
 from orchestrator.errors import NothingFits, SpecError, UsageError
 from orchestrator.planner.ask import Names, Work, demand_of
@@ -16,10 +17,11 @@ from orchestrator.planner.compose import Inputs, compose
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.plan import Action, Placed, Sort, place
-from orchestrator.reconcile import Retry, Run, Template, Wanted
+from orchestrator.reconcile import Retry, Run, RunState, Template, Wanted
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import DevEnvironment, Fleet, Model, Service, Task, Volume, changes, spec_of
 from orchestrator.spec.parts import Change
+from orchestrator.store.values import Volume as KeptVolume
 
 if TYPE_CHECKING:  # catalog, sizing and engines: a third of a plan's time, and only for a model
     from orchestrator.catalog import ModelFacts
@@ -39,8 +41,8 @@ class World:
     """
 
     runs: Mapping[str, Run]
-    volumes: Mapping[str, str]
-    """Canonical JSON of the volumes on record, by name."""
+    volumes: Mapping[str, KeptVolume]
+    """The volumes on record, by name."""
     places: Mapping[str, frozenset[Can]]
     offers: Callable[[], Sequence[Offer]]
     names: Names
@@ -50,6 +52,7 @@ class World:
     sort: Sort = "price"
     strict: bool = False
     """Refuse a spec that contradicts its model, rather than note it."""
+    scope: Scope = NO_SET
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +76,17 @@ class RunPlan:
     trained: Trained | None = None
     run: Run | None = None
     notes: tuple[str, ...] = ()
+    set_name: str = ""
 
     @property
     def name(self) -> str:
         """The run's name."""
         return self.spec.name
+
+    @property
+    def type(self) -> str:
+        """The document's type."""
+        return self.spec.type
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +98,17 @@ class VolumePlan:
     action: Action
     backend: str
     changes: tuple[Change, ...] = ()
+    set_name: str = ""
 
     @property
     def name(self) -> str:
         """The volume's name."""
         return self.spec.name
+
+    @property
+    def type(self) -> str:
+        """The document's type."""
+        return self.spec.type
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +139,13 @@ class _Offers:
         return self._index
 
 
-def plan_documents(documents: Sequence[Document], world: World) -> tuple[RunPlan | VolumePlan, ...]:
-    """Return what would be done for every document, in their order; same input, same plan.
+def plan_documents(
+    documents: Sequence[Document], world: World
+) -> tuple[RunPlan | VolumePlan | Deletion, ...]:
+    """Return what would be done, in the order it would be done; same input, same plan.
+
+    Volumes come first, since runs use them, then runs, both in the order of the documents, then
+    what the world's set no longer has.
 
     Raises:
         NothingFits: no offer holds one of them; it carries the reasons.
@@ -134,19 +154,26 @@ def plan_documents(documents: Sequence[Document], world: World) -> tuple[RunPlan
         UsageError: a document cannot take the place of what is on record.
     """
     offers = _Offers(world)
-    plans: list[RunPlan | VolumePlan] = []
+    volumes: list[VolumePlan] = []
+    runs: list[RunPlan] = []
     for document in documents:
         spec = document.spec
         if isinstance(spec, Volume):
-            plans.append(_plan_volume(document, spec, world))
+            volumes.append(_plan_volume(document, spec, world))
         elif isinstance(spec, Fleet):
             raise NothingFits(
                 f"no backend holds fleets, which fleet {spec.name!r} needs", where=document.position,
                 fix="name the machines of a fleet as backends in the configuration",
             )  # fmt: skip
         else:
-            plans.append(_plan_run(document, spec, world, offers))
-    return tuple(plans)
+            runs.append(_plan_run(document, spec, world, offers))
+    return (*volumes, *runs, *_deletions(volumes, runs, world))
+
+
+def _deletions(volumes: Sequence[VolumePlan], runs: Sequence[RunPlan], world: World) -> tuple[Deletion, ...]:
+    kept = {("volume", plan.name) for plan in volumes} | {("run", plan.name) for plan in runs}
+    uses = {mount.name: plan.name for plan in runs for mount in plan.spec.volumes if mount.name}
+    return deletions(world.scope, kept=kept, runs=world.runs, volumes=world.volumes, uses=uses)
 
 
 def diff_documents(documents: Sequence[Document], world: World) -> tuple[Difference, ...]:
@@ -175,11 +202,16 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     inputs = read_inputs(document, spec)
     spec_hash = fingerprint(spec, inputs)
     action, changed = _compare(spec, spec_hash, run, rerun=world.rerun)
-    plan = RunPlan(document, spec, action, spec_hash, changed, run=run)
+    there = run.set_name if run else ""
+    joins = joined(spec.name, there, world.scope)
+    if run and (moves := joining(there, joins)):
+        changed += moves
+        action = "update" if action == "unchanged" else action
+    plan = RunPlan(document, spec, action, spec_hash, changed, run=run, set_name=joins)
     if action == "unchanged":
         return plan
     if action == "update" and run:
-        return replace(plan, template=_updated(run.template, spec))
+        return replace(plan, template=updated(run.template, spec))
     demand = demand_of(spec, places=world.places, names=world.names)
     replaced = run if action == "replace" else None
     placing = _Placing(document, spec, demand, offers, replaced)
@@ -195,8 +227,8 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     return replace(
         plan, demand=demand, placed=placed,
         served=engine.served if engine else None, trained=engine.trained if engine else None,
-        template=_updated(template, spec, least_grace_s=engine.launch.stop_grace_s if engine else 0.0),
-        notes=_notes(action, surge, engine),
+        template=updated(template, spec, least_grace_s=engine.launch.stop_grace_s if engine else 0.0),
+        notes=_notes(action, surge, engine, run),
     )  # fmt: skip
 
 
@@ -355,16 +387,18 @@ def _with_back(offer: Offer, template: Template) -> Offer:
     )
 
 
-def _updated(template: Template, spec: Work, *, least_grace_s: float = 0.0) -> Template:
+def updated(template: Template, spec: Work, *, least_grace_s: float = 0.0) -> Template:
     """Return ``template`` with what a spec may change in place.
 
     An engine that drains its requests is given at least as long as it takes for that.
     """
     launch: Launch = replace(template.launch, stop_grace_s=max(least_grace_s, _grace_s(spec)))
+    follower = template.follower and replace(template.follower, stop_grace_s=launch.stop_grace_s)
     replicas = (spec.replicas.min or 0) if isinstance(spec, Service) else 1
     return replace(
-        template, launch=launch, replicas=replicas, retry=_retry(spec), max_duration_s=spec.max_duration
-    )
+        template, launch=launch, follower=follower, replicas=replicas, retry=_retry(spec),
+        max_duration_s=spec.max_duration,
+    )  # fmt: skip
 
 
 NO_LIMIT_S = 10 * 365 * 86_400.0
@@ -383,7 +417,7 @@ def _retry(spec: Work) -> Retry:
     return Retry()
 
 
-def _notes(action: Action, surge: bool, engine: _Engine | None) -> tuple[str, ...]:
+def _notes(action: Action, surge: bool, engine: _Engine | None, run: Run | None) -> tuple[str, ...]:
     notes: list[str] = []
     if engine and engine.served:
         notes += [engine.served.lowered] if engine.served.lowered else []
@@ -393,7 +427,15 @@ def _notes(action: Action, surge: bool, engine: _Engine | None) -> tuple[str, ..
     if action == "replace":
         ready = "the new replica is ready before the old one is stopped"
         notes.append(ready if surge else "the old one is stopped first")
+    if loses_work(action, run):
+        notes.append("it is running: apply needs --allow-replace")
     return tuple(notes)
+
+
+def loses_work(action: Action, run: Run | None) -> bool:
+    """Say whether ``action`` stops a task that has begun; a service hands over, a task begins again."""
+    begun = run is not None and run.type == "task" and run.state is not RunState.QUEUED
+    return action == "replace" and begun
 
 
 def _plan_volume(document: Document, spec: Volume, world: World) -> VolumePlan:
@@ -406,15 +448,15 @@ def _plan_volume(document: Document, spec: Volume, world: World) -> VolumePlan:
             fix="configure a backend with volumes, such as docker",
         )
     known = world.volumes.get(spec.name)
+    joins = joined(spec.name, known.set_name if known else "", world.scope)
     if known is None:
-        return VolumePlan(document, spec, "create", backend)
-    changed = changes(spec_of(json.loads(known)), spec)
-    action: Action = "unchanged"
+        return VolumePlan(document, spec, "create", backend, set_name=joins)
+    changed = changes(spec_of(json.loads(known.spec)), spec)
     if any(change.mark == "replace" for change in changed):
         raise UsageError(
             f"volume {spec.name!r} cannot change its {changed[0].path}: what it holds would be lost",
             fix=f"choose another name, or modelyard volume delete {spec.name}",
         )
-    if changed:
-        action = "update"
-    return VolumePlan(document, spec, action, backend, changed)
+    changed += joining(known.set_name, joins)
+    action: Action = "update" if changed else "unchanged"
+    return VolumePlan(document, spec, action, backend, changed, joins)

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from orchestrator.apply.planning import RunPlan, VolumePlan
+from orchestrator.apply.sets import Deletion
 from orchestrator.errors import Problem, SpecError
 from orchestrator.reconcile import Run, RunEvent, RunState, Turn, Wanted
 from orchestrator.store.values import Volume
@@ -18,7 +19,7 @@ if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does
 
 
 def record(
-    plans: Sequence[RunPlan | VolumePlan],
+    plans: Sequence[RunPlan | VolumePlan | Deletion],
     store: Store,
     *,
     environ: Mapping[str, str],
@@ -44,10 +45,13 @@ def record(
     for plan in plans:
         if isinstance(plan, VolumePlan) and plan.action != "unchanged":
             spec = json.dumps(plan.spec.canonical(), sort_keys=True)
-            store.put_volume(Volume(plan.name, plan.backend, spec, plan.spec.hash(), now))
+            store.put_volume(Volume(plan.name, plan.backend, spec, plan.spec.hash(), now, plan.set_name))
     for name, value in captured.items():
         store.secrets.set(name, value, now=now)
     turns = [_turn(plan, now=now, new_id=new_id) for plan in runs]
+    turns += [
+        _ending(plan.run, plan.reason, now) for plan in plans if isinstance(plan, Deletion) and plan.run
+    ]
     if turns:
         store.commit(turns, expected={turn.run.id: turn.run.serial for turn in turns})
     return tuple(plan.name for plan in runs)
@@ -59,18 +63,26 @@ def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str]) -> Turn:
     old = plan.run
     if old is None:
         run = Run(
-            new_id(), plan.name, plan.spec.type, spec, plan.spec_hash, plan.template, now, created_at=now
-        )
+            new_id(), plan.name, plan.spec.type, spec, plan.spec_hash, plan.template, now, created_at=now,
+            set_name=plan.set_name,
+        )  # fmt: skip
     elif plan.action == "update":
-        run = replace(old, spec=spec, template=plan.template)
+        run = replace(old, spec=spec, template=plan.template, set_name=plan.set_name)
     else:
         run = replace(
             old, spec=spec, spec_hash=plan.spec_hash, template=plan.template, since=now,
             wanted=Wanted.RUN, state=RunState.QUEUED, reason="", was_ready=False, ready=0,
+            set_name=plan.set_name,
         )  # fmt: skip
     before = old.state.value if old else ""
     event = RunEvent(run.id, run.name, now, run.name, before, run.state.value, f"apply: {plan.action}")
     return Turn(run, event)
+
+
+def _ending(run: Run, reason: str, now: datetime) -> Turn:
+    state = run.state.value
+    event = RunEvent(run.id, run.name, now, run.name, state, state, f"prune: {reason}")
+    return Turn(replace(run, wanted=Wanted.DELETE), event)
 
 
 def _captured(plans: Sequence[RunPlan], store: Store, environ: Mapping[str, str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ COMMANDS = {
     "apply": ("apply", "Make it so: start, update or replace what the files say."),
     "diff": ("specs", "Show field by field how the files differ from what is on record."),
     "drift": ("specs", "Show where the places differ from the record; changes neither."),
+    "drift": ("specs", "Show where the places differ from the record; changes neither."),
     "validate": ("specs", "Check files and report every problem; needs no backend."),
     "size": ("size", "Show what a model takes in device memory, and what holds it."),
     "schema": ("specs", "Print the JSON Schema of the documents, for editors."),

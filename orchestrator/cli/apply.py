@@ -7,48 +7,110 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.shared import Config, Files, Json, Yes, confirm, load_files, open_api
-from orchestrator.cli.specs import Arguments, Rerun
+from orchestrator.cli.shared import Config, Json, Yes, confirm, load_files, open_api
+from orchestrator.cli.specs import AllowDestroy, AllowReplace, Prune, Rerun, SetName
+from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.api import Local
+    from orchestrator.api import Local, Plans
+    from orchestrator.apply import Consent, Scope
 
 app = typer.Typer(rich_markup_mode=None)
 
 Detach = Annotated[bool, typer.Option("-d", "--detach", help="Return once everything was accepted.")]
 
 
+Files = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-f", "--file", help="A file, a folder, or - for stdin; may be given often.", show_default=False
+    ),
+]
+PlanOrArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[PLAN | -- ARGS]",
+        help="A plan that was saved; or, with -f, what ${{ run.args }} stands for.",
+    ),
+]
+
+
 @app.command()
 def apply(
-    file: Files,
-    arguments: Arguments = None,
+    file: Files = None,
+    arguments: PlanOrArguments = None,
     yes: Yes = False,
     detach: Detach = False,
     json: Json = False,
     rerun: Rerun = False,
+    set_name: SetName = "",
+    prune: Prune = False,
+    allow_destroy: AllowDestroy = False,
+    allow_replace: AllowReplace = False,
     config: Config = None,
 ) -> None:
     """Make it so: start, update or replace what the files say."""
-    documents = load_files(file, arguments or ())
-    from orchestrator.render.plans import plan_json, plan_text
+    from orchestrator.apply import Consent, Scope
 
+    consent, scope = Consent(allow_destroy, allow_replace), Scope(set_name, prune)
     with open_api(config) as api:
-        plans = api.plan(documents, rerun=rerun)
-        changed = any(plan.action != "unchanged" for plan in plans)
-        typer.echo(plan_json(plans) if json and not changed else plan_text(plans), err=changed)
-        if changed and not confirm("apply?", yes=yes):
-            raise typer.Abort
-        names = api.apply(plans)
-        watched = [plan.name for plan in plans if plan.spec.type != "volume"]
-        failed = _follow(api, watched, fresh=names, detach=detach, json=json) if names else []
-        if names and json:
-            from orchestrator.render.runs import runs_json
-
-            typer.echo(runs_json([api.run(name) for name in watched]))
+        if file:
+            documents = load_files(file, arguments or ())
+            plans = api.plan(documents, rerun=rerun, scope=scope)
+        else:
+            plans, agreed = api.resume(_saved_plan(arguments or [], rerun=rerun, scope=scope))
+            consent |= agreed
+            yes = True  # whoever saved the plan has seen it
+        failed = _carry_out(api, plans, consent, yes=yes, detach=detach, json=json)
     if failed:
         from orchestrator.errors import RunFailed
 
         raise RunFailed("\n".join(failed))
+
+
+def _saved_plan(arguments: list[str], *, rerun: bool, scope: Scope) -> str:
+    """Return the path of the plan that is meant; what it is to do was settled when it was saved."""
+    if len(arguments) != 1:
+        raise UsageError(
+            "nothing to apply" if not arguments else "one saved plan at a time",
+            fix="name files with --file, for example -f configs/, or a plan that plan --out wrote",
+        )
+    if rerun or scope.name:
+        raise UsageError("a saved plan says itself what to do", fix="give --set, --prune and --rerun to plan")
+    return arguments[0]
+
+
+def _carry_out(
+    api: Local, plans: Plans, consent: Consent, *, yes: bool, detach: bool, json: bool
+) -> list[str]:
+    """Show plans, ask, write them down and follow them; return what failed."""
+    from orchestrator.apply import require_consent
+    from orchestrator.render.plans import plan_json, plan_text
+
+    changed = any(plan.action != "unchanged" for plan in plans)
+    typer.echo(plan_json(plans) if json and not changed else plan_text(plans), err=changed)
+    require_consent(plans, consent)
+    if changed and not confirm("apply?", yes=yes):
+        raise typer.Abort
+    names = api.apply(plans, consent=consent)
+    watched = [plan.name for plan in plans if plan.type != "volume" and plan.action != "delete"]
+    failed = _follow(api, watched, fresh=names, detach=detach, json=json) if names else []
+    _see_off(api, plans)
+    if names and json:
+        from orchestrator.render.runs import runs_json
+
+        typer.echo(runs_json([api.run(name) for name in watched]))
+    return failed
+
+
+def _see_off(api: Local, plans: Plans) -> None:
+    """Wait until what is deleted is gone: a volume cannot go before the runs that use it."""
+    if not any(plan.action == "delete" for plan in plans):
+        return
+    from orchestrator.cli.progress import Reporter
+
+    with Reporter(api, [], prefix=True, terminal=sys.stderr.isatty()) as reporter:
+        api.finish_deletions(plans, hooks=reporter.hooks)
 
 
 def _follow(api: Local, watched: list[str], *, fresh: tuple[str, ...], detach: bool, json: bool) -> list[str]:

@@ -1,13 +1,19 @@
-"""Commands about files: plan, diff, validate, schema."""
+"""Commands about files: plan, diff, validate, drift, schema."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from orchestrator.cli.shared import Config, Files, Json, load_files, open_api
-from orchestrator.errors import NothingFits
+from orchestrator.errors import ModelyardError, NothingFits, UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.api import Plans
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -24,11 +30,31 @@ Arguments = Annotated[
 ]
 
 
+SetName = Annotated[
+    str, typer.Option("--set", metavar="NAME", help="The set the files are, and what --prune looks at.")
+]
+Prune = Annotated[
+    bool, typer.Option("--prune", help="Delete what was applied under the set and is no longer in it.")
+]
+AllowDestroy = Annotated[
+    bool, typer.Option("--allow-destroy", help="Let a prune delete volumes, with what they hold.")
+]
+AllowReplace = Annotated[
+    bool, typer.Option("--allow-replace", help="Let a running task be stopped and started anew.")
+]
+Format = Literal["text", "json", "md", "github"]
+FormatOption = Annotated[
+    Format,
+    typer.Option("--format", help="md is for a comment on a pull request, github for its annotations."),
+]
+
+
 @app.command()
 def plan(
     file: Files,
     arguments: Arguments = None,
     json: Json = False,
+    form: FormatOption = "text",
     detailed_exitcode: Detailed = False,
     rerun: Rerun = False,
     explain: Annotated[
@@ -40,24 +66,93 @@ def plan(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse specs that contradict their model.")
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Save the plan; apply FILE then does exactly that.", show_default=False),
+    ] = None,
+    expires: Annotated[
+        str,
+        typer.Option(
+            "--expires", metavar="DURATION",
+            help="How long a saved plan may be applied; unset: to the end of tomorrow, UTC.",
+        ),
+    ] = "",
+    set_name: SetName = "",
+    prune: Prune = False,
+    allow_destroy: AllowDestroy = False,
+    allow_replace: AllowReplace = False,
     config: Config = None,
-) -> None:
+) -> None:  # fmt: skip
     """Show what apply would do, and why."""
-    documents = load_files(file, arguments or ())
+    from orchestrator.apply import Consent, Scope
+
+    form = "json" if json else form
+    scope, consent = Scope(set_name, prune), Consent(allow_destroy, allow_replace)
+    lasts_s = _lasts_s(expires)
+    with _annotating(form), _explaining(explain), open_api(config) as api:
+        documents = load_files(file, arguments or ())
+        plans = api.plan(documents, rerun=rerun, sort=sort, strict=strict, scope=scope)
+        if out is not None:
+            _save(out, api.save(plans, scope=scope, consent=consent, lasts_s=lasts_s))
+    typer.echo(_shown(plans, form, explain=explain))
+    if detailed_exitcode and any(plan.action != "unchanged" for plan in plans):
+        raise typer.Exit(CHANGES)
+
+
+def _lasts_s(expires: str) -> int | None:
+    from orchestrator.units import parse_duration
+
     try:
-        with open_api(config) as api:
-            plans = api.plan(documents, rerun=rerun, sort=sort, strict=strict)
+        return parse_duration(expires) if expires else None
+    except ValueError as error:
+        raise UsageError(f"--expires: {error}", fix="write it as 12h, for example") from None
+
+
+@contextmanager
+def _annotating(form: Format) -> Iterator[None]:
+    """Print what goes wrong as annotations too, where the output is read by GitHub."""
+    try:
+        yield
+    except ModelyardError as error:
+        if form == "github":
+            from orchestrator.render.github import error_github
+
+            typer.echo(error_github(error))
+        raise
+
+
+@contextmanager
+def _explaining(explain: bool) -> Iterator[None]:
+    try:
+        yield
     except NothingFits as error:
         if explain and error.why_not:
             from orchestrator.render.explained import why_not_text
 
             typer.echo(why_not_text(error.why_not), err=True)
         raise
+
+
+def _save(out: Path, text: str) -> None:
+    try:
+        out.write_text(text, "utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {out}: {(error.strerror or str(error)).lower()}") from None
+    typer.echo(f"saved: modelyard apply {out}", err=True)
+
+
+def _shown(plans: Plans, form: Format, *, explain: bool) -> str:
+    if form == "md":
+        from orchestrator.render.markdown import plan_markdown
+
+        return plan_markdown(plans)
+    if form == "github":
+        from orchestrator.render.github import plan_github
+
+        return plan_github(plans)
     from orchestrator.render.plans import plan_json, plan_text
 
-    typer.echo(plan_json(plans, explain=explain) if json else plan_text(plans, explain=explain))
-    if detailed_exitcode and any(plan.action != "unchanged" for plan in plans):
-        raise typer.Exit(CHANGES)
+    return plan_json(plans, explain=explain) if form == "json" else plan_text(plans, explain=explain)
 
 
 @app.command()
@@ -74,13 +169,34 @@ def diff(file: Files, json: Json = False, detailed_exitcode: Detailed = False, c
 
 
 @app.command()
-def validate(file: Files, json: Json = False) -> None:
+def drift(json: Json = False, detailed_exitcode: Detailed = False, config: Config = None) -> None:
+    """Show where the places differ from the record; changes neither."""
+    with open_api(config) as api:
+        found = api.drift()
+    from orchestrator.render.drift import drift_json, drift_text
+
+    typer.echo(drift_json(found) if json else drift_text(found))
+    if detailed_exitcode and found:
+        raise typer.Exit(CHANGES)
+
+
+@app.command()
+def validate(
+    file: Files,
+    json: Json = False,
+    form: Annotated[
+        Literal["text", "json", "github"],
+        typer.Option("--format", help="github is for the annotations of a pull request."),
+    ] = "text",
+) -> None:
     """Check files and report every problem; needs no backend."""
     from orchestrator.errors import SpecError
     from orchestrator.render.problems import problems_json
 
+    json = json or form == "json"
     try:
-        documents = load_files(file)
+        with _annotating(form):
+            documents = load_files(file)
     except SpecError as error:
         if json:
             typer.echo(problems_json(error.problems))

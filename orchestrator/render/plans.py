@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator.apply import Difference, RunPlan, VolumePlan
+from orchestrator.apply import Deletion, Difference, RunPlan, VolumePlan
 from orchestrator.backend import Launch, Offer
 from orchestrator.planner.ask import Work
 from orchestrator.planner.plan import Choice, Placed
@@ -22,18 +22,21 @@ if TYPE_CHECKING:  # their modules are heavy, and most plans serve no model
 _SHOWN_REASONS = 4
 
 
-def plan_text(plans: Sequence[RunPlan | VolumePlan], *, explain: bool = False) -> str:
+def plan_text(plans: Sequence[RunPlan | VolumePlan | Deletion], *, explain: bool = False) -> str:
     """Return the plans one below the other, and a line that counts what would be done.
 
     With ``explain`` the arithmetic of every served model follows its plan, and what would admit
     the machines that were refused.
     """
     blocks = ["\n".join(_block(plan, explain=explain)) for plan in plans]
-    return "\n".join([*blocks, _count(plans)])
+    return "\n".join([*blocks, f"plan: {count_text(plans)}"])
 
 
-def _block(plan: RunPlan | VolumePlan, *, explain: bool) -> Iterator[str]:
-    yield f"{plan.name}  {plan.spec.type}  {_verb(plan)}"
+def _block(plan: RunPlan | VolumePlan | Deletion, *, explain: bool) -> Iterator[str]:
+    yield f"{plan.name}  {plan.type}  {_verb(plan)}"
+    if isinstance(plan, Deletion):
+        yield from _deletion(plan)
+        return
     for change in plan.changes:
         yield "  " + change_text(change)
     if isinstance(plan, VolumePlan):
@@ -54,6 +57,12 @@ def _block(plan: RunPlan | VolumePlan, *, explain: bool) -> Iterator[str]:
         from orchestrator.render.explained import explained_text  # brings sizing and engines in
 
         yield from explained_text(plan)
+
+
+def _deletion(plan: Deletion) -> Iterator[str]:
+    yield f"  because  {plan.reason}"
+    if plan.type == "volume":
+        yield "  note     what it holds is lost: apply needs --allow-destroy"
 
 
 def _served(served: Served, spec: Work) -> Iterator[str]:
@@ -126,7 +135,7 @@ def _tokens(part: str, size: Size) -> str:
     )
 
 
-def _verb(plan: RunPlan | VolumePlan) -> str:
+def _verb(plan: RunPlan | VolumePlan | Deletion) -> str:
     if plan.action == "unchanged" and isinstance(plan, RunPlan) and plan.run and plan.run.state.is_final:
         return f"unchanged, {plan.run.state.value} before (--rerun starts it again)"
     return plan.action
@@ -191,25 +200,28 @@ def price_text(usd_hour: float) -> str:
     return f"${usd_hour:.4g}/h"
 
 
-def _count(plans: Sequence[RunPlan | VolumePlan]) -> str:
+def count_text(plans: Sequence[RunPlan | VolumePlan | Deletion]) -> str:
     """Return how many things would be done, by kind, in a fixed order."""
-    order = ("create", "rerun", "update", "replace", "unchanged")
+    order = ("create", "rerun", "update", "replace", "delete", "unchanged")
     counts = {action: sum(plan.action == action for plan in plans) for action in order}
     said = [f"{count} to {action}" for action, count in counts.items() if count and action != "unchanged"]
     if counts["unchanged"]:
         said.append(f"{counts['unchanged']} unchanged")
-    return "plan: " + (", ".join(said) or "nothing to do")
+    return ", ".join(said) or "nothing to do"
 
 
-def plan_json(plans: Sequence[RunPlan | VolumePlan], *, explain: bool = False) -> str:
+def plan_json(plans: Sequence[RunPlan | VolumePlan | Deletion], *, explain: bool = False) -> str:
     """Return the plans as ``modelyard/plan/v1``; ``explain`` adds ``explained`` and ``why_not``."""
     return to_json("modelyard/plan/v1", {"runs": [_plan_object(plan, explain=explain) for plan in plans]})
 
 
-def _plan_object(plan: RunPlan | VolumePlan, *, explain: bool) -> dict[str, object]:
+def _plan_object(plan: RunPlan | VolumePlan | Deletion, *, explain: bool) -> dict[str, object]:
+    if isinstance(plan, Deletion):
+        head: dict[str, object] = {"name": plan.name, "type": plan.type, "action": plan.action}
+        return {**head, "changes": [], "reason": plan.reason}
     body: dict[str, object] = {
         "name": plan.name,
-        "type": plan.spec.type,
+        "type": plan.type,
         "action": plan.action,
         "changes": [change_object(change) for change in plan.changes],
     }

@@ -1,0 +1,52 @@
+"""What apply does only when its user said so: lose a volume, or a running task's work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.apply.planning import RunPlan, VolumePlan, loses_work
+from orchestrator.apply.sets import Deletion
+from orchestrator.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """What a user allows beyond starting and updating.
+
+    ``destroy`` lets volumes be deleted with what they hold, ``replace`` lets a running task be
+    stopped for its successor, and what it did be lost.
+    """
+
+    destroy: bool = False
+    replace: bool = False
+
+    def __or__(self, other: Consent) -> Consent:
+        """Return what either allows.
+
+        >>> Consent(destroy=True) | Consent(replace=True)
+        Consent(destroy=True, replace=True)
+        """
+        return Consent(self.destroy or other.destroy, self.replace or other.replace)
+
+
+NOTHING_LOST = Consent()
+
+
+def require_consent(plans: Sequence[RunPlan | VolumePlan | Deletion], consent: Consent) -> None:
+    """Refuse plans that lose what their user did not allow to be lost.
+
+    Raises:
+        UsageError: a volume would be deleted, or a running task replaced.
+    """
+    for plan in plans:
+        if isinstance(plan, Deletion) and plan.type == "volume" and not consent.destroy:
+            raise UsageError(
+                f"volume {plan.name!r} would be deleted with what it holds",
+                fix="add --allow-destroy, or keep it in the files",
+            )
+        if isinstance(plan, RunPlan) and loses_work(plan.action, plan.run) and not consent.replace:
+            raise UsageError(
+                f"task {plan.name!r} is running and would be stopped and started anew",
+                fix=f"add --allow-replace, or modelyard wait {plan.name} --for ended",
+            )

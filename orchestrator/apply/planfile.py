@@ -1,0 +1,470 @@
+"""Saved plans: what was reviewed, as a file that is carried out exactly or refused.
+
+A plan file holds what would be written down, not how to find it again: specs, launches and the
+offers they were placed on, the serial of every run it touches, and digests of all it was made
+from. It is text that says the same for the same input, sealed with a digest of itself. The seal
+shows damage and careless edits; who may write the file is for the place that keeps it to say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from orchestrator.apply.consent import Consent
+from orchestrator.apply.inputs import read_inputs
+from orchestrator.apply.planning import RunPlan, VolumePlan, fingerprint, updated
+from orchestrator.apply.sets import Deletion, Scope
+from orchestrator.backend import File, Launch, Offer
+from orchestrator.errors import PlanRefused, Position, Problem, Problems, Refusal, SpecError, UsageError
+from orchestrator.planner.ask import Work
+from orchestrator.planner.plan import Choice, Placed
+from orchestrator.reconcile import Run, Template, Wanted
+from orchestrator.spec.interpolation import looks_secret, refers_to_secret
+from orchestrator.spec.load import Document
+from orchestrator.spec.models import DevEnvironment, Service, Task, Volume, spec_of
+from orchestrator.spec.parts import Change
+from orchestrator.spec.tree import Entries, Source
+from orchestrator.store.codec import decode, encode
+from orchestrator.store.values import Volume as KeptVolume
+
+Plan = RunPlan | VolumePlan | Deletion
+
+SCHEMA = "modelyard/planfile/v1"
+_AGAIN = "plan again, and review what changed"
+_SHORTEST_SECRET = 8
+"""Characters below which a value is too common to be found by searching for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a plan was made with: the program's version and the digest of its catalog."""
+
+    tool: str
+    catalog: str
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A plan file that was read and found whole; ``steps`` are still to be held to the record."""
+
+    path: str
+    scope: Scope
+    consent: Consent
+    steps: tuple[Mapping[str, Any], ...]
+
+
+def default_expiry(now: datetime) -> datetime:
+    """Return when a plan made at ``now`` ends: at midnight UTC, after one whole day.
+
+    Plans of one day and one input are then the same file.
+
+    >>> default_expiry(datetime(2026, 11, 25, 18, 42, tzinfo=UTC)).isoformat()
+    '2026-11-27T00:00:00+00:00'
+    """
+    midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return midnight + timedelta(days=2)
+
+
+def plan_file(
+    plans: Sequence[Plan],
+    *,
+    origin: Origin,
+    scope: Scope,
+    consent: Consent,
+    expires_at: datetime,
+    environ: Mapping[str, str],
+) -> str:
+    """Return the plans as the text of a plan file.
+
+    Raises:
+        PlanRefused: a file of a spec changed while it was planned, or the value of a variable
+            that is named like a secret would stand in the text.
+        SpecError: a spec holds a secret's value itself.
+    """
+    _refuse_plain_secrets(plans)
+    body = {
+        "schema": SCHEMA,
+        "tool": origin.tool,
+        "catalog_sha256": origin.catalog,
+        "expires_at": expires_at.astimezone(UTC).isoformat(timespec="seconds"),
+        "set": scope.name,
+        "prune": scope.prune,
+        "allow": {"destroy": consent.destroy, "replace": consent.replace},
+        "inputs": _inputs(plans),
+        "steps": [_step(plan) for plan in plans],
+    }
+    text = json.dumps({**body, "seal": _seal(body)}, indent=2, ensure_ascii=False) + "\n"
+    for name, value in sorted(environ.items()):
+        if looks_secret(name) and len(value) >= _SHORTEST_SECRET and json.dumps(value)[1:-1] in text:
+            raise PlanRefused(
+                f"the plan would hold the value of {name}", fix=f"pass {name} by its bare name in env"
+            )
+    return text
+
+
+def read_plan(path: str, *, origin: Origin, now: datetime) -> Saved:
+    """Return the plan file at ``path``, once nothing speaks against it but the record.
+
+    Raises:
+        PlanRefused: it was changed, has expired, is of another version of the program or the
+            catalog, or an input that can still be read is no longer what it was.
+        UsageError: there is no such file, or it is no plan file.
+    """
+    body = _read(path)
+    seal = body.pop("seal", None)
+    with _well_formed(path):
+        return _checked(path, body, seal, origin=origin, now=now)
+
+
+def _checked(path: str, body: Mapping[str, Any], seal: object, *, origin: Origin, now: datetime) -> Saved:
+    if body.get("schema") != SCHEMA:
+        raise PlanRefused(f"{path} has the form {body.get('schema')!r}, not {SCHEMA!r}", fix=_AGAIN)
+    if seal != _seal(body):
+        raise PlanRefused(f"{path} was changed after it was written", fix=_AGAIN)
+    if body["tool"] != origin.tool:
+        what = f"{path} was made by modelyard {body['tool']}, this is {origin.tool}"
+        raise PlanRefused(what, fix="plan and apply with the same version")
+    if body["catalog_sha256"] != origin.catalog:
+        raise PlanRefused(f"{path} was made with another catalog", fix=_AGAIN)
+    if datetime.fromisoformat(body["expires_at"]) <= now:
+        raise PlanRefused(f"{path} expired at {body['expires_at']}", fix=_AGAIN)
+    _check_inputs(body["inputs"])
+    return Saved(path, Scope(body["set"], body["prune"]), Consent(**body["allow"]), tuple(body["steps"]))
+
+
+def resume(saved: Saved, *, runs: Mapping[str, Run], volumes: Mapping[str, KeptVolume]) -> tuple[Plan, ...]:
+    """Return the plans of a file, held to the record: each is of what it was made against.
+
+    Args:
+        saved: What ``read_plan`` returned.
+        runs: Every run on record, by name.
+        volumes: Every volume on record, by name.
+
+    Raises:
+        PlanRefused: a run or volume it touches moved since, one it leaves alone is no longer as
+            its spec says, or a local file of a spec changed.
+    """
+    with _well_formed(saved.path):
+        return tuple(_resume(step, saved, runs, volumes) for step in saved.steps)
+
+
+def is_priced(plans: Sequence[Plan]) -> bool:
+    """Say whether a plan rents anything, so that offers have to be asked for again."""
+    return any(choice.price_usd_hour > 0 for plan in plans for choice in _chosen(plan))
+
+
+def check_prices(plans: Sequence[Plan], offers: Sequence[Offer]) -> None:
+    """Refuse plans whose chosen machines are gone, or cost more than the plan said.
+
+    The cap is the spec's ``max_price`` where it has one, else the planned price.
+
+    Raises:
+        PlanRefused: one of them is.
+    """
+    now = {_kind(offer): offer.price_usd_hour for offer in offers}
+    for plan in plans:
+        for choice in _chosen(plan):
+            name = f"{choice.offer.instance_type} on {choice.offer.backend}"
+            if not choice.price_usd_hour:
+                continue
+            price = now.get(_kind(choice.offer))
+            if price is None:
+                raise PlanRefused(f"{name}, chosen for {plan.name!r}, is no longer offered", fix=_AGAIN)
+            if price * choice.nodes > _cap(plan, choice):
+                what = f"{name} costs ${price * choice.nodes:g}/h for {plan.name!r}, more than the plan's"
+                raise PlanRefused(f"{what} ${_cap(plan, choice):g}/h", fix=_AGAIN)
+
+
+def reason_of(plan: Plan) -> str:
+    """Return why a plan does what it does, in words."""
+    if isinstance(plan, Deletion):
+        return plan.reason
+    paths = ", ".join(change.path for change in plan.changes)
+    match plan.action:
+        case "create":
+            return "not on record"
+        case "update":
+            return f"changes in place: {paths}"
+        case "replace":
+            return f"needs new containers: {paths or 'its files changed'}"
+        case "rerun":
+            return "it has ended, or was stopped"
+        case _:
+            return "as on record"
+
+
+# --- writing --------------------------------------------------------------------------------
+
+
+def _step(plan: Plan) -> dict[str, Any]:
+    head: dict[str, Any] = {
+        "name": plan.name,
+        "type": plan.type,
+        "action": plan.action,
+        "reason": reason_of(plan),
+    }
+    if isinstance(plan, Deletion):
+        return {**head, "run": _pin(plan.run), "backend": plan.backend}
+    head |= {
+        "set": plan.set_name,
+        "at": [plan.document.position.file, plan.document.position.line, plan.document.position.column],
+        "changes": [[c.path, c.old, c.new, c.mark] for c in plan.changes],
+        "spec": plan.spec.canonical(),
+    }
+    if isinstance(plan, VolumePlan):
+        return {**head, "backend": plan.backend}
+    head |= {"spec_hash": plan.spec_hash, "run": _pin(plan.run)}
+    if plan.template is None or plan.action == "update":
+        return head  # nothing is placed: what runs stays, and an update follows from spec and record
+    return {
+        **head,
+        "image": plan.template.launch.image,
+        "model": _model(plan),
+        "placed": _placed(plan),
+        "template": json.loads(encode(_without_files(plan))),
+        "notes": list(plan.notes),
+    }
+
+
+def _pin(run: Run | None) -> dict[str, Any] | None:
+    return None if run is None else {"id": run.id, "serial": run.serial}
+
+
+def _model(plan: RunPlan) -> dict[str, Any] | None:
+    chosen = plan.served or plan.trained
+    if chosen is None:
+        return None
+    sha256 = hashlib.sha256(encode(chosen.facts).encode()).hexdigest()
+    return {"id": chosen.facts.id, "revision": chosen.facts.revision, "facts_sha256": sha256}
+
+
+def _placed(plan: RunPlan) -> dict[str, Any] | None:
+    placed = plan.placed
+    if placed is None:
+        return None
+    cap = next((_cap(plan, choice) for choice in _chosen(plan)), 0.0)
+    return {
+        "cap_usd_hour": cap,
+        "choices": json.loads(encode(placed.choices)),
+        "fitting": placed.fitting,
+        "refused": [[r.reason, r.offers] for r in placed.refused],
+        "backends": list(placed.backends),
+    }
+
+
+def _without_files(plan: RunPlan) -> Template:
+    """Return the template without the content of the user's files: they may hold anything.
+
+    They are read again where the plan is applied, and held to the hash that covers them.
+    """
+    assert plan.template is not None
+    inputs = read_inputs(plan.document, plan.spec)
+    if fingerprint(plan.spec, inputs) != plan.spec_hash:
+        raise PlanRefused(f"files of {plan.name!r} changed while it was planned", fix="plan again")
+    return _with_files(plan.template, {file.target: replace(file, content=b"") for file in inputs.files})
+
+
+def _with_files(template: Template, files: Mapping[str, File]) -> Template:
+    def filled(launch: Launch) -> Launch:
+        return replace(launch, files=tuple(files.get(file.target, file) for file in launch.files))
+
+    follower = template.follower and filled(template.follower)
+    return replace(template, launch=filled(template.launch), follower=follower)
+
+
+def _inputs(plans: Sequence[Plan]) -> list[dict[str, str]]:
+    found: dict[str, str] = {}
+    for plan in plans:
+        if not isinstance(plan, Deletion):
+            source = plan.document.source
+            found[source.file] = hashlib.sha256(source.text.encode()).hexdigest()
+    return [{"path": path, "sha256": sha256} for path, sha256 in found.items()]
+
+
+def _refuse_plain_secrets(plans: Sequence[Plan]) -> None:
+    problems: list[Problem] = []
+    for plan in plans:
+        if not isinstance(plan, RunPlan):
+            continue
+        for name, value in plan.spec.env.items():
+            if value and looks_secret(name) and not refers_to_secret(value):
+                what = f"the value of {name} would be written into the plan"
+                fix = f"write the bare name {name}, or ${{{{ secrets.{name} }}}}"
+                at = plan.document.at(f"env.{name}")
+                problems.append(Problem(at, what, fix))  # without its line, which shows the value
+    if problems:
+        raise SpecError(problems)
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+# --- reading --------------------------------------------------------------------------------
+
+
+def _read(path: str) -> dict[str, Any]:
+    fix = "name a file that plan --out wrote, or give specs with -f"
+    try:
+        body = json.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {(error.strerror or str(error)).lower()}", fix=fix) from None
+    except (ValueError, RecursionError):
+        raise UsageError(f"{path} is no saved plan", fix=fix) from None
+    if not isinstance(body, dict) or not str(body.get("schema", "")).startswith("modelyard/planfile/"):
+        raise UsageError(f"{path} is no saved plan", fix=fix)
+    return body
+
+
+def _check_inputs(inputs: Sequence[Mapping[str, str]]) -> None:
+    """Refuse when a file that can still be read says something else; one that is gone says nothing."""
+    from orchestrator.spec.source import decode as text_of  # brings PyYAML
+
+    for entry in inputs:
+        try:
+            content = Path(entry["path"]).read_bytes()
+        except OSError:
+            continue
+        source = text_of(content, entry["path"], Problems())
+        if source is None or hashlib.sha256(source.text.encode()).hexdigest() != entry["sha256"]:
+            raise PlanRefused(f"{entry['path']} changed since the plan was made", fix=_AGAIN)
+
+
+@contextmanager
+def _well_formed(path: str) -> Iterator[None]:
+    """Refuse a file that was sealed and yet lacks what this version writes: someone else made it."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise PlanRefused(f"{path} does not hold what a plan file holds: {error!r}", fix=_AGAIN) from error
+
+
+def _resume(
+    step: Mapping[str, Any], saved: Saved, runs: Mapping[str, Run], volumes: Mapping[str, KeptVolume]
+) -> Plan:
+    if step["action"] == "delete":
+        return _resume_deletion(step, saved, runs, volumes)
+    return _resume_volume(step, volumes) if step["type"] == "volume" else _resume_run(step, runs)
+
+
+def _resume_deletion(
+    step: Mapping[str, Any], saved: Saved, runs: Mapping[str, Run], volumes: Mapping[str, KeptVolume]
+) -> Deletion:
+    name = step["name"]
+    if step["run"] is not None:
+        run = _same_run(step, runs)
+        return Deletion(name, step["type"], saved.scope.name, run)
+    volume = volumes.get(name)
+    if volume is None or (volume.set_name, volume.backend) != (saved.scope.name, step["backend"]):
+        raise _stale("volume", name)
+    return Deletion(name, "volume", saved.scope.name, backend=volume.backend)
+
+
+def _resume_volume(step: Mapping[str, Any], volumes: Mapping[str, KeptVolume]) -> VolumePlan:
+    spec, kept = spec_of(step["spec"]), volumes.get(step["name"])
+    assert isinstance(spec, Volume)
+    if (kept is None) != (step["action"] == "create"):
+        raise _stale("volume", spec.name)
+    if step["action"] == "unchanged" and kept and kept.spec != json.dumps(spec.canonical(), sort_keys=True):
+        raise _stale("volume", spec.name)
+    return VolumePlan(
+        _document(spec, step), spec, step["action"], step["backend"], _changes(step), step["set"]
+    )
+
+
+def _resume_run(step: Mapping[str, Any], runs: Mapping[str, Run]) -> RunPlan:
+    spec = spec_of(step["spec"])
+    assert isinstance(spec, Task | Service | DevEnvironment)
+    document, action = _document(spec, step), step["action"]
+    if action == "unchanged":
+        return _left_alone(step, spec, document, runs)
+    run = _same_run(step, runs)
+    plan = RunPlan(
+        document, spec, action, step["spec_hash"], _changes(step), run=run, set_name=step["set"],
+        notes=tuple(step.get("notes", ())),
+    )  # fmt: skip
+    if action == "update" and run:
+        return replace(plan, template=updated(run.template, spec))
+    template: Template = decode(Template, json.dumps(step["template"]))
+    return replace(plan, template=_refilled(template, plan), placed=_placed_of(step["placed"]))
+
+
+def _left_alone(step: Mapping[str, Any], spec: Work, document: Document, runs: Mapping[str, Run]) -> RunPlan:
+    """Return the plan to do nothing, while the record says what the spec says.
+
+    The serial does not count here: a replica that comes and goes moves it, and nothing depends on it.
+    """
+    run = runs.get(spec.name)
+    if run is None or run.wanted is not Wanted.RUN or run.set_name != step["set"]:
+        raise _stale("run", spec.name)
+    if run.spec != json.dumps(spec.canonical(), sort_keys=True) or run.spec_hash != step["spec_hash"]:
+        raise _stale("run", spec.name)
+    return RunPlan(document, spec, "unchanged", step["spec_hash"], run=run, set_name=step["set"])
+
+
+def _same_run(step: Mapping[str, Any], runs: Mapping[str, Run]) -> Run | None:
+    """Return the run that a step was planned against, None where there was none."""
+    run, pin = runs.get(step["name"]), step["run"]
+    if _pin(run) != pin:
+        raise _stale("run", step["name"])
+    return run
+
+
+def _stale(kind: str, name: str) -> PlanRefused:
+    return PlanRefused(f"the plan is stale: {kind} {name!r} moved since it was made", fix=_AGAIN)
+
+
+def _refilled(template: Template, plan: RunPlan) -> Template:
+    """Return a template with the files of its spec as they are here, if they are what was planned."""
+    inputs = read_inputs(plan.document, plan.spec)
+    if fingerprint(plan.spec, inputs) != plan.spec_hash:
+        raise PlanRefused(f"files of {plan.name!r} changed since the plan was made", fix=_AGAIN)
+    return _with_files(template, {file.target: file for file in inputs.files})
+
+
+def _document(spec: Work | Volume, step: Mapping[str, Any]) -> Document:
+    """Return a document that knows where the spec began, and no more of its source."""
+    file, line, column = step["at"]
+    source = Source(file, "", Problems())
+    return Document(spec, Position(file, line, column), source, Entries(line, column, {}))
+
+
+def _changes(step: Mapping[str, Any]) -> tuple[Change, ...]:
+    return tuple(Change(path, old, new, mark) for path, old, new, mark in step["changes"])
+
+
+def _placed_of(placed: Mapping[str, Any] | None) -> Placed | None:
+    if placed is None:
+        return None
+    choices: tuple[Choice, ...] = decode(tuple[Choice, ...], json.dumps(placed["choices"]))
+    refused = tuple(Refusal(reason, offers) for reason, offers in placed["refused"])
+    return Placed(choices, placed["fitting"], refused, tuple(placed["backends"]))
+
+
+# --- prices ---------------------------------------------------------------------------------
+
+
+def _chosen(plan: Plan) -> tuple[Choice, ...]:
+    placed = plan.placed if isinstance(plan, RunPlan) else None
+    return tuple(choice for choice in placed.choices if choice.chosen) if placed else ()
+
+
+def _cap(plan: Plan, choice: Choice) -> float:
+    most = plan.spec.max_price if isinstance(plan, RunPlan) else None
+    return most or choice.price_usd_hour
+
+
+def _kind(offer: Offer) -> tuple[object, ...]:
+    """Return what tells one offer from another, apart from its price and how many there are."""
+    return (
+        offer.backend, offer.region, offer.zone, offer.instance_type, offer.accelerator, offer.count,
+        offer.spot,
+    )  # fmt: skip

@@ -1,0 +1,69 @@
+"""Workflow commands of GitHub Actions, which show a plan or a problem at its line of a pull request.
+
+Their form: GitHub docs, "Workflow commands for GitHub Actions", and the escapes of
+``actions/toolkit``, ``packages/core/src/command.ts``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from orchestrator.apply import Deletion, RunPlan, VolumePlan
+from orchestrator.errors import ModelyardError, Position, SpecError
+from orchestrator.render.plans import change_text, count_text
+
+
+def plan_github(plans: Sequence[RunPlan | VolumePlan | Deletion]) -> str:
+    """Return a notice for everything that would be done, and one that counts it.
+
+    What would be deleted, or stopped with its work lost, is a warning: it stands nowhere in the files.
+    """
+    lines = [_plan_command(plan) for plan in plans if plan.action != "unchanged"]
+    return "\n".join([*lines, command("notice", f"plan: {count_text(plans)}")])
+
+
+def error_github(error: ModelyardError) -> str:
+    """Return an error as annotations: one for every problem of a spec, else one for all."""
+    return "\n".join(_error_commands(error))
+
+
+def _error_commands(error: ModelyardError) -> Iterator[str]:
+    if not isinstance(error, SpecError):
+        yield command("error", "\n".join(filter(None, (error.what, error.fix))), at=error.where)
+        return
+    for problem in error.problems:
+        yield command("error", "\n".join(filter(None, (problem.what, problem.fix))), at=problem.at)
+
+
+def command(kind: str, text: str, *, at: Position | None = None) -> str:
+    """Return one workflow command; a path below the current folder is written relative to it.
+
+    >>> command("error", "100 % wrong", at=Position("specs/a,b.yaml", 3, 5))
+    '::error file=specs/a%2Cb.yaml,line=3,col=5::100 %25 wrong'
+    """
+    where = f" file={_property(_relative(at.file))},line={at.line},col={at.column}" if at else ""
+    return f"::{kind}{where}::{_escaped(text)}"
+
+
+def _plan_command(plan: RunPlan | VolumePlan | Deletion) -> str:
+    said = [f"{plan.name} {plan.type}: {plan.action}"]
+    if isinstance(plan, Deletion):
+        return command("warning", "\n".join([*said, plan.reason]))
+    said += [change_text(change) for change in plan.changes]
+    notes = plan.notes if isinstance(plan, RunPlan) else ()
+    return command("notice", "\n".join([*said, *notes]), at=plan.document.position)
+
+
+def _relative(file: str) -> str:
+    """Return a path as the repository has it: annotations on absolute ones are not shown."""
+    path, here = Path(file), Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.as_posix()
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _escaped(text).replace(":", "%3A").replace(",", "%2C")

@@ -1,0 +1,72 @@
+"""A plan as Markdown, for a comment on the pull request that it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from orchestrator.apply import Deletion, RunPlan, VolumePlan
+from orchestrator.apply.planfile import reason_of
+from orchestrator.render.plans import count_text, holds, plan_text, price_text
+
+
+def plan_markdown(plans: Sequence[RunPlan | VolumePlan | Deletion]) -> str:
+    """Return a table of what would be done and why, what is lost above it, the whole plan folded below."""
+    return "\n".join(_lines(plans))
+
+
+def _lines(plans: Sequence[RunPlan | VolumePlan | Deletion]) -> Iterator[str]:
+    yield f"### Modelyard: {count_text(plans)}"
+    yield ""
+    changed = [plan for plan in plans if plan.action != "unchanged"]
+    lost = [plan for plan in changed if isinstance(plan, Deletion)]
+    if lost:
+        yield f"> **Deletes** {', '.join(f'{plan.type} `{plan.name}`' for plan in lost)}"
+        yield ""
+    if changed:
+        yield "| name | type | action | why | where | price |"
+        yield "|---|---|---|---|---|---|"
+        yield from ("| " + " | ".join(map(_cell, _row(plan))) + " |" for plan in changed)
+        yield ""
+    yield "<details><summary>The whole plan</summary>"
+    yield ""
+    text = plan_text(plans)
+    fence = "`" * max(3, _longest_fence(text) + 1)
+    yield f"{fence}text"
+    yield text
+    yield fence
+    yield ""
+    yield "</details>"
+
+
+def _row(plan: RunPlan | VolumePlan | Deletion) -> tuple[str, ...]:
+    where, price = _place(plan)
+    return f"`{plan.name}`", plan.type, f"**{plan.action}**", reason_of(plan), where, price
+
+
+def _place(plan: RunPlan | VolumePlan | Deletion) -> tuple[str, str]:
+    if not isinstance(plan, RunPlan):
+        return plan.backend, ""
+    chosen = next((c for c in plan.placed.choices if c.chosen), None) if plan.placed else None
+    if chosen is None:
+        return "", ""
+    offer = chosen.offer
+    where = f"{offer.backend} {offer.instance_type} ({holds(offer, chosen.count)})"
+    return where + (f" × {chosen.nodes} nodes" if chosen.nodes > 1 else ""), price_text(chosen.price_usd_hour)
+
+
+def _cell(text: str) -> str:
+    """Return text that cannot end its cell."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+def _longest_fence(text: str) -> int:
+    """Return how many backquotes stand together in ``text``, so that its fence can be longer.
+
+    >>> _longest_fence("a ``b`` c"), _longest_fence("plain")
+    (2, 0)
+    """
+    longest = run = 0
+    for char in text:
+        run = run + 1 if char == "`" else 0
+        longest = max(longest, run)
+    return longest
