@@ -162,6 +162,7 @@ class _Fit:
         """Write out the containers; only the chosen set needs them."""
         runner, nodes = engine(self.engine), self.candidate.layout.nodes
         job, size = self.candidate.settled()
+        job = replace(job, precision=_computed(question, self.candidate))
         written = _engine_job(question, self.candidate, job, size)
         launch = runner.launch(written)
         return Served(
@@ -177,7 +178,7 @@ class _Fit:
             follower=runner.launch(written, node_rank=1) if nodes > 1 else None,
             mounts=question.mounts(),
             lowered=self.candidate.lowered,
-            notes=launch.warnings,
+            notes=(*_exchanged(question, self.candidate), *launch.warnings),
         )
 
 
@@ -192,7 +193,7 @@ class _Option:
         """Yield the first offers of the group with their ranks: within it the cheapest is best."""
         layout, speed = self.fit.candidate.layout, self.fit.speed
         for place, offer in islice(self.offers.ranked(), SHOWN):
-            price = offer.price_usd_hour * layout.nodes
+            price = offer.costs_usd_hour(count=layout.count, nodes=layout.nodes)
             cost = token_cost(speed, price_usd_hour=price).output_usd if speed else None
             rate = speed.output_tokens_s if speed else None
             choice = Choice(
@@ -329,15 +330,30 @@ def _by_place(found: Choices) -> dict[tuple[str, int], list[Candidate]]:
 def _fit_of(question: Question, candidate: Candidate, counted: Mapping[str, Work]) -> _Fit | str:
     """Return the model on one set of accelerators, or why no engine serves it there."""
     job, size = candidate.needs.job, candidate.needs.on(candidate.accelerator)
+    job = replace(job, precision=_computed(question, candidate))
     written = _engine_job(question, candidate, job, size)
     refusal = ""
     for name in AUTO_ENGINES if question.engine == "auto" else (question.engine,):
         reason = engine(name).refuses(written)
         if reason is None:
-            speed = _speed(question, candidate, job, size, name, counted[job.precision])
+            speed = _speed(question, candidate, job, size, name, counted[candidate.needs.job.precision])
             return _Fit(candidate, name, speed)
         refusal = refusal or f"{name}: {reason}"
     return refusal
+
+
+def _computed(question: Question, candidate: Candidate) -> str:
+    """Return the format that is computed in: fp16 where 16 bits are left open and bf16 does not exist."""
+    precision, native = candidate.needs.job.precision, candidate.accelerator.native
+    open_16_bits = question.model.precision == "auto" and precision == "bf16"
+    return "fp16" if open_16_bits and "bf16" not in native and "fp16" in native else precision
+
+
+def _exchanged(question: Question, candidate: Candidate) -> tuple[str, ...]:
+    computed, published = _computed(question, candidate), candidate.needs.job.precision
+    if computed == published:
+        return ()
+    return (f"{computed} in place of {published}, which {candidate.accelerator.name} does not compute",)
 
 
 def _engine_job(question: Question, candidate: Candidate, job: ServingJob, size: Size) -> EngineJob:

@@ -69,7 +69,7 @@ def elsewhere(
     True
     """
     devices = [d for d in accelerators.values() if wanted is None or _is_wanted(d, wanted)]
-    if not devices:
+    if not devices or not rows:
         return ""
     # what was measured here says nothing about other machines
     found = serving_answer(facts, replace(job, measured=Measured()), devices, rows).sets.fitting

@@ -1,0 +1,79 @@
+"""Broken twins of serving: the tests of ``tests/planner/test_serve.py`` must catch every one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.backend import Offer
+from orchestrator.errors import NothingFits
+from orchestrator.planner import index, serve
+from orchestrator.planner.demand import Demand
+from orchestrator.planner.index import OfferSet
+from orchestrator.planner.sizing.serving import ServingNeeds
+from orchestrator.planner.sizing.values import Size
+from orchestrator.planner.why import Fallen
+from tests.planner import test_serve as cases
+
+
+def first_come(offer: Offer, preference: int) -> tuple[object, ...]:
+    """Leave offers in the order they came in."""
+    return ()
+
+
+def every_node(offers: OfferSet, nodes: int, demand: Demand) -> OfferSet:
+    """Let any backend join machines."""
+    return offers
+
+
+def shown_only(option: serve._Option, place: int, choice: object, *, sort: str) -> tuple[object, ...]:
+    """Rank by price alone, whatever was asked for or lowered."""
+    return (choice.price_usd_hour, place)  # type: ignore[attr-defined]  # a choice
+
+
+def test_a_plan_by_order_of_arrival_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "_rank", first_come)
+    with pytest.raises(AssertionError):
+        cases.test_a_plan_does_not_depend_on_the_order_of_offers()
+
+
+def test_machines_joined_by_nobody_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "spanning", every_node)
+    with pytest.raises(pytest.fail.Exception):
+        cases.test_several_machines_are_taken_only_where_a_backend_joins_them()
+
+
+def test_a_rank_by_price_alone_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "_rank", shown_only)
+    with pytest.raises(AssertionError):
+        cases.test_published_weights_win_over_lowered_ones_whatever_they_cost()
+
+
+def test_memory_that_harms_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on(self: ServingNeeds, device: object) -> Size:
+        size = real(self, device)  # type: ignore[arg-type]  # a device
+        return replace(size, fits=size.fits and size.device.visible_bytes < 100 * 2**30)
+
+    real = ServingNeeds.on
+    monkeypatch.setattr(ServingNeeds, "on", on)
+    with pytest.raises(AssertionError):
+        cases.test_more_memory_never_turns_a_fit_into_a_refusal()
+
+
+def test_refused_offers_that_nobody_counts_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "refusals", lambda matched, fallen: matched.refused)
+    with pytest.raises(AssertionError):
+        cases.test_every_model_is_placed_or_refused_with_a_reason("bf16", 8192)
+
+
+def test_a_change_that_does_not_help_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def why_not(self: Fallen) -> object:
+        said = real(self)
+        field, _, value = said.change.partition(" ")
+        return replace(said, change=f"{field} {int(value) * 2}")
+
+    real = Fallen.why_not
+    monkeypatch.setattr(Fallen, "why_not", why_not)
+    with pytest.raises(NothingFits):
+        cases.test_a_change_that_is_named_admits_the_group()

@@ -1,0 +1,271 @@
+"""Serving a model: every model is placed or refused with a reason, in one way, and in time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orchestrator.backend import Can, Offer
+from orchestrator.catalog import accelerators, model, models, prices
+from orchestrator.catalog.values import ModelFacts
+from orchestrator.errors import NothingFits
+from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
+from orchestrator.planner.index import OfferIndex
+from orchestrator.planner.plan import Placed
+from orchestrator.planner.serve import Question, Served, place_model
+from orchestrator.planner.why import objections, tensor_of
+from orchestrator.spec.models import Model, Traffic
+from orchestrator.units import GIB
+
+ABLE = frozenset(Can)
+POOL = ("T4-16GB", "L4-24GB", "RTX4090-24GB", "A100-80GB", "H100-80GB", "MI300X-192GB", "TPU-V6E")
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+
+
+def offer(name: str, count: int = 1, *, price: float = 1.0, backend: str = "cloud", **more: object) -> Offer:
+    device = accelerators()[name]
+    return Offer(
+        backend, f"{name}-{count}", cpu=16 * count, memory_bytes=128 * GIB * count, accelerator=name,
+        vendor=device.vendor, count=count, vram_bytes=device.visible_bytes,
+        compute_capability=device.capability, price_usd_hour=price * count,
+        **more,  # type: ignore[arg-type]  # fields of an offer, by name
+    )  # fmt: skip
+
+
+EVERYTHING = [
+    offer(name, count, price=accelerators()[name].visible_bytes / GIB / 40)
+    for name in (*POOL, "V100-32GB", "L40S-48GB", "H200-141GB", "B200-180GB", "MI210-64GB", "GAUDI3-128GB")
+    for count in (1, 8)
+]
+"""A kind of every family and generation."""
+INDEX = OfferIndex(EVERYTHING)
+
+
+def facts_of(id: str) -> ModelFacts:
+    found = model(id)
+    assert found is not None, id
+    return found
+
+
+def question(
+    id: str = LLAMA, *, precision: str = "auto", context: int | None = 8192, args: tuple[str, ...] = ()
+) -> Question:
+    spec = Model.model_validate({"id": id, "precision": precision, "context": context})
+    # a token is at hand: that a model is gated is no matter of its size
+    secrets = (("HF_TOKEN", "HF_TOKEN"),)
+    return Question(facts_of(id), spec, Traffic(), args=args, secrets=secrets)
+
+
+def placed(
+    offers: Sequence[Offer] | OfferIndex, asked: Question | None = None, **demand: object
+) -> tuple[Placed, Served]:
+    index = offers if isinstance(offers, OfferIndex) else OfferIndex(offers)
+    places = {o.backend: ABLE for o in index.offers}
+    wanted = replace(Demand(places=places), **demand)  # type: ignore[arg-type]  # fields of a demand, by name
+    return place_model(asked or question(), wanted, index, accelerators(), what="service 'x'")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int4"])
+@pytest.mark.parametrize("context", [8192, 32768, None])
+def test_every_model_is_placed_or_refused_with_a_reason(precision: str, context: int | None) -> None:
+    for id, facts in models().items():
+        least = min(context, facts.context or context) if context else None
+        asked = question(id, precision=precision, context=least)
+        fix, fell, fits = outcome(asked)
+        assert fits or fix, id
+        assert fell == len(EVERYTHING), id
+
+
+def outcome(asked: Question) -> tuple[str | None, int, bool]:
+    """Return the advice of a refusal, the offers that were told of, and whether the model fits."""
+    try:
+        found, served = placed(INDEX, asked)
+    except NothingFits as error:
+        return error.fix, sum(r.offers for r in error.refused), False
+    told = found.fitting + sum(r.offers for r in found.refused)
+    return None, told, served.size.fits and bool(served.launch.command)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.permutations(range(len(POOL) * 4)))
+def test_a_plan_does_not_depend_on_the_order_of_offers(order: list[int]) -> None:
+    offers = [
+        offer(name, count, backend=backend) for name in POOL for count in (1, 8) for backend in ("aws", "gcp")
+    ]
+
+    found, served = placed([offers[at] for at in order])
+
+    expected, expected_served = placed(offers)
+    assert (found, served) == (expected, expected_served)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from(POOL),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([LLAMA, "Qwen/Qwen3-14B", "google/gemma-3-27b-it", "openai/gpt-oss-20b"]),
+    st.integers(min_value=0, max_value=64),
+)
+def test_more_memory_never_turns_a_fit_into_a_refusal(name: str, count: int, id: str, more: int) -> None:
+    device = accelerators()[name]
+    larger = replace(device, visible_bytes=device.visible_bytes + more * GIB)
+
+    def fits(catalog: dict[str, object]) -> bool:
+        index = OfferIndex([offer(name, count)])
+        demand = Demand(places={"cloud": ABLE})
+        try:
+            place_model(question(id), demand, index, catalog, what="x")  # type: ignore[arg-type]  # a catalog
+        except NothingFits:
+            return False
+        return True
+
+    assert fits({name: larger}) or not fits({name: device})
+
+
+def test_16_bits_left_open_are_fp16_where_there_is_no_bf16() -> None:
+    _, served = placed([offer("T4-16GB", 4)], question("Qwen/Qwen3-8B"))
+
+    assert served.job.precision == "fp16"
+    assert "float16" in served.launch.command
+    assert served.notes[0] == "fp16 in place of bf16, which T4-16GB does not compute"
+
+
+def test_equal_offers_go_by_the_preference_of_backends() -> None:
+    offers = [offer("H100-80GB", backend=name) for name in ("aws", "onprem")]
+
+    found, _ = place_model(
+        question(), Demand(places={"onprem": ABLE, "aws": ABLE}),
+        OfferIndex(offers, preference=["onprem", "aws"]), accelerators(), what="x",
+    )  # fmt: skip
+
+    assert [c.offer.backend for c in found.choices] == ["onprem", "aws"]
+    assert found.backends == ("onprem", "aws")
+
+
+def test_what_was_not_shown_is_counted() -> None:
+    found, _ = placed([offer("H100-80GB", price=1 + n / 10) for n in range(20)])
+
+    assert len(found.choices) == 5
+    assert found.fitting == 20
+    assert [c.price_usd_hour for c in found.choices] == [1.0, 1.1, 1.2, 1.3, 1.4]
+
+
+def test_published_weights_win_over_lowered_ones_whatever_they_cost() -> None:
+    _, served = placed([offer("L40S-48GB", price=9.0), offer("RTX4080-16GB", price=0.1)])
+
+    assert served.accelerator.name == "L40S-48GB"
+    assert served.lowered == ""
+
+
+@pytest.mark.parametrize(("sort", "best"), [("price", "RTX4090-24GB"), ("throughput", "H100-80GB")])
+def test_what_is_best_is_what_was_asked_for(sort: str, best: str) -> None:
+    offers = [offer("RTX4090-24GB", 2, price=0.3), offer("H100-80GB", 2, price=9.0)]
+
+    found, _ = place_model(
+        question(), Demand(places={"cloud": ABLE}), OfferIndex(offers), accelerators(), what="x",
+        sort=sort,  # type: ignore[arg-type]  # one of the three words
+    )  # fmt: skip
+
+    assert found.choices[0].offer.accelerator == best
+
+
+def test_several_machines_are_taken_only_where_a_backend_joins_them() -> None:
+    asked = question("meta-llama/Llama-3.1-405B-Instruct", precision="bf16")
+    offers = [offer("H100-80GB", 8, available=2)]
+
+    found, served = placed(offers, asked)
+
+    assert (found.choices[0].nodes, served.layout.nodes) == (2, 2)
+    with pytest.raises(NothingFits):
+        placed(offers, asked, places={"cloud": ABLE - {Can.NODES}})
+    with pytest.raises(NothingFits):
+        placed([replace(offers[0], available=1)], asked)
+
+
+def test_why_not_names_the_smallest_change_of_every_group() -> None:
+    asked = question(precision="bf16", context=32768)
+
+    alone = {"cloud": ABLE - {Can.NODES}}
+
+    found, _ = placed([offer("H200-141GB"), offer("RTX4090-24GB", price=0.4)], asked, places=alone)
+
+    assert [(w.accelerator, w.count, w.offers) for w in found.why_not()] == [("RTX4090-24GB", 1, 1)]
+    assert found.why_not()[0].change.startswith("context ")
+
+
+def test_why_not_admits_what_costs_too_much_with_a_higher_max_price() -> None:
+    offers = [offer("L40S-48GB", price=1.0), offer("H100-80GB", price=4.0), offer("T4-16GB", price=9.0)]
+
+    found, _ = placed(offers, max_price_usd_hour=2.0)
+
+    changes = {w.accelerator: w.change for w in found.why_not() if w.reason == "over max_price"}
+    assert changes == {"H100-80GB": "max_price 4"}
+
+
+def test_a_change_that_is_named_admits_the_group() -> None:
+    asked = question(precision="bf16", context=65536)
+    group = offer("L4-24GB")
+    alone = {"cloud": ABLE - {Can.NODES}}
+    with pytest.raises(NothingFits) as caught:
+        placed([group], asked, places=alone)
+    field, value = caught.value.why_not[0].change.split()
+
+    assert field == "context"
+    assert placed([group], question(precision="bf16", context=int(value)), places=alone)
+
+
+def test_where_nothing_fits_the_cheapest_row_of_the_price_list_is_named() -> None:
+    demand, index = Demand(places={"cloud": ABLE}), OfferIndex([offer("T4-16GB")])
+    asked = question("meta-llama/Llama-3.1-70B-Instruct")
+    with pytest.raises(NothingFits) as caught:
+        place_model(asked, demand, index, accelerators(), what="service 'x'", prices=prices())
+
+    assert "price as of 20" in caught.value.elsewhere
+    assert "$" in caught.value.elsewhere
+
+
+def wanted(name: str, count: int = 1) -> AcceleratorDemand:
+    return AcceleratorDemand(frozenset({name}), count=Span(count, count))
+
+
+@pytest.mark.parametrize(
+    ("id", "precision", "context", "accelerator", "args", "said"),
+    [
+        ("meta-llama/Llama-3.1-70B-Instruct", "bf16", 8192, "RTX4090-24GB", (), "131.4 GiB of weights"),
+        (LLAMA, "bf16", 8192, None, ("--tensor-parallel-size", "3"), "32 attention heads do not divide by 3"),
+        (LLAMA, "fp8", 8192, "V100-16GB", (), "V100-16GB neither computes nor widens fp8"),
+        (LLAMA, "bf16", 200000, None, (), "a context of 200,000 is beyond the model's 131,072"),
+    ],
+)
+def test_contradictions_are_told_with_their_numbers(
+    id: str, precision: str, context: int, accelerator: str | None, args: tuple[str, ...], said: str
+) -> None:
+    asked = question(id, precision=precision, context=context, args=args)
+    demand = wanted(accelerator) if accelerator else None
+
+    found = objections(asked.facts, asked.job, demand, accelerators(), args=args)
+
+    assert any(said in each for each in found)
+
+
+@pytest.mark.parametrize("name", ["H100-80GB", "L40S-48GB"])
+def test_what_fits_contradicts_nothing(name: str) -> None:
+    asked = question()
+
+    assert objections(asked.facts, asked.job, wanted(name), accelerators()) == ()
+
+
+def test_one_device_that_would_do_is_enough_to_contradict_nothing() -> None:
+    asked = question("meta-llama/Llama-3.1-70B-Instruct", precision="bf16")
+    either = replace(wanted("RTX4090-24GB", 2), names=frozenset({"RTX4090-24GB", "B200-180GB"}))
+
+    assert objections(asked.facts, asked.job, either, accelerators()) == ()
+
+
+@pytest.mark.parametrize("args", [("--tensor-parallel-size",), ("--tp", "x"), ("--tp=0",), ("--seed", "2")])
+def test_arguments_without_a_number_say_nothing_of_tensors(args: tuple[str, ...]) -> None:
+    assert tensor_of(args) is None
