@@ -200,7 +200,7 @@ def test_why_not_names_the_smallest_change_of_every_group() -> None:
 def test_why_not_admits_what_costs_too_much_with_a_higher_max_price() -> None:
     offers = [offer("L40S-48GB", price=1.0), offer("H100-80GB", price=4.0), offer("T4-16GB", price=9.0)]
 
-    found, _ = placed(offers, max_price_usd_hour=2.0)
+    found, _ = placed(offers, places={"cloud": ABLE - {Can.NODES}}, max_price_usd_hour=2.0)
 
     changes = {w.accelerator: w.change for w in found.why_not() if w.reason == "over max_price"}
     assert changes == {"H100-80GB": "max_price 4"}
