@@ -541,11 +541,16 @@ class Local:
         silent: dict[str, str] = {}
         for name, backend in self.places.items():
             try:
-                found += [_spelled(offer) for offer in backend.offers()]
+                found += [self._priced(_spelled(offer)) for offer in backend.offers()]
             except BackendError as error:
                 if self.places.is_required(name) or not isinstance(error, Unreachable):
                     silent[name] = error.what
         return Offers(tuple(found), silent)
+
+    def _priced(self, offer: Offer) -> Offer:
+        """Return an offer with what the owner of the machine counts for it."""
+        own = self.places.price_usd_hour(offer.backend, offer.accelerator)
+        return replace(offer, own_usd_hour=own) if own else offer
 
     def check(self) -> list[tuple[str, Check]]:
         """Look whether every configured place is usable."""

@@ -61,12 +61,23 @@ class Offer:
     arch: str = "x86"
     spot: bool = False
     price_usd_hour: float = 0.0
+    own_usd_hour: float = 0.0
+    """What the owner of a divisible machine counts for one accelerator, or for all of a machine
+    that has none."""
     boot_s: int = 0
     available: int | None = None
     divisible: bool = False
     zone: str | None = None
     fleet: str | None = None
     reservation: str | None = None
+
+    def costs_usd_hour(self, *, count: int, nodes: int = 1) -> float:
+        """Return what ``count`` accelerators on each of ``nodes`` such machines cost by the hour.
+
+        >>> Offer("rack", "r1", 64, 2**39, count=8, divisible=True, own_usd_hour=1.5).costs_usd_hour(count=2)
+        3.0
+        """
+        return (self.price_usd_hour + self.own_usd_hour * max(1, count)) * nodes
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,15 @@ GROUP = "modelyard.backends"
 class Place:
     """One entry of the configuration: a backend's name, its type, and its own options.
 
-    ``required`` is false for the places that are tried when nothing is configured: one that
-    does not answer is then left out without a word.
+    ``prices`` is what its owner counts for an hour of one accelerator, by catalog name, and under
+    ``machine`` for a machine without any. ``required`` is false for the places that are tried when
+    nothing is configured: one that does not answer is then left out without a word.
     """
 
     name: str
     type: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    prices: Mapping[str, float] = field(default_factory=dict)
     required: bool = True
 
 
@@ -73,7 +75,7 @@ def _places(source: Source | None, problems: Problems) -> tuple[Place, ...]:
         if key != "backends":
             _add(problems, source, root.entries[key], f"unknown key {key!r}", "only 'backends' is known here")
     entry = root.entries.get("backends")
-    if entry is None:
+    if entry is None or (isinstance(entry.node, Scalar) and entry.node.value is None):
         return DEFAULT
     if not isinstance(entry.node, Items):
         _add(problems, source, entry.node, "expected a list of backends")
@@ -97,7 +99,19 @@ def _read_all(items: Items, source: Source, problems: Problems) -> Iterator[Plac
             fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
             _add(problems, source, node, f"unknown backend type {kind!r}", fix)
         seen.add(name)
-        yield Place(name, kind, value)
+        yield Place(name, kind, value, _prices(value.pop("prices", {}), node, source, problems))
+
+
+def _prices(value: Any, node: Any, source: Source, problems: Problems) -> dict[str, float]:
+    """Return the owner's prices; a price of 0 would say that power and wear cost nothing."""
+    if not isinstance(value, dict):
+        _add(problems, source, node, "expected prices by accelerator", "for example prices: {H100-80GB: 2.1}")
+        return {}
+    for name, price in value.items():
+        if isinstance(price, bool) or not isinstance(price, int | float) or price <= 0:
+            what = f"prices: {name}: expected dollars an hour above 0, got {price!r}"
+            _add(problems, source, node, what, "leave it out where it costs nothing")
+    return {name: float(p) for name, p in value.items() if isinstance(p, int | float) and p > 0}
 
 
 def _add(problems: Problems, source: Source, node: Any, what: str, fix: str | None = None) -> None:
@@ -137,6 +151,10 @@ class Places(Mapping[str, Backend]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._places
+
+    def price_usd_hour(self, name: str, accelerator: str | None) -> float:
+        """Return what the owner counts for an hour of this accelerator there, 0 where nothing is said."""
+        return self._places[name].prices.get(accelerator or "machine", 0.0)
 
     def is_required(self, name: str) -> bool:
         """Return whether the user configured this place, rather than we guessed it."""

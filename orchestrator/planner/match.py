@@ -223,6 +223,15 @@ def available(offer: Offer, demand: Demand) -> str | None:
     return None
 
 
+@_stage("own_usd_hour")
+def own_price(offer: Offer, demand: Demand) -> str | None:
+    """Refuse a machine of one's own whose share costs more than ``max_price``."""
+    limit, count = demand.max_price_usd_hour, demand.accelerator.least() if demand.accelerator else 0
+    if limit is None or not offer.own_usd_hour:
+        return None
+    return "over max_price" if offer.costs_usd_hour(count=count, nodes=demand.nodes) > limit else None
+
+
 @_stage("price_usd_hour", by_price=True)
 def price(offer: Offer, demand: Demand) -> str | None:
     """Refuse what costs more than ``max_price``. Last, so that its count is of offers that would do."""

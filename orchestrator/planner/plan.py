@@ -70,7 +70,10 @@ def place(demand: Demand, index: OfferIndex, *, what: str, where: Position | Non
             fix=advise(demand, matched),
         )
     best = tuple(islice(matched.fitting, SHOWN))
-    choices = tuple(Choice(o, demand.nodes, o.price_usd_hour * demand.nodes, o is best[0]) for o in best)
+    count = demand.accelerator.least() if demand.accelerator else 0
+    choices = tuple(
+        Choice(o, demand.nodes, o.costs_usd_hour(count=count, nodes=demand.nodes), o is best[0]) for o in best
+    )
     return Placed(choices, len(matched.fitting), matched.refused, _backends(matched, demand))
 
 

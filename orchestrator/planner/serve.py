@@ -275,7 +275,7 @@ def _dearer(
     groups = group(matched.over_price, demand, accelerators)
     for option in _options(question, demand, groups, accelerators):
         layout = option.fit.candidate.layout
-        prices = [offer.price_usd_hour * layout.nodes for offer in option.offers]
+        prices = [o.costs_usd_hour(count=layout.count, nodes=layout.nodes) for o in option.offers]
         yield over_price(option.fit.candidate.accelerator.name, layout.count, prices)
 
 

@@ -138,7 +138,7 @@ class _Option:
         """Yield the first offers of the group with their ranks: within it the cheapest is best."""
         candidate, speed = self.fit.candidate, self.fit.speed
         for place, offer in islice(self.offers.ranked(), SHOWN):
-            price = offer.price_usd_hour * candidate.nodes
+            price = offer.costs_usd_hour(count=candidate.count, nodes=candidate.nodes)
             cost = price / 3600 / speed.tokens_s * 1e6 if speed else None
             rate = speed.tokens_s if speed else None
             choice = Choice(
