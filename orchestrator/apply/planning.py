@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.apply.inputs import read_inputs
@@ -131,6 +131,8 @@ class _Offers:
     """Offers, asked for once and indexed once."""
 
     world: World
+    served: dict[str, tuple[Placed, Served]] = field(default_factory=dict)
+    """Answers by question: a folder of services asks few different ones."""
     _index: OfferIndex | None = None
 
     def index(self) -> OfferIndex:
@@ -329,12 +331,18 @@ class _Placing:
         found = objections(facts, question.job, wanted, accelerators(), args=question.args)
         if found and self.offers.world.strict:
             raise SpecError([self.document.problem("model", what) for what in found])
-        (placed, served), beside = self._try(
-            lambda index: place_model(
+
+        def choose(index: OfferIndex) -> tuple[Placed, Served]:
+            return place_model(
                 question, self.demand, index, accelerators(),
                 what=self.what, where=self.document.position, sort=self.offers.world.sort, prices=prices(),
-            )
-        )  # fmt: skip
+            )  # fmt: skip
+
+        key = repr((question, self.demand))
+        known = self.offers.served.get(key)
+        (placed, served), beside = (known, True) if known else self._try(choose)
+        if beside:
+            self.offers.served[key] = placed, served
         served = replace(served, notes=(*found, *served.notes))
         layout = served.layout
         return _Engine(

@@ -123,10 +123,15 @@ def choose(
     devices = sorted(accelerators, key=lambda a: (a.visible_bytes, a.name))
     candidates: list[Candidate] = []
     missed: list[Missed] = []
+    done: set[tuple[str, int]] = set()  # more machines than hold it are never better
     for nodes in range(1, max_nodes + 1):
         for count in asked.counts:
-            here = [d for d in devices if asked.is_worth_asking(d, nodes=nodes, count=count)]
+            here = [
+                d for d in devices
+                if (d.name, count) not in done and asked.is_worth_asking(d, nodes=nodes, count=count)
+            ]  # fmt: skip
             held, fell = asked.on(here, nodes=nodes, count=count)
+            done |= {(each.accelerator.name, count) for each in held}
             candidates += held
             missed += fell
     return Choices(tuple(sorted(candidates, key=_preference)), tuple(sorted(missed, key=_name)))
@@ -216,6 +221,8 @@ class _Asked:
             if isinstance(layout, str):
                 continue
             able = [d for d in left if self._computes(d, precision)]
+            if not able:
+                continue
             needs = self.needs(layout, precision)
             # more memory never turns a fit into a refusal, so the fitting ones are the last ones
             start = bisect_left(range(len(able)), True, key=lambda i: needs.on(able[i]).fits)
