@@ -228,15 +228,26 @@ def _join(
 
 def _device(name: str, count: int, described: str) -> tuple[Accelerator | None, int]:
     """Return the device of a name and how many; a TPU's name says how many chips it is."""
-    tpu = _TPU.match(name)
-    if tpu:
-        generation = tpu[1].casefold()
-        return accelerator(generation), count * int(tpu[2]) // _CORES_PER_CHIP.get(generation, 1)
+    if slice_ := tpu_slice(name):
+        return accelerator(slice_[0]), count * slice_[1]
     size = _MEBIBYTES.search(described)
     mebibytes = float(size[1]) if size else 0.0
     # some fetchers write GiB under this name
     memory = int(mebibytes * 2**20) if mebibytes > 1000 else int(mebibytes * GIB)
     return accelerator(name, memory_bytes=memory or None), count
+
+
+def tpu_slice(name: str) -> tuple[str, int] | None:
+    """Return the generation and the chips of a slice of TPUs by SkyPilot's name; None for no TPU.
+
+    >>> tpu_slice("tpu-v6e-8"), tpu_slice("tpu-v4-16"), tpu_slice("H100")
+    (('v6e', 8), ('v4', 8), None)
+    """
+    found = _TPU.match(name)
+    if found is None:
+        return None
+    generation = found[1].casefold()
+    return generation, int(found[2]) // _CORES_PER_CHIP.get(generation, 1)
 
 
 def _lines(text: str, needed: Sequence[str], file: str) -> Iterator[tuple[int, dict[str, str]]]:

@@ -1,0 +1,469 @@
+"""Reads Docker Compose files (the Compose Specification): services become services and tasks."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from urllib.parse import urlsplit
+
+from orchestrator.backend import Probe
+from orchestrator.catalog.containers import images
+from orchestrator.importers.draft import Draft
+from orchestrator.importers.theirs import Keys, Theirs, environment, meaning
+from orchestrator.spec.interpolation import looks_secret
+from orchestrator.spec.parts import exact_bytes, exact_seconds
+from orchestrator.spec.tree import Entries, Items, Node, Scalar, Value
+from orchestrator.units import parse_duration
+
+_WHY: Mapping[str, tuple[str, str]] = {
+    "build": ("images are not built here", "build and push it, and name it as image"),
+    "env_file": ("files of variables are not read", "write them into env"),
+    "depends_on": ("runs do not wait for one another", "modelyard wait NAME --for ready"),
+    "networks": ("runs have no networks of their own", "reach them through the gateway or their ports"),
+    "network_mode": ("the network is the place's own", "publish ports"),
+    "links": ("runs have no networks of their own", "reach them through the gateway or their ports"),
+    "secrets": ("secrets are variables here", "modelyard secret set NAME, and NAME in env"),
+    "configs": ("files are put in by files", "files: [./local:/path]"),
+    "ipc": ("memory is not shared with the machine", "set resources.shm_size"),
+    "labels": ("labels are Modelyard's own", "set tags"),
+    "devices": ("devices come with accelerators", "set resources.gpu"),
+    "extra_hosts": ("names are the place's own", ""),
+    "cap_add": ("there are no single capabilities", "set privileged"),
+    "runtime": ("the place chooses its runtime", "set resources.gpu"),
+    "profiles": ("there are no profiles", "keep it in a file of its own, and name files with -f"),
+    "extends": ("documents do not extend one another", "write it out, or use YAML anchors"),
+    "stop_signal": ("an end is asked for with SIGTERM", ""),
+    "container_name": ("containers are named after runs", ""),
+    "tmpfs": ("there are no file systems in memory", "set resources.shm_size for /dev/shm"),
+    "ulimits": ("limits are raised where accelerators need it", ""),
+    "platform": ("a processor is asked for by its cores", "set resources.cpu, such as arm:2.."),
+}
+_WHY_TOP: Mapping[str, tuple[str, str]] = {
+    "networks": _WHY["networks"],
+    "secrets": _WHY["secrets"],
+    "configs": _WHY["configs"],
+    "include": ("files are named on the command line", "import each of them"),
+}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
+_SCALE = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+"""Compose's units are powers of 1024 (Compose Specification, "Specifying byte values")."""
+_REFERENCE = re.compile(
+    r"\$(?:(?P<escaped>\$)|(?P<plain>\w+)|\{(?P<name>\w+)(?:(?P<how>:?[-?+])(?P<other>[^}]*))?\})"
+)
+_LOCAL_URL = re.compile(r"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])[^\s'\"|;&)]*")
+_SHELLS = ("/bin/sh", "sh", "/bin/bash", "bash")
+_ENGINE_WORDS = (("vllm", "serve"), ("python3", "-m", "vllm.entrypoints.openai.api_server"), ())
+"""How a command for vLLM's image may begin: with its entrypoint written out, or after it."""
+_RENDERED = Probe()
+_MAX_PORTS = 100
+
+
+def read(roots: tuple[Node, ...], theirs: Theirs) -> None:
+    """Add a document for each of compose's services: a service where it has ports, else a task.
+
+    >>> from orchestrator.importers import import_text
+    >>> theirs = "services: {web: {image: 'nginx:1.29', ports: ['8080:80'], restart: always}}"
+    >>> print(import_text(theirs, tool="compose", file="compose.yaml").text)
+    type: service
+    name: web
+    image: nginx:1.29
+    port: 8080:80
+    <BLANKLINE>
+    """
+    for root in roots:
+        top = theirs.mapping(root, "")
+        services = top.mapping("services") if top else None
+        if top is None:
+            continue
+        if services is None:
+            theirs.leave_out(root, "no services: is it a compose file?")
+            continue
+        for name in services.node.entries:
+            if (keys := services.mapping(name)) is not None:
+                _service(name, keys)
+        _named_volumes(top)
+        top.ignore("name", "version")
+        top.leave_rest(_WHY_TOP)
+
+
+def _service(name: str, keys: Keys) -> None:
+    ports = list(_ports(keys))
+    draft = keys.theirs.begin("service" if ports else "task", name, keys.node)
+    image = keys.entry("image")
+    if image is not None:
+        draft.put("image", _filled(image.node), image)
+    if not _engine(draft, keys):
+        _command(draft, keys)
+    for key, ours in (("working_dir", "working_dir"), ("user", "user")):
+        if (entry := keys.entry(key)) is not None:
+            draft.put(ours, _filled(entry.node), entry)
+    keys.copy(draft, ("privileged",))
+    if (env := keys.entry("environment")) is not None:
+        values = environment(keys.theirs, env.node, keys.name("environment"), _variable)
+        draft.put("env", values | _of_their_own(env.node), env)
+    _publish(draft, keys, ports)
+    _healthcheck(draft, keys)
+    _mounts(draft, keys)
+    _resources(draft, keys)
+    _life(draft, keys)
+    keys.ignore("init", "tty", "stdin_open", "pull_policy", "attach")
+    keys.leave_rest(_WHY)
+
+
+# --- text -----------------------------------------------------------------------------------
+
+
+def _filled(node: Node) -> str:
+    """Return a scalar's text with compose's references as ours; defaults are taken.
+
+    >>> _filled(Scalar(1, 1, "${TAG:-v1} ${HOST} $$HOME", ""))
+    'v1 ${{ env.HOST }} $HOME'
+    """
+    return _REFERENCE.sub(_reference, node.text) if isinstance(node, Scalar) else ""
+
+
+def _reference(found: re.Match[str]) -> str:
+    if found["escaped"]:
+        return "$"
+    name = found["name"] or found["plain"]
+    if (found["how"] or "").endswith("-"):
+        return found["other"]
+    return f"${{{{ secrets.{name} }}}}" if looks_secret(name) else f"${{{{ env.{name} }}}}"
+
+
+def _variable(scalar: Scalar) -> str:
+    return _filled(scalar)
+
+
+def _of_their_own(node: Node) -> dict[str, Value]:
+    """Return the variables that only say ``NAME: ${NAME}``, which a bare name says here."""
+    pairs: list[tuple[str, str]] = []
+    if isinstance(node, Entries):
+        pairs = [(name, e.node.text) for name, e in node.entries.items() if isinstance(e.node, Scalar)]
+    elif isinstance(node, Items):
+        texts = [item.text for item in node.items if isinstance(item, Scalar)]
+        pairs = [(text.partition("=")[0], text.partition("=")[2]) for text in texts]
+    return {
+        name: None
+        for name, text in pairs
+        if (found := _REFERENCE.fullmatch(text))
+        and name in (found["name"], found["plain"])
+        and not (found["how"] or "").endswith("-")
+    }
+
+
+def _words(node: Node) -> tuple[str, ...]:
+    """Return a command's words: a list as it is, text as a shell splits it."""
+    if isinstance(node, Items):
+        return tuple(_filled(item) for item in node.items)
+    try:
+        return tuple(shlex.split(_filled(node)))
+    except ValueError:
+        return (_filled(node),)
+
+
+# --- what runs ------------------------------------------------------------------------------
+
+
+def _command(draft: Draft, keys: Keys) -> None:
+    """Carry over what starts: a script as commands, words behind a known entrypoint with it."""
+    entrypoint, command = keys.entry("entrypoint"), keys.entry("command")
+    words = _words(command.node) if command else ()
+    if entrypoint is not None:
+        draft.put("entrypoint", list[Value]((*_words(entrypoint.node), *words)), entrypoint)
+        if words:
+            draft.remark("entrypoint", "compose's entrypoint and command together")
+    elif command is not None and (script := _script(words)) is not None:
+        shell, lines = script
+        draft.put("commands", list[Value](lines), command)
+        if shell not in ("/bin/sh", "sh"):
+            draft.put("shell", shell.removeprefix("/bin/"), command)
+    elif command is not None and words and words[0].startswith("-"):
+        fix = "write entrypoint, the image's own with these words behind it"
+        keys.leave_out("command", "arguments of an entrypoint that only the image knows", fix)
+    elif command is not None and words:
+        draft.put("commands", [shlex.join(words)], command)
+
+
+def _script(words: Sequence[str]) -> tuple[str, list[str]] | None:
+    """Return the shell and the lines of ``sh -ec SCRIPT``; None for another command."""
+    if len(words) == 3 and words[0] in _SHELLS and re.fullmatch(r"-[elx]*c", words[1]):
+        return words[0], words[2].split("\n")
+    return None
+
+
+def _engine(draft: Draft, keys: Keys) -> bool:
+    """Carry a service of vLLM's image over as its model and arguments, so that it is sized.
+
+    Returns:
+        Whether it was; else the command is an ordinary one.
+    """
+    image, command = draft.values.get("image"), keys.entry("command")
+    known = {one.repository: one.engine for one in images("vllm")}
+    repository, _, tag = str(image).partition("@")[0].rpartition(":")
+    if draft.type != "service" or command is None or known.get(repository or tag) is None:
+        return False
+    entrypoint = keys.entry("entrypoint")
+    words = (*(_words(entrypoint.node) if entrypoint else ()), *_words(command.node))
+    start = next(start for start in _ENGINE_WORDS if words[: len(start)] == start)
+    found = _arguments(words[len(start) :])
+    if found is None:
+        keys.taken -= {"entrypoint", "command"}
+        return False
+    model, args = found
+    draft.put("model", model, command, "the command of vLLM's image: sized here, and started by the engine")
+    draft.put("engine", "vllm", command)
+    args = {name: value for name, value in args.items() if name not in ("host", "port")}
+    if args:
+        draft.put("args", args, command)
+    return True
+
+
+def _arguments(words: Sequence[str]) -> tuple[str, dict[str, Value]] | None:
+    """Return the model and the other options of a command line of vLLM's; None where it is unclear.
+
+    >>> _arguments(["--model", "a/b", "--max-model-len=4096", "--enforce-eager"])
+    ('a/b', {'max-model-len': 4096, 'enforce-eager': True})
+    """
+    args: dict[str, Value] = {}
+    model: str | None = None
+    name = ""
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            args[name] = _typed(value) if equals else True
+        elif name and args[name] is True:
+            args[name] = _typed(word)
+        elif model is None and not args:
+            model = word
+        else:
+            return None
+    model = str(args.pop("model", model or "")) or None
+    return (model, args) if model and "$" not in model else None
+
+
+def _typed(text: str) -> Value:
+    return int(text) if re.fullmatch(r"-?\d{1,18}", text) else text
+
+
+# --- ports and health -----------------------------------------------------------------------
+
+_Port = tuple[int, int | None]
+
+
+def _ports(keys: Keys) -> Iterator[_Port]:
+    """Yield pairs of the container's port and the machine's, published ones before exposed ones."""
+    for node in keys.items("ports"):
+        yield from _port(keys, node)
+    for node in keys.items("expose"):
+        if (text := _filled(node).partition("/")[0]).isdecimal():
+            yield int(text), None
+
+
+def _port(keys: Keys, node: Node) -> Iterator[_Port]:
+    if isinstance(node, Entries):
+        long = Keys(keys.theirs, node, keys.name("ports"))
+        text = f"{long.text('published') or ''}:{long.text('target') or ''}/{long.text('protocol') or 'tcp'}"
+        long.ignore("mode", "host_ip", "name", "app_protocol")
+        long.leave_rest()
+    else:
+        text = _filled(node)
+    pair, _, protocol = text.partition("/")
+    *before, inner = pair.split(":")
+    outer = before[-1] if before else ""
+    ranges = [_range(part) for part in (inner, outer)]
+    if protocol not in ("", "tcp") or not ranges[0] or (outer and len(ranges[0]) != len(ranges[1])):
+        keys.theirs.leave_out(node, f"{keys.name('ports')}: not carried over: {text!r}", "only TCP ports")
+        return
+    outside: list[int | None] = [*ranges[1]] or [None] * len(ranges[0])
+    yield from zip(ranges[0], outside, strict=True)
+
+
+def _range(text: str) -> list[int]:
+    """Return the ports of ``8000`` or ``8000-8002``; none for what is no port.
+
+    >>> _range("8000-8002"), _range("x")
+    ([8000, 8001, 8002], [])
+    """
+    first, _, last = text.partition("-")
+    if not first.isdecimal() or not (last or first).isdecimal():
+        return []
+    ports = range(int(first), int(last or first) + 1)
+    return list(ports) if len(ports) <= _MAX_PORTS else []
+
+
+def _publish(draft: Draft, keys: Keys, ports: Sequence[_Port]) -> None:
+    if not ports:
+        return
+    at = keys.node.entries.get("ports") or keys.node.entries["expose"]
+    first, *others = dict.fromkeys(ports)
+    if draft.type == "service":
+        draft.put("port", f"{first[1]}:{first[0]}" if first[1] else first[0], at)
+    if others:
+        rest = [f"{'*' if outer is None else outer}:{inner}" for inner, outer in others if inner != first[0]]
+        draft.put("ports", list[Value](rest), at)
+
+
+def _healthcheck(draft: Draft, keys: Keys) -> None:
+    entry, check = keys.entry("healthcheck"), keys.mapping("healthcheck")
+    if entry is None or check is None:
+        return
+    test = check.take("test")
+    text = " ".join(_words(test)) if test else ""
+    found = _LOCAL_URL.search(text)
+    if draft.type != "service" or not found or " -X " in text:
+        if draft.type == "service" and text not in ("", "NONE"):
+            what = "a command inside the container: its port is asked instead"
+            keys.leave_out("healthcheck", what, "write probes, an HTTP request or a connection")
+        return
+    url = urlsplit(found[0])
+    probe: dict[str, Value] = {"url": (url.path or "/") + (f"?{url.query}" if url.query else "")}
+    for theirs, ours, default in (("interval", "interval", 30), ("timeout", "timeout", 30)):
+        probe[ours] = exact_seconds(_seconds(check.text(theirs), default))
+    probe["failures"] = meaning(check.take("retries") or Scalar(1, 1, "3", 3))
+    start = _seconds(check.text("start_period"), 0)
+    if start not in (0, int(_RENDERED.start_s)):
+        probe["start_duration"] = exact_seconds(start)
+    check.ignore("start_interval", "disable")
+    check.leave_rest()
+    draft.put("probes", [probe], entry)
+
+
+def _seconds(text: str | None, default: int) -> int:
+    """Return a duration of compose's, at least a second: ``1m30s``, ``500ms``.
+
+    >>> _seconds("1m30s", 0), _seconds("500ms", 0), _seconds(None, 30)
+    (90, 1, 30)
+    """
+    parts = re.findall(r"\d+(?:h|m(?!s)|s)", text or "")
+    if text is None or not parts:
+        return default if text is None else 1
+    return max(1, parse_duration("".join(parts)))
+
+
+# --- storage and resources ------------------------------------------------------------------
+
+
+def _mounts(draft: Draft, keys: Keys) -> None:
+    entry = keys.entry("volumes")
+    found: list[Value] = [mount for node in keys.items("volumes") if (mount := _mount(draft, keys, node))]
+    if found and entry:
+        draft.put("volumes", found, entry)
+
+
+def _mount(draft: Draft, keys: Keys, node: Node) -> Value:
+    """Return a mount of ours; None, and a note, for what is neither a volume nor a folder."""
+    if isinstance(node, Entries):
+        long = Keys(keys.theirs, node, keys.name("volumes"))
+        kind, source, target = long.text("type"), long.text("source"), long.text("target")
+        read_only = meaning(long.take("read_only") or Scalar(1, 1, "", False)) is True
+        long.ignore("bind", "volume", "consistency")
+        long.leave_rest()
+    else:
+        source, _, rest = _filled(node).partition(":")
+        target, _, mode = rest.partition(":")
+        read_only, kind = "ro" in mode.split(","), "bind" if source.startswith((".", "/", "~")) else "volume"
+    if kind not in ("volume", "bind") or not source or not target:
+        what = "a volume needs a name, and only volumes and folders are mounted"
+        keys.theirs.leave_out(node, f"{keys.name('volumes')}: not carried over: {what}")
+        return None
+    name = re.sub(r"[^a-z0-9]+", "-", source.lower()).strip("-") if kind == "volume" else source
+    if name != source:
+        draft.remark("volumes", f"compose's volume {source!r} is {name!r} here")
+    return f"{name}:{target}" + (":ro" if read_only else "")
+
+
+def _named_volumes(top: Keys) -> None:
+    """Add a volume for each that the file declares, unless somebody else keeps it."""
+    volumes = top.mapping("volumes")
+    for name in volumes.node.entries if volumes else ():
+        assert volumes is not None
+        said = volumes.mapping(name)
+        at = volumes.node.entries[name]
+        if said:
+            said.ignore("name")
+            if "external" in said.node.entries:
+                said.leave_out("external", "a volume that somebody else made", "set volume_id")
+            said.leave_rest()
+        top.theirs.begin("volume", name, at.node)
+
+
+def _resources(draft: Draft, keys: Keys) -> None:
+    deploy = keys.mapping("deploy")
+    said = deploy.mapping("resources") if deploy else None
+    limits, reserved = (said.mapping(key) if said else None for key in ("limits", "reservations"))
+    cpus = _first(limits, reserved, "cpus") or keys.text("cpus") or keys.text("cpu_count")
+    memory = _first(limits, reserved, "memory") or keys.text("mem_limit") or keys.text("mem_reservation")
+    wanted: dict[str, Value] = {}
+    if cpus and float(cpus):
+        wanted["cpu"] = f"{float(cpus):g}.."
+    if memory and (size := _bytes(memory)):
+        wanted["memory"] = f"{exact_bytes(size)}.."
+    if (shm := keys.text("shm_size")) and (size := _bytes(shm)):
+        wanted["shm_size"] = exact_bytes(size)
+    if gpu := _gpus(keys, reserved):
+        wanted["gpu"] = gpu
+        draft.remark("resources", "compose says how many accelerators, not which: any will do")
+        keys.ignore("runtime", "ipc", "ulimits")
+    keys.ignore("mem_reservation", "memswap_limit")
+    if wanted:
+        draft.put("resources", wanted, keys.node)
+    if deploy:
+        _replicas(draft, deploy)
+        for part in (limits, reserved, said, deploy):
+            if part:
+                part.leave_rest()
+
+
+def _first(limits: Keys | None, reserved: Keys | None, key: str) -> str | None:
+    found = [part.text(key) for part in (limits, reserved) if part]
+    return next((text for text in found if text), None)
+
+
+def _bytes(text: str) -> int | None:
+    """Return the bytes that compose means: ``64m``, ``2gb``, ``1024``.
+
+    >>> _bytes("64m"), _bytes("2gb"), _bytes("x")
+    (67108864, 2147483648, None)
+    """
+    found = _SIZE.fullmatch(text.strip())
+    return int(float(found[1]) * _SCALE[found[2].lower()]) if found else None
+
+
+def _gpus(keys: Keys, reserved: Keys | None) -> Value:
+    """Return how many accelerators are reserved, as ``deploy`` or ``gpus`` says; None for none."""
+    devices = [*(reserved.items("devices") if reserved else ()), *keys.items("gpus")]
+    for node in devices:
+        if isinstance(node, Scalar):  # gpus: all
+            return "1.."
+        if not isinstance(node, Entries):
+            continue
+        device = Keys(keys.theirs, node, keys.name("devices"))
+        driver, count = device.text("driver"), device.text("count") or "all"
+        ids = device.items("device_ids")
+        device.ignore("capabilities")
+        device.leave_rest()
+        number = str(len(ids)) if ids else "1.." if count in ("all", "-1") else count
+        if driver == "amd":
+            return f"amd:{number}"
+        return int(number) if number.isdecimal() else number
+    return None
+
+
+def _replicas(draft: Draft, deploy: Keys) -> None:
+    entry = deploy.entry("replicas")
+    if entry is not None and draft.type == "service":
+        draft.put("replicas", meaning(entry.node), entry)
+    deploy.ignore("restart_policy", "mode")
+
+
+def _life(draft: Draft, keys: Keys) -> None:
+    """Carry over how it ends and starts again; services are started again anyway."""
+    restart = keys.entry("restart")
+    if restart is not None and draft.type == "task" and _filled(restart.node) not in ("no", "false"):
+        draft.put("retry", {"on_events": ["error"]}, restart, "without ports it is a task: it may end well")
+    if (grace := keys.entry("stop_grace_period")) is not None:
+        draft.put("stop_duration", exact_seconds(_seconds(_filled(grace.node), 10)), grace)
+    if (scale := keys.entry("scale")) is not None and draft.type == "service":
+        draft.put("replicas", meaning(scale.node), scale)

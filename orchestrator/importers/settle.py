@@ -1,0 +1,90 @@
+"""The last step of an import: what was made is read as any document is, and what is refused goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.catalog.hardware import known_names
+from orchestrator.errors import Position, Problem, Problems, SpecError
+from orchestrator.importers.draft import Path, write
+from orchestrator.importers.theirs import Theirs
+from orchestrator.spec.load import read
+from orchestrator.spec.tree import Entries, Entry, Node, Scalar, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """Documents of ours as YAML, and what of the original is not in them, by place."""
+
+    text: str
+    left_out: tuple[Problem, ...]
+
+
+def settle(theirs: Theirs) -> Imported:
+    """Return the documents as text that loads; fields that our reader refuses are left out and noted.
+
+    Raises:
+        SpecError: there is none, or one lacks what it cannot run without; holds all that was found.
+    """
+    if not theirs.drafts:
+        theirs.refuse((1, 1), "nothing in this file can be imported")
+    while True:
+        text = write(theirs.drafts)
+        try:
+            read(text, known_accelerators=known_names(), env=_AnyVariables())
+        except SpecError as error:
+            _drop_refused(theirs, text, error.problems)
+        else:
+            return Imported(text, tuple(sorted(theirs.left_out, key=lambda problem: problem.at)))
+
+
+class _AnyVariables(Mapping[str, str]):
+    """An environment in which every variable is set, for it is not the importer's to ask for them."""
+
+    def __getitem__(self, name: str) -> str:
+        return "1"
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def _drop_refused(theirs: Theirs, text: str, refused: Sequence[Problem]) -> None:
+    """Drop the fields that were refused, each once; end where a document cannot do without."""
+    from orchestrator.spec.source import parse
+
+    roots = parse(Source("", text, Problems()))
+    fatal = False
+    for problem in refused:
+        index = max(i for i, root in enumerate(roots) if root.line <= problem.at.line)
+        draft, path = theirs.drafts[index], _path_to(roots[index], problem.at)
+        if path[0] in ("type", "name"):
+            theirs.leave_out(draft.at, f"{draft.type} {draft.name!r}: {problem.what}", problem.fix)
+            fatal = True
+        elif draft.holds(path):
+            theirs.leave_out(draft.drop(path), f"not carried over: {problem.what}", problem.fix)
+    if fatal:
+        raise SpecError(theirs.left_out)
+
+
+def _path_to(root: Node, at: Position) -> Path:
+    """Return the keys and indexes that lead to what stands at a place."""
+    path: Path = ()
+    node = root
+    while not isinstance(node, Scalar):
+        inner: list[tuple[str | int, Entry | Node, Node]] = (
+            [(key, entry, entry.node) for key, entry in node.entries.items()]
+            if isinstance(node, Entries)
+            else [(index, item, item) for index, item in enumerate(node.items)]
+        )
+        before = [one for one in inner if (one[1].line, one[1].column) <= (at.line, at.column)]
+        if not before:
+            break
+        path, node = (*path, before[-1][0]), before[-1][2]
+    return path

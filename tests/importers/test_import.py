@@ -1,0 +1,86 @@
+"""Other tools' files become documents that load and plan, and what is lost is named at its place."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.apply import World, plan_documents
+from orchestrator.errors import SpecError
+from orchestrator.importers import TOOLS, import_text
+from orchestrator.importers.settle import Imported
+from orchestrator.spec.load import Document, read
+from orchestrator.spec.models import Placement
+from tests.places import is_fleet, offers, world
+
+HERE = Path(__file__).parent
+THEIRS = sorted((HERE / "theirs").glob("*/*"))
+
+
+def imported(path: Path) -> Imported:
+    return import_text(path.read_text(), tool=path.parent.name, file=path.name)
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder that the files' relative paths count from."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "main.py").write_text("print(42)\n")
+    monkeypatch.chdir(tmp_path)
+
+
+def there(document: Document) -> World:
+    """Return a world with offers of the very place that a document asks for."""
+    spec = document.spec
+    if not isinstance(spec, Placement):
+        return world()
+    place = {"spot": spec.spot_policy == "spot"}
+    where = {"region": [*spec.regions, ""][0], "zone": [*spec.availability_zones, None][0]}
+    backend = {"backend": spec.backends[0]} if spec.backends else {}
+    found = [replace(offer, **place, **where, **backend) for offer in offers()]
+    return replace(world(), offers=lambda: found)
+
+
+@pytest.mark.parametrize("path", THEIRS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_an_import_says_what_it_said_before(path: Path) -> None:
+    found = imported(path)
+    name = path.name.split(".")[0]
+    ours = HERE / "ours" / f"{path.parent.name}-{name}.yaml"
+    lost = ours.with_suffix(".txt")
+    left_out = "".join(f"{problem}\n" for problem in found.left_out)
+    if os.environ.get("UPDATE_GOLDEN"):
+        ours.write_text(found.text)
+        lost.write_text(left_out)
+    assert found.text == ours.read_text()
+    assert left_out == lost.read_text()
+
+
+@pytest.mark.usefixtures("beside")
+@pytest.mark.parametrize("path", THEIRS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_what_was_imported_plans(path: Path) -> None:
+    documents = [d for d in read(imported(path).text) if not is_fleet(d)]
+
+    for document in documents:
+        assert len(plan_documents([document], there(document))) == 1
+
+
+@pytest.mark.parametrize("path", THEIRS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_secret_is_written_nowhere(path: Path) -> None:
+    found = imported(path)
+    everything = found.text + "".join(map(str, found.left_out))
+
+    assert "made-up-for-this-test" not in everything
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize(
+    "text", ["", "# nothing\n", "[1, 2]", "hello", "a: [", "\t", "{}", "a: 1", "services: 3"]
+)
+def test_what_is_no_file_of_theirs_is_refused_with_its_place(tool: str, text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        import_text(text, tool=tool, file="x.yaml")
+
+    assert caught.value.problems[0].at.file == "x.yaml"
