@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from orchestrator.apply import Deletion, Difference, RunPlan, VolumePlan
@@ -315,7 +316,7 @@ def memory_object(size: Size) -> dict[str, object]:
         "activations_bytes": device.activations_bytes,
         "adapter_bytes": device.adapter_bytes,
         "kv_cache_tokens": size.kv_cache_tokens,
-        "max_concurrency": size.max_concurrency,
+        "max_concurrency": size.max_concurrency if isfinite(size.max_concurrency) else None,
         "margin": size.margin,
     }
 

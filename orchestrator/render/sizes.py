@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import date
+from math import isfinite
 
 from orchestrator.catalog import ModelFacts, as_of, count_parameters, is_stale
 from orchestrator.catalog.pricing import STALE_DAYS
@@ -48,12 +49,18 @@ def _head(facts: ModelFacts, asked: AcceleratorSet) -> Iterator[str]:
     yield f"on       {set_text(asked)} · {_verdict(size)}"
     yield f"memory   {memory_text(size)}"
     if isinstance(job, ServingJob):
-        yield (
-            f"holds    {size.kv_cache_tokens:,} tokens · {size.max_concurrency:.1f} such requests at once · "
-            f"one alone up to {size.longest_request_tokens:,} tokens"
-        )
+        yield f"holds    {_held_text(size)}"
     if asked.speed:
         yield f"speed    {_speed_text(asked)}"
+
+
+def _held_text(size: Size) -> str:
+    if not isfinite(size.max_concurrency):
+        return "any number of requests: this model keeps nothing of their tokens"
+    return (
+        f"{size.kv_cache_tokens:,} tokens · {size.max_concurrency:.1f} such requests at once · "
+        f"one alone up to {size.longest_request_tokens:,} tokens"
+    )
 
 
 def _training_text(job: TrainingJob) -> str:
@@ -141,13 +148,20 @@ def _cells(each: AcceleratorSet) -> list[str]:
     return [
         f"{many}{each.count} × {each.accelerator.name}",
         layout_text(each) or "one device",
-        each.job.precision,
+        _format(each),
         f"{used:.0%}",
         f"{each.speed.tokens_s:,.0f}" if each.speed else "-",
         f"${price.usd_hour:.4g}/h" if price else "-",
         f"{cost:.3g}" if cost else "-",
         f"{price.row.provider} {price.row.instance_type}" if price else "-",
     ]
+
+
+def _format(each: AcceleratorSet) -> str:
+    """Return what the weights are kept in: the base's own format where a run says nothing else."""
+    if isinstance(each.job, TrainingJob) and each.job.precision == "auto":
+        return "nf4" if each.job.tuning == "qlora" else "as published"
+    return each.job.precision
 
 
 def _price_note(shown: Sequence[AcceleratorSet], today: date) -> Iterator[str]:
@@ -183,7 +197,7 @@ def size_json(facts: ModelFacts, answer: Answer) -> str:
         "device": asdict(size.device),
         "kv_cache_tokens": size.kv_cache_tokens,
         "longest_request_tokens": size.longest_request_tokens,
-        "max_concurrency": size.max_concurrency,
+        "max_concurrency": size.max_concurrency if isfinite(size.max_concurrency) else None,
         "fits": size.fits,
         "margin": size.margin,
         "reason": size.reason,
