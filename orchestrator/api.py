@@ -31,6 +31,7 @@ from orchestrator.apply import (
     record,
     require_consent,
 )
+from orchestrator.apply.lock import LockedModel, is_commit, model_of, pinned
 from orchestrator.apply.planfile import (
     Origin,
     check_prices,
@@ -43,7 +44,7 @@ from orchestrator.apply.planfile import (
 from orchestrator.backend import Backend, Check, Instance, LogLine, Offer, Phase, Volume
 from orchestrator.catalog.digest import digest
 from orchestrator.catalog.hardware import accelerator, candidates
-from orchestrator.errors import BackendError, ModelyardError, NotFound, StateMoved, Unreachable
+from orchestrator.errors import BackendError, ModelyardError, NotFound, StateMoved, Unreachable, UsageError
 from orchestrator.places import Places, read_places
 from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Job, Run, RunEvent, RunState, Turn, Wanted
@@ -99,8 +100,12 @@ class Api(Protocol):
         sort: Sort = "price",
         strict: bool = False,
         scope: Scope = NO_SET,
+        models: Mapping[str, LockedModel] | None = None,
     ) -> Plans:
-        """Return what ``apply`` would do; changes nothing."""
+        """Return what ``apply`` would do, with ``models`` by run as a lock has them; changes nothing."""
+
+    def resolve_models(self, documents: Sequence[Document]) -> dict[str, LockedModel]:
+        """Return the commits that the documents' models are at now, by run; asks the hub."""
 
     def save(
         self,
@@ -115,7 +120,9 @@ class Api(Protocol):
     def resume(self, path: str) -> tuple[Plans, Consent]:
         """Return the plans of a file and what they may lose, or refuse when they no longer hold."""
 
-    def diff(self, documents: Sequence[Document]) -> tuple[Difference, ...]:
+    def diff(
+        self, documents: Sequence[Document], *, models: Mapping[str, LockedModel] | None = None
+    ) -> tuple[Difference, ...]:
         """Return how the documents differ from the record; asks no backend."""
 
     def apply(self, plans: Plans, *, consent: Consent = NOTHING_LOST) -> tuple[str, ...]:
@@ -268,10 +275,29 @@ class Local:
         sort: Sort = "price",
         strict: bool = False,
         scope: Scope = NO_SET,
+        models: Mapping[str, LockedModel] | None = None,
     ) -> Plans:
-        """Return what ``apply`` would do; changes nothing."""
-        world = self._world(documents, rerun=rerun, sort=sort, strict=strict, scope=scope)
+        """Return what ``apply`` would do, with ``models`` by run as a lock has them; changes nothing."""
+        documents = _pinned(documents, models)
+        world = self._world(documents, rerun=rerun, sort=sort, strict=strict, scope=scope, models=models)
         return plan_documents(documents, world)
+
+    def resolve_models(self, documents: Sequence[Document]) -> dict[str, LockedModel]:
+        """Return the commits that the documents' models are at now, by run; asks the hub."""
+        return {
+            document.spec.name: LockedModel(model.id, model.revision, self._commit(model))
+            for document in documents
+            if (model := model_of(document)) is not None
+        }
+
+    def _commit(self, model: Model) -> str | None:
+        from orchestrator.facts import Hub, commit_of  # asks the hub: only where a lock is written
+
+        if is_commit(model.revision):
+            return model.revision
+        if self._offline:
+            raise UsageError("a lock asks the hub, and HF_HUB_OFFLINE forbids it", fix="unset HF_HUB_OFFLINE")
+        return commit_of(model.id, revision=model.revision, hub=Hub.from_environment(self._environ))
 
     def save(
         self,
@@ -301,9 +327,11 @@ class Local:
             check_prices(plans, self.offers().offers)
         return plans, saved.consent
 
-    def diff(self, documents: Sequence[Document]) -> tuple[Difference, ...]:
+    def diff(
+        self, documents: Sequence[Document], *, models: Mapping[str, LockedModel] | None = None
+    ) -> tuple[Difference, ...]:
         """Return how the documents differ from the record; asks no backend."""
-        return diff_documents(documents, self._world(documents))
+        return diff_documents(_pinned(documents, models), self._world(documents))
 
     def _world(
         self,
@@ -313,7 +341,9 @@ class Local:
         sort: Sort = "price",
         strict: bool = False,
         scope: Scope = NO_SET,
+        models: Mapping[str, LockedModel] | None = None,
     ) -> World:
+        locked = {(each.id, each.commit): each for each in (models or {}).values()}
         has_volumes = scope.prune or any(document.spec.type == "volume" for document in documents)
         return World(
             runs={run.name: run for run in current_runs(self._url)},
@@ -321,19 +351,26 @@ class Local:
             places={name: backend.can for name, backend in self.places.items()},
             offers=lambda: self.offers().offers,
             names=lambda name: [device.name for device in candidates(name)],
-            facts=self._facts,
+            facts=lambda model: self._facts(model, locked.get((model.id, model.revision))),
             rerun=rerun,
             sort=sort,
             strict=strict,
             scope=scope,
         )
 
-    def _facts(self, model: Model) -> ModelFacts:
-        from orchestrator.facts import Hub, resolve  # reads files and asks the hub: only for a model
+    def _facts(self, model: Model, locked: LockedModel | None) -> ModelFacts:
+        """Return what a model is; one the catalog knows needs no hub, at whatever commit it is locked."""
+        from orchestrator.catalog import model as published  # and these: only for a model
+        from orchestrator.facts import Hub, resolve
 
+        if locked and locked.asked in (None, "main") and (known := published(model.id)):
+            return replace(known, revision=model.revision)
         hub = Hub.from_environment(self._environ)
-        offline = self._environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-        return resolve(model.id, revision=model.revision, hub=hub, offline=offline)
+        return resolve(model.id, revision=model.revision, hub=hub, offline=self._offline)
+
+    @property
+    def _offline(self) -> bool:
+        return self._environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
 
     def apply(self, plans: Plans, *, consent: Consent = NOTHING_LOST) -> tuple[str, ...]:
         """Write down what the plans say; volumes are made at once.
@@ -660,6 +697,12 @@ def has_reached(run: Run, goal: Goal) -> bool:
             return run.state is RunState.READY
         case _:
             return False
+
+
+def _pinned(documents: Sequence[Document], models: Mapping[str, LockedModel] | None) -> Sequence[Document]:
+    return (
+        [pinned(document, models.get(document.spec.name)) for document in documents] if models else documents
+    )
 
 
 def _origin() -> Origin:

@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.shared import Config, Json, Yes, confirm, load_files, open_api
-from orchestrator.cli.specs import AllowDestroy, AllowReplace, Prune, Rerun, SetName
+from orchestrator.cli.specs import (
+    AllowDestroy,
+    AllowReplace,
+    Locked,
+    Locking,
+    Prune,
+    Rerun,
+    SetName,
+    WriteLock,
+    save_locks,
+)
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.api import Local, Plans
-    from orchestrator.apply import Consent, Scope
+    from orchestrator.apply import Consent
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -47,6 +57,8 @@ def apply(
     prune: Prune = False,
     allow_destroy: AllowDestroy = False,
     allow_replace: AllowReplace = False,
+    lock: WriteLock = False,
+    locked: Locked = False,
     config: Config = None,
 ) -> None:
     """Make it so: start, update or replace what the files say."""
@@ -56,9 +68,12 @@ def apply(
     with open_api(config) as api:
         if file:
             documents = load_files(file, arguments or ())
-            plans = api.plan(documents, rerun=rerun, scope=scope)
+            locking = Locking(tuple(file), lock, locked)
+            plans, locks = locking.plan(api, documents, rerun=rerun, scope=scope)
+            save_locks(locks)
         else:
-            plans, agreed = api.resume(_saved_plan(arguments or [], rerun=rerun, scope=scope))
+            settled = rerun or scope.name or lock or locked
+            plans, agreed = api.resume(_saved_plan(arguments or [], settled=bool(settled)))
             consent |= agreed
             yes = True  # whoever saved the plan has seen it
         failed = _carry_out(api, plans, consent, yes=yes, detach=detach, json=json)
@@ -68,15 +83,16 @@ def apply(
         raise RunFailed("\n".join(failed))
 
 
-def _saved_plan(arguments: list[str], *, rerun: bool, scope: Scope) -> str:
-    """Return the path of the plan that is meant; what it is to do was settled when it was saved."""
+def _saved_plan(arguments: list[str], *, settled: bool) -> str:
+    """Return the path of the plan that is meant; ``settled``: options were given that it has settled."""
     if len(arguments) != 1:
         raise UsageError(
             "nothing to apply" if not arguments else "one saved plan at a time",
             fix="name files with --file, for example -f configs/, or a plan that plan --out wrote",
         )
-    if rerun or scope.name:
-        raise UsageError("a saved plan says itself what to do", fix="give --set, --prune and --rerun to plan")
+    if settled:
+        fix = "give --set, --prune, --rerun, --lock and --locked to plan"
+        raise UsageError("a saved plan says itself what to do", fix=fix)
     return arguments[0]
 
 

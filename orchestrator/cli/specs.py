@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,7 +14,11 @@ from orchestrator.cli.shared import Config, Files, Json, load_files, open_api
 from orchestrator.errors import ModelyardError, NothingFits, UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.api import Plans
+    from orchestrator.api import Local, Plans
+    from orchestrator.apply import Scope
+    from orchestrator.apply.lock import Lock, LockedModel
+    from orchestrator.planner.plan import Sort
+    from orchestrator.spec.load import Document
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -41,6 +46,12 @@ AllowDestroy = Annotated[
 ]
 AllowReplace = Annotated[
     bool, typer.Option("--allow-replace", help="Let a running task be stopped and started anew.")
+]
+WriteLock = Annotated[
+    bool, typer.Option("--lock", help="Resolve anew, and write modelyard.lock beside the files.")
+]
+Locked = Annotated[
+    bool, typer.Option("--locked", help="Refuse when modelyard.lock is missing or would change.")
 ]
 Format = Literal["text", "json", "md", "github"]
 FormatOption = Annotated[
@@ -81,6 +92,8 @@ def plan(
     prune: Prune = False,
     allow_destroy: AllowDestroy = False,
     allow_replace: AllowReplace = False,
+    lock: WriteLock = False,
+    locked: Locked = False,
     config: Config = None,
 ) -> None:  # fmt: skip
     """Show what apply would do, and why."""
@@ -91,12 +104,70 @@ def plan(
     lasts_s = _lasts_s(expires)
     with _annotating(form), _explaining(explain), open_api(config) as api:
         documents = load_files(file, arguments or ())
-        plans = api.plan(documents, rerun=rerun, sort=sort, strict=strict, scope=scope)
+        locking = Locking(tuple(file), lock, locked)
+        plans, locks = locking.plan(api, documents, rerun=rerun, sort=sort, strict=strict, scope=scope)
+        save_locks(locks)
         if out is not None:
             _save(out, api.save(plans, scope=scope, consent=consent, lasts_s=lasts_s))
     typer.echo(_shown(plans, form, explain=explain))
     if detailed_exitcode and any(plan.action != "unchanged" for plan in plans):
         raise typer.Exit(CHANGES)
+
+
+@dataclass(frozen=True, slots=True)
+class Locking:
+    """What a command does about the locks beside its files."""
+
+    files: tuple[str, ...]
+    write: bool
+    hold: bool
+
+    def __post_init__(self) -> None:
+        if self.write and self.hold:
+            raise UsageError("--lock writes what --locked refuses to change", fix="give one of them")
+
+    def plan(
+        self,
+        api: Local,
+        documents: Sequence[Document],
+        *,
+        rerun: bool,
+        scope: Scope,
+        sort: Sort = "price",
+        strict: bool = False,
+    ) -> tuple[Plans, dict[Path, Lock]]:
+        """Return the plans at the locked commits, and the locks to write."""
+        from orchestrator.apply.lock import by_lock, lock_of, read_lock, require_locked
+
+        models = api.resolve_models(documents) if self.write else locked_models(self.files, documents)
+        plans = api.plan(documents, rerun=rerun, sort=sort, strict=strict, scope=scope, models=models)
+        if not self.write and not self.hold:
+            return plans, {}
+        found: dict[Path, Lock] = {}
+        for path, of in by_lock(self.files, documents).items():
+            names = {document.spec.name for document in of}
+            found[path] = lock_of([plan for plan in plans if plan.name in names], models)
+            if self.hold:
+                require_locked(path, read_lock(path), found[path])
+        return plans, found if self.write else {}
+
+
+def locked_models(files: Sequence[str], documents: Sequence[Document]) -> dict[str, LockedModel]:
+    """Return the models of documents as the locks beside their files have them, by run."""
+    from orchestrator.apply.lock import Lock, by_lock, models_of, read_lock
+
+    return {
+        name: model
+        for path, of in by_lock(files, documents).items()
+        for name, model in models_of(of, read_lock(path) or Lock()).items()
+    }
+
+
+def save_locks(locks: Mapping[Path, Lock]) -> None:
+    """Write locks beside the files they are of."""
+    for path, lock in locks.items():
+        _write(path, lock.text())
+        typer.echo(f"locked: {path}", err=True)
 
 
 def _lasts_s(expires: str) -> int | None:
@@ -133,11 +204,15 @@ def _explaining(explain: bool) -> Iterator[None]:
         raise
 
 
-def _save(out: Path, text: str) -> None:
+def _write(path: Path, text: str) -> None:
     try:
-        out.write_text(text, "utf-8")
+        path.write_text(text, "utf-8")
     except OSError as error:
-        raise UsageError(f"cannot write {out}: {(error.strerror or str(error)).lower()}") from None
+        raise UsageError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from None
+
+
+def _save(out: Path, text: str) -> None:
+    _write(out, text)
     typer.echo(f"saved: modelyard apply {out}", err=True)
 
 
@@ -160,7 +235,7 @@ def diff(file: Files, json: Json = False, detailed_exitcode: Detailed = False, c
     """Show field by field how the files differ from what is on record."""
     documents = load_files(file)
     with open_api(config) as api:
-        found = api.diff(documents)
+        found = api.diff(documents, models=locked_models(file, documents))
     from orchestrator.render.plans import diff_json, diff_text
 
     typer.echo(diff_json(found) if json else diff_text(found))

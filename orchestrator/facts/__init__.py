@@ -10,10 +10,10 @@ from orchestrator import catalog
 from orchestrator.catalog import ModelFacts, count_parameters, from_config
 from orchestrator.errors import ModelError
 from orchestrator.facts.files import CONFIG
-from orchestrator.facts.hub import Hub, hub_facts
+from orchestrator.facts.hub import Hub, hub_commit, hub_facts
 from orchestrator.facts.local import local_facts
 
-__all__ = ["Hub", "ModelFacts", "count_parameters", "from_config", "resolve"]
+__all__ = ["Hub", "ModelFacts", "commit_of", "count_parameters", "from_config", "resolve"]
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LONGEST_ID = 200  # twice the hub's own limit of 96 for a name, with its owner
@@ -75,6 +75,20 @@ def resolve(
         fix = f"put its {CONFIG} at {placed / CONFIG}, or name a folder that has it"
         raise ModelError(error.what, fix=fix) from error
     return _with_catalog(found, known)
+
+
+def commit_of(model: str, *, revision: str | None, hub: Hub, cache_dir: Path | None = None) -> str | None:
+    """Return the commit that a revision of ``model`` is at now; None for what no hub publishes.
+
+    Raises:
+        ModelError: the hub has no such model or revision.
+        Denied: the model is gated or private.
+        HubUnreachable: the hub did not answer, or asked to be asked later.
+    """
+    if _existing(model) is not None or _REMOTE.match(model):
+        return None
+    _refuse_unreadable(model)
+    return hub_commit(model, revision=revision, hub=hub, cache_dir=cache_dir or _default_cache())
 
 
 def _existing(text: str) -> Path | None:

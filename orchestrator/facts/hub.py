@@ -77,6 +77,19 @@ def hub_facts(id: str, *, revision: str | None, hub: Hub, cache_dir: Path, offli
         return _facts(_Commit(id, _ask_revision(client, id, name, shelf), shelf, client), hub)
 
 
+def hub_commit(id: str, *, revision: str | None, hub: Hub, cache_dir: Path) -> str:
+    """Return the commit that ``revision`` of a published model is at now, the default branch's for None.
+
+    Raises:
+        ModelError: no such model or revision.
+        Denied: the model is gated or private.
+        HubUnreachable: the hub did not answer, or asked to be asked later.
+    """
+    shelf = _Shelf(cache_dir / "hub" / id.replace("/", "--"))
+    with _client(hub) as client:
+        return str(_ask_revision(client, id, revision or "main", shelf)["sha"])
+
+
 def _facts(commit: _Commit, hub: Hub) -> ModelFacts:
     facts = assemble(commit, id=commit.id, source=f"{hub.endpoint}/{commit.id} at {commit.sha}")
     return replace(

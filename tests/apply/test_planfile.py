@@ -1,0 +1,216 @@
+"""Saved plans from the command line: applied once and exactly, or refused with the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from orchestrator.api import Local
+from orchestrator.apply import RunPlan
+from orchestrator.apply.planfile import check_prices, is_priced
+from orchestrator.errors import PlanRefused
+from orchestrator.spec.load import load
+from tests.apply import scenes
+from tests.apply.scenes import CACHE, HELLO, WEB, edited, names, refused, saved
+from tests.cli.conftest import Cli
+from tests.places import offers, plan_everywhere
+
+
+def test_a_saved_plan_is_applied_once_and_without_a_question(cli: Cli) -> None:
+    plan = saved(cli, HELLO)
+    applied = cli.program("apply", plan, stdin="")
+    assert (applied.code, applied.out) == (0, "hi\n42\n")
+    refused(cli("apply", plan), "the plan is stale: run 'hello' moved")
+
+
+def test_a_plan_that_does_nothing_can_be_applied_any_time(cli: Cli) -> None:
+    cli("apply", "-y", "-f", cli.write("specs.yaml", CACHE + "---\n" + HELLO))
+    plan = saved(cli, CACHE + "---\n" + HELLO, "--detailed-exitcode")
+    assert [cli("apply", plan).code for _ in range(2)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        scenes.a_changed_plan_is_refused,
+        scenes.a_plan_whose_run_moved_is_refused,
+        scenes.a_plan_whose_input_changed_is_refused,
+        scenes.a_file_is_not_in_the_plan_and_held_to_what_it_was,
+        scenes.an_expired_plan_is_refused,
+    ],
+)
+def test_what_no_longer_holds_is_refused(cli: Cli, scene: Callable[[Cli], None]) -> None:
+    scene(cli)
+
+
+def test_the_same_input_gives_the_same_bytes(cli: Cli) -> None:
+    first = Path(saved(cli, WEB + "---\n" + CACHE)).read_bytes()
+    assert Path(saved(cli, WEB + "---\n" + CACHE)).read_bytes() == first
+
+
+def test_a_plan_is_applied_where_its_inputs_are_gone(cli: Cli) -> None:
+    plan = saved(cli, HELLO)
+    (cli.folder / "specs.yaml").unlink()
+    assert cli("apply", plan).code == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tool": "0.0.1"}, "was made by modelyard 0.0.1"),
+        ({"catalog_sha256": "0" * 64}, "was made with another catalog"),
+        ({"schema": "modelyard/planfile/v9"}, "has the form 'modelyard/planfile/v9'"),
+        ({"steps": [{"name": "x"}]}, "does not hold what a plan file holds"),
+        ({"expires_at": None}, "does not hold what a plan file holds"),
+    ],
+)
+def test_a_plan_of_another_make_is_refused(cli: Cli, changes: dict[str, object], said: str) -> None:
+    plan = saved(cli, HELLO)
+    edited(plan, sealed=True, **changes)
+    refused(cli("apply", plan), said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["apply"], "nothing to apply"),
+        (["apply", "a.json", "b.json"], "one saved plan at a time"),
+        (["apply", "none.json"], "cannot read none.json"),
+        (["apply", "specs.yaml"], "is no saved plan"),
+        (["apply", "specs.yaml", "--rerun"], "a saved plan says itself what to do"),
+        (["plan", "-f", "specs.yaml", "--expires", "soon"], "--expires"),
+        (["plan", "-f", "specs.yaml", "--out", "none/plan.json"], "cannot write none/plan.json"),
+        (["plan", "-f", "specs.yaml", "--prune"], "--prune without a set"),
+    ],
+)
+def test_what_is_asked_wrongly_ends_with_64(cli: Cli, arguments: list[str], said: str) -> None:
+    cli.write("specs.yaml", HELLO)
+    result = cli(*arguments)
+    assert (result.code, said in result.err) == (64, True), result
+
+
+def test_a_new_run_of_the_name_makes_a_plan_stale(cli: Cli) -> None:
+    plan = saved(cli, HELLO)
+    cli("apply", "-y", "-f", str(cli.folder / "specs.yaml"))
+    cli("delete", "-y", "hello")
+    assert cli("apply", plan).code == 0  # as it was: no such run
+    refused(cli("apply", plan), "run 'hello' moved")
+
+
+def test_a_plan_lasts_as_long_as_it_says(cli: Cli) -> None:
+    now = datetime(2026, 11, 25, 23, 59, tzinfo=UTC)
+    documents = load([cli.write("specs.yaml", HELLO)])
+    path = cli.folder / "plan.json"
+
+    def at(time: datetime) -> Local:
+        return Local(
+            f"sqlite:///{cli.folder}/state.db", config=cli.folder / "config.yaml", clock=lambda: time
+        )
+
+    for lasts_s, last in [(None, timedelta(days=1)), (60, timedelta(seconds=59))]:
+        with closing(at(now)) as api:
+            path.write_text(api.save(api.plan(documents), lasts_s=lasts_s))
+        with closing(at(now + last)) as api:
+            assert api.resume(str(path))
+        with (
+            closing(at(now + last + timedelta(seconds=61))) as api,
+            pytest.raises(PlanRefused, match="expired"),
+        ):
+            api.resume(str(path))
+
+
+def test_a_secret_is_not_in_a_plan(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary_12345")
+    text = HELLO + "env: [HF_TOKEN]\n"
+    plan = saved(cli, text, "--set", "prod")
+    printed = [cli("plan", "-f", str(cli.folder / "specs.yaml"), "--format", f) for f in ("md", "github")]
+    assert all("canary" not in result.out for result in printed)
+    assert "canary" not in Path(plan).read_text()
+    assert cli("apply", plan).code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "code"),
+    [
+        (HELLO + "env: {API_TOKEN: hf_canary_12345}\n", [], 65),
+        (HELLO.replace("[echo hi]", "['echo ${{ run.args }}']"), ["--", "hf_canary_12345"], 1),
+        (HELLO.replace("echo hi", "echo hf_canary_12345"), [], 1),
+    ],
+    ids=["a variable's value", "an argument", "a command"],
+)
+def test_a_plan_that_would_hold_a_secret_is_not_saved(
+    cli: Cli, text: str, arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary_12345")
+    result = cli("plan", "-f", cli.write("specs.yaml", text), "--out", "plan.json", *arguments)
+    assert result.code == code, result
+    assert "canary" not in result.out + result.err
+    assert not (cli.folder / "plan.json").exists()
+
+
+def test_a_missing_variable_is_told_where_the_spec_began(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    result = cli("apply", saved(cli, CACHE + "---\n" + HELLO + "env: [HF_TOKEN]\n"))
+    assert result.code == 65
+    assert f"{cli.folder}/specs.yaml:5:1: HF_TOKEN has no value" in result.err
+
+
+def test_a_service_is_updated_and_replaced_by_saved_plans(cli: Cli) -> None:
+    cli("apply", saved(cli, WEB))
+    assert cli("apply", saved(cli, WEB + "replicas: 2\n")).code == 0
+    shown = json.loads(cli("show", "web", "--json").out)["run"]
+    assert shown["ready"] == 2
+    assert cli("apply", saved(cli, WEB.replace("serve", "serve better") + "replicas: 2\n")).code == 0
+    jobs = json.loads(cli("show", "web", "--json").out)["run"]["jobs"]
+    assert [job["name"] for job in jobs if job["state"] == "ready"] == ["web-0-0-1", "web-1-0-1"]
+
+
+def test_consent_may_come_with_the_plan_or_later(cli: Cli) -> None:
+    cli("apply", "-y", "-d", "-f", cli.write("specs.yaml", scenes.LONG))
+    plan = saved(cli, scenes.LONG.replace("sleep", "sleep more"))
+    assert cli("apply", "-d", plan).code == 64
+    assert cli("apply", "-d", plan, "--allow-replace").code == 0
+    plan = saved(cli, scenes.LONG.replace("sleep", "sleep most"), "--allow-replace")
+    assert cli("apply", "-d", plan).code == 0
+
+
+RENTED = "type: task\nname: rented\ncommands: [x]\nbackends: [cloud]\nresources: {gpu: L4}\n"
+
+
+def rented(more: str = "") -> RunPlan:
+    """Return a plan that rents a machine."""
+    (plan,) = plan_everywhere(RENTED + more)
+    assert isinstance(plan, RunPlan)
+    assert is_priced([plan])
+    return plan
+
+
+def test_a_dearer_machine_is_refused_and_a_cheaper_one_taken() -> None:
+    check_prices([rented()], offers())
+    check_prices([rented()], [replace(o, price_usd_hour=o.price_usd_hour / 2) for o in offers()])
+    dearer = [replace(o, price_usd_hour=o.price_usd_hour + 0.01) for o in offers()]
+    with pytest.raises(PlanRefused, match=r"costs .* for 'rented', more than the plan's"):
+        check_prices([rented()], dearer)
+    check_prices([rented("max_price: 99\n")], dearer)
+
+
+def test_a_machine_that_is_gone_is_refused() -> None:
+    with pytest.raises(PlanRefused, match="is no longer offered"):
+        check_prices([rented()], [o for o in offers() if o.accelerator != "L4-24GB"])
+
+
+def test_a_plan_does_what_was_reviewed_on_processes(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = f"backends: [{{type: process, state_dir: {cli.folder / 'process'}}}]\n"
+    monkeypatch.setenv("MODELYARD_CONFIG", cli.write("real.yaml", config))
+    cli.write("said.txt", "as reviewed\n")
+    text = "type: task\nname: say\nbackends: [process]\ncommands: [cat said.txt]\nfiles: [said.txt]\n"
+    plan = saved(cli, text)
+    assert cli("apply", plan).out == "as reviewed\n"
+    assert names(cli) == {"say": "succeeded"}
+    cli("delete", "-y", "say")

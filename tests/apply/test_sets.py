@@ -1,0 +1,120 @@
+"""Sets from the command line: what a prune owns, what it asks first, and in which order it works."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.apply import scenes
+from tests.apply.scenes import CACHE, HELLO, WEB, names, refused, saved
+from tests.cli.conftest import Cli
+
+USES = "type: service\nname: uses\nport: 8000\ncommands: [serve]\nvolumes: ['cache:/cache']\n"
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        scenes.a_prune_owns_its_set_and_nothing_else,
+        scenes.without_prune_nothing_is_deleted,
+        scenes.a_volume_goes_only_when_that_is_allowed,
+        scenes.a_running_task_is_replaced_only_when_that_is_allowed,
+    ],
+)
+def test_nothing_is_lost_that_nobody_gave_up(cli: Cli, scene: Callable[[Cli], None]) -> None:
+    scene(cli)
+
+
+def test_deletions_stand_in_every_form_of_the_plan(cli: Cli) -> None:
+    cli("apply", "-y", "-f", cli.write("one.yaml", CACHE + "---\n" + WEB), "--set", "prod")
+    plan = ("plan", "-f", cli.write("one.yaml", HELLO), "--set", "prod", "--prune", "--format")
+    assert "plan: 1 to create, 2 to delete" in cli(*plan, "text").out
+    runs = json.loads(cli(*plan, "json").out)["runs"]
+    assert [(r["name"], r["action"]) for r in runs] == [
+        ("hello", "create"), ("web", "delete"), ("cache", "delete"),
+    ]  # fmt: skip
+    assert "> **Deletes** service `web`, volume `cache`" in cli(*plan, "md").out
+    assert "::warning::cache volume: delete%0Aset 'prod' no longer has it" in cli(*plan, "github").out
+
+
+def test_volumes_come_before_the_runs_that_use_them(cli: Cli) -> None:
+    result = cli("plan", "-f", cli.write("one.yaml", USES + "---\n" + CACHE), "--json")
+    assert [run["name"] for run in json.loads(result.out)["runs"]] == ["cache", "uses"]
+
+
+def test_a_volume_goes_after_the_runs_that_used_it(cli: Cli) -> None:
+    both = cli.write("one.yaml", "\n---\n".join((USES, CACHE, WEB)))
+    cli("apply", "-y", "-d", "-f", both, "--set", "prod")
+    prune = ("-f", cli.write("one.yaml", WEB), "--set", "prod", "--prune", "--allow-destroy")
+    result = cli("apply", "-y", "-d", *prune)
+    assert result.code == 0, result.err
+    assert (set(names(cli)), cli("volume", "list").out) == ({"web"}, "no volumes\n")
+
+
+@pytest.mark.parametrize("where", ["in the files", "on record"])
+def test_a_volume_that_is_used_cannot_go(cli: Cli, where: str) -> None:
+    cli("apply", "-y", "-f", cli.write("one.yaml", CACHE), "--set", "prod")
+    if where == "on record":
+        cli("apply", "-y", "-d", "-f", cli.write("two.yaml", USES))
+    text = USES if where == "in the files" else HELLO
+    result = cli("plan", "-f", cli.write("one.yaml", text), "--set", "prod", "--prune")
+    assert result.code == 64
+    assert "volume 'cache' cannot go: run 'uses' uses it" in result.err
+
+
+def test_what_another_set_has_is_not_taken(cli: Cli) -> None:
+    file = cli.write("web.yaml", WEB + "---\n" + CACHE)
+    cli("apply", "-y", "-f", file, "--set", "prod")
+    for name, text in [("cache", CACHE), ("web", WEB)]:
+        result = cli("plan", "-f", cli.write("web.yaml", text), "--set", "test")
+        assert (result.code, f"{name!r} belongs to set 'prod', not 'test'" in result.err) == (64, True)
+
+
+def test_what_has_no_set_joins_and_keeps_running(cli: Cli) -> None:
+    file = cli.write("web.yaml", WEB + "---\n" + CACHE)
+    cli("apply", "-y", "-f", file)
+    planned = cli("plan", "-f", file, "--set", "prod").out
+    assert planned.count("~ set: unset -> prod  (in place)") == 2
+    cli("apply", "-y", "-f", file, "--set", "prod")
+    assert cli("plan", "-f", file, "--set", "prod", "--detailed-exitcode").code == 0
+    jobs = json.loads(cli("show", "web", "--json").out)["run"]["jobs"]
+    assert [job["name"] for job in jobs] == ["web-0-0-0"]
+
+
+def test_a_set_stays_when_nobody_names_one(cli: Cli) -> None:
+    file = cli.write("web.yaml", WEB)
+    cli("apply", "-y", "-f", file, "--set", "prod")
+    cli.write("web.yaml", WEB.replace("serve", "serve better"))
+    cli("apply", "-y", "-f", file)
+    cli.write("web.yaml", HELLO)
+    assert "web  service  delete" in cli("plan", "-f", file, "--set", "prod", "--prune").out
+
+
+def test_a_pruned_set_is_empty_for_the_next_prune(cli: Cli) -> None:
+    cli("apply", "-y", "-f", cli.write("one.yaml", WEB + "---\n" + HELLO), "--set", "prod")
+    prune = ("-f", cli.write("one.yaml", HELLO), "--set", "prod", "--prune")
+    cli("apply", "-y", *prune)
+    assert cli("plan", *prune, "--detailed-exitcode").code == 0
+
+
+def test_files_that_are_gone_altogether_prune_nothing(cli: Cli) -> None:
+    cli("apply", "-y", "-f", cli.write("one.yaml", WEB), "--set", "prod")
+    cli.write("one.yaml", "# nothing\n")
+    result = cli("apply", "-y", "-f", str(cli.folder / "one.yaml"), "--set", "prod", "--prune")
+    assert (result.code, set(names(cli))) == (65, {"web"})
+
+
+def test_a_saved_prune_deletes_what_was_reviewed_or_nothing(cli: Cli) -> None:
+    cli("apply", "-y", "-f", cli.write("one.yaml", WEB + "---\n" + CACHE), "--set", "prod")
+    prune = ("--set", "prod", "--prune")
+    plan = saved(cli, HELLO, *prune)
+    assert cli("apply", plan).code == 64  # the volume: nobody allowed that
+    assert set(names(cli)) == {"web"}
+    cli("stop", "-y", "web")
+    refused(cli("apply", plan, "--allow-destroy"), "run 'web' moved")
+    plan = saved(cli, HELLO, *prune, "--allow-destroy")
+    assert cli("apply", plan).code == 0
+    assert set(names(cli)) == {"hello"}
+    refused(cli("apply", plan), "the plan is stale")
