@@ -298,7 +298,9 @@ class _Asked:
             less = weight_format(precision).bits < weight_format(self.first).bits
             helps = (less or not self.runs(device)) and runs(device, precision)
             if helps and self.needs(layout, precision).on(device).fits:
-                yield Change("precision", precision)
+                # engines make fp8 and int8 while they load; 4-bit weights are made beforehand
+                made = weight_format(precision).bits < 8 <= weight_format(self.first).bits
+                yield Change("model", f"made in {precision}") if made else Change("precision", precision)
 
     def _holds(self, device: Accelerator, *, nodes: int, count: int) -> bool:
         layout = layout_for(self.facts, nodes=nodes, count=count, precision=self.first)

@@ -1,0 +1,63 @@
+"""``plan --explain``, ``--sort`` and ``--strict`` at a prompt, on places made of frozen accelerators."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.cli.conftest import Cli
+
+SERVICE = "type: service\nname: chat\nmodel: {{id: Qwen/Qwen3-8B, precision: bf16, context: {context}}}\n"
+FITS = SERVICE.format(context=8192)
+TOO_LONG = SERVICE.format(context=90_000)
+TOO_SMALL = """\
+type: service
+name: chat
+model: {id: meta-llama/Llama-3.1-405B, precision: bf16, context: 8192}
+resources: {gpu: "H100:1"}
+env: [HF_TOKEN]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "x")
+
+
+def test_the_arithmetic_is_shown_when_asked_for(cli: Cli) -> None:
+    file = cli.write("chat.yaml", FITS)
+
+    plain, explained = cli("plan", "-f", file), cli("plan", "-f", file, "--explain")
+
+    assert "arithmetic" not in plain.out
+    for word in ("visible", "weights", "KV cache", "a pass reads", "each token", "first token", "output"):
+        assert any(line.strip().startswith(word) for line in explained.out.splitlines()), word
+
+
+def test_the_arithmetic_is_in_the_json(cli: Cli) -> None:
+    result = cli("plan", "-f", cli.write("chat.yaml", FITS), "--explain", "--json")
+
+    run = json.loads(result.out)["runs"][0]
+    assert run["explained"][0]["what"] == "visible"
+    assert all(set(row) >= {"accelerator", "count", "reason", "change"} for row in run["why_not"])
+
+
+def test_a_refusal_says_what_would_admit_each_machine(cli: Cli) -> None:
+    result = cli("plan", "-f", cli.write("big.yaml", TOO_SMALL), "--explain")
+
+    assert result.code == 75
+    assert "why not" in result.err
+    assert "or      " in result.err  # what the price list has for it
+
+
+def test_strict_refuses_what_contradicts_itself(cli: Cli) -> None:
+    result = cli("plan", "-f", cli.write("long.yaml", TOO_LONG), "--strict")
+
+    assert result.code == 65
+    assert "a context of 90,000 is beyond the model's 40,960" in result.err
+
+
+@pytest.mark.parametrize("sort", ["price", "throughput", "latency"])
+def test_a_plan_is_sorted_by_what_is_asked_for(cli: Cli, sort: str) -> None:
+    assert cli("plan", "-f", cli.write("chat.yaml", FITS), "--sort", sort).code == 0
