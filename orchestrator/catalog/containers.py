@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.catalog.lines import Row, own, shipped
+from orchestrator.catalog.overlay import in_use
 from orchestrator.catalog.values import Image
 from orchestrator.errors import ConfigError, Position
 
@@ -29,7 +30,7 @@ def images(
         engine: Such as ``vllm``.
         family: As ``Accelerator.family``, or ``cpu`` and ``cpu-arm``.
         version: The engine's version, without a ``v``.
-        overlay: A folder whose ``images.yaml`` adds images or pins digests.
+        overlay: A folder whose ``images.yaml`` adds images or pins digests; unset: the one in use.
 
     Raises:
         ConfigError: the overlay is no catalog table.
@@ -46,7 +47,7 @@ def _matching(
 ) -> tuple[Image, ...]:
     return tuple(
         image
-        for image in _images(overlay)
+        for image in _images(overlay or in_use())
         if engine in (None, image.engine)
         and family in (None, image.family)
         and version in (None, image.version)

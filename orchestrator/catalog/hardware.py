@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from orchestrator.catalog.lines import Row, own, shipped
+from orchestrator.catalog.overlay import in_use
 from orchestrator.catalog.values import Accelerator
 from orchestrator.errors import ConfigError, Position
 from orchestrator.units import GIB
@@ -25,7 +26,8 @@ def accelerators(*, overlay: Path | None = None) -> Mapping[str, Accelerator]:
     """Return every accelerator by its catalog name, in the catalog's order.
 
     Args:
-        overlay: A folder whose ``accelerators.yaml`` adds to the catalog or replaces its entries.
+        overlay: A folder whose ``accelerators.yaml`` adds to the catalog or replaces its entries;
+            unset: the one in use (``overlay.use``).
 
     Raises:
         ConfigError: the overlay is no catalog table.
@@ -33,7 +35,7 @@ def accelerators(*, overlay: Path | None = None) -> Mapping[str, Accelerator]:
     >>> accelerators()["H100-80GB"].bandwidth_gbs
     3350
     """
-    return _accelerators(overlay)
+    return _accelerators(overlay or in_use())
 
 
 def accelerator(
@@ -72,7 +74,7 @@ def candidates(name: str, *, overlay: Path | None = None) -> tuple[Accelerator, 
     >>> [device.name for device in candidates("GH200")]
     ['GH200-96GB', 'GH200-144GB']
     """
-    index = _index(overlay)
+    index = _index(overlay or in_use())
     key = _key(_SHARED.sub("", name.strip()))
     if key in index:
         return index[key]
@@ -89,7 +91,7 @@ def known_names(*, overlay: Path | None = None) -> frozenset[str]:
     >>> {"H100-80GB", "MI300X", "tpu-v6e-slice"} <= known_names()
     True
     """
-    devices = _accelerators(overlay).values()
+    devices = _accelerators(overlay or in_use()).values()
     return frozenset(name for device in devices for name in (device.name, *device.aliases))
 
 

@@ -7,14 +7,17 @@ machines and their GPUs on separate lines; they are joined region by region.
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from io import StringIO
+from pathlib import Path
 
 from orchestrator.catalog.hardware import accelerator
-from orchestrator.catalog.pricing import is_price
+from orchestrator.catalog.lines import own
+from orchestrator.catalog.pricing import is_price, price_line
 from orchestrator.catalog.values import Accelerator, PriceRow
 from orchestrator.errors import ConfigError, Position, Problem
 from orchestrator.units import GB, GIB
@@ -74,6 +77,33 @@ def read_price_list(text: str, *, provider: str, as_of: date | None, file: str) 
     columns = text.lstrip().partition("\n")[0]
     read = read_skypilot if "AcceleratorName" in columns else read_gpuhunt
     return read(text, provider=provider, as_of=as_of, file=file)
+
+
+def replace_prices(folder: Path, rows: Sequence[PriceRow]) -> Path:
+    """Write ``rows`` into the table of prices in ``folder``, in place of all of their providers'.
+
+    The other lines stay as they are said, though not as they are written. A reader sees the old
+    table or the new one, never half of it.
+
+    Returns:
+        The table's path.
+
+    Raises:
+        ConfigError: the table that is there is none, or the folder cannot be written.
+    """
+    path = folder / "prices.yaml"
+    replaced = {row.provider for row in rows}
+    kept = {name: row for name, row in own("prices", folder).items() if name.split("/")[0] not in replaced}
+    lines = [f"{json.dumps(name)}: {json.dumps(row, default=str)}" for name, row in kept.items()]
+    text = "\n".join(sorted(lines + [price_line(row) for row in rows])) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(".new")
+        fresh.write_text(text, "utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}", fix="check the folder") from error
+    return path
 
 
 def read_gpuhunt(text: str, *, provider: str, as_of: date | None, file: str = "catalog.csv") -> PriceList:

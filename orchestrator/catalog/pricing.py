@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.catalog.lines import Row, own, shipped
+from orchestrator.catalog.overlay import in_use
 from orchestrator.catalog.values import PriceRow
 from orchestrator.errors import ConfigError, Position
 
@@ -27,7 +28,8 @@ def prices(*, overlay: Path | None = None) -> tuple[PriceRow, ...]:
     """Return every price row, ordered by provider, region and instance type.
 
     Args:
-        overlay: A folder whose ``prices.yaml`` adds rows or replaces those of the same name.
+        overlay: A folder whose ``prices.yaml`` adds rows or replaces those of the same name;
+            unset: the one in use.
 
     Raises:
         ConfigError: the overlay has a price that is no number above 0, or is no catalog table.
@@ -36,7 +38,7 @@ def prices(*, overlay: Path | None = None) -> tuple[PriceRow, ...]:
     ...     and row.on_demand_usd_hour) > 8
     True
     """
-    return _prices(overlay)
+    return _prices(overlay or in_use())
 
 
 def age_days(row: PriceRow, today: date) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.catalog.config import from_config
 from orchestrator.catalog.lines import Row, own, shipped
+from orchestrator.catalog.overlay import in_use
 from orchestrator.catalog.values import ModelFacts
 from orchestrator.errors import ConfigError, Position
 
@@ -69,7 +70,8 @@ def models(*, overlay: Path | None = None) -> Mapping[str, ModelFacts]:
     """Return every model of the catalog by its hub id.
 
     Args:
-        overlay: A folder whose ``models.yaml`` adds to the catalog or replaces its entries.
+        overlay: A folder whose ``models.yaml`` adds to the catalog or replaces its entries;
+            unset: the one in use.
 
     Raises:
         ConfigError: the overlay is no catalog table.
@@ -77,7 +79,7 @@ def models(*, overlay: Path | None = None) -> Mapping[str, ModelFacts]:
     >>> models()["Qwen/Qwen3-30B-A3B"].experts
     128
     """
-    return _models(overlay)
+    return _models(overlay or in_use())
 
 
 def model(id: str, *, overlay: Path | None = None) -> ModelFacts | None:
@@ -86,6 +88,7 @@ def model(id: str, *, overlay: Path | None = None) -> ModelFacts | None:
     >>> model("META-LLAMA/Llama-3.1-8b-instruct").id
     'meta-llama/Llama-3.1-8B-Instruct'
     """
+    overlay = overlay or in_use()
     found = _models(overlay)
     if id in found:
         return found[id]

@@ -21,6 +21,7 @@ COMMANDS = {
     "validate": ("specs", "Check files and report every problem; needs no backend."),
     "import": ("import_command", "Turn other tools' YAML into ours; name what cannot be carried over."),
     "size": ("size", "Show what a model takes in device memory, and what holds it."),
+    "catalog": ("catalog_command", "Show the facts that plans rest on, and add prices to them."),
     "schema": ("specs", "Print the JSON Schema of the documents, for editors."),
     "offers": ("places", "Show what can be had where, for how much."),
     "ps": ("runs", "List runs."),

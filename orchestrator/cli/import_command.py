@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from orchestrator.cli.shared import use_catalog
 from orchestrator.errors import SpecError, UsageError
 
 app = typer.Typer(rich_markup_mode=None)
@@ -37,6 +38,7 @@ def import_(
     """
     from orchestrator.importers import import_text
 
+    use_catalog()
     found = import_text(_read(file), tool=tool, file="<stdin>" if file == "-" else file)
     if found.left_out and strict:
         raise SpecError(found.left_out)

@@ -40,6 +40,7 @@ def open_api(config: Path | None) -> Iterator[Local]:
     """Give the api of this process, on the record that the environment names."""
     from orchestrator.api import Local
 
+    use_catalog()
     api = Local(database_url(), config=config or default_config())
     try:
         yield api
@@ -66,11 +67,27 @@ def default_config() -> Path | None:
     return path if path.exists() else None
 
 
+def catalog_folder() -> Path:
+    """Return the folder of the user's own catalog, whether it is there or not."""
+    from platformdirs import user_config_path
+
+    return user_config_path("modelyard") / "catalog"
+
+
+def use_catalog() -> None:
+    """Have the tables of the user's own catalog read over the shipped ones, in every command."""
+    from orchestrator.catalog.overlay import use
+
+    folder = catalog_folder()
+    use(folder if folder.is_dir() else None)
+
+
 def load_files(paths: Sequence[str], arguments: Sequence[str] = ()) -> tuple[Document, ...]:
     """Return the documents of files, folders and stdin; every problem at once."""
     from orchestrator.catalog.hardware import known_names
     from orchestrator.spec.load import load
 
+    use_catalog()
     if not paths:
         raise UsageError("no files given", fix="name them with -f, for example -f configs/")
     return load(

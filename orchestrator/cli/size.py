@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from orchestrator.cli.shared import Json
+from orchestrator.cli.shared import Json, use_catalog
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:  # a --help shows options and sizes nothing
@@ -128,6 +128,7 @@ def size(
         _refuse(training, "is about training, and needs --train")
     else:
         _refuse(serving, "is about serving, and cannot stand beside --train")
+    use_catalog()
     facts = _facts(model, config, weights_bytes)
     devices, count = _devices(gpu)
     common = _given({"precision": precision, "engine": engine})
@@ -217,7 +218,7 @@ def _devices(text: str | None) -> tuple[Devices, int | None]:
     found = accelerator(name)
     if found is None:
         near = difflib.get_close_matches(name.upper(), sorted(known_names()), 1)
-        fix = f"did you mean {near[0]!r}?" if near else "modelyard catalog accelerators lists them"
+        fix = f"did you mean {near[0]!r}?" if near else "modelyard catalog list accelerators"
         raise UsageError(f"no accelerator {name!r} in the catalog", fix=fix)
     return (found,), int(many) if many else None
 

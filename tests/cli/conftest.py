@@ -64,6 +64,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(state=tmp_path / "sim.jsonl"))
     monkeypatch.setenv("MODELYARD_CONFIG", str(config))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # no catalog of the tester's own
     monkeypatch.setenv("MODELYARD_DATABASE_URL", f"sqlite:///{tmp_path}/state.db")
     monkeypatch.chdir(tmp_path)
     return Cli(tmp_path, capsys)
