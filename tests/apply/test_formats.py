@@ -1,0 +1,88 @@
+"""Plans and problems as Markdown and as GitHub's annotations."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from orchestrator.errors import NothingFits, Position
+from orchestrator.render.github import command, error_github
+from tests.apply.scenes import HELLO, WEB
+from tests.cli.conftest import Cli
+
+WRONG = "type: task\nname: Wrong\ncommands: [x]\nresources: {gpu: H1OO}\n"
+
+
+def read_back(line: str) -> tuple[str, dict[str, str], str]:
+    """Read a workflow command as the runner does: properties split at commas, then unescaped."""
+    found = re.fullmatch(r"::(\w+)(?: ([^:]*))?::(.*)", line)
+    assert found, line
+    pairs = (pair.split("=", 1) for pair in (found[2] or "").split(",") if pair)
+    return found[1], {key: unescaped(value) for key, value in pairs}, unescaped(found[3])
+
+
+def unescaped(text: str) -> str:
+    for code, char in (("%0D", "\r"), ("%0A", "\n"), ("%3A", ":"), ("%2C", ","), ("%25", "%")):
+        text = text.replace(code, char)
+    return text
+
+
+@pytest.mark.parametrize("text", ["a: b, c", "100 %0A\nnext\r\n", "::error::no", "%25"])
+def test_a_command_says_what_it_was_given(text: str) -> None:
+    line = command("error", text, at=Position(f"a,b:c%/{text.split()[0]}", 3, 5))
+    assert "\n" not in line
+    kind, where, said = read_back(line)
+    assert (kind, said, where["line"], where["col"]) == ("error", text, "3", "5")
+    assert where["file"].startswith("a,b:c%/")
+
+
+@pytest.mark.parametrize("program", [("plan",), ("validate",)])
+def test_every_problem_is_an_annotation_at_its_line(cli: Cli, program: tuple[str, ...]) -> None:
+    file = cli.write("wrong.yaml", WRONG)
+    result = cli(*program, "-f", file, "--format", "github")
+    assert result.code == 65
+    read = [read_back(line) for line in result.out.splitlines()]
+    assert [(kind, at["file"], at["line"], at["col"]) for kind, at, _ in read] == [
+        ("error", "wrong.yaml", "2", "7"), ("error", "wrong.yaml", "4", "18"),
+    ]  # fmt: skip
+    assert f"{file}:2:7" in result.err
+
+
+def test_what_fits_nowhere_is_an_annotation_at_its_spec(cli: Cli) -> None:
+    file = cli.write("big.yaml", HELLO + "resources: {memory: 900TB..}\n")
+    result = cli("plan", "-f", file, "--format", "github")
+    assert result.code == 75
+    kind, where, said = read_back(result.out.strip())
+    assert (kind, where["file"], where["line"]) == ("error", "big.yaml", "1")
+    assert said == "no offer fits task 'hello'\nlower resources.memory"
+
+
+def test_an_error_without_a_place_has_none() -> None:
+    assert error_github(NothingFits("nothing", fix="more")) == "::error::nothing%0Amore"
+
+
+def test_a_change_is_a_notice_at_its_spec(cli: Cli) -> None:
+    cli("apply", "-y", "-f", cli.write("web.yaml", WEB))
+    file = cli.write("web.yaml", "# a line\n" + WEB + "replicas: 2\n---\n" + HELLO)
+    lines = [read_back(line) for line in cli("plan", "-f", file, "--format", "github").out.splitlines()]
+    assert [(kind, at.get("line"), said.splitlines()[0]) for kind, at, said in lines] == [
+        ("notice", "2", "web service: update"), ("notice", "9", "hello task: create"),
+        ("notice", None, "plan: 1 to create, 1 to update"),
+    ]  # fmt: skip
+
+
+def test_a_comment_holds_a_table_and_the_whole_plan(cli: Cli) -> None:
+    text = HELLO.replace("echo hi", "'echo ```` | b'")
+    out = cli("plan", "-f", cli.write("hello.yaml", text), "--format", "md").out
+    assert out.startswith("### Modelyard: 1 to create\n\n| name | type | action | why | where | price |\n")
+    assert "| `hello` | task | **create** | not on record | sim sim (8 × H100-80GB) | $0/h |" in out
+    assert out.count("\n```\n") == out.count("```text\n") == 1
+    assert cli("plan", "-f", str(cli.folder / "hello.yaml"), "--format", "md").out == out
+
+
+def test_a_change_to_a_cell_stays_in_its_cell(cli: Cli) -> None:
+    cli("apply", "-y", "-f", cli.write("web.yaml", WEB + "tags: {a|b: x}\n"))
+    out = cli("plan", "-f", cli.write("web.yaml", WEB + "tags: {a|b: y}\n"), "--format", "md").out
+    (row,) = [line for line in out.splitlines() if line.startswith("| `web`")]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 7
