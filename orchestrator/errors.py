@@ -62,7 +62,8 @@ class Problem:
     def __str__(self) -> str:
         """Draw the problem with its line and a caret.
 
-        >>> print(Problem(Position("chat.yaml", 8, 3), "unknown key 'cuont'", "did you mean 'count'?", "  cuont: 2"))
+        >>> at = Position("chat.yaml", 8, 3)
+        >>> print(Problem(at, "unknown key 'cuont'", "did you mean 'count'?", "  cuont: 2"))
         chat.yaml:8:3: unknown key 'cuont'
             8 |   cuont: 2
               |   ^ did you mean 'count'?
