@@ -1,1 +1,632 @@
 """Kubernetes: groups as the cluster's own objects, kept by its own controllers."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from threading import Event as Flag
+from typing import Any
+
+from backends.kubernetes.attach import execute
+from backends.kubernetes.client import Cluster, parse_time, path_of, path_of_object
+from backends.kubernetes.inventory import Inventory, amount_of, inventory
+from backends.kubernetes.names import HASH, LAUNCH, MANAGER, RUN, VOLUME, fitting, label_value, selector
+from backends.kubernetes.pod import CONTAINER, image_of, registry_secret, secret_name
+from backends.kubernetes.rbac import missing_rules
+from backends.kubernetes.refusals import Refused
+from backends.kubernetes.render import INSTALL, LEADER_WORKER_SET, Rendered, render_group, render_volume
+from backends.kubernetes.settings import (
+    PROMETHEUS,
+    Access,
+    Autoscaler,
+    Multinode,
+    Security,
+    Tasks,
+    read_settings,
+)
+from backends.kubernetes.status import STOPPED, World, condition, labels_of
+from orchestrator.backend import (
+    LABEL,
+    Can,
+    Check,
+    Group,
+    GroupStatus,
+    Instance,
+    Launch,
+    LogLine,
+    Offer,
+    Phase,
+    Progress,
+    Volume,
+)
+from orchestrator.errors import ConfigError, ModelyardError, NoCapacity, NotFound, Rejected, Unreachable
+from orchestrator.units import parse_bytes
+
+Json = dict[str, Any]
+
+MANAGED = f"app.kubernetes.io/managed-by={MANAGER},{RUN}"
+"""Selects what runs belong to; other installations may manage by the same name without runs."""
+
+OWNERS = (
+    ("apps/v1", "Deployment"),
+    ("apps/v1", "StatefulSet"),
+    ("batch/v1", "Job"),
+    ("jobset.x-k8s.io/v1alpha2", "JobSet"),
+    ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet"),
+)
+DEPENDENTS = (
+    ("autoscaling/v2", "HorizontalPodAutoscaler"),
+    ("keda.sh/v1alpha1", "ScaledObject"),
+    ("policy/v1", "PodDisruptionBudget"),
+    ("v1", "ConfigMap"),
+    ("v1", "Secret"),
+    ("v1", "Service"),
+)
+
+GITOPS = {
+    "argocd.argoproj.io/tracking-id": "Argo CD",
+    "kustomize.toolkit.fluxcd.io/name": "Flux",
+    "helm.toolkit.fluxcd.io/name": "Flux",
+    "meta.helm.sh/release-name": "Helm",
+}
+"""Marks of those who would write the same object again."""
+
+WATCH_S = 300
+"""After this long the server ends a watch, and it is begun again where it ended."""
+
+LOG_PAUSE_S = 0.3
+END_PAUSE_S = 0.1
+
+
+class Kubernetes:
+    """Runs groups as objects of one namespace.
+
+    Args:
+        name: The backend's name in the configuration.
+        kubeconfig: The file with address and credentials; None for ``KUBECONFIG``, the user's
+            own, or the service account of the pod we run in.
+        context: The context of that file; None for its current one.
+        force_conflicts: Whether fields that others hold are taken from them.
+        pod_network: Whether this machine reaches pods by their addresses.
+        timeout_s: How long one answer of the API server may take.
+        namespace: Where the objects go; this and what follows are told in
+            :class:`backends.kubernetes.settings.Settings`.
+
+    Raises:
+        ConfigError: an option has no such value.
+    """
+
+    def __init__(
+        self,
+        name: str = "kubernetes",
+        *,
+        kubeconfig: str | None = None,
+        context: str | None = None,
+        force_conflicts: bool = False,
+        pod_network: bool = False,
+        timeout_s: float = 30.0,
+        namespace: str = "default",
+        security: Security = "restricted",
+        user_id: int | None = 1000,
+        multinode: Multinode = "leader-worker-set",
+        tasks: Tasks = "job",
+        autoscaler: Autoscaler = "none",
+        prometheus: str = PROMETHEUS,
+        disruption_budget: bool = True,
+        queue: str | None = None,
+        queue_priority: str | None = None,
+        priority_class: str | None = None,
+        default_image: str | None = None,
+        cache_claim: str | None = None,
+        storage_class: str | None = None,
+        volume_access: Access = "ReadWriteOnce",
+        volume_size: str = "10GiB",
+        images: Mapping[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
+        pull_secrets: Sequence[str] = (),
+        node_selector: Mapping[str, str] | None = None,
+        tolerations: Sequence[Mapping[str, Any]] = (),
+        fabric: Mapping[str, Any] | None = None,
+        pools: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        try:
+            volume_bytes = parse_bytes(volume_size)
+        except ValueError as error:
+            raise ConfigError(f"backend {name!r}: volume_size: {error}") from None
+        self.name = name
+        self.settings = read_settings(
+            name,
+            {
+                "namespace": namespace, "security": security, "user_id": user_id, "multinode": multinode,
+                "tasks": tasks, "autoscaler": autoscaler, "prometheus": prometheus,
+                "disruption_budget": disruption_budget, "queue": queue, "queue_priority": queue_priority,
+                "priority_class": priority_class, "default_image": default_image,
+                "cache_claim": cache_claim, "storage_class": storage_class, "volume_access": volume_access,
+                "volume_bytes": volume_bytes, "images": images or {}, "env": env or {},
+                "secrets": secrets or {}, "pull_secrets": tuple(pull_secrets),
+                "node_selector": node_selector or {}, "tolerations": tuple(tolerations),
+                "fabric": fabric, "pools": tuple(pools),
+            },
+        )  # fmt: skip
+        self._cluster = Cluster(name, kubeconfig=kubeconfig, context=context, timeout_s=timeout_s)
+        self._force = force_conflicts
+        self._pod_network = pod_network
+        self.can = frozenset(
+            {Can.IMAGES, Can.VOLUMES, Can.EXEC, Can.LIMITS, Can.NODES, Can.GROUPS}
+            | ({Can.PORTS} if pod_network else set())
+            | ({Can.BARE} if default_image else set())
+            | ({Can.PRIVILEGED} if security == "image-default" else set())
+        )
+
+    # -- offers ----------------------------------------------------------------------------------
+
+    def offers(self) -> Sequence[Offer]:
+        """Return what the nodes have free, and what declared pools can grow to."""
+        return self.inventory().offers
+
+    def inventory(self) -> Inventory:
+        """Return the offers with the nodes that were left out, and why."""
+        nodes, _ = self._cluster.list("/api/v1/nodes")
+        pods, _ = self._cluster.list(
+            "/api/v1/pods", fieldSelector="status.phase!=Succeeded,status.phase!=Failed"
+        )
+        slices, _ = self._cluster.list("/apis/resource.k8s.io/v1/resourceslices")
+        return inventory(nodes, pods, self.settings, backend=self.name, slices=slices)
+
+    # -- groups ----------------------------------------------------------------------------------
+
+    def render(self, group: Group) -> Rendered:
+        """Return the objects that would keep ``group``; asks nobody."""
+        return render_group(group, self.settings)
+
+    def apply_group(self, group: Group, *, secrets: Mapping[str, str]) -> GroupStatus:
+        """Make the cluster's objects say ``group``; repeatable, and an update where it exists."""
+        rendered = self.render(group)
+        run = group.template.run
+        self._require(rendered.requires)
+        for one in rendered.objects:
+            self._require_ours(one, run)
+        if group.kind == "task":
+            self._delete_others(run, rendered.objects[:1], OWNERS)  # what it holds, its successor needs
+        self._write(rendered, [*rendered.objects, *self._secrets(group.template, secrets)])
+        if group.kind != "task":
+            self._delete_others(run, rendered.objects, OWNERS)
+        made = [*rendered.objects, *self._secrets(group.template, secrets)]
+        self._delete_others(run, made, DEPENDENTS)
+        return next(status for status in self.groups() if status.name == label_value(run))
+
+    def dry_run(self, group: Group) -> Sequence[Json]:
+        """Return the objects as the cluster would have them; nothing is written.
+
+        Raises:
+            BackendError: the cluster would refuse one of them.
+        """
+        return [
+            self._cluster.apply(one, force=self._force, dry_run=True) for one in self.render(group).objects
+        ]
+
+    def groups(self) -> Sequence[GroupStatus]:
+        """Return every group of our namespace, ordered by name."""
+        return [
+            replace(status, instances=tuple(map(self._reached, status.instances)))
+            for status in self._world().groups()
+        ]
+
+    def delete_group(self, name: str, *, grace_s: float) -> None:
+        """Delete a group and all it owns; unknown is no error."""
+        deleted = self._delete_others(name, [], (*OWNERS, *DEPENDENTS))
+        if deleted:
+            chosen = ",".join(f"{k}={v}" for k, v in selector(name).items())
+            self._cluster.delete(self._path("v1", "Pod"), grace_s=grace_s, labelSelector=chosen)
+
+    # -- single launches -------------------------------------------------------------------------
+
+    def start(self, launch: Launch, *, secrets: Mapping[str, str], progress: Progress) -> Instance:
+        """Create a Job for ``launch``, or find it."""
+        found = self._job(launch.name)
+        if found is None:
+            progress("starting")
+            self._start(launch, secrets)
+        return self._instance(launch.name)
+
+    def instances(self) -> Sequence[Instance]:
+        """Return every pod of a group and every single launch, ordered by name."""
+        return [self._reached(one) for one in self._world().instances()]
+
+    def stop(self, name: str, *, grace_s: float) -> None:
+        """Ask the launch to end, and have it killed after ``grace_s``; it stays listed as exited."""
+        job = self._job(name)
+        if job is None or STOPPED in job["metadata"]["annotations"] or _is_over(job):
+            return
+        seen = self._instance(name)
+        if seen.phase is Phase.EXITED:
+            return
+        path = path_of_object(self._whole(job, "batch/v1", "Job"))
+        self._annotate(path, "asked")
+        code = self._end(seen.container, grace_s) if seen.container else None
+        self._annotate(path, "" if code is None else str(code), suspend=True)
+
+    def remove(self, name: str) -> None:
+        """Forget a launch and its output; one that runs is killed first."""
+        job = self._job(name)
+        if job is None:
+            return
+        self._cluster.delete(path_of_object(self._whole(job, "batch/v1", "Job")))
+        chosen = f"{LAUNCH}={label_value(name)}"
+        self._cluster.delete(self._path("v1", "Pod"), grace_s=0, labelSelector=chosen)
+        self._wait_until_gone(chosen)
+
+    def logs(
+        self, name: str, *, follow: bool = False, since: datetime | None = None, tail: int | None = None
+    ) -> Iterator[LogLine]:
+        """Yield the output of a pod; with ``follow`` until its container ends."""
+        seen = self._instance(name)
+        while not seen.container or (seen.phase is Phase.PENDING and follow):
+            if not follow or seen.phase is Phase.EXITED:
+                return
+            time.sleep(LOG_PAUSE_S)
+            seen = self._instance(name)
+        query = {"container": CONTAINER, "timestamps": "true", "follow": str(follow).lower()}
+        if since is not None:  # the server counts whole seconds; the rest is cut off here
+            query["sinceTime"] = since.strftime("%Y-%m-%dT%H:%M:%SZ")
+        if tail is not None:
+            query["tailLines"] = str(tail)
+        try:
+            with self._cluster.lines(self._path("v1", "Pod", seen.container) + "/log", query) as lines:
+                for line in lines:
+                    stamp, _, text = line.decode("utf-8", "replace").partition(" ")
+                    at = parse_time(stamp)
+                    if since is None or at is None or at >= since:
+                        yield LogLine(text.removesuffix("\r"), at)
+        except Refused:
+            return  # it has not begun, or its pod is gone and its output with it
+
+    def execute(self, name: str, command: Sequence[str], *, tty: bool) -> int:
+        """Run ``command`` in a running pod on this process's terminal; return its exit code."""
+        seen = self._instance(name)
+        if seen.phase is not Phase.RUNNING:
+            raise Rejected(f"launch {name!r} is not running", backend=self.name, fix=f"see: logs {name}")
+        return execute(self._cluster, self._path("v1", "Pod", seen.container), command, tty=tty)
+
+    def watch(self, closed: Flag) -> Iterator[str]:
+        """Yield "" whenever a pod of ours changes; goes on where it was after any silence."""
+        version = ""
+        pause_s = 0.5
+        while not closed.is_set():
+            try:
+                if not version:
+                    _, version = self._cluster.list(self._path("v1", "Pod"), labelSelector=MANAGED)
+                    yield ""
+                pause_s = 0.5
+                for event in self._events(version, closed):
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    if event["type"] != "BOOKMARK":
+                        yield ""
+            except _Expired:
+                version = ""  # too old for the server to go on from: look at everything again
+            except Unreachable:
+                closed.wait(pause_s)
+                pause_s = min(10.0, pause_s * 2)
+
+    # -- volumes ---------------------------------------------------------------------------------
+
+    def create_volume(self, name: str, *, size_bytes: int | None) -> None:
+        """Make a claim, or find it."""
+        claim = render_volume(name, self.settings, size_bytes=size_bytes)
+        found = self._cluster.get(path_of_object(claim))
+        if found is None:
+            self._cluster.apply(claim, force=self._force)
+        elif labels_of(found).get(VOLUME) != label_value(name):
+            raise self._not_ours("PersistentVolumeClaim", claim["metadata"]["name"])
+
+    def volumes(self) -> Sequence[Volume]:
+        """Return the claims that carry our label, ordered by name."""
+        claims, _ = self._cluster.list(self._path("v1", "PersistentVolumeClaim"), labelSelector=VOLUME)
+        users = self._users() if claims else {}
+        found = [
+            Volume(
+                name=labels_of(claim)[VOLUME],
+                size_bytes=int(_storage(claim)),
+                used_by=tuple(sorted(users.get(claim["metadata"]["name"], ()))),
+            )
+            for claim in claims
+        ]
+        return sorted(found, key=lambda volume: volume.name)
+
+    def delete_volume(self, name: str) -> None:
+        """Delete a claim and what it holds; one that a pod mounts is refused."""
+        claim = fitting(name)
+        path = self._path("v1", "PersistentVolumeClaim", claim)
+        found = self._cluster.get(path)
+        if found is None:
+            return
+        if labels_of(found).get(VOLUME) != label_value(name):
+            raise self._not_ours("PersistentVolumeClaim", claim)
+        if users := self._users().get(claim):
+            raise Rejected(
+                f"volume {name!r} is in use by {', '.join(sorted(users))}", backend=self.name,
+                fix="delete the runs that mount it first",
+            )  # fmt: skip
+        self._cluster.delete(path)
+
+    # -- check -----------------------------------------------------------------------------------
+
+    def check(self) -> Sequence[Check]:
+        """Look at the server, the namespace, our permissions and what the settings take."""
+        try:
+            version = self._cluster.get("/version") or {}
+            checks = [Check("API server answers", True, f"Kubernetes {version.get('gitVersion', '')}")]
+            checks.append(self._check_namespace())
+            checks.append(self._check_rules())
+            checks += self._check_kinds()
+        except ModelyardError as error:
+            return [Check("API server answers", False, error.what, error.fix or "check the kubeconfig")]
+        return checks
+
+    def _check_namespace(self) -> Check:
+        namespace = self.settings.namespace
+        found = self._cluster.get(f"/api/v1/namespaces/{namespace}")
+        if found is None:
+            return Check(
+                "namespace", False, f"no namespace {namespace!r}", f"kubectl create namespace {namespace}"
+            )
+        enforced = labels_of(found).get("pod-security.kubernetes.io/enforce", "privileged")
+        order = ("restricted", "baseline", "image-default")
+        admits = order.index("image-default" if enforced == "privileged" else enforced)
+        ok = order.index(self.settings.security) <= admits
+        fix = f"set security: {enforced} for this backend"
+        return Check("Pod Security", ok, f"the namespace enforces {enforced}", "" if ok else fix)
+
+    def _check_rules(self) -> Check:
+        body = {"spec": {"namespace": self.settings.namespace}}
+        answer = self._cluster.send("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", body)
+        missing = missing_rules(answer["status"]["resourceRules"], self.settings)
+        fix = "apply the role in docs/operators.md"
+        return Check("permissions", not missing, ", ".join(missing) or "all", fix if missing else "")
+
+    def _check_kinds(self) -> list[Check]:
+        if self.settings.multinode != "leader-worker-set":
+            return []
+        found = "installed" if self._has(LEADER_WORKER_SET) else f"not here: {INSTALL[LEADER_WORKER_SET]}"
+        # only services that span nodes take it, so that its absence is no fault
+        return [Check("LeaderWorkerSet", True, found)]
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _path(self, version: str, kind: str, name: str = "") -> str:
+        return path_of(version, kind, self.settings.namespace, name)
+
+    def _whole(self, one: Json, version: str, kind: str) -> Json:
+        """Return an item of a list with what lists leave out."""
+        return {**one, "apiVersion": version, "kind": kind}
+
+    def _listed(self, version: str, kind: str, chosen: str) -> list[Json]:
+        items, _ = self._cluster.list(self._path(version, kind), labelSelector=chosen)
+        return [self._whole(one, version, kind) for one in items]
+
+    def _world(self) -> World:
+        owners = [one for version, kind in OWNERS for one in self._listed(version, kind, MANAGED)]
+        owners = [o for o in owners if not _is_controlled(o) and "deletionTimestamp" not in o["metadata"]]
+        return World(owners, self._listed("v1", "Pod", MANAGED))
+
+    def _reached(self, one: Instance) -> Instance:
+        """Return an instance with its ports where this machine can reach them."""
+        return one if self._pod_network or not one.ports else replace(one, ports={})
+
+    def _instance(self, name: str) -> Instance:
+        for one in self.instances():
+            if one.name == name:
+                return one
+        raise NotFound(f"no launch {name!r} on backend {self.name!r}")
+
+    def _require(self, kinds: Sequence[str]) -> None:
+        for kind in kinds:
+            if not self._has(kind):
+                raise Rejected(
+                    f"the cluster has no {kind}", backend=self.name, fix=f"install it: {INSTALL[kind]}"
+                )
+
+    def _has(self, kind: str) -> bool:
+        """Return whether the cluster serves a custom resource; discovery is open to everybody."""
+        plural, _, group = kind.partition(".")
+        found = self._cluster.get(f"/apis/{group}")
+        if found is None:
+            return False
+        version = found["preferredVersion"]["groupVersion"]
+        served = self._cluster.get(f"/apis/{version}") or {"resources": []}
+        return any(one["name"] == plural for one in served["resources"])
+
+    def _require_ours(self, one: Json, run: str) -> None:
+        found = self._cluster.get(path_of_object(one))
+        if found is None:
+            return
+        marks = {**(found["metadata"].get("annotations") or {}), **labels_of(found)}
+        for mark, who in GITOPS.items():
+            if mark in marks:
+                raise Rejected(
+                    f"{one['kind']} {one['metadata']['name']!r} is kept by {who}", backend=self.name,
+                    fix="change it there, or choose another name",
+                )  # fmt: skip
+        if labels_of(found).get(RUN) != label_value(run):
+            raise self._not_ours(one["kind"], one["metadata"]["name"])
+
+    def _not_ours(self, kind: str, name: str) -> Rejected:
+        return Rejected(
+            f"{kind} {name!r} exists in {self.settings.namespace!r} and is not ours", backend=self.name,
+            fix="choose another name, or another namespace for this backend",
+        )  # fmt: skip
+
+    def _write(self, rendered: Rendered, objects: Sequence[Json]) -> None:
+        """Apply objects, the owner first: the others carry its identity, and go with it."""
+        owner = self._cluster.apply(objects[0], force=self._force)
+        reference = {
+            "apiVersion": rendered.objects[0]["apiVersion"],
+            "kind": rendered.objects[0]["kind"],
+            "name": owner["metadata"]["name"],
+            "uid": owner["metadata"]["uid"],
+        }
+        for one in objects[1:]:
+            owned = {**one, "metadata": {**one["metadata"], "ownerReferences": [reference]}}
+            self._cluster.apply(owned, force=self._force)
+
+    def _delete_others(self, run: str, keep: Sequence[Json], kinds: Sequence[tuple[str, str]]) -> bool:
+        """Delete objects of a run that are not in ``keep``; return whether there were any."""
+        kept = {(one["kind"], one["metadata"]["name"]) for one in keep}
+        chosen = ",".join([MANAGED.partition(",")[0], *(f"{k}={v}" for k, v in selector(run).items())])
+        found = False
+        for version, kind in kinds:
+            for one in self._listed(version, kind, f"{chosen},!{LAUNCH}"):
+                if (kind, one["metadata"]["name"]) not in kept and not _is_controlled(one):
+                    found = self._cluster.delete(path_of_object(one)) or found
+        return found
+
+    def _secrets(self, launch: Launch, values: Mapping[str, str]) -> list[Json]:
+        """Return the Secrets of a run: those variables that the operator keeps nowhere else."""
+        given = {v: values[v] for v, _ in launch.secrets if v in values and v not in self.settings.secrets}
+        found: list[Json] = []
+        if given:
+            found.append(self._secret(launch, secret_name(launch.run), "Opaque", given))
+        if launch.registry_secret and "registry" in values:
+            docker = _docker_config(image_of(launch, self.settings), values["registry"])
+            kind = "kubernetes.io/dockerconfigjson"
+            found.append(
+                self._secret(launch, registry_secret(launch.run), kind, {".dockerconfigjson": docker})
+            )
+        return found
+
+    def _secret(self, launch: Launch, name: str, kind: str, values: Mapping[str, str]) -> Json:
+        encoded = {k: base64.b64encode(v.encode()).decode() for k, v in values.items()}
+        labels = {
+            "app.kubernetes.io/managed-by": MANAGER,
+            **selector(launch.run),
+            HASH: label_value(launch.spec_hash),
+        }
+        metadata = {"name": name, "namespace": self.settings.namespace, "labels": labels}
+        return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": kind, "data": encoded}
+
+    # -- single launches, inside -----------------------------------------------------------------
+
+    def _job(self, name: str) -> Json | None:
+        found = self._cluster.get(self._path("batch/v1", "Job", fitting(name)))
+        if found is None or "deletionTimestamp" in found["metadata"]:
+            return None
+        return found if labels_of(found).get(LAUNCH) == label_value(name) else None
+
+    def _start(self, launch: Launch, secrets: Mapping[str, str]) -> None:
+        apart = replace(launch, run=launch.name, name=launch.name, restart=False)
+        rendered = render_group(Group(launch.name, apart, "task"), self.settings)
+        mark = {
+            LAUNCH: label_value(launch.name),
+            RUN: label_value(launch.run),
+            LABEL + "replica": str(launch.replica),
+            LABEL + "node": str(launch.node),
+            LABEL + "attempt": str(launch.attempt),
+        }
+        self._require_room(launch)
+        for one in rendered.objects:
+            one["metadata"]["labels"].update(mark)
+        (job, *others) = rendered.objects
+        job["metadata"] |= {"name": fitting(launch.name), "annotations": {LAUNCH: launch.name}}
+        template = job["spec"]["template"]
+        template["metadata"]["labels"] = {**template["metadata"]["labels"], **mark}
+        made = self._secrets(apart, secrets)
+        for one in made:
+            one["metadata"]["labels"].update(mark)
+        found = self._cluster.get(path_of_object(job))
+        if found is not None and labels_of(found).get(LAUNCH) != mark[LAUNCH]:
+            raise self._not_ours("Job", job["metadata"]["name"])
+        self._write(rendered, [job, *others, *made])
+
+    def _require_room(self, launch: Launch) -> None:
+        """Refuse what no node could hold were it empty of others: a pod would wait for ever."""
+        wanted = launch.resources.accelerators
+        if wanted and not any(o.count >= wanted for o in self.offers()):
+            raise NoCapacity(
+                f"no node has {wanted} × {launch.resources.accelerator or 'accelerator'} free",
+                backend=self.name, fix="stop a run, wait for one, or declare a pool",
+            )  # fmt: skip
+
+    def _annotate(self, path: str, stopped: str, *, suspend: bool = False) -> None:
+        body: Json = {"metadata": {"annotations": {STOPPED: stopped}}}
+        if suspend:
+            body["spec"] = {"suspend": True}  # no successor for the pod that was ended
+        self._cluster.send("PATCH", path, body, "application/merge-patch+json")
+
+    def _end(self, pod: str, grace_s: float) -> int | None:
+        """Delete a pod and wait for its end; return its exit code, None where nobody tells."""
+        path = self._path("v1", "Pod", pod)
+        self._cluster.delete(path, grace_s=grace_s)
+        code: int | None = None
+        deadline = time.monotonic() + grace_s + 60.0
+        while (found := self._cluster.get(path)) is not None and time.monotonic() < deadline:
+            for status in found["status"].get("containerStatuses") or ():
+                ended = (status.get("state") or {}).get("terminated")
+                code = ended["exitCode"] if ended else code
+            time.sleep(END_PAUSE_S)
+        return code
+
+    def _wait_until_gone(self, chosen: str) -> None:
+        deadline = time.monotonic() + 30.0
+        while self._listed("v1", "Pod", chosen) and time.monotonic() < deadline:
+            time.sleep(END_PAUSE_S)
+
+    # -- watching, volumes -----------------------------------------------------------------------
+
+    def _events(self, version: str, closed: Flag) -> Iterator[Json]:
+        query = {
+            "watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version,
+            "labelSelector": MANAGED, "timeoutSeconds": str(WATCH_S),
+        }  # fmt: skip
+        try:
+            with self._cluster.lines(self._path("v1", "Pod"), query, closed=closed) as lines:
+                for line in lines:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise _Expired
+                    yield event
+        except Refused as refusal:
+            raise _Expired from refusal
+
+    def _users(self) -> dict[str, set[str]]:
+        """Return which pods, of everybody, mount each claim; ours by their launch's name."""
+        pods, _ = self._cluster.list(self._path("v1", "Pod"))
+        ours = {one.container: one.name for one in self._world().instances()}
+        found: dict[str, set[str]] = {}
+        for pod in pods:
+            for volume in pod["spec"].get("volumes") or ():
+                claim = (volume.get("persistentVolumeClaim") or {}).get("claimName")
+                if claim:
+                    name = pod["metadata"]["name"]
+                    found.setdefault(claim, set()).add(ours.get(name, name))
+        return found
+
+
+class _Expired(Exception):
+    """The server cannot go on from where a watch was."""
+
+
+def _is_over(job: Json) -> bool:
+    return bool(condition(job, "Complete") or condition(job, "Failed"))
+
+
+def _is_controlled(one: Json) -> bool:
+    """Return whether a controller made the object: it is deleted with its owner."""
+    return any(owner.get("controller") for owner in one["metadata"].get("ownerReferences") or ())
+
+
+def _storage(claim: Json) -> float:
+    return amount_of(claim["spec"]["resources"]["requests"]["storage"])
+
+
+def _docker_config(image: str, login: str) -> str:
+    """Return the file with which an image is pulled, as ``docker login`` writes it."""
+    first = image.partition("/")[0]
+    registry = first if "." in first or ":" in first else "https://index.docker.io/v1/"
+    user, _, password = login.partition(":")
+    auth = base64.b64encode(login.encode()).decode()
+    return json.dumps({"auths": {registry: {"username": user, "password": password, "auth": auth}}})

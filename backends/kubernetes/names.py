@@ -17,6 +17,7 @@ RUN = LABEL + "run"
 HASH = LABEL + "spec-hash"
 KIND = LABEL + "kind"
 NODES = LABEL + "nodes"
+ATTEMPT = LABEL + "attempt"
 LAUNCH = LABEL + "launch"
 VOLUME = LABEL + "volume"
 

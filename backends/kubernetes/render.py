@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from backends.kubernetes.names import (
+    ATTEMPT,
     MANAGER,
     NODES,
     VOLUME,
@@ -117,7 +118,7 @@ class _Making:
 
     def task(self) -> Rendered:
         """Return a Job; its name carries the spec's hash, because a Job's template never changes."""
-        name = fitting(f"{self.run}-{self.launch.spec_hash[:8]}") if self.launch.spec_hash else self.name
+        name = fitting("-".join([self.run, *filter(None, [self.launch.spec_hash[:8], self._attempt()])]))
         jobset = self.group.nodes > 1 and self.settings.tasks == "jobset"
         leader = f"{name}-node-0-0.{name}" if jobset else f"{name}-0.{name}"
         rank = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
@@ -132,6 +133,10 @@ class _Making:
             template["spec"]["subdomain"] = name
             objects.append(self._rendezvous(name))
         return self._whole(objects, made)
+
+    def _attempt(self) -> str:
+        """Return what tells a task that is run again from the one before."""
+        return str(self.launch.attempt) if self.launch.attempt else ""
 
     def _job(self, template: Json) -> Json:
         group = self.group
@@ -336,7 +341,8 @@ class _Making:
         )  # fmt: skip
 
     def _template(self, made: Pod) -> Json:
-        metadata: Json = {"labels": {**self.labels, NODES: str(self.group.nodes)}}
+        counted = {NODES: str(self.group.nodes), ATTEMPT: str(self.launch.attempt)}
+        metadata: Json = {"labels": {**self.labels, **counted}}
         fabric = self.settings.fabric
         if fabric and fabric.annotations and self.group.nodes > 1:
             metadata["annotations"] = dict(fabric.annotations)

@@ -16,6 +16,10 @@ Autoscaler = Literal["none", "hpa", "keda"]
 Access = Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]
 
 
+PROMETHEUS = "http://prometheus-operated.monitoring:9090"
+"""Where the Prometheus operator of kube-prometheus-stack answers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fabric:
     """The fast network between the nodes of one replica, as this site's device plugin names it.
@@ -99,7 +103,7 @@ class Settings:
     multinode: Multinode = "leader-worker-set"
     tasks: Tasks = "job"
     autoscaler: Autoscaler = "none"
-    prometheus: str = "http://prometheus-operated.monitoring:9090"
+    prometheus: str = PROMETHEUS
     disruption_budget: bool = True
     queue: str | None = None
     queue_priority: str | None = None

@@ -1,0 +1,399 @@
+"""What a cluster can give: offers from nodes, whoever labelled them, less what pods hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from backends.kubernetes.placement import RESOURCES
+from backends.kubernetes.settings import Pool, Settings
+from orchestrator.backend import Offer
+
+Json = dict[str, Any]
+
+_SHARED = re.compile(r"-SHARED$", re.IGNORECASE)
+_MIG_RESOURCE = re.compile(r"nvidia\.com/mig-(\d+g\.\d+gb)")
+_BETA = "beta.amd.com/gpu."
+
+_AMD_DEVICES = {
+    "738c": ("MI100", 32), "740c": ("MI250X", 64), "740f": ("MI210", 64),
+    "7408": ("MI250X", 64), "74a0": ("MI300A", 128), "74a1": ("MI300X", 192), "74a2": ("MI308X", 192),
+    "74a5": ("MI325X", 256), "75a0": ("MI350X", 288), "75a3": ("MI355X", 288),
+}  # fmt: skip
+"""PCI device ids (pci.ids; ROCm docs, "GPU hardware specifications", read 2026-11) and GiB."""
+
+_TPU_GIB = {
+    "tpu-v3-slice": ("v3", 32), "tpu-v3-device": ("v3", 32), "tpu-v4-podslice": ("v4", 32),
+    "tpu-v5-lite-podslice": ("v5e", 16), "tpu-v5-lite-device": ("v5e", 16), "tpu-v5p-slice": ("v5p", 95),
+    "tpu-v6e-slice": ("v6e", 32), "tpu-v6e-device": ("v6e", 32), "tpu7x": ("tpu7x", 192),
+}  # fmt: skip
+"""GKE docs, "About TPUs in GKE", read 2026-11."""
+
+_GKE_GIB = {
+    "nvidia-tesla-t4": ("Tesla-T4", 16), "nvidia-tesla-v100": ("V100", 16), "nvidia-tesla-p100": ("P100", 16),
+    "nvidia-l4": ("NVIDIA-L4", 24), "nvidia-tesla-a100": ("A100-40GB", 40),
+    "nvidia-a100-80gb": ("A100-80GB", 80),
+    "nvidia-h100-80gb": ("H100-80GB", 80), "nvidia-h100-mega-80gb": ("H100-80GB", 80),
+    "nvidia-h200-141gb": ("H200-141GB", 141), "nvidia-b200": ("B200", 180), "nvidia-gb200": ("GB200", 186),
+    "nvidia-rtx-pro-6000": ("RTX-PRO-6000", 96),
+}  # fmt: skip
+"""GKE docs, "About GPUs in GKE", read 2026-11. CoreWeave's nodes carry the key with other values."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A node that is not offered, or only in part, and why."""
+
+    node: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """Offers of a cluster, and the nodes that were left out."""
+
+    offers: tuple[Offer, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What labels say of a node's accelerators; 0 and "" where nobody says it."""
+
+    name: str = ""
+    vendor: str = ""
+    vram_bytes: int = 0
+    capability: tuple[int, int] | None = None
+    shared_by: int = 1
+
+    def filled(self, other: Facts) -> Facts:
+        """Return these facts with what they lack taken from ``other``."""
+        return Facts(
+            self.name or other.name,
+            self.vendor or other.vendor,
+            self.vram_bytes or other.vram_bytes,
+            self.capability or other.capability,
+            max(self.shared_by, other.shared_by),
+        )
+
+
+@dataclass(slots=True)
+class _Node:
+    """A node with what is left of it."""
+
+    name: str
+    labels: Mapping[str, str]
+    free: dict[str, float] = field(default_factory=dict)
+
+
+def inventory(
+    nodes: Sequence[Json],
+    pods: Sequence[Json],
+    settings: Settings,
+    *,
+    backend: str,
+    slices: Sequence[Json] = (),
+) -> Inventory:
+    """Return what the cluster can give now.
+
+    Args:
+        nodes: All nodes.
+        pods: All pods that have not ended, of everybody.
+        settings: Which nodes may be used, and which pools exist on demand.
+        backend: The backend's name, for the offers.
+        slices: ResourceSlices of dynamic resource allocation, where the cluster has them.
+    """
+    held = _held(pods)
+    offers: list[Offer] = []
+    left_out: list[LeftOut] = []
+    for node in sorted(nodes, key=lambda n: str(n["metadata"]["name"])):
+        name = node["metadata"]["name"]
+        why = _refusal(node, settings)
+        if why:
+            left_out.append(LeftOut(name, why))
+            continue
+        told = _sliced(slices, name).filled(_declared(node, settings.pools))
+        found, partly = _offers(node, held.get(name, {}), backend, told)
+        offers += found
+        left_out += [LeftOut(name, one) for one in partly]
+    offers += [_pool_offer(pool, backend) for pool in settings.pools]
+    return Inventory(tuple(offers), tuple(left_out))
+
+
+def _refusal(node: Json, settings: Settings) -> str:
+    """Return why no pod of ours goes to a node, "" when it may."""
+    labels = node["metadata"].get("labels") or {}
+    for key, value in settings.node_selector.items():
+        if labels.get(key) != value:
+            return f"no label {key}={value}"
+    if node["spec"].get("unschedulable"):
+        return "cordoned"
+    conditions = {c["type"]: c["status"] for c in node["status"].get("conditions") or ()}
+    if conditions.get("Ready") != "True":
+        return "not ready"
+    for taint in node["spec"].get("taints") or ():
+        if taint["effect"] != "PreferNoSchedule" and not _is_tolerated(taint, settings):
+            return f"taint {taint['key']}={taint.get('value', '')}:{taint['effect']}"
+    return ""
+
+
+def _is_tolerated(taint: Json, settings: Settings) -> bool:
+    if taint["key"] in RESOURCES.values():
+        return True  # every pod that asks for the resource tolerates it
+    return any(_tolerates(one, taint) for one in settings.tolerations)
+
+
+def _tolerates(toleration: Mapping[str, Any], taint: Json) -> bool:
+    effect, key = toleration.get("effect"), toleration.get("key")
+    if effect not in (None, "", taint["effect"]):
+        return False
+    if toleration.get("operator", "Equal") == "Exists":
+        return not key or bool(key == taint["key"])
+    return (key, toleration.get("value", "")) == (taint["key"], taint.get("value", ""))
+
+
+def _held(pods: Iterable[Json]) -> dict[str, dict[str, float]]:
+    """Return what pods hold of each node: requests, as the scheduler counts them."""
+    found: dict[str, dict[str, float]] = {}
+    for pod in pods:
+        node = pod["spec"].get("nodeName")
+        if node and pod["status"].get("phase") not in {"Succeeded", "Failed"}:
+            sums = found.setdefault(node, {})
+            for resource, amount in _requests(pod).items():
+                sums[resource] = sums.get(resource, 0) + amount
+    return found
+
+
+def _requests(pod: Json) -> dict[str, float]:
+    """Return a pod's requests: all containers at once, or the largest init container."""
+    spec = pod["spec"]
+    at_once: dict[str, float] = {}
+    before: dict[str, float] = {}
+    for container in spec["containers"]:
+        _add(at_once, container)
+    for container in spec.get("initContainers") or ():
+        if container.get("restartPolicy") == "Always":  # a sidecar stays
+            _add(at_once, container)
+        else:
+            asked: dict[str, float] = {}
+            _add(asked, container)
+            before = {k: max(before.get(k, 0), asked.get(k, 0)) for k in before | asked}
+    for resource, amount in (spec.get("overhead") or {}).items():
+        at_once[resource] = at_once.get(resource, 0) + amount_of(amount)
+    return {k: max(at_once.get(k, 0), before.get(k, 0)) for k in at_once | before}
+
+
+def _add(sums: dict[str, float], container: Json) -> None:
+    given = container.get("resources") or {}
+    for resource, amount in {**(given.get("limits") or {}), **(given.get("requests") or {})}.items():
+        sums[resource] = sums.get(resource, 0) + amount_of(amount)
+
+
+_SCALES = {
+    "": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
+    **{f"{p}i": 2.0 ** (10 * i) for i, p in enumerate("KMGTPE", 1)},
+}  # fmt: skip
+_AMOUNT = re.compile(r"([0-9.]+(?:[eE][+-]?[0-9]+)?)([A-Za-z]*)")
+
+
+def amount_of(text: str | float) -> float:
+    """Return a quantity of Kubernetes as a number.
+
+    >>> amount_of("250m"), amount_of("2Gi"), amount_of("8"), amount_of("1e3")
+    (0.25, 2147483648.0, 8.0, 1000.0)
+
+    Raises:
+        ValueError: ``text`` is no quantity.
+    """
+    found = _AMOUNT.fullmatch(str(text))
+    if not found or found[2] not in _SCALES:
+        raise ValueError(f"expected a quantity, got {text!r}")
+    return float(found[1]) * _SCALES[found[2]]
+
+
+def _offers(
+    node: Json, held: Mapping[str, float], backend: str, told: Facts
+) -> tuple[list[Offer], list[str]]:
+    """Return what one node offers: itself, or its accelerators, and what of it is not offered."""
+    meta, labels = node["metadata"], node["metadata"].get("labels") or {}
+    whole = {k: amount_of(v) for k, v in (node["status"].get("allocatable") or {}).items()}
+    free = {k: max(0.0, v - held.get(k, 0)) for k, v in whole.items()}
+    base = {
+        "backend": backend,
+        "instance_type": labels.get("node.kubernetes.io/instance-type") or meta["name"],
+        "cpu": round(free.get("cpu", 0), 3),
+        "memory_bytes": int(free.get("memory", 0)),
+        "disk_bytes": int(free["ephemeral-storage"]) if "ephemeral-storage" in free else None,
+        "region": labels.get("topology.kubernetes.io/region", ""),
+        "zone": labels.get("topology.kubernetes.io/zone"),
+        "arch": "arm" if labels.get("kubernetes.io/arch") == "arm64" else "x86",
+        "spot": _is_spot(labels),
+        "available": 1,
+        "divisible": True,
+    }
+    offers: list[Offer] = []
+    partly: list[str] = []
+    for resource in sorted(whole):
+        if not whole[resource] or not _is_accelerator(resource):
+            continue
+        facts = facts_of(resource, labels)
+        if resource in RESOURCES.values():
+            facts = facts.filled(told)
+        why = _unusable(resource, facts)
+        if why:
+            partly.append(why)
+            continue
+        offers.append(
+            Offer(
+                **base, accelerator=facts.name, vendor=facts.vendor, count=int(free[resource]),
+                vram_bytes=facts.vram_bytes, compute_capability=facts.capability,
+            )
+        )  # fmt: skip
+    return offers or [Offer(**base)], partly
+
+
+def _is_accelerator(resource: str) -> bool:
+    return (
+        resource in RESOURCES.values()
+        or bool(_MIG_RESOURCE.fullmatch(resource))
+        or resource.endswith(".shared")
+    )
+
+
+def _unusable(resource: str, facts: Facts) -> str:
+    if resource.endswith(".shared") or facts.shared_by > 1:
+        return f"{resource} is shared by {max(2, facts.shared_by)} pods each: its memory is nobody's own"
+    if not facts.name:
+        return f"no label tells which accelerator {resource} is"
+    return ""
+
+
+def _is_spot(labels: Mapping[str, str]) -> bool:
+    return (
+        labels.get("karpenter.sh/capacity-type") == "spot"
+        or labels.get("cloud.google.com/gke-spot") == "true"
+        or labels.get("eks.amazonaws.com/capacityType") == "SPOT"
+        or labels.get("kubernetes.azure.com/scalesetpriority") == "spot"
+    )
+
+
+def facts_of(resource: str, labels: Mapping[str, str]) -> Facts:
+    """Return what every labeller together says of a resource; the driver's own word comes first."""
+    if mig := _MIG_RESOURCE.fullmatch(resource):
+        return _mig(mig[1], labels)
+    if resource.startswith("nvidia.com/"):
+        return _gfd(labels).filled(_coreweave(labels)).filled(_karpenter(labels)).filled(_gke(labels))
+    if resource.startswith("amd.com/"):
+        return _amd(labels)
+    if resource == "google.com/tpu":
+        return _tpu(labels)
+    return Facts()  # Gaudi's feature discovery labels its driver, not which Gaudi it is
+
+
+def _gfd(labels: Mapping[str, str]) -> Facts:
+    """Return what NVIDIA's feature discovery says; a time-sliced device has its suffix taken off."""
+    prefix = "nvidia.com/gpu."
+    product = labels.get(prefix + "product", "")
+    if not product:
+        return Facts()
+    major, minor = labels.get(prefix + "compute.major", ""), labels.get(prefix + "compute.minor", "")
+    shared = labels.get(prefix + "sharing-strategy", "none") != "none" or bool(_SHARED.search(product))
+    replicas = int(labels.get(prefix + "replicas", "1") or 1)
+    return Facts(
+        name=_SHARED.sub("", product),
+        vendor="nvidia",
+        vram_bytes=int(labels.get(prefix + "memory", "0") or 0) * 2**20,
+        capability=(int(major), int(minor)) if major.isdigit() and minor.isdigit() else None,
+        shared_by=max(2, replicas) if shared else 1,
+    )
+
+
+def _mig(profile: str, labels: Mapping[str, str]) -> Facts:
+    """Return what is known of a slice of the strategy ``mixed``: it has labels of its own."""
+    product = labels.get(f"nvidia.com/mig-{profile}.product") or labels.get("nvidia.com/gpu.product", "")
+    memory = labels.get(f"nvidia.com/mig-{profile}.memory", "0") or "0"
+    whole = _gfd(labels)
+    name = product if "-MIG-" in product else f"{_SHARED.sub('', product)}-MIG-{profile}" if product else ""
+    return Facts(name, "nvidia", int(memory) * 2**20, whole.capability)
+
+
+def _coreweave(labels: Mapping[str, str]) -> Facts:
+    model = labels.get("gpu.nvidia.com/model") or labels.get("gpu.nvidia.com/class", "")
+    vram = labels.get("gpu.nvidia.com/vram", "0")
+    if not model:
+        return Facts()
+    return Facts(model.replace("_", "-"), "nvidia", int(vram) * 2**30 if vram.isdigit() else 0)
+
+
+def _karpenter(labels: Mapping[str, str]) -> Facts:
+    prefix = "karpenter.k8s.aws/instance-gpu-"
+    name, memory = labels.get(prefix + "name", ""), labels.get(prefix + "memory", "0")
+    if not name or labels.get(prefix + "manufacturer", "nvidia") != "nvidia":
+        return Facts()
+    return Facts(name, "nvidia", int(memory) * 2**20 if memory.isdigit() else 0)
+
+
+def _gke(labels: Mapping[str, str]) -> Facts:
+    known = _GKE_GIB.get(labels.get("cloud.google.com/gke-accelerator", ""))
+    return Facts(known[0], "nvidia", known[1] * 2**30) if known else Facts()
+
+
+def _amd(labels: Mapping[str, str]) -> Facts:
+    """Return what AMD's labeller says, in its new spelling or, value in the key, its older one."""
+    device = (labels.get("amd.com/gpu.device-id") or _beta(labels, "device-id")).lower()
+    known = _AMD_DEVICES.get(device)
+    product = labels.get("amd.com/gpu.product-name") or _beta(labels, "product-name")
+    vram = labels.get("amd.com/gpu.vram") or _beta(labels, "vram")
+    size = re.match(r"(\d+)G", vram)
+    name = known[0] if known else product
+    gib = int(size[1]) if size else known[1] if known else 0
+    return Facts(name, "amd", gib * 2**30)
+
+
+def _beta(labels: Mapping[str, str], what: str) -> str:
+    prefix = f"{_BETA}{what}."
+    return next((key.removeprefix(prefix) for key in sorted(labels) if key.startswith(prefix)), "")
+
+
+def _tpu(labels: Mapping[str, str]) -> Facts:
+    known = _TPU_GIB.get(labels.get("cloud.google.com/gke-tpu-accelerator", ""))
+    return Facts(known[0], "google", known[1] * 2**30) if known else Facts()
+
+
+def _sliced(slices: Sequence[Json], node: str) -> Facts:
+    """Return what NVIDIA's DRA driver publishes of a node's whole GPUs."""
+    for one in slices:
+        spec = one["spec"]
+        if spec.get("driver") != "gpu.nvidia.com" or spec.get("nodeName") != node:
+            continue
+        for device in spec.get("devices") or ():
+            basic = device.get("basic") or device
+            attributes = {k: next(iter(v.values())) for k, v in (basic.get("attributes") or {}).items()}
+            memory = (basic.get("capacity") or {}).get("memory") or {}
+            if attributes.get("type", "gpu") == "gpu" and attributes.get("productName"):
+                size = memory.get("value", "0") if isinstance(memory, dict) else memory
+                capability = str(attributes.get("cudaComputeCapability", "")).split(".")
+                return Facts(
+                    "-".join(str(attributes["productName"]).split()), "nvidia", int(amount_of(size)),
+                    (int(capability[0]), int(capability[1])) if len(capability) >= 2 else None,
+                )  # fmt: skip
+    return Facts()
+
+
+def _declared(node: Json, pools: Sequence[Pool]) -> Facts:
+    """Return what the operator says of the nodes of a pool, where no labeller does."""
+    labels = node["metadata"].get("labels") or {}
+    for pool in pools:
+        if pool.accelerator and pool.labels.items() <= labels.items():
+            return Facts(pool.accelerator, pool.vendor or "nvidia", pool.vram_bytes)
+    return Facts()
+
+
+def _pool_offer(pool: Pool, backend: str) -> Offer:
+    return Offer(
+        backend=backend, instance_type=pool.name, cpu=pool.cpu, memory_bytes=pool.memory_bytes,
+        accelerator=pool.accelerator, vendor=pool.vendor, count=pool.count, vram_bytes=pool.vram_bytes,
+        spot=pool.spot, price_usd_hour=pool.price_usd_hour, boot_s=pool.boot_s, available=pool.most,
+    )  # fmt: skip

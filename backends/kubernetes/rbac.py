@@ -1,0 +1,95 @@
+"""What Modelyard may do in a cluster: the least that its work takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from backends.kubernetes.names import MANAGER
+from backends.kubernetes.settings import Settings
+
+Json = dict[str, Any]
+
+_KEPT = ("get", "list", "create", "patch", "delete")
+_SEEN = ("get", "list")
+
+
+def render_rbac(settings: Settings) -> tuple[Json, ...]:
+    """Return a service account with a role in the namespace, and one that reads nodes and pods."""
+    account = {"kind": "ServiceAccount", "name": MANAGER, "namespace": settings.namespace}
+    named = {"name": MANAGER, "namespace": settings.namespace}
+    reader = f"{MANAGER}-{settings.namespace}-inventory"
+    group = "rbac.authorization.k8s.io"
+    return (
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": named},
+        {"apiVersion": f"{group}/v1", "kind": "Role", "metadata": named, "rules": namespaced(settings)},
+        {
+            "apiVersion": f"{group}/v1", "kind": "RoleBinding", "metadata": named, "subjects": [account],
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": MANAGER},
+        },
+        {"apiVersion": f"{group}/v1", "kind": "ClusterRole", "metadata": {"name": reader}, "rules": _wide()},
+        {
+            "apiVersion": f"{group}/v1", "kind": "ClusterRoleBinding", "metadata": {"name": reader},
+            "subjects": [account], "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": reader},
+        },
+    )  # fmt: skip
+
+
+def namespaced(settings: Settings) -> list[Json]:
+    """Return the rules in the namespace of the runs; kinds that the settings never write are left out."""
+    rules = [
+        _rule("", ("configmaps", "secrets", "services", "persistentvolumeclaims"), _KEPT),
+        _rule("", ("pods",), ("get", "list", "watch", "delete", "deletecollection")),
+        _rule("", ("pods/log",), ("get",)),
+        _rule("", ("pods/exec",), ("create", "get")),
+        _rule("apps", ("deployments", "statefulsets"), _KEPT),
+        _rule("batch", ("jobs",), _KEPT),
+        # what another setting wrote before is still to be seen, and cleared away
+        _rule("jobset.x-k8s.io", ("jobsets",), _KEPT),
+        _rule("leaderworkerset.x-k8s.io", ("leaderworkersets",), _KEPT),
+        _rule("policy", ("poddisruptionbudgets",), _KEPT),
+        _rule("autoscaling", ("horizontalpodautoscalers",), _KEPT),
+    ]
+    if settings.autoscaler == "keda":
+        rules.append(_rule("keda.sh", ("scaledobjects",), _KEPT))
+    return rules
+
+
+def _wide() -> list[Json]:
+    return [
+        _rule("", ("nodes", "pods"), _SEEN),
+        _rule("", ("namespaces",), ("get",)),
+        _rule("resource.k8s.io", ("resourceslices",), _SEEN),
+    ]
+
+
+def _rule(group: str, resources: Sequence[str], verbs: Sequence[str]) -> Json:
+    return {"apiGroups": [group], "resources": list(resources), "verbs": list(verbs)}
+
+
+def missing_rules(granted: Sequence[Json], settings: Settings) -> list[str]:
+    """Return what is not granted of the rules in the namespace, as ``verb resource.group``.
+
+    ``granted`` are the ``resourceRules`` of a SelfSubjectRulesReview.
+    """
+    return [
+        f"{verb} {resource}" + (f".{group}" if group else "")
+        for group, resource, verb in _needed(namespaced(settings))
+        if not any(_grants(rule, group, resource, verb) for rule in granted)
+    ]
+
+
+def _needed(rules: Iterable[Json]) -> Iterable[tuple[str, str, str]]:
+    for rule in rules:
+        for resource in rule["resources"]:
+            for verb in rule["verbs"]:
+                yield rule["apiGroups"][0], resource, verb
+
+
+def _grants(rule: Json, group: str, resource: str, verb: str) -> bool:
+    return (
+        bool({"*", verb} & set(rule["verbs"]))
+        and bool({"*", group} & set(rule.get("apiGroups") or ()))
+        and bool({"*", resource} & set(rule.get("resources") or ()))
+        and not rule.get("resourceNames")
+    )

@@ -1,0 +1,103 @@
+"""What an API server's refusal means to a user, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+from orchestrator.errors import AuthFailed, BackendError, Busy, Quota, Rejected
+
+_CANNOT = re.compile(r'cannot (\w+) resource "([^"]+)" in API group "([^"]*)"(.*)')
+_MANAGER = re.compile(r'conflict with "([^"]+)"')
+
+
+@dataclass(frozen=True)
+class Refused(Exception):
+    """An answer of the API server that says no; stays inside this backend.
+
+    ``causes`` are pairs of field and message.
+    """
+
+    status: int
+    reason: str
+    message: str
+    causes: tuple[tuple[str, str], ...] = ()
+    retry_after_s: float | None = None
+
+    @classmethod
+    def of(cls, status: int, body: bytes) -> Refused:
+        """Return the refusal that the server's answer spells.
+
+        >>> Refused.of(404, b'{"reason": "NotFound", "message": "gone"}').reason
+        'NotFound'
+        >>> Refused.of(502, b"<html>").message
+        '<html>'
+        """
+        try:
+            said = json.loads(body)
+            details = said.get("details") or {}
+            causes = tuple((c.get("field", ""), c.get("message", "")) for c in details.get("causes", ()))
+            after = details.get("retryAfterSeconds")
+            return cls(status, said.get("reason", ""), said.get("message", ""), causes, after)
+        except (ValueError, AttributeError):
+            return cls(status, "", body.decode("utf-8", "replace").strip()[:200])
+
+
+def explained(refusal: Refused, backend: str) -> BackendError:
+    """Return the error of ours that a refusal is."""
+    return _explained(refusal, backend) or BackendError(
+        f"the API server answered {refusal.status}: {refusal.message}", backend=backend
+    )
+
+
+def _explained(refusal: Refused, backend: str) -> BackendError | None:
+    said = refusal.message
+    match refusal.status:
+        case 401:
+            return AuthFailed("the credentials are expired or wrong", backend=backend, fix="log in again")
+        case 403:
+            return _forbidden(said, backend)
+        case 404 if "namespaces" in said:
+            return Rejected(said, backend=backend, fix="create it, or set another namespace for this backend")
+        case 409 if refusal.causes:
+            return _conflict(refusal, backend)
+        case 409:
+            return Busy(said, backend=backend)
+        case 400 | 405 | 413 | 415 | 422:
+            return Rejected(said, backend=backend, fix="kubectl explain tells what the field takes")
+        case 429 | 500 | 502 | 503 | 504:
+            busy = Busy(f"the API server asks to be asked later: {said}", backend=backend)
+            busy.retry_after_s = refusal.retry_after_s
+            return busy
+        case _:
+            return None
+
+
+def _forbidden(said: str, backend: str) -> BackendError:
+    if "exceeded quota" in said:
+        return Quota(said, backend=backend, fix="raise the ResourceQuota, or stop other runs")
+    if "violates PodSecurity" in said:
+        return Rejected(said, backend=backend, fix="set security: restricted for this backend")
+    if "error looking up service account" in said:  # a namespace a moment after it was made
+        return Busy(said, backend=backend)
+    missing = _CANNOT.search(said)
+    if missing:
+        verb, resource, group, scope = missing.groups()
+        rule = f"verb {verb} on {resource}" + (f" of {group}" if group else "")
+        return AuthFailed(
+            f"not allowed: {rule}{scope}", backend=backend, fix="apply what 'render rbac' prints"
+        )
+    return AuthFailed(said, backend=backend, fix="ask who runs the cluster")
+
+
+def _conflict(refusal: Refused, backend: str) -> BackendError:
+    held = []
+    for field, message in refusal.causes:
+        manager = _MANAGER.search(message)
+        held.append(f"{field} by {manager[1]}" if manager else field)
+    return Rejected(
+        f"fields are held by others: {', '.join(held)}",
+        backend=backend,
+        fix="let them go there, or set force_conflicts: true for this backend",
+    )

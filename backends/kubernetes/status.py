@@ -1,0 +1,299 @@
+"""From what a cluster says to instances and groups, with reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from backends.kubernetes.client import parse_time
+from backends.kubernetes.names import ATTEMPT, HASH, KIND, LAUNCH, NODES, RUN
+from orchestrator.backend import LABEL, GroupStatus, Instance, Phase, Reason
+
+Json = dict[str, Any]
+
+STOPPED = LABEL + "stopped"
+"""The annotation that says when we asked a launch to end, and after that with which code it did."""
+
+_INDEX = "batch.kubernetes.io/job-completion-index"
+_LWS = "leaderworkerset.sigs.k8s.io/"
+_NEVER = frozenset({"InvalidImageName", "ErrImageNeverPull"})
+_IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", *_NEVER})
+_NO_START = frozenset({"StartError", "ContainerCannotRun", "CreateContainerError", "RunContainerError"})
+_TAKEN = frozenset({"Evicted", "Preempting", "Preempted", "NodeShutdown", "Terminated"})
+_LOST = frozenset({"NodeLost", "ContainerStatusUnknown"})
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The objects of ours in a namespace: owners of every kind, and pods."""
+
+    owners: Sequence[Json]
+    pods: Sequence[Json]
+
+    def groups(self) -> list[GroupStatus]:
+        """Return the groups, ordered by name."""
+        runs: dict[str, list[Json]] = {}
+        for owner in self.owners:
+            if LAUNCH not in labels_of(owner):
+                runs.setdefault(labels_of(owner)[RUN], []).append(owner)
+        return [self._group(run, owners) for run, owners in sorted(runs.items())]
+
+    def instances(self) -> list[Instance]:
+        """Return every pod of a group and every single launch, ordered by name."""
+        found = [one for group in self.groups() for one in group.instances]
+        found += [self._launch(owner) for owner in self.owners if LAUNCH in labels_of(owner)]
+        return sorted(found, key=lambda one: one.name)
+
+    def _group(self, run: str, owners: Sequence[Json]) -> GroupStatus:
+        newest = max(
+            owners, key=lambda o: (o["metadata"].get("creationTimestamp", ""), o["metadata"]["name"])
+        )
+        spec_hash = labels_of(newest)[HASH]
+        instances = tuple(numbered(run, [p for p in self.pods if labels_of(p).get(RUN) == run]))
+        status = _of_job(run, newest, instances) if newest["kind"] in {"Job", "JobSet"} else None
+        if status is None:
+            status = _kept_up(run, newest, instances)
+        return replace(status, spec_hash=spec_hash)
+
+    def _launch(self, job: Json) -> Instance:
+        """Return the instance of a single launch: a Job with at most one pod."""
+        labels = labels_of(job)
+        pods = [p for p in self.pods if labels_of(p).get(LAUNCH) == labels[LAUNCH]]
+        base = Instance(
+            name=job["metadata"]["annotations"][LAUNCH],
+            run=labels[RUN],
+            replica=int(labels[LABEL + "replica"]),
+            node=int(labels[LABEL + "node"]),
+            attempt=int(labels[ATTEMPT]),
+            spec_hash=labels[HASH],
+            phase=Phase.PENDING,
+        )
+        if pods:
+            newest = max(pods, key=_age)
+            seen = instance(newest, run=base.run, replica=base.replica, node=base.node, attempt=base.attempt)
+            base = replace(seen, name=base.name, spec_hash=base.spec_hash)
+        return _ended_job(base, job)
+
+
+def _ended_job(seen: Instance, job: Json) -> Instance:
+    stopped = job["metadata"].get("annotations", {}).get(STOPPED)
+    if stopped:
+        code = int(stopped) if stopped.lstrip("-").isdigit() else seen.exit_code
+        return replace(seen, phase=Phase.EXITED, reason="stopped", exit_code=code, ready=None)
+    failed = condition(job, "Failed")
+    if failed and seen.phase is not Phase.EXITED:
+        return replace(seen, phase=Phase.EXITED, reason="lost", message=failed.get("message", ""))
+    return seen
+
+
+def labels_of(one: Json) -> Mapping[str, str]:
+    """Return an object's labels."""
+    labels: Mapping[str, str] = one["metadata"].get("labels") or {}
+    return labels
+
+
+def condition(one: Json, kind: str) -> Json | None:
+    """Return a condition of an object when it is true."""
+    for found in one.get("status", {}).get("conditions") or ():
+        if found["type"] == kind and found["status"] == "True":
+            return dict(found)
+    return None
+
+
+def numbered(run: str, pods: Sequence[Json]) -> list[Instance]:
+    """Return the pods of a group as instances: one for each replica and node, the newest.
+
+    Pods of a Deployment have no number of their own: the older one has the lower.
+    """
+    places: dict[tuple[int, int], list[Json]] = {}
+    anonymous = [p for p in sorted(pods, key=_age) if _place(p) is None]
+    living = [p for p in anonymous if not is_leaving(p)]
+    for number, one in enumerate(living):
+        places[number, 0] = [one]
+    for one in pods:
+        place = _place(one)
+        if place is not None:
+            places.setdefault(place, []).append(one)
+    found: list[Instance] = []
+    for (replica, node), holders in sorted(places.items()):
+        newest = max(holders, key=_age)
+        first = int(labels_of(newest).get(ATTEMPT, "0"))
+        attempt = first + len(holders) - 1
+        found.append(instance(newest, run=run, replica=replica, node=node, attempt=attempt))
+    return sorted(found, key=lambda one: one.name)
+
+
+def is_leaving(pod: Json) -> bool:
+    """Return whether a pod was told to go, or has ended and been replaced."""
+    return "deletionTimestamp" in pod["metadata"] or pod["status"].get("phase") in {"Failed", "Succeeded"}
+
+
+def _age(pod: Json) -> tuple[str, str]:
+    return pod["metadata"].get("creationTimestamp", ""), pod["metadata"]["name"]
+
+
+def _place(pod: Json) -> tuple[int, int] | None:
+    """Return replica and node of a pod whose controller numbers its pods."""
+    labels = labels_of(pod)
+    annotations = pod["metadata"].get("annotations") or {}
+    if _LWS + "group-index" in labels:
+        return int(labels[_LWS + "group-index"]), int(labels.get(_LWS + "worker-index", "0"))
+    if _INDEX in annotations:
+        return 0, int(annotations[_INDEX])
+    owners = {o["kind"] for o in pod["metadata"].get("ownerReferences") or ()}
+    if "StatefulSet" in owners:
+        node = int(labels.get("apps.kubernetes.io/pod-index", "0"))
+        return int(labels.get(LABEL + "replica", "0")), node if LABEL + "replica" in labels else 0
+    return (0, 0) if "Job" in owners else None
+
+
+def instance(pod: Json, *, run: str, replica: int, node: int, attempt: int) -> Instance:
+    """Return a pod as an instance; ``machine`` is its node's name, ``container`` its own."""
+    status = pod["status"]
+    container: Json = next(iter(status.get("containerStatuses") or ()), {})
+    state = container.get("state") or {}
+    seen = Instance(
+        name=f"{run}-{replica}-{node}-{attempt}",
+        run=run,
+        replica=replica,
+        node=node,
+        attempt=attempt,
+        spec_hash=labels_of(pod).get(HASH, ""),
+        phase=Phase.PENDING,
+        started_at=parse_time((state.get("running") or state.get("terminated") or {}).get("startedAt")),
+        address=status.get("podIP"),
+        ports=_ports(pod),
+        restarts=container.get("restartCount", 0),
+        machine=pod["spec"].get("nodeName", ""),
+        container=pod["metadata"]["name"],
+    )
+    phase = status.get("phase")
+    if phase in {"Failed", "Succeeded"}:
+        return _ended(seen, pod, state.get("terminated") or {})
+    if phase == "Running" and not state.get("waiting"):
+        # a machine that is gone leaves its pods "Running": only Ready tells
+        return replace(seen, phase=Phase.RUNNING, ready=condition(pod, "Ready") is not None)
+    return _waiting(seen, pod, state.get("waiting") or {}, container)
+
+
+def _ports(pod: Json) -> dict[int, tuple[str, int]]:
+    """Return where a running pod's ports answer, for whoever is on the pods' network."""
+    address = pod["status"].get("podIP")
+    if not address or pod["status"].get("phase") != "Running":
+        return {}
+    ports = pod["spec"]["containers"][0].get("ports") or ()
+    return {one["containerPort"]: (address, one["containerPort"]) for one in ports}
+
+
+def _waiting(seen: Instance, pod: Json, waiting: Json, container: Json) -> Instance:
+    why = waiting.get("reason", "")
+    message = waiting.get("message", "")
+    if why in _NEVER:
+        return replace(seen, phase=Phase.EXITED, reason="image", message=message)
+    if why == "CrashLoopBackOff":
+        last = (container.get("lastState") or {}).get("terminated") or {}
+        return replace(seen, phase=Phase.RUNNING, ready=False, message=_last_words(last) or message)
+    if why in _IMAGE or why in _NO_START or why == "CreateContainerConfigError":
+        return replace(seen, message=f"{why}: {message}" if message else why)
+    for found in pod["status"].get("conditions") or ():
+        if found["type"] == "PodScheduled" and found["status"] == "False":
+            return replace(seen, message=scheduler_says(found.get("message", "")))
+    return replace(seen, message="" if why in {"ContainerCreating", "PodInitializing"} else message)
+
+
+def scheduler_says(message: str) -> str:
+    """Return the part of the scheduler's message that tells why, without what follows from it.
+
+    >>> scheduler_says("0/8 nodes are available: 8 Insufficient nvidia.com/gpu. no new claims to "
+    ...     "deallocate, preemption: 0/8 nodes are available: 8 Preemption is not helpful.")
+    '0/8 nodes are available: 8 Insufficient nvidia.com/gpu'
+    """
+    for fragment in (" no new claims to deallocate", " preemption: "):
+        message = message.partition(fragment)[0]
+    return message.rstrip(" .,")
+
+
+def _ended(seen: Instance, pod: Json, terminated: Json) -> Instance:
+    code = terminated.get("exitCode")
+    target = condition(pod, "DisruptionTarget")
+    reason: Reason = "error"
+    message = _last_words(terminated) or pod["status"].get("message", "")
+    why = terminated.get("reason", "")
+    if why == "OOMKilled":
+        reason = "oom"
+    elif target or pod["status"].get("reason") in _TAKEN:
+        reason = "preempted"
+        message = (target or {}).get("message", "") or message
+    elif why in _LOST or pod["status"].get("reason") in _LOST:
+        reason, code = "lost", None
+    elif why in _NO_START:
+        reason = "no-start"
+    elif pod["status"]["phase"] == "Succeeded" or code == 0:
+        reason, message = "", ""
+    elif pod["status"].get("reason") == "DeadlineExceeded":
+        reason = "stopped"
+    return replace(
+        seen, phase=Phase.EXITED, exit_code=code, reason=reason, message=message,
+        finished_at=parse_time(terminated.get("finishedAt")),
+    )  # fmt: skip
+
+
+def _last_words(terminated: Json) -> str:
+    """Return the end of the output that the kubelet kept (``FallbackToLogsOnError``)."""
+    return str(terminated.get("message", "")).strip()[-2000:]
+
+
+def _of_job(run: str, job: Json, instances: tuple[Instance, ...]) -> GroupStatus:
+    done = condition(job, "Complete") or condition(job, "Completed")
+    failed = condition(job, "Failed")
+    if done:
+        return GroupStatus(run, "", Phase.EXITED, instances=instances, exit_code=0)
+    if failed:
+        return _failed(run, failed, instances)
+    waits = job["spec"].get("suspend") and "waits in its queue"
+    return _going_on(run, instances, waits or "")
+
+
+def _failed(run: str, failed: Json, instances: tuple[Instance, ...]) -> GroupStatus:
+    ended = [i for i in instances if i.phase is Phase.EXITED and i.reason]
+    first = min(ended, key=lambda i: (i.finished_at is None, i.finished_at or 0, i.name), default=None)
+    reason: Reason = first.reason if first else "error"
+    if failed.get("reason") == "DeadlineExceeded":
+        reason = "stopped"
+    message = (first.message if first else "") or failed.get("message", "")
+    code = first.exit_code if first else None
+    return GroupStatus(run, "", Phase.EXITED, 0, instances, code, reason, message)
+
+
+def _kept_up(run: str, owner: Json, instances: tuple[Instance, ...]) -> GroupStatus:
+    said = condition(owner, "ReplicaFailure")  # quota, or Pod Security
+    status = _going_on(run, instances, (said or {}).get("message", ""))
+    nodes = max(1, int(labels_of_template(owner).get(NODES, "1")))
+    replicas: dict[int, list[Instance]] = {}
+    for one in instances:
+        replicas.setdefault(one.replica, []).append(one)
+    ready = sum(
+        len(members) >= nodes and all(m.phase is Phase.RUNNING and m.ready is not False for m in members)
+        for members in replicas.values()
+    )
+    return replace(status, ready_replicas=ready)
+
+
+def labels_of_template(owner: Json) -> Mapping[str, str]:
+    """Return the labels of the pods that an object makes."""
+    spec = owner["spec"]
+    template = spec.get("template") or spec.get("leaderWorkerTemplate", {}).get("leaderTemplate") or {}
+    labels: Mapping[str, str] = template.get("metadata", {}).get("labels") or {}
+    return labels
+
+
+def _going_on(run: str, instances: tuple[Instance, ...], said: str) -> GroupStatus:
+    running = any(i.phase is Phase.RUNNING for i in instances)
+    message = said or next((i.message for i in instances if i.message), "")
+    return GroupStatus(run, "", Phase.RUNNING if running else Phase.PENDING, 0, instances, message=message)
+
+
+def kind_of(owner: Json) -> str:
+    """Return what kind of group an object keeps."""
+    return labels_of(owner).get(KIND, "")

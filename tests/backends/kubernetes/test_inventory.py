@@ -1,0 +1,259 @@
+"""Nodes of every kind of site, and what is offered of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from backends.kubernetes.inventory import amount_of, facts_of, inventory
+from backends.kubernetes.settings import Pool, Settings
+from orchestrator.backend import Offer
+from orchestrator.catalog.hardware import accelerator
+
+MIB = 2**20
+
+
+def node(name: str = "n1", labels: dict[str, str] | None = None, **allocatable: Any) -> dict[str, Any]:
+    given = {"cpu": "96", "memory": "1Ti", "ephemeral-storage": "1Ti"}
+    given |= {k.replace("__", "/").replace("_", "."): str(v) for k, v in allocatable.items()}
+    return {
+        "metadata": {"name": name, "labels": labels or {}},
+        "spec": {},
+        "status": {"allocatable": given, "conditions": [{"type": "Ready", "status": "True"}]},
+    }
+
+
+def gpu_node(labels: dict[str, str], count: int = 8, resource: str = "nvidia.com/gpu") -> dict[str, Any]:
+    made = node(labels=labels)
+    made["status"]["allocatable"][resource] = str(count)
+    return made
+
+
+def gfd(product: str, mib: int, major: int, minor: int, **more: str) -> dict[str, str]:
+    labels = {"product": product, "memory": str(mib), "count": "8"}
+    labels |= {"compute.major": str(major), "compute.minor": str(minor), **more}
+    return {f"nvidia.com/gpu.{key}": value for key, value in labels.items()}
+
+
+def pod(on: str, **requests: str) -> dict[str, Any]:
+    asked = {k.replace("__", "/").replace("_", "."): v for k, v in requests.items()}
+    return {
+        "metadata": {"name": "p"},
+        "spec": {"nodeName": on, "containers": [{"resources": {"requests": asked}}]},
+        "status": {"phase": "Running"},
+    }
+
+
+def offers(*nodes: Any, pods: Any = (), settings: Settings | None = None) -> list[Offer]:
+    return list(inventory(nodes, pods, settings or Settings(), backend="k8s").offers)
+
+
+def why(*nodes: Any, settings: Settings | None = None) -> list[str]:
+    return [one.why for one in inventory(nodes, (), settings or Settings(), backend="k8s").left_out]
+
+
+SITES: dict[str, tuple[dict[str, str], str, str]] = {
+    "gfd-a100-40": (gfd("NVIDIA-A100-SXM4-40GB", 40960, 8, 0), "nvidia.com/gpu", "A100-40GB"),
+    "gfd-a100-80": (gfd("NVIDIA-A100-SXM4-80GB", 81920, 8, 0), "nvidia.com/gpu", "A100-80GB"),
+    "gfd-a100-pcie": (gfd("NVIDIA-A100-80GB-PCIe", 81920, 8, 0), "nvidia.com/gpu", "A100-80GB-PCIE"),
+    "gfd-h100": (gfd("NVIDIA-H100-80GB-HBM3", 81559, 9, 0), "nvidia.com/gpu", "H100-80GB"),
+    "gfd-h200": (gfd("NVIDIA-H200", 143771, 9, 0), "nvidia.com/gpu", "H200-141GB"),
+    "gfd-l40s": (gfd("NVIDIA-L40S", 46068, 8, 9), "nvidia.com/gpu", "L40S-48GB"),
+    "gfd-a6000": (gfd("NVIDIA-RTX-A6000", 49140, 8, 6), "nvidia.com/gpu", "RTX-A6000-48GB"),
+    "gfd-6000-ada": (
+        gfd("NVIDIA-RTX-6000-Ada-Generation", 49140, 8, 9), "nvidia.com/gpu", "RTX-6000-ADA-48GB",
+    ),
+    "gfd-a10": (gfd("NVIDIA-A10", 23028, 8, 6), "nvidia.com/gpu", "A10-24GB"),
+    "gke-a100": ({"cloud.google.com/gke-accelerator": "nvidia-tesla-a100"}, "nvidia.com/gpu", "A100-40GB"),
+    "gke-a100-80": ({"cloud.google.com/gke-accelerator": "nvidia-a100-80gb"}, "nvidia.com/gpu", "A100-80GB"),
+    "karpenter-t4": (
+        {"karpenter.k8s.aws/instance-gpu-name": "t4", "karpenter.k8s.aws/instance-gpu-memory": "16384"},
+        "nvidia.com/gpu", "T4-16GB",
+    ),
+    "karpenter-a100": (
+        {"karpenter.k8s.aws/instance-gpu-name": "a100", "karpenter.k8s.aws/instance-gpu-memory": "40960"},
+        "nvidia.com/gpu", "A100-40GB",
+    ),
+    "coreweave": (
+        {
+            "gpu.nvidia.com/class": "H100_NVLINK_80GB", "gpu.nvidia.com/model": "H100",
+            "gpu.nvidia.com/vram": "80",
+            "cloud.google.com/gke-accelerator": "H100_NVLINK_80GB",
+        },
+        "nvidia.com/gpu", "H100-80GB",
+    ),
+    "amd": (
+        {"amd.com/gpu.device-id": "74a1", "amd.com/gpu.vram": "192G", "amd.com/gpu.product-name": "x"},
+        "amd.com/gpu", "MI300X-192GB",
+    ),
+    "amd-beta": (
+        {"beta.amd.com/gpu.device-id.74a1": "8", "beta.amd.com/gpu.vram.192G": "8"},
+        "amd.com/gpu", "MI300X-192GB",
+    ),
+    "tpu": (
+        {
+            "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+            "cloud.google.com/gke-tpu-topology": "2x4",
+        },
+        "google.com/tpu", "TPU-V5E",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_every_labeller_leads_to_the_right_device(site: str) -> None:
+    labels, resource, wanted = SITES[site]
+    (offer,) = offers(gpu_node(labels, resource=resource))
+    assert offer.accelerator is not None
+    known = accelerator(offer.accelerator, memory_bytes=offer.vram_bytes)
+    assert known is not None
+    assert known.name == wanted
+    assert offer.count == 8
+    assert abs(offer.vram_bytes / known.visible_bytes - 1) < 0.13
+
+
+def test_driver_outranks_what_a_provisioner_calls_it() -> None:
+    labels = gfd("NVIDIA-A100-SXM4-80GB", 81920, 8, 0)
+    labels["cloud.google.com/gke-accelerator"] = "nvidia-tesla-a100"
+    (offer,) = offers(gpu_node(labels))
+    assert (offer.vram_bytes, offer.compute_capability) == (81920 * MIB, (8, 0))
+
+
+def test_evidence_of_several_labellers_is_merged() -> None:
+    labels = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "gpu.nvidia.com/vram": "80"}
+    labels["gpu.nvidia.com/model"] = "H100"
+    facts = facts_of("nvidia.com/gpu", labels)
+    assert (facts.name, facts.vram_bytes) == ("NVIDIA-H100-80GB-HBM3", 80 * 2**30)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"sharing-strategy": "time-slicing", "replicas": "4"}, {"sharing-strategy": "mps", "replicas": "2"}],
+)
+def test_shared_device_is_not_offered_as_a_whole_one(more: dict[str, str]) -> None:
+    shared = gpu_node(gfd("NVIDIA-L4-SHARED", 23034, 8, 9, **more), count=4)
+    assert [o.accelerator for o in offers(shared)] == [None]
+    assert "shared" in why(shared)[0]
+
+
+def test_slice_of_the_strategy_mixed_is_its_own_device() -> None:
+    labels = gfd("NVIDIA-A100-SXM4-40GB", 40960, 8, 0)
+    labels |= {"nvidia.com/mig-1g.5gb.product": "NVIDIA-A100-SXM4-40GB-MIG-1g.5gb"}
+    labels |= {"nvidia.com/mig-1g.5gb.memory": "4864"}
+    (offer,) = offers(gpu_node(labels, count=7, resource="nvidia.com/mig-1g.5gb"))
+    assert offer.accelerator is not None
+    known = accelerator(offer.accelerator)
+    assert known is not None
+    assert (known.name, offer.count, offer.vram_bytes) == ("A100-40GB-MIG-1g.5gb", 7, 4864 * MIB)
+
+
+def test_slice_of_the_strategy_single_is_no_whole_device() -> None:
+    (offer,) = offers(gpu_node(gfd("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", 4864, 8, 0), count=56))
+    assert (offer.accelerator, offer.vram_bytes) == ("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", 4864 * MIB)
+
+
+def test_two_kinds_in_one_node_are_two_offers() -> None:
+    both = gpu_node(gfd("NVIDIA-A100-SXM4-40GB", 40960, 8, 0))
+    both["status"]["allocatable"]["nvidia.com/mig-1g.5gb"] = "7"
+    assert [(o.accelerator, o.count) for o in offers(both)] == [
+        ("NVIDIA-A100-SXM4-40GB", 8),
+        ("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", 7),
+    ]
+
+
+def test_resource_slices_tell_what_no_label_does() -> None:
+    device = {
+        "attributes": {
+            "type": {"string": "gpu"},
+            "productName": {"string": "NVIDIA H100 80GB HBM3"},
+            "cudaComputeCapability": {"version": "9.0.0"},
+        },
+        "capacity": {"memory": {"value": "81559Mi"}},
+    }
+    one = {"spec": {"driver": "gpu.nvidia.com", "nodeName": "n1", "devices": [device]}}
+    (offer,) = inventory([gpu_node({})], (), Settings(), backend="k8s", slices=[one]).offers
+    assert (offer.accelerator, offer.vram_bytes) == ("NVIDIA-H100-80GB-HBM3", 81559 * MIB)
+    assert offer.compute_capability == (9, 0)
+
+
+def test_unlabelled_device_is_left_out_with_the_reason() -> None:
+    assert why(gpu_node({})) == ["no label tells which accelerator nvidia.com/gpu is"]
+    assert [o.count for o in offers(gpu_node({}))] == [0]
+
+
+def test_operator_may_say_what_no_label_does() -> None:
+    pool = Pool("gaudi", {"pool": "g"}, 96, 2**40, "GAUDI3-128GB", "intel", 8, 128 * 2**30, most=0)
+    found = offers(gpu_node({"pool": "g"}, resource="habana.ai/gaudi"), settings=Settings(pools=(pool,)))
+    assert [(o.accelerator, o.available) for o in found] == [("GAUDI3-128GB", 1), ("GAUDI3-128GB", 0)]
+
+
+def test_what_pods_hold_is_taken_off() -> None:
+    holder = pod("n1", cpu="500m", memory="1Gi", nvidia_com__gpu="3")
+    (offer,) = offers(gpu_node(SITES["gfd-h100"][0]), pods=[holder, pod("other", cpu="4")])
+    assert (offer.count, offer.cpu, offer.memory_bytes) == (5, 95.5, 2**40 - 2**30)
+
+
+def test_pod_that_ended_holds_nothing() -> None:
+    ended = pod("n1", nvidia_com__gpu="3")
+    ended["status"]["phase"] = "Succeeded"
+    (offer,) = offers(gpu_node(SITES["gfd-h100"][0]), pods=[ended])
+    assert offer.count == 8
+
+
+def test_init_container_counts_where_it_is_larger_and_a_sidecar_beside() -> None:
+    holder = pod("n1", cpu="2")
+    holder["spec"]["initContainers"] = [
+        {"resources": {"requests": {"cpu": "5"}}},
+        {"restartPolicy": "Always", "resources": {"requests": {"cpu": "1"}}},
+    ]
+    (offer,) = offers(node(), pods=[holder])
+    assert offer.cpu == 91
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"spec": {"unschedulable": True}}, "cordoned"),
+        ({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}, "not ready"),
+        (
+            {"spec": {"taints": [{"key": "team", "value": "b", "effect": "NoSchedule"}]}},
+            "taint team=b:NoSchedule",
+        ),
+    ],
+)
+def test_node_that_takes_no_pod_of_ours_is_left_out(change: dict[str, Any], reason: str) -> None:
+    closed = node() | change
+    assert offers(closed) == []
+    assert why(closed) == [reason]
+
+
+def test_tolerated_taint_is_none() -> None:
+    tainted = gpu_node(SITES["gfd-h100"][0])
+    tainted["spec"]["taints"] = [
+        {"key": "team", "value": "a", "effect": "NoSchedule"},
+        {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"},
+    ]
+    settings = Settings(tolerations=({"key": "team", "operator": "Equal", "value": "a"},))
+    assert [o.count for o in offers(tainted, settings=settings)] == [8]
+    assert offers(tainted) == []
+
+
+def test_node_selector_of_the_backend_limits_what_is_offered() -> None:
+    nodes = node("a", {"pool": "gpu"}), node("b", {})
+    assert [o.instance_type for o in offers(*nodes, settings=Settings(node_selector={"pool": "gpu"}))] == [
+        "a"
+    ]
+
+
+def test_pool_at_zero_is_offered_as_declared() -> None:
+    pool = Pool("h100", {"pool": "h"}, 96, 2**40, "H100-80GB", "nvidia", 8, 85_029_027_840, most=4, spot=True)
+    (offer,) = offers(settings=Settings(pools=(pool,)))
+    assert (offer.instance_type, offer.count, offer.available, offer.spot) == ("h100", 8, 4, True)
+    assert not offer.divisible
+
+
+@pytest.mark.parametrize("text", ["", "GPU", "1Q", "--1"])
+def test_what_is_no_quantity_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="quantity"):
+        amount_of(text)
