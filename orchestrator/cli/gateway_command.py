@@ -47,9 +47,10 @@ def run_gateway(
     access_log: Annotated[bool, typer.Option("--access-log", help="Print a JSON line per request.")] = False,
     config: Config = None,
 ) -> None:
-    """Pass requests on to the replicas of services, until interrupted; then let them end.
+    """Pass requests on to the replicas of services.
 
-    Models answer under /v1 by their names, every service under /services/NAME.
+    Models answer under /v1 by their names, every service under /services/NAME. Told to end, it
+    takes no new request and lets those under way end.
     """
     if context.invoked_subcommand is not None:
         return

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import uvloop
+
 from orchestrator.gateway import Key, Keys, Replica, ServiceRoute
 from orchestrator.gateway.keys import digest_of
 from orchestrator.gateway.routes import make_routes
@@ -20,7 +22,7 @@ PATHS = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/audio/transcr
 
 
 def in_a_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Run an async test in a loop of its own; one that hangs fails."""
+    """Run an async test on asyncio's own loop and on uvloop's; one that hangs fails."""
 
     @functools.wraps(test)
     def run(*arguments: object, **named: object) -> None:
@@ -29,6 +31,7 @@ def in_a_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
                 await test(*arguments, **named)
 
         asyncio.run(within())
+        uvloop.run(within())
 
     return run
 

@@ -574,6 +574,17 @@ class Exchange:
             self._outbound.transport.write(data)
 
     @property
+    def lane(self) -> Lane | None:
+        """The replica that has the request, None while none has."""
+        return self._lane
+
+    @property
+    def buffered(self) -> int:
+        """Bytes held of the request and on their way to the replica."""
+        outbound = self._outbound
+        return len(self._body) + (outbound.transport.get_write_buffer_size() if outbound else 0)
+
+    @property
     def started_s(self) -> float:
         """When the request's head had come, on the gateway's clock."""
         return self._started_s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from orchestrator.gateway.routes import Replica
 from orchestrator.gateway.wire import MOST_HEAD_BYTES, BadMessage, Chunks, Response, parse_response
@@ -92,8 +92,7 @@ class Outbound(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember the way to write."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's own is none by its class
 
     def serve(self, exchange: Exchange, method: bytes) -> None:
         """Make the next response ``exchange``'s."""
