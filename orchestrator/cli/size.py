@@ -173,9 +173,14 @@ def _training(
     from orchestrator.catalog import prices
     from orchestrator.planner.sets import training_answer
     from orchestrator.planner.sizing import TrainingJob
+    from orchestrator.planner.sizing.adapters import adapter_targets
 
     sharding = settings.pop("sharding", None)
     job = TrainingJob(**settings)
+    if not adapter_targets(job.targets):
+        raise UsageError(
+            f"no module is called {', '.join(job.targets)}", fix="such as all-linear, or q_proj,v_proj"
+        )
     return training_answer(facts, job, devices, prices(), count=count, sharding=sharding, sort=sort)
 
 

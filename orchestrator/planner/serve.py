@@ -330,7 +330,8 @@ def _by_place(found: Choices) -> dict[tuple[str, int], list[Candidate]]:
 def _fit_of(question: Question, candidate: Candidate, counted: Mapping[str, Work]) -> _Fit | str:
     """Return the model on one set of accelerators, or why no engine serves it there."""
     job, size = candidate.needs.job, candidate.needs.on(candidate.accelerator)
-    job = replace(job, precision=_computed(question, candidate))
+    if (computed := _computed(question, candidate)) != job.precision:
+        job = replace(job, precision=computed)
     written = _engine_job(question, candidate, job, size)
     refusal = ""
     for name in AUTO_ENGINES if question.engine == "auto" else (question.engine,):

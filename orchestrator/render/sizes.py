@@ -13,6 +13,7 @@ from orchestrator.planner.parallelism import Layout
 from orchestrator.planner.sets import AcceleratorSet, Answer
 from orchestrator.planner.sizing import ServingJob, Size, TrainingJob
 from orchestrator.planner.sizing.profiles import CURRENT
+from orchestrator.planner.sizing.weights import published_format
 from orchestrator.render.table import plural, table, to_json
 from orchestrator.units import GIB, format_bytes
 
@@ -38,7 +39,7 @@ def _head(facts: ModelFacts, asked: AcceleratorSet) -> Iterator[str]:
     count = facts.parameters or count_parameters(facts)
     model = f"{facts.id} · {count / 1e9:.3g} B"
     if isinstance(job, ServingJob):
-        how = asked.lowered or ("as published" if facts.dtype == job.precision else "as asked")
+        how = asked.lowered or ("as published" if published_format(facts) == job.precision else "as asked")
         yield f"model    {model} · {job.precision} ({how})"
         context = f"{job.context:,} tokens × {job.concurrency} at once"
         version = job.engine_version or CURRENT.get(job.engine, "")

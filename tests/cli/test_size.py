@@ -107,6 +107,11 @@ def test_training_takes_what_serving_does_not(cli: Cli, tuning: str) -> None:
     assert (device["adapter_bytes"] > 0) is (tuning != "full")
 
 
+def test_published_weights_are_told_from_asked_ones(cli: Cli) -> None:
+    assert "mxfp4 (as published)" in cli("size", "openai/gpt-oss-20b", "--gpu", "H100").out
+    assert "fp8 (as asked)" in cli("size", LLAMA, "--gpu", "H100", "--precision", "fp8").out
+
+
 def test_sets_are_priced_with_the_day_of_the_price(cli: Cli) -> None:
     priced = [s for s in size(cli, LLAMA, "--context", "8192")["sets"] if s["price_usd_hour"]]
 
@@ -151,6 +156,7 @@ def test_the_same_question_gets_the_same_answer(cli: Cli) -> None:
         ((LLAMA, "--rank", "8"), "--rank is about training"),
         ((LLAMA, "--train", "lora", "--context", "1"), "--context is about serving"),
         ((LLAMA, "--train", "full", "--optimizer", "nope"), "unknown optimizer 'nope'"),
+        ((LLAMA, "--train", "lora", "--targets", "nope"), "no module is called nope"),
         ((LLAMA, "--from-log", "nothing.log"), "--from-log needs --gpu"),
         ((LLAMA, "--gpu", "L4", "--from-log", "nothing.log"), "cannot read nothing.log"),
         ((LLAMA, "--gpu", "H100-80GB-MIG-3g.40gb:2"), "slices share no model"),
