@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 import orchestrator.catalog
-from orchestrator.catalog import accelerators, count_parameters, images, model, models, prices
+from orchestrator.catalog import accelerators, count_parameters, images, model, models, overlay, prices
+from orchestrator.catalog.digest import digest
 from orchestrator.catalog.lines import shipped
 from orchestrator.errors import ConfigError
 
@@ -142,3 +143,11 @@ def test_a_wrong_image_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "images.yaml").write_text(text)
     with pytest.raises(ConfigError):
         images(overlay=tmp_path)
+
+
+def test_the_digest_tells_one_catalog_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest()
+    assert digest() == before
+    (tmp_path / "images.yaml").write_text("{}\n")
+    monkeypatch.setattr(overlay, "_in_use", tmp_path)
+    assert digest() != before
