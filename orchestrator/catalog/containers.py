@@ -38,7 +38,7 @@ def images(
     >>> [image.reference for image in images("vllm", "rocm", "0.33.0")]
     ['vllm/vllm-openai-rocm:v0.33.0']
     """
-    return _matching(engine, family, version, overlay)
+    return _matching(engine, family, version, overlay or in_use())
 
 
 @cache
@@ -47,7 +47,7 @@ def _matching(
 ) -> tuple[Image, ...]:
     return tuple(
         image
-        for image in _images(overlay or in_use())
+        for image in _images(overlay)
         if engine in (None, image.engine)
         and family in (None, image.family)
         and version in (None, image.version)
