@@ -456,7 +456,7 @@ class Docker:
             if refusal.status == 404 and "No such container" in refusal.message:
                 return False  # another starter of this launch gave it up
             self._give_up(identity)
-            if "setting rlimit" in refusal.message and self._raises_limits:
+            if "setting rlimit" in refusal.message and found["HostConfig"].get("Ulimits"):
                 # A rootless engine may not raise limits; its own then hold for accelerator work.
                 self._raises_limits = False
                 return False
