@@ -74,10 +74,10 @@ class Sshd:
         """Start it and wait until it answers."""
         config = self.folder / "sshd_config"
         config.write_text(
-            f"Port {self.port}\nListenAddress {self.address}\nHostKey {self.key}\n"
+            f"{self.extra}\nPort {self.port}\nListenAddress {self.address}\nHostKey {self.key}\n"
             f"AuthorizedKeysFile {self.folder}/authorized\nPidFile none\nUsePAM no\nStrictModes no\n"
             f"PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n"
-            f"MaxStartups 100\n{self.extra}\n"
+            f"MaxStartups 100\n"
         )
         program = _program("sshd")
         assert program is not None
