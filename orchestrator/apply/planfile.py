@@ -229,6 +229,7 @@ def _step(plan: Plan) -> dict[str, Any]:
         "model": _model(plan),
         "placed": _placed(plan),
         "template": json.loads(encode(_without_files(plan))),
+        "serving": json.loads(plan.serving),
         "notes": list(plan.notes),
     }
 
@@ -394,7 +395,10 @@ def _resume_run(step: Mapping[str, Any], runs: Mapping[str, Run]) -> RunPlan:
     if action == "update" and run:
         return replace(plan, template=updated(run.template, spec))
     template: Template = decode(Template, json.dumps(step["template"]))
-    return replace(plan, template=_refilled(template, plan), placed=_placed_of(step["placed"]))
+    return replace(
+        plan, template=_refilled(template, plan), placed=_placed_of(step["placed"]),
+        serving=json.dumps(step["serving"], sort_keys=True),
+    )  # fmt: skip
 
 
 def _left_alone(step: Mapping[str, Any], spec: Work, document: Document, runs: Mapping[str, Run]) -> RunPlan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.apply.inputs import read_inputs
@@ -77,6 +77,8 @@ class RunPlan:
     run: Run | None = None
     notes: tuple[str, ...] = ()
     set_name: str = ""
+    serving: str = "{}"
+    """What the gateway has to know of the engine, as JSON."""
 
     @property
     def name(self) -> str:
@@ -230,7 +232,7 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
         plan, demand=demand, placed=placed,
         served=engine.served if engine else None, trained=engine.trained if engine else None,
         template=updated(template, spec, least_grace_s=engine.launch.stop_grace_s if engine else 0.0),
-        notes=_notes(action, surge, engine, run),
+        notes=_notes(action, surge, engine, run), serving=_serving(engine.served if engine else None),
     )  # fmt: skip
 
 
@@ -423,6 +425,21 @@ def _retry(spec: Work) -> Retry:
     if isinstance(spec, Service | DevEnvironment):
         return Retry(frozenset({"no-capacity", "interruption", "error"}), attempts=3)
     return Retry()
+
+
+def _serving(served: Served | None) -> str:
+    """Return what the gateway has to know of the engine that the plan chose, as JSON."""
+    if served is None:
+        return "{}"
+    launch = served.launch
+    serving: dict[str, object] = {
+        "engine": served.engine,
+        "version": served.version,
+        "model_name": launch.model_name,
+        "routes": launch.routes,
+        "metrics": asdict(launch.metrics) if launch.metrics else None,
+    }
+    return json.dumps({"serving": serving}, sort_keys=True)
 
 
 def _notes(action: Action, surge: bool, engine: _Engine | None, run: Run | None) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -61,11 +61,10 @@ def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str]) -> Turn:
     assert plan.template is not None  # every plan that changes something has one
     spec = json.dumps(plan.spec.canonical(), sort_keys=True)
     old = plan.run
-    served = _serving(plan)
     if old is None:
         run = Run(
             new_id(), plan.name, plan.spec.type, spec, plan.spec_hash, plan.template, now, created_at=now,
-            set_name=plan.set_name, plan=served,
+            set_name=plan.set_name, plan=plan.serving,
         )  # fmt: skip
     elif plan.action == "update":
         run = replace(old, spec=spec, template=plan.template, set_name=plan.set_name)
@@ -73,26 +72,11 @@ def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str]) -> Turn:
         run = replace(
             old, spec=spec, spec_hash=plan.spec_hash, template=plan.template, since=now,
             wanted=Wanted.RUN, state=RunState.QUEUED, reason="", was_ready=False, ready=0,
-            set_name=plan.set_name, plan=served,
+            set_name=plan.set_name, plan=plan.serving,
         )  # fmt: skip
     before = old.state.value if old else ""
     event = RunEvent(run.id, run.name, now, run.name, before, run.state.value, f"apply: {plan.action}")
     return Turn(run, event)
-
-
-def _serving(plan: RunPlan) -> str:
-    """Return what the gateway has to know of the engine that the plan chose, as JSON."""
-    if plan.served is None:
-        return "{}"
-    launch = plan.served.launch
-    serving: dict[str, object] = {
-        "engine": plan.served.engine,
-        "version": plan.served.version,
-        "model_name": launch.model_name,
-        "routes": launch.routes,
-        "metrics": asdict(launch.metrics) if launch.metrics else None,
-    }
-    return json.dumps({"serving": serving}, sort_keys=True)
 
 
 def _ending(run: Run, reason: str, now: datetime) -> Turn:

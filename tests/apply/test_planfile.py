@@ -16,6 +16,7 @@ from orchestrator.apply import RunPlan
 from orchestrator.apply.planfile import check_prices, is_priced
 from orchestrator.errors import PlanRefused
 from orchestrator.spec.load import load
+from orchestrator.store import open_store
 from tests.apply import scenes
 from tests.apply.scenes import CACHE, HELLO, WEB, edited, names, refused, saved
 from tests.cli.conftest import Cli
@@ -214,3 +215,18 @@ def test_a_plan_does_what_was_reviewed_on_processes(cli: Cli, monkeypatch: pytes
     assert cli("apply", plan).out == "as reviewed\n"
     assert names(cli) == {"say": "succeeded"}
     cli("delete", "-y", "say")
+
+
+def test_a_saved_plan_leaves_the_same_record_as_its_files(cli: Cli) -> None:
+    text = "type: service\nname: chat\nport: 8000\nmodel: Qwen/Qwen3-8B\nreplicas: 2\ntags: {team: a}\n"
+
+    def record() -> tuple[object, ...]:
+        with open_store(f"sqlite:///{cli.folder}/state.db") as store:
+            run = store.run("chat")
+        cli("delete", "-y", "chat")
+        return run.spec, run.spec_hash, run.template, run.plan, run.set_name
+
+    cli("apply", "-y", "-d", "-f", cli.write("specs.yaml", text), "--set", "prod")
+    by_files = record()
+    cli("apply", "-d", saved(cli, text, "--set", "prod"))
+    assert record() == by_files
