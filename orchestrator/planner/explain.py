@@ -1,4 +1,4 @@
-"""The arithmetic behind a served model's plan, line by line: memory, speed and cost."""
+"""The arithmetic behind a plan of a model, line by line: memory, speed and cost."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from orchestrator.planner.plan import Choice
 from orchestrator.planner.serve import Served
-from orchestrator.planner.sizing import explain_serving
+from orchestrator.planner.sizing import explain_serving, explain_training
 from orchestrator.planner.sizing.formats import KV_ELEMENT_BYTES
 from orchestrator.planner.sizing.kv import kv_layout
 from orchestrator.planner.throughput.device import peak_flops, product_format
 from orchestrator.planner.throughput.work import work
+from orchestrator.planner.tune import Trained
 from orchestrator.spec.models import Traffic
 from orchestrator.units import format_bytes
 
@@ -31,6 +32,23 @@ def explain(served: Served, traffic: Traffic, choice: Choice) -> tuple[Line, ...
     stated factors take off.
     """
     return (*_memory(served), *_speed(served, traffic), *_cost(served, choice))
+
+
+def explain_tuning(trained: Trained, choice: Choice) -> tuple[Line, ...]:
+    """Return the arithmetic of a training run on the chosen offer: memory, speed and cost."""
+    candidate, speed = trained.candidate, trained.speed
+    steps = explain_training(trained.facts, candidate.accelerator, candidate.job)
+    memory = tuple(Line(step.what, format_bytes(step.size_bytes), step.how) for step in steps)
+    if speed is None:
+        return memory
+    reached = f"{speed.mfu:.0%} of the data sheet's peak, {speed.flops_per_token / 1e9:,.1f} GFLOP a token"
+    pace = f"{speed.low:,.0f} to {speed.high:,.0f} in four of five cases; {reached}"
+    lines = (*memory, Line("trained", f"{speed.tokens_s:,.0f} tokens/s", pace))
+    cost = choice.usd_per_million_tokens
+    if not cost:
+        return lines
+    how = f"${choice.price_usd_hour:.4g}/h / 3,600 s / {speed.tokens_s:,.0f} tokens/s x 10^6"
+    return (*lines, Line("cost", f"${cost:.3g}/M tokens", how))
 
 
 def _memory(served: Served) -> tuple[Line, ...]:

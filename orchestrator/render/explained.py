@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.apply import RunPlan
 from orchestrator.errors import WhyNot
-from orchestrator.planner.explain import Line, explain
+from orchestrator.planner.explain import Line, explain, explain_tuning
 from orchestrator.render.table import columns, plural
 from orchestrator.spec.models import Service
 
@@ -64,6 +64,11 @@ def explained_object(plan: RunPlan) -> dict[str, object]:
 
 
 def _lines(plan: RunPlan) -> tuple[Line, ...]:
-    if plan.served is None or plan.placed is None or not isinstance(plan.spec, Service):
+    if plan.placed is None:
         return ()
-    return explain(plan.served, plan.spec.traffic, plan.placed.choices[0])
+    best = plan.placed.choices[0]
+    if plan.trained:
+        return explain_tuning(plan.trained, best)
+    if plan.served and isinstance(plan.spec, Service):
+        return explain(plan.served, plan.spec.traffic, best)
+    return ()

@@ -18,6 +18,11 @@ model: {id: meta-llama/Llama-3.1-405B, precision: bf16, context: 8192}
 resources: {gpu: "H100:1"}
 env: [HF_TOKEN]
 """
+TUNED = """\
+type: task
+name: sft
+train: {model: Qwen/Qwen3-8B, dataset: trl-lib/Capybara, output: ./out, adapter: {type: lora}}
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +46,13 @@ def test_the_arithmetic_is_in_the_json(cli: Cli) -> None:
     run = json.loads(result.out)["runs"][0]
     assert run["explained"][0]["what"] == "visible"
     assert all(set(row) >= {"accelerator", "count", "reason", "change"} for row in run["why_not"])
+
+
+def test_the_arithmetic_of_a_training_run_is_shown(cli: Cli) -> None:
+    result = cli("plan", "-f", cli.write("sft.yaml", TUNED), "--explain")
+
+    for word in ("weights", "gradients", "optimizer", "activations", "peak", "trained"):
+        assert any(line.strip().startswith(word) for line in result.out.splitlines()), word
 
 
 def test_a_refusal_says_what_would_admit_each_machine(cli: Cli) -> None:
