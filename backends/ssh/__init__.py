@@ -17,7 +17,7 @@ from backends.machine import Device
 from backends.ssh.connection import Connection
 from backends.ssh.host import HostDocker
 from backends.ssh.memory import Memory
-from backends.ssh.options import Reader
+from backends.ssh.options import ENGINE_SOCKET, Reader
 from backends.ssh.placement import Gang, Room, candidates, spread
 from orchestrator.backend import Can, Check, Instance, Launch, LogLine, Offer, Phase, Progress, Volume
 from orchestrator.errors import BackendError, NoCapacity, NotFound, Rejected
@@ -67,7 +67,7 @@ class Ssh:
         blocks: int | None = None,
         host_keys: Literal["strict", "accept-new"] = "strict",
         ssh_config: str | None = None,
-        engine_socket: str = "/var/run/docker.sock",
+        engine_socket: str = ENGINE_SOCKET,
         namespace: str = "modelyard",
         default_image: str | None = None,
         pull: Literal["missing", "always", "never"] = "missing",

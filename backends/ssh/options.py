@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator.errors import ConfigError
 
+ENGINE_SOCKET = "/var/run/docker.sock"
 HOST_KEYS = ("strict", "accept-new")
 HOST_OPTIONS = (
     "hostname",
@@ -57,7 +58,7 @@ class Host:
     jump: Login | None = None
     internal_ip: str | None = None
     blocks: int | None = None
-    engine_socket: str = "/var/run/docker.sock"
+    engine_socket: str = ENGINE_SOCKET
 
 
 class Reader:
@@ -134,7 +135,7 @@ class Reader:
             blocks=self._count("blocks" if "blocks" not in own else f"{option}.blocks", merged.get("blocks")),
             engine_socket=self._socket(
                 "engine_socket" if "engine_socket" not in own else f"{option}.engine_socket",
-                merged.get("engine_socket"),
+                merged.get("engine_socket", ENGINE_SOCKET),
             ),
         )
 

@@ -187,7 +187,7 @@ def _first_number(pattern: str, text: str) -> int:
 
 
 def _addresses(connection: str, listing: str) -> tuple[str, ...]:
-    words = re.sub(r"(\S+)/\d+", r"\1", listing).split()
+    words = re.findall(r"\binet6? (\S+?)/", listing) or listing.split()  # of ip, or of hostname -I
     reached = connection.split()[2:3]
     return tuple(dict.fromkeys(word for word in (*reached, *words) if _is_address(word)))
 
