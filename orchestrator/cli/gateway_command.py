@@ -97,10 +97,10 @@ def show(json: Json = False, config: Config = None) -> None:
     with open_api(config) as api:
         found = sorted(Keys.read(api.store.secrets).by_digest.values(), key=lambda key: key.name)
     if json:
-        import json as text
+        from orchestrator.render.table import to_json
 
         rows = [{"name": k.name, "services": sorted(k.services) if k.services else None} for k in found]
-        typer.echo(text.dumps({"schema": "modelyard/gateway-keys/v1", "keys": rows}, indent=2))
+        typer.echo(to_json("modelyard/keys/v1", {"keys": rows}))
         return
     for key in found:
         typer.echo(f"{key.name}  {', '.join(sorted(key.services)) if key.services else 'every service'}")

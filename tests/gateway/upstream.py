@@ -37,8 +37,7 @@ class Upstream:
     asked: list[Asked] = field(default_factory=list)
     connections: int = 0
     open_writers: set[asyncio.StreamWriter] = field(default_factory=set)
-    left_early: int = 0
-    """Connections that the gateway closed while an answer was under way."""
+    readers: list[asyncio.StreamReader] = field(default_factory=list)
     port: int = 0
     _server: asyncio.Server | None = None
 
@@ -59,16 +58,22 @@ class Upstream:
             writer.transport.abort()
         await asyncio.sleep(0)
 
+    @property
+    def was_left(self) -> bool:
+        """Whether the gateway has closed every connection."""
+        return all(reader.at_eof() or reader.exception() for reader in self.readers)
+
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self.open_writers.add(writer)
+        self.readers.append(reader)
         try:
             while (asked := await read_request(reader)) is not None:
                 self.asked.append(asked)
                 if await self.serve(asked, writer):
                     break
         except (ConnectionError, asyncio.IncompleteReadError):
-            self.left_early += 1
+            pass  # the gateway left in the middle
         finally:
             self.open_writers.discard(writer)
             writer.close()

@@ -167,7 +167,10 @@ class Inbound(asyncio.Protocol):
         self._ending = True
         self._reading = None
         self.hold_reading(False)
-        self.transport.write_eof()
+        try:
+            self.transport.write_eof()
+        except OSError:  # the client has gone, and nobody has told us yet
+            self.transport.abort()
         self.deadline = self.gateway.now + LINGER_S
 
     def _refuse(self, status: int, what: str) -> None:

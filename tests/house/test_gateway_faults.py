@@ -1,0 +1,241 @@
+"""Every promise of the gateway has a broken twin that its test catches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from orchestrator.gateway import keys, model_key, routes, wire
+from orchestrator.gateway.limits import Buckets
+from orchestrator.gateway.routes import Replica, ServiceRoute
+from orchestrator.gateway.server import exchange, gateway, inbound, outbound
+from orchestrator.gateway.server.exchange import Exchange
+from orchestrator.reconcile.values import Job, JobState
+from tests.gateway import (
+    clients,
+    test_failing,
+    test_moving,
+    test_parts,
+    test_passing,
+    test_wire,
+)
+
+Patch = pytest.MonkeyPatch
+HEADS = {
+    "two lengths": test_wire.START + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\n",
+    "both": test_wire.START + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+}
+
+
+def repeats_everything(patch: Patch) -> None:
+    patch.setattr(Exchange, "_may_repeat", lambda self: True)
+
+
+def never_gives_up(patch: Patch) -> None:
+    patch.setattr(exchange, "ATTEMPTS", 99)
+
+
+def never_repeats(patch: Patch) -> None:
+    patch.setattr(exchange, "ATTEMPTS", 1)
+    patch.setattr(Exchange, "_may_repeat", lambda self: False)
+
+
+def passes_every_path(patch: Patch) -> None:
+    patch.setattr(ServiceRoute, "allows", lambda self, path: True)
+
+
+def opens_everything(patch: Patch) -> None:
+    patch.setattr(keys.Key, "opens", lambda self, service: True)
+
+
+def routes_to_what_stops(patch: Patch) -> None:
+    def replica(job: Job, port: int) -> Replica | None:
+        where = job.ports.get(port)
+        return Replica(job.name, *where) if where and job.state is JobState.READY and not job.node else None
+
+    patch.setattr(routes, "_replica", replica)
+
+
+def prefers_by_name(patch: Patch) -> None:
+    def make(services: list[ServiceRoute], *, serial: int = 0) -> routes.Routes:
+        ordered = sorted(services, key=lambda s: s.name)
+        by_model: dict[str, str] = {}
+        for service in ordered:
+            for model in service.models:
+                by_model.setdefault(model, service.name)
+        return routes.Routes({s.name: s for s in ordered}, by_model, serial)
+
+    patch.setattr(routes, "make_routes", make)
+
+
+def joins_lengths(patch: Patch) -> None:
+    patch.setattr(wire, "_second", lambda name, first, value: first)
+
+
+def prefers_length(patch: Patch) -> None:
+    patch.setattr(wire, "_request_body", lambda taken, old: ("length", int(taken[b"content-length"])))
+
+
+def takes_any_response(patch: Patch) -> None:
+    patch.setattr(wire, "_response_body", lambda status, method, coding, length: ("length", 5))
+
+
+def keeps_hop_fields(patch: Patch) -> None:
+    patch.setattr(wire, "_without_named", lambda kept, connection: kept)
+
+
+def passes_extensions(patch: Patch) -> None:
+    def feed(self: wire.Chunks, piece: bytes, right: Any = wire.Chunks.feed) -> bytes:
+        payload: bytes = right(self, piece)
+        self.clean = True
+        return payload
+
+    patch.setattr(wire.Chunks, "feed", feed)
+
+
+def finds_inner_models(patch: Patch) -> None:
+    def look(self: model_key.ModelKey, body: bytes) -> bool:
+        self.name = "inner" if b'"model"' in body else None
+        return True
+
+    patch.setattr(model_key.ModelKey, "look", look)
+
+
+def never_limits(patch: Patch) -> None:
+    patch.setattr(Buckets, "take", lambda self, rate, client, now_s: 0.0)
+
+
+def picks_the_first(patch: Patch) -> None:
+    patch.setattr(gateway.Desk, "pick", lambda self, tried, now: self.lanes[0] if self.lanes else None)
+
+
+def reads_on(patch: Patch) -> None:
+    patch.setattr(Exchange, "hold_response", lambda self, hold: None)
+
+
+def sends_on(patch: Patch) -> None:
+    patch.setattr(outbound.Outbound, "pause_writing", lambda self: None)
+
+
+def answers_the_deaf(patch: Patch) -> None:
+    def pause(self: inbound.Inbound) -> None:
+        if self.exchange is not None:
+            self.exchange.hold_response(True)
+
+    patch.setattr(inbound.Inbound, "pause_writing", pause)
+
+
+def lets_generations_run(patch: Patch) -> None:
+    patch.setattr(outbound.Outbound, "drop", lambda self: setattr(self, "exchange", None))
+
+
+def ends_streams_quietly(patch: Patch) -> None:
+    patch.setattr(exchange, "error_event", lambda why: wire.LAST_CHUNK)
+
+
+def ends_answers_quietly(patch: Patch) -> None:
+    def break_off(self: Exchange, why: str) -> None:
+        self.take_piece(b"", None, True)
+        self.end()
+
+    patch.setattr(Exchange, "_break_off", break_off)
+
+
+def counts_no_tokens(patch: Patch) -> None:
+    patch.setattr(exchange, "tokens_of", lambda tail: None)
+
+
+def passes_keys_on(patch: Patch) -> None:
+    patch.setattr(wire, "_TAKEN", wire._TAKEN - {b"authorization"})
+
+
+def believes_anyone(patch: Patch) -> None:
+    def address(self: gateway.Gateway, peer: str, request: wire.Request) -> str:
+        return request.taken.get(b"x-forwarded-for", b"").decode() or peer
+
+    patch.setattr(gateway.Gateway, "client_address", address)
+
+
+def queues_without_end(patch: Patch) -> None:
+    patch.setattr(test_failing, "QUICK", gateway.Limits(queue=10**6, queue_s=0.3))
+
+
+CAUGHT: list[tuple[Callable[[Patch], None], Callable[[], object]]] = [
+    (repeats_everything, test_failing.test_an_order_of_the_users_own_program_is_not_placed_twice),
+    (never_gives_up, test_failing.test_a_request_that_brings_replicas_down_does_not_reach_all),
+    (
+        never_repeats,
+        lambda: test_failing.test_a_replica_that_fails_before_a_byte_costs_nobody_a_request(
+            test_failing.hang_up
+        ),
+    ),
+    (
+        passes_every_path,
+        lambda: test_passing.test_what_is_refused_reaches_no_replica(
+            clients.request("/v1/load_lora_adapter", b'{"model": "llama"}'), 404, "path_not_served"
+        ),
+    ),
+    (
+        opens_everything,
+        lambda: test_passing.test_what_is_refused_reaches_no_replica(
+            clients.completion(key="my-bob"), 403, "service_not_open"
+        ),
+    ),
+    (
+        routes_to_what_stops,
+        lambda: test_parts.test_no_new_request_goes_to_a_replica_that_is_not_ready_or_is_to_stop(
+            {"stop_asked_at": test_parts.T0}
+        ),
+    ),
+    (prefers_by_name, test_parts.test_a_model_goes_to_a_service_that_lives_before_one_that_ended),
+    (
+        joins_lengths,
+        lambda: test_wire.test_what_could_be_read_in_two_ways_is_refused(HEADS["two lengths"], 400),
+    ),
+    (prefers_length, lambda: test_wire.test_what_could_be_read_in_two_ways_is_refused(HEADS["both"], 400)),
+    (
+        takes_any_response,
+        lambda: test_failing.test_an_answer_that_can_be_read_in_two_ways_is_not_passed_on(
+            b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\nhello"
+        ),
+    ),
+    (keeps_hop_fields, test_passing.test_nothing_about_the_connection_or_the_key_reaches_the_replica),
+    (passes_keys_on, test_passing.test_nothing_about_the_connection_or_the_key_reaches_the_replica),
+    (
+        passes_extensions,
+        lambda: test_wire.test_extensions_and_trailers_are_read_and_not_passed_on(b"5;e=1\r\nhello\r\n"),
+    ),
+    (finds_inner_models, test_parts.test_a_model_that_is_not_at_the_top_is_none),
+    (never_limits, test_parts.test_no_window_lets_more_through_than_rate_and_burst),
+    (never_limits, test_passing.test_a_client_that_asks_too_often_is_told_when_to_come_back),
+    (picks_the_first, test_passing.test_the_replica_with_the_least_to_do_is_asked),
+    (picks_the_first, test_moving.test_a_replica_gets_no_more_at_once_than_it_may),
+    (reads_on, test_moving.test_a_slow_reader_slows_the_replica_and_fills_no_memory),
+    (sends_on, test_moving.test_a_slow_replica_slows_the_client),
+    (answers_the_deaf, test_moving.test_a_client_that_pipelines_and_does_not_read_is_not_read_from),
+    (lets_generations_run, test_failing.test_a_client_that_leaves_ends_the_generation),
+    (ends_streams_quietly, test_failing.test_a_stream_that_breaks_ends_with_an_error_event),
+    (
+        ends_answers_quietly,
+        lambda: test_failing.test_an_answer_that_breaks_is_not_taken_for_a_whole_one(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+        ),
+    ),
+    (counts_no_tokens, test_passing.test_metrics_take_a_key_that_opens_everything),
+    (believes_anyone, test_passing.test_clients_behind_a_trusted_proxy_are_told_apart),
+    (queues_without_end, test_failing.test_the_queue_is_bounded_and_says_when_to_come_back),
+]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # what a failed test leaves open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(("plant", "test"), CAUGHT, ids=[plant.__name__ for plant, _ in CAUGHT])
+def test_a_planted_fault_is_caught(
+    plant: Callable[[Patch], None], test: Callable[[], object], monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(clients, "PATIENCE_S", 4.0)
+    plant(monkeypatch)
+    with pytest.raises((AssertionError, TimeoutError, pytest.fail.Exception)):
+        test()
