@@ -19,6 +19,7 @@ COMMANDS = {
     "diff": ("specs", "Show field by field how the files differ from what is on record."),
     "drift": ("specs", "Show where the places differ from the record; changes neither."),
     "validate": ("specs", "Check files and report every problem; needs no backend."),
+    "render": ("render_command", "Write what files say as native manifests; asks no place and no record."),
     "import": ("import_command", "Turn other tools' YAML into ours, and name what cannot be carried over."),
     "size": ("size", "Show what a model takes in device memory, and what holds it."),
     "catalog": ("catalog_command", "Show the facts that plans rest on, and add prices to them."),

@@ -133,7 +133,13 @@ def _reference(found: re.Match[str]) -> str:
 
 
 def _variable(scalar: Scalar) -> str:
-    return _filled(scalar)
+    """Return a variable's value; what compose refuses to start without is a secret."""
+    return _REFERENCE.sub(
+        lambda found: (
+            f"${{{{ secrets.{found['name']} }}}}" if (found["how"] or "").endswith("?") else _reference(found)
+        ),
+        scalar.text,
+    )
 
 
 def _of_their_own(node: Node) -> dict[str, Value]:

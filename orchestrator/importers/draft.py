@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,16 +100,25 @@ def write(drafts: Iterable[Draft]) -> str:
 
 def _document(draft: Draft) -> str:
     fields: dict[str, Value] = {"type": draft.type, "name": draft.name, **draft.values}
-    return "".join(_remarks(draft, key) + _field(key, value) for key, value in fields.items())
+    return "".join(_remarks(draft, key) + dump({key: value}) for key, value in fields.items())
 
 
 def _remarks(draft: Draft, key: str) -> str:
     return "".join(f"# {text}\n" for text in draft.remarks.get(key, ()))
 
 
-def _field(key: str, value: Value) -> str:
+def dump(value: Mapping[str, Any]) -> str:
+    """Return a mapping as YAML in its own order, which readers of 1.1 and 1.2 take for the same.
+
+    >>> print(dump({"a": "010", "b": "x\\ny"}))
+    a: "010"
+    b: |-
+      x
+      y
+    <BLANKLINE>
+    """
     text: str = yaml.dump(
-        {key: value}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100, default_flow_style=False
+        dict(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100, default_flow_style=False
     )
     return text
 

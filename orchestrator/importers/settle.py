@@ -52,7 +52,7 @@ class _AnyVariables(Mapping[str, str]):
         return iter(())
 
     def __len__(self) -> int:
-        return 0
+        return 1
 
 
 def _drop_refused(theirs: Theirs, text: str, refused: Sequence[Problem]) -> None:
