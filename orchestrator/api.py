@@ -324,7 +324,8 @@ class Local:
         volumes = {volume.name: volume for volume in self.store.volumes()}
         plans = resume(saved, runs={run.name: run for run in self.store.runs()}, volumes=volumes)
         if is_priced(plans):
-            check_prices(plans, self.offers().offers)
+            found = self.offers()
+            check_prices(plans, found.offers, found.silent)
         return plans, saved.consent
 
     def diff(
@@ -389,11 +390,15 @@ class Local:
         return names
 
     def finish_deletions(self, plans: Plans, *, hooks: Hooks | None = None) -> None:
-        """See the runs off that the plans delete, then delete the plans' volumes."""
+        """See the runs off that the plans delete, then delete the plans' volumes.
+
+        Runs that an earlier plan was to delete are seen off too, where it was cut short: they may
+        still hold a volume.
+        """
         deletions = [plan for plan in plans if isinstance(plan, Deletion)]
-        runs = [deletion.name for deletion in deletions if deletion.run]
-        if runs:
-            self.follow(runs, "deleted", hooks=hooks)
+        leaving = [run.name for run in self.store.runs() if run.wanted is Wanted.DELETE]
+        if deletions and leaving:
+            self.follow(leaving, "deleted", hooks=hooks)
         for deletion in deletions:
             if deletion.run is None:
                 self.delete_volume(deletion.name)

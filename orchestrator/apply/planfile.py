@@ -22,7 +22,16 @@ from orchestrator.apply.inputs import read_inputs
 from orchestrator.apply.planning import RunPlan, VolumePlan, fingerprint, updated
 from orchestrator.apply.sets import Deletion, Scope
 from orchestrator.backend import File, Launch, Offer
-from orchestrator.errors import PlanRefused, Position, Problem, Problems, Refusal, SpecError, UsageError
+from orchestrator.errors import (
+    PlanRefused,
+    Position,
+    Problem,
+    Problems,
+    Refusal,
+    SpecError,
+    Unreachable,
+    UsageError,
+)
 from orchestrator.planner.ask import Work
 from orchestrator.planner.plan import Choice, Placed
 from orchestrator.reconcile import Run, Template, Wanted
@@ -160,20 +169,30 @@ def is_priced(plans: Sequence[Plan]) -> bool:
     return any(choice.price_usd_hour > 0 for plan in plans for choice in _chosen(plan))
 
 
-def check_prices(plans: Sequence[Plan], offers: Sequence[Offer]) -> None:
+def check_prices(plans: Sequence[Plan], offers: Sequence[Offer], silent: Mapping[str, str]) -> None:
     """Refuse plans whose chosen machines are gone, or cost more than the plan said.
 
     The cap is the spec's ``max_price`` where it has one, else the planned price.
 
+    Args:
+        plans: What ``resume`` returned.
+        offers: What every place offers now.
+        silent: The places that did not answer, with the reason of each.
+
     Raises:
         PlanRefused: one of them is.
+        Unreachable: a place did not answer, so that nobody knows.
     """
     now = {_kind(offer): offer.price_usd_hour for offer in offers}
     for plan in plans:
         for choice in _chosen(plan):
-            name = f"{choice.offer.instance_type} on {choice.offer.backend}"
             if not choice.price_usd_hour:
                 continue
+            backend = choice.offer.backend
+            if backend in silent:
+                what = f"the price of {plan.name!r} cannot be checked: {silent[backend]}"
+                raise Unreachable(what, backend=backend, fix="apply the plan again once it answers")
+            name = f"{choice.offer.instance_type} on {backend}"
             price = now.get(_kind(choice.offer))
             if price is None:
                 raise PlanRefused(f"{name}, chosen for {plan.name!r}, is no longer offered", fix=_AGAIN)

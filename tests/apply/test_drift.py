@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from backends.process import Process
 from backends.sim import Sim
 from orchestrator.apply import drifts
 from orchestrator.backend import Instance, Launch, Phase
@@ -79,3 +80,17 @@ def test_what_nobody_has_on_record_is_drift(cli: Cli) -> None:
     for path in cli.folder.glob("state.db*"):
         path.unlink()
     assert "modelyard gc lists it" in cli("drift").out
+
+
+def test_a_process_that_was_taken_away_is_drift(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = cli.folder / "process"
+    config = f"backends: [{{type: process, state_dir: {state}}}]\n"
+    monkeypatch.setenv("MODELYARD_CONFIG", cli.write("real.yaml", config))
+    text = "type: task\nname: long\nbackends: [process]\ncommands: [sleep 300]\nstop_duration: 1s\n"
+    assert cli("apply", "-y", "-d", "-f", cli.write("long.yaml", text)).code == 0
+    assert cli("drift", "--detailed-exitcode").code == 0
+    Process(state_dir=state).remove("long-0-0-0")
+    result = cli("drift", "--detailed-exitcode")
+    assert (result.code, "missing" in result.out) == (2, True)
+    cli("delete", "-y", "long")
+    assert cli("drift", "--detailed-exitcode").code == 0

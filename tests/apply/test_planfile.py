@@ -14,7 +14,7 @@ import pytest
 from orchestrator.api import Local
 from orchestrator.apply import RunPlan
 from orchestrator.apply.planfile import check_prices, is_priced
-from orchestrator.errors import PlanRefused
+from orchestrator.errors import PlanRefused, Unreachable
 from orchestrator.spec.load import load
 from orchestrator.store import open_store
 from tests.apply import scenes
@@ -193,17 +193,22 @@ def rented(more: str = "") -> RunPlan:
 
 
 def test_a_dearer_machine_is_refused_and_a_cheaper_one_taken() -> None:
-    check_prices([rented()], offers())
-    check_prices([rented()], [replace(o, price_usd_hour=o.price_usd_hour / 2) for o in offers()])
+    check_prices([rented()], offers(), {})
+    check_prices([rented()], [replace(o, price_usd_hour=o.price_usd_hour / 2) for o in offers()], {})
     dearer = [replace(o, price_usd_hour=o.price_usd_hour + 0.01) for o in offers()]
     with pytest.raises(PlanRefused, match=r"costs .* for 'rented', more than the plan's"):
-        check_prices([rented()], dearer)
-    check_prices([rented("max_price: 99\n")], dearer)
+        check_prices([rented()], dearer, {})
+    check_prices([rented("max_price: 99\n")], dearer, {})
 
 
 def test_a_machine_that_is_gone_is_refused() -> None:
     with pytest.raises(PlanRefused, match="is no longer offered"):
-        check_prices([rented()], [o for o in offers() if o.accelerator != "L4-24GB"])
+        check_prices([rented()], [o for o in offers() if o.accelerator != "L4-24GB"], {})
+
+
+def test_a_place_that_does_not_answer_is_not_called_dearer() -> None:
+    with pytest.raises(Unreachable, match="the price of 'rented' cannot be checked: no route"):
+        check_prices([rented()], [], {"cloud": "no route"})
 
 
 def test_a_plan_does_what_was_reviewed_on_processes(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

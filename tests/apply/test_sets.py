@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
+from orchestrator.api import Local
+from orchestrator.apply import Consent, Scope
+from orchestrator.spec.load import load
 from tests.apply import scenes
 from tests.apply.scenes import CACHE, HELLO, WEB, names, refused, saved
 from tests.cli.conftest import Cli
@@ -118,3 +122,18 @@ def test_a_saved_prune_deletes_what_was_reviewed_or_nothing(cli: Cli) -> None:
     assert cli("apply", plan).code == 0
     assert set(names(cli)) == {"hello"}
     refused(cli("apply", plan), "the plan is stale")
+
+
+def test_a_prune_that_was_cut_short_is_finished_by_the_next(cli: Cli) -> None:
+    both = cli.write("one.yaml", "\n---\n".join((USES, CACHE, HELLO)))
+    cli("apply", "-y", "-d", "-f", both, "--set", "prod")
+    prune = ("-f", cli.write("one.yaml", HELLO), "--set", "prod", "--prune", "--allow-destroy")
+    documents = load([str(cli.folder / "one.yaml")])
+    with closing(Local(f"sqlite:///{cli.folder}/state.db", config=cli.folder / "config.yaml")) as api:
+        plans = api.plan(documents, scope=Scope("prod", prune=True))
+        api.apply(plans, consent=Consent(destroy=True))  # and there it is killed
+    planned = cli("plan", *prune).out
+    assert "cache  volume  delete" in planned
+    assert "uses" not in planned
+    assert cli("apply", "-y", *prune).code == 0
+    assert (set(names(cli)), cli("volume", "list").out) == ({"hello"}, "no volumes\n")
