@@ -463,6 +463,20 @@ def measure(peers: Sequence[Peer], *, rounds: int, seconds: int) -> dict[str, Se
     return seen
 
 
+def measure_memory(peer: Peer, *, streams: int) -> None:
+    """Print what a proxy holds after a tenth of ``streams``, and after all, 50 at a time."""
+    with ExitStack() as stack:
+        upstream = free_port()
+        be = subprocess.Popen([sys.executable, "-m", __spec__.name, "--be", "engine", str(upstream), "0"])
+        stack.enter_context(ended(be))
+        wait_for(upstream)
+        port, pid = stack.enter_context(running(peer, upstream, Path(tempfile.gettempdir())))
+        for done in range(50, streams + 1, 50):
+            asyncio.run(read_streams(port, streams=50, tokens=20, apart_s=0.0))
+            if done in (streams // 10, streams):
+                print(f"{peer.name}: {resident_mb(pid):.1f} MB after {done} streams")
+
+
 def report(seen: dict[str, Seen]) -> None:
     """Print the medians, and each against nginx."""
     middle = statistics.median
@@ -489,6 +503,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--peers", default=",".join(peer.name for peer in PEERS))
+    parser.add_argument("--memory", type=int, metavar="STREAMS", help="measure the gateway's memory instead")
     parser.add_argument("--be", nargs=3)
     options = parser.parse_args()
     if options.be:
@@ -496,6 +511,9 @@ def main() -> None:
         serve = serve_stream if name == "engine" else next(p.serve for p in PEERS if p.name == name)
         assert serve is not None
         serve(int(port), int(upstream))
+        return
+    if options.memory:
+        measure_memory(next(peer for peer in PEERS if peer.name == "own"), streams=options.memory)
         return
     for program in ("nginx", "wrk"):
         if shutil.which(program) is None:
