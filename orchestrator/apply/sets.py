@@ -8,6 +8,7 @@ from typing import Literal
 
 from orchestrator.errors import UsageError
 from orchestrator.reconcile import Run, Wanted
+from orchestrator.spec.models import NAME
 from orchestrator.spec.parts import Change
 from orchestrator.store.values import Volume
 
@@ -25,6 +26,9 @@ class Scope:
     def __post_init__(self) -> None:
         if self.prune and not self.name:
             raise UsageError("--prune without a set: nobody knows what it may delete", fix="add --set NAME")
+        if self.name and not NAME.fullmatch(self.name):
+            rule = "lower case letters, digits and dashes, beginning with a letter"
+            raise UsageError(f"{self.name!r} is no name for a set", fix=rule)
 
 
 NO_SET = Scope()

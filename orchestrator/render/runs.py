@@ -79,6 +79,8 @@ def run_text(view: RunView) -> str:
         ["spec", run.spec_hash[:12]],
         ["id", run.id],
     ]
+    if run.set_name:
+        facts.append(["set", run.set_name])
     if found := list(addresses(view)):
         facts.insert(2, ["address", ", ".join(found)])
     lines = [run.name, *columns(facts, indent="  ")]
@@ -115,6 +117,7 @@ def run_object(view: RunView) -> dict[str, object]:
         "reason": run.reason,
         "spec_hash": run.spec_hash,
         "serial": run.serial,
+        "set": run.set_name,
         "replicas": run.template.replicas,
         "ready": run.ready,
         "nodes": run.template.nodes,

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from orchestrator.api import Local
 from orchestrator.apply import RunPlan
-from orchestrator.apply.planfile import check_prices, is_priced
-from orchestrator.errors import PlanRefused, Unreachable
+from orchestrator.apply.planfile import Origin, check_prices, is_priced, read_plan
+from orchestrator.catalog.digest import digest
+from orchestrator.errors import PlanRefused, Unreachable, UsageError
 from orchestrator.spec.load import load
 from orchestrator.store import open_store
 from tests.apply import scenes
@@ -88,12 +93,50 @@ def test_a_plan_of_another_make_is_refused(cli: Cli, changes: dict[str, object],
         (["plan", "-f", "specs.yaml", "--expires", "soon"], "--expires"),
         (["plan", "-f", "specs.yaml", "--out", "none/plan.json"], "cannot write none/plan.json"),
         (["plan", "-f", "specs.yaml", "--prune"], "--prune without a set"),
+        (["apply", "-f", "specs.yaml", "--set", "Prod 1"], "'Prod 1' is no name for a set"),
     ],
 )
 def test_what_is_asked_wrongly_ends_with_64(cli: Cli, arguments: list[str], said: str) -> None:
     cli.write("specs.yaml", HELLO)
     result = cli(*arguments)
     assert (result.code, said in result.err) == (64, True), result
+
+
+def test_of_two_who_apply_a_plan_at_once_one_does(cli: Cli) -> None:
+    plan = saved(cli, WEB)
+    with ThreadPoolExecutor() as pool:
+        codes = list(pool.map(lambda _: cli.program("apply", "-d", plan).code, range(3)))
+    assert sorted(codes) == [0, 1, 1]
+    begun = [e for e in json.loads(cli("events", "--json").out)["events"] if e["cause"] == "apply: create"]
+    assert len(begun) == 1
+
+
+@settings(
+    max_examples=80, database=None, deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+@given(at=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255), keep=st.booleans())
+def test_a_damaged_plan_is_refused_or_says_the_same(
+    whole: tuple[Path, bytes], at: float, byte: int, keep: bool
+) -> None:
+    path, content = whole
+    place = int(at * len(content))
+    path.write_bytes(content[:place] + bytes([byte]) + (content[place + 1 :] if keep else b""))
+    origin = Origin(version("modelyard"), digest())
+    now = datetime.now(UTC)
+    try:
+        found = read_plan(str(path), origin=origin, now=now)
+    except (PlanRefused, UsageError):
+        return
+    path.write_bytes(content)
+    assert found == read_plan(str(path), origin=origin, now=now)
+
+
+@pytest.fixture
+def whole(cli: Cli) -> tuple[Path, bytes]:
+    """A plan file, and what it held when it was written."""
+    path = Path(saved(cli, WEB))
+    return path, path.read_bytes()
 
 
 def test_a_new_run_of_the_name_makes_a_plan_stale(cli: Cli) -> None:
@@ -129,11 +172,12 @@ def test_a_plan_lasts_as_long_as_it_says(cli: Cli) -> None:
 def test_a_secret_is_not_in_a_plan(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_canary_12345")
     text = HELLO + "env: [HF_TOKEN]\n"
-    plan = saved(cli, text, "--set", "prod")
+    plan = saved(cli, text, "--set", "prod", "--lock")
     printed = [cli("plan", "-f", str(cli.folder / "specs.yaml"), "--format", f) for f in ("md", "github")]
     assert all("canary" not in result.out for result in printed)
-    assert "canary" not in Path(plan).read_text()
     assert cli("apply", plan).code == 0
+    kept = [*cli.folder.glob("state.db*"), Path(plan), cli.folder / "modelyard.lock"]
+    assert [path for path in kept if b"canary" in path.read_bytes()] == []
 
 
 @pytest.mark.parametrize(

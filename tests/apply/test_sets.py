@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import closing
 
@@ -83,8 +84,9 @@ def test_what_has_no_set_joins_and_keeps_running(cli: Cli) -> None:
     assert planned.count("~ set: unset -> prod  (in place)") == 2
     cli("apply", "-y", "-f", file, "--set", "prod")
     assert cli("plan", "-f", file, "--set", "prod", "--detailed-exitcode").code == 0
-    jobs = json.loads(cli("show", "web", "--json").out)["run"]["jobs"]
-    assert [job["name"] for job in jobs] == ["web-0-0-0"]
+    shown = json.loads(cli("show", "web", "--json").out)["run"]
+    assert ([job["name"] for job in shown["jobs"]], shown["set"]) == (["web-0-0-0"], "prod")
+    assert re.search(r"set +prod", cli("show", "web").out)
 
 
 def test_a_set_stays_when_nobody_names_one(cli: Cli) -> None:
