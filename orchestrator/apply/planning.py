@@ -12,7 +12,7 @@ from orchestrator.apply.inputs import read_inputs
 from orchestrator.apply.sets import NO_SET, Deletion, Scope, deletions, joined, joining
 from orchestrator.backend import Can, Launch, Mount, Offer
 from orchestrator.errors import NothingFits, SpecError, UsageError
-from orchestrator.planner.ask import Names, Work, demand_of
+from orchestrator.planner.ask import Names, Work, demand_of, runs_bare
 from orchestrator.planner.compose import Inputs, compose
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import OfferIndex
@@ -243,7 +243,7 @@ class _Engine:
     placed: Placed
     beside: bool
     launch: EngineLaunch
-    accelerator: str
+    accelerator: str | None
     count: int
     nodes: int
     mounts: tuple[Mount, ...]
@@ -253,6 +253,8 @@ class _Engine:
 
     def taken(self, demand: Demand) -> Demand:
         """Return the demand with the accelerators that the sizing chose."""
+        if self.accelerator is None:
+            return replace(demand, accelerator=None, nodes=self.nodes)
         wanted = AcceleratorDemand(
             frozenset({self.accelerator}),
             count=Span(self.count, self.count),
@@ -325,10 +327,11 @@ class _Placing:
 
     def _serve(self, spec: Service, facts: ModelFacts) -> _Engine:
         from orchestrator.catalog import accelerators, prices
+        from orchestrator.planner.cpu import is_cpu
         from orchestrator.planner.serve import place_model, question_of
         from orchestrator.planner.why import objections
 
-        question = question_of(spec, facts)
+        question = question_of(spec, facts, bare=runs_bare(spec, self.demand.places))
         wanted = self.demand.accelerator
         found = objections(facts, question.job, wanted, accelerators(), args=question.args)
         if found and self.offers.world.strict:
@@ -347,8 +350,10 @@ class _Placing:
             self.offers.served[key] = placed, served
         served = replace(served, notes=(*found, *served.notes))
         layout = served.layout
+        launch = served.launch.installed() if question.bare else served.launch
+        device = None if is_cpu(served.accelerator) else served.accelerator.name
         return _Engine(
-            placed, beside, served.launch, served.accelerator.name, layout.count, layout.nodes, served.mounts,
+            placed, beside, launch, device, layout.count, layout.nodes, served.mounts,
             follower=served.follower, served=served,
         )  # fmt: skip
 

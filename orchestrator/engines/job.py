@@ -172,6 +172,8 @@ class EngineLaunch:
     files: tuple[File, ...] = ()
     shm_bytes: int = 0
     port: int = 0
+    fixed_port: bool = False
+    """Whether the machine's port has to be the container's."""
     probe: Probe | None = None
     metrics: Metrics | None = None
     model_name: str = ""
@@ -179,6 +181,21 @@ class EngineLaunch:
     stop_grace_s: float = 10.0
     profile: Profile = Profile()
     warnings: tuple[str, ...] = ()
+
+    def _ports(self, asked: Sequence[Port]) -> tuple[Port, ...]:
+        """Return the ports to publish: those asked for, else the engine's own."""
+        ports = tuple(asked) or ((Port(self.port),) if self.port else ())
+        if not self.fixed_port:
+            return ports
+        return tuple(Port(port.container, port.container) for port in ports)
+
+    def installed(self) -> EngineLaunch:
+        """Return the same on a machine that has the engine installed: no image, no set-up, no caches.
+
+        The port is the engine's own, and must be free there: its command names it.
+        """
+        env = tuple((name, value) for name, value in self.env if not value.startswith("/root/"))
+        return replace(self, image=None, setup="", caches=(), shm_bytes=0, env=env, fixed_port=True)
 
     def onto(self, launch: Launch) -> Launch:
         """Return ``launch`` with the engine's part filled in; its name, run and mounts are kept.
@@ -203,7 +220,7 @@ class EngineLaunch:
             registry_secret=self.registry or launch.registry_secret,
             user=launch.user or self.profile.user,
             resources=replace(launch.resources, shm_bytes=launch.resources.shm_bytes or self.shm_bytes),
-            ports=launch.ports or ((Port(self.port),) if self.port else ()),
+            ports=self._ports(launch.ports),
             mounts=(*launch.mounts, *self.caches),
             files=(*launch.files, *self.files),
             probe=launch.probe or self.probe,

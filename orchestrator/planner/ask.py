@@ -31,7 +31,7 @@ def demand_of(spec: Work, *, places: Mapping[str, frozenset[Can]], names: Names)
         arch=resources.cpu.arch if resources.cpu else None,
         accelerator=_accelerator(resources.gpu, names) if resources.gpu else None,
         nodes=_nodes(spec),
-        needs=_needs(spec),
+        needs=_needs(spec, bare=runs_bare(spec, places)),
         places=places,
         backends=frozenset(spec.backends),
         regions=frozenset(spec.regions),
@@ -71,7 +71,18 @@ def _written(gpu: Gpu) -> str:
     return ":".join(parts)
 
 
-def _needs(spec: Work) -> dict[Can, str]:
+def runs_bare(spec: Work, places: Mapping[str, frozenset[Can]]) -> bool:
+    """Return whether a spec names only places that run what they have installed, without images.
+
+    >>> here = {"docker": frozenset({Can.IMAGES}), "process": frozenset({Can.BARE})}
+    >>> runs_bare(Task(name="a", commands=["true"], backends=["process"]), here)
+    True
+    """
+    named = [places[name] for name in spec.backends if name in places]
+    return bool(named) and all(Can.BARE in can and Can.IMAGES not in can for can in named)
+
+
+def _needs(spec: Work, *, bare: bool) -> dict[Can, str]:
     """Return each capability the spec uses, with the field that asks for it.
 
     A spec that names its commands runs without its image where it says that the place does not
@@ -81,7 +92,7 @@ def _needs(spec: Work) -> dict[Can, str]:
     runs_commands = bool(getattr(spec, "commands", ())) or isinstance(spec, DevEnvironment)
     if spec.image and not (runs_commands and spec.backends):
         needs[Can.IMAGES] = "image"
-    if model := model_word(spec):
+    if (model := model_word(spec)) and not bare:
         needs[Can.IMAGES] = model
     if spec.privileged:
         needs[Can.PRIVILEGED] = "privileged"
@@ -93,7 +104,7 @@ def _needs(spec: Work) -> dict[Can, str]:
         needs[Can.MOUNTS] = "volumes"
     if _nodes(spec) > 1:
         needs[Can.NODES] = "nodes"
-    for field, path in _local(spec):
+    for field, path in () if bare else _local(spec):
         needs[Can.MOUNTS if path.startswith("/") else Can.VOLUMES] = field
     return needs
 

@@ -15,13 +15,15 @@ from itertools import islice
 
 from orchestrator.backend import Mount
 from orchestrator.catalog import Accelerator, ModelFacts, PriceRow, count_parameters
-from orchestrator.engines import Adapter, EngineLaunch, engine
+from orchestrator.engines import Adapter, EngineLaunch, Source, engine
 from orchestrator.engines import ServingJob as EngineJob
 from orchestrator.engines.job import Precision
 from orchestrator.errors import NothingFits, Position, WhyNot
 from orchestrator.planner.choose import TOO_LITTLE, Candidate, Change, Choices, choose
 from orchestrator.planner.compose import environment
 from orchestrator.planner.cost import token_cost
+from orchestrator.planner.cpu import ENGINES as CPU_ENGINES
+from orchestrator.planner.cpu import cpu_groups, is_cpu
 from orchestrator.planner.demand import Demand
 from orchestrator.planner.groups import Groups, any_of, backends_of, group, refusals, spanning
 from orchestrator.planner.index import Matched, OfferIndex, OfferSet
@@ -33,6 +35,7 @@ from orchestrator.planner.sources import adapter_source, model_source
 from orchestrator.planner.throughput import Throughput, serving_throughput
 from orchestrator.planner.throughput.work import Work, work
 from orchestrator.planner.why import Fallen, by_price, elsewhere, objections, over_price
+from orchestrator.spec.models import Adapter as AdapterSpec
 from orchestrator.spec.models import Model, Service, Traffic
 from orchestrator.units import format_bytes
 
@@ -87,6 +90,9 @@ class Question:
     image: str | None = None
     env: tuple[tuple[str, str], ...] = ()
     secrets: tuple[tuple[str, str], ...] = ()
+    port: int | None = None
+    bare: bool = False
+    """Whether it runs on machines that have the engine installed, without images and mounts."""
 
     @property
     def job(self) -> ServingJob:
@@ -112,13 +118,15 @@ class Question:
 
     def mounts(self) -> tuple[Mount, ...]:
         """Return what the container sees of this machine: a local model and local adapters."""
+        if self.bare:
+            return ()
         _, model = model_source(self.model)
         adapters = [mount for each in self.model.adapters for mount in adapter_source(each)[1]]
         return (*model, *adapters)
 
 
-def question_of(spec: Service, facts: ModelFacts) -> Question:
-    """Return what a service asks.
+def question_of(spec: Service, facts: ModelFacts, *, bare: bool = False) -> Question:
+    """Return what a service asks; ``bare`` of machines that have its engine installed.
 
     Raises:
         ValueError: the service names no model.
@@ -128,7 +136,8 @@ def question_of(spec: Service, facts: ModelFacts) -> Question:
     env, secrets = environment(spec.env)
     return Question(
         facts, spec.model, spec.traffic, spec.engine, spec.engine_version, arguments(spec.args),
-        image=spec.image, env=env, secrets=secrets,
+        image=spec.image, env=env, secrets=secrets, bare=bare,
+        port=spec.port.container_port if spec.port else None,
     )  # fmt: skip
 
 
@@ -236,6 +245,8 @@ def place_model(
     asked = replace(demand, accelerator=any_of(demand.accelerator), nodes=1)
     matched = index.match(asked)
     groups = group(matched.fitting, demand, accelerators)
+    if question.engine in CPU_ENGINES and demand.accelerator is None:
+        accelerators = {**accelerators, **_with_cpus(groups, index.match(replace(demand, nodes=1)).fitting)}
     options = _options(question, demand, groups, accelerators)
 
     def why_not() -> tuple[WhyNot, ...]:
@@ -266,6 +277,16 @@ def place_model(
     refused = refusals(matched, groups.refused)
     placed = Placed(choices, fitting, refused, backends_of(best.offers), why_not)
     return placed, best.fit.served(question)
+
+
+def _with_cpus(groups: Groups, offers: OfferSet) -> dict[str, Accelerator]:
+    """Add machines without accelerators to the groups; return the devices that stand for them."""
+    devices: dict[str, Accelerator] = {}
+    for name, (device, found) in cpu_groups(offers).items():
+        devices[name] = device
+        groups.add(found, name, [1])
+        groups.refused["no accelerator"] -= len(found)  # as which they were counted before
+    return devices
 
 
 def _dearer(
@@ -362,8 +383,8 @@ def _engine_job(question: Question, candidate: Candidate, job: ServingJob, size:
     default = size.memory_utilization if job.memory_utilization else None
     return EngineJob(
         model=question.facts,
-        source=model_source(model)[0],
-        accelerator=candidate.accelerator,
+        source=Source(model.id, model.revision) if question.bare else model_source(model)[0],
+        accelerator=None if is_cpu(candidate.accelerator) else candidate.accelerator,
         count=layout.count,
         nodes=layout.nodes,
         tensor=layout.tensor,
@@ -376,8 +397,9 @@ def _engine_job(question: Question, candidate: Candidate, job: ServingJob, size:
         max_num_seqs=size.max_num_seqs or None,
         max_num_batched_tokens=size.max_num_batched_tokens or None,
         memory_utilization=default,
-        adapters=tuple(Adapter(a.name, adapter_source(a)[0]) for a in model.adapters),
+        adapters=tuple(_adapter(question, each) for each in model.adapters),
         served_name=question.served_name,
+        port=question.port,
         image=question.image,
         version=question.version,
         args=question.args,
@@ -385,6 +407,11 @@ def _engine_job(question: Question, candidate: Candidate, job: ServingJob, size:
         secrets=question.secrets,
         load_bytes=size.device.weights_bytes * layout.devices,
     )
+
+
+def _adapter(question: Question, adapter: AdapterSpec) -> Adapter:
+    here = Source(adapter.id, adapter.revision)
+    return Adapter(adapter.name, here if question.bare else adapter_source(adapter)[0])
 
 
 def _precision(name: str) -> Precision:
@@ -466,4 +493,7 @@ def _fix(groups: Groups, matched: Matched, demand: Demand) -> str:
         best = by_room[0]
         name = f"{best.count} × {best.accelerator.name}"
         return f"the largest set offered, {name}, is too small: allow more places"
-    return advise(demand, matched)
+    general = advise(demand, matched)
+    if any(refusal.reason == "no accelerator" for refusal in matched.refused):
+        return f"{general}, or serve a small model from a CPU with engine: transformers"
+    return general

@@ -76,9 +76,10 @@ def start_failed(job: Job, error: BackendError, *, now: datetime) -> Record | No
         reason = "denied"
     else:
         reason = "rejected"
-    ended = replace(job, state=JobState.FAILED, reason=reason, message=str(error), finished_at=now)
+    message = f"{error.what} ({error.fix})" if error.fix else error.what
+    ended = replace(job, state=JobState.FAILED, reason=reason, message=message, finished_at=now)
     run = job.name.rsplit("-", 3)[0]
-    event = RunEvent(job.run_id, run, now, job.name, job.state.value, "failed", reason, message=str(error))
+    event = RunEvent(job.run_id, run, now, job.name, job.state.value, "failed", reason, message=message)
     return Record(ended, event)
 
 
