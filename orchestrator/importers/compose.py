@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from orchestrator.backend import Probe
@@ -386,33 +386,36 @@ def _named_volumes(top: Keys) -> None:
     for name in volumes.node.entries if volumes else ():
         assert volumes is not None
         said = volumes.mapping(name)
-        at = volumes.node.entries[name]
+        if said and "external" in said.node.entries:
+            volumes.leave_out(
+                name, "somebody else made it", f"make a volume {name!r}, and copy what it holds"
+            )
+            continue
         if said:
             said.ignore("name")
-            if "external" in said.node.entries:
-                said.leave_out("external", "a volume that somebody else made", "set volume_id")
             said.leave_rest()
-        top.theirs.begin("volume", name, at.node)
+        top.theirs.begin("volume", name, volumes.node.entries[name].node)
 
 
 def _resources(draft: Draft, keys: Keys) -> None:
     deploy = keys.mapping("deploy")
     said = deploy.mapping("resources") if deploy else None
     limits, reserved = (said.mapping(key) if said else None for key in ("limits", "reservations"))
-    cpus = _first(limits, reserved, "cpus") or keys.text("cpus") or keys.text("cpu_count")
-    memory = _first(limits, reserved, "memory") or keys.text("mem_limit") or keys.text("mem_reservation")
+    parts = [part for part in (limits, reserved) if part]
+    cores = [*((part, "cpus") for part in parts), (keys, "cpus"), (keys, "cpu_count")]
+    memory = [*((part, "memory") for part in parts), (keys, "mem_limit"), (keys, "mem_reservation")]
     wanted: dict[str, Value] = {}
-    if cpus and float(cpus):
-        wanted["cpu"] = f"{float(cpus):g}.."
-    if memory and (size := _bytes(memory)):
-        wanted["memory"] = f"{exact_bytes(size)}.."
-    if (shm := keys.text("shm_size")) and (size := _bytes(shm)):
-        wanted["shm_size"] = exact_bytes(size)
+    if count := _asked(cores, _cores):
+        wanted["cpu"] = f"{count:g}.."
+    if size := _asked(memory, _bytes):
+        wanted["memory"] = f"{exact_bytes(int(size))}.."
+    if size := _asked([(keys, "shm_size")], _bytes):
+        wanted["shm_size"] = exact_bytes(int(size))
     if gpu := _gpus(keys, reserved):
         wanted["gpu"] = gpu
         draft.remark("resources", "compose says how many accelerators, not which: any will do")
         keys.ignore("runtime", "ipc", "ulimits")
-    keys.ignore("mem_reservation", "memswap_limit")
+    keys.ignore("memswap_limit")
     if wanted:
         draft.put("resources", wanted, keys.node)
     if deploy:
@@ -422,9 +425,26 @@ def _resources(draft: Draft, keys: Keys) -> None:
                 part.leave_rest()
 
 
-def _first(limits: Keys | None, reserved: Keys | None, key: str) -> str | None:
-    found = [part.text(key) for part in (limits, reserved) if part]
-    return next((text for text in found if text), None)
+def _asked(said: Iterable[tuple[Keys, str]], read: Callable[[str], float | None]) -> float | None:
+    """Return what the first of several keys says, None for nothing; what cannot be read is left out."""
+    found: float | None = None
+    for keys, key in said:
+        if (node := keys.take(key)) is None:
+            continue
+        value = read(_filled(node))
+        if value is None:
+            keys.leave_out(key, "not a number that can be read", "set it in resources")
+        found = found or value
+    return found
+
+
+def _cores(text: str) -> float | None:
+    """Return a number of cores: ``1.5``; None for what is none.
+
+    >>> _cores("1.5"), _cores("x")
+    (1.5, None)
+    """
+    return float(text) if re.fullmatch(r"\d{1,6}(?:\.\d{1,9})?", text.strip()) else None
 
 
 def _bytes(text: str) -> int | None:

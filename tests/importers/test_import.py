@@ -84,3 +84,66 @@ def test_what_is_no_file_of_theirs_is_refused_with_its_place(tool: str, text: st
         import_text(text, tool=tool, file="x.yaml")
 
     assert caught.value.problems[0].at.file == "x.yaml"
+
+
+@pytest.mark.parametrize(
+    ("said", "kept", "lost"),
+    [
+        ("cpus: x", None, 1),
+        ("mem_limit: '${MEM:-2g}'", {"memory": "2GiB.."}, 0),
+        (
+            "deploy: {resources: {limits: {cpus: '0.5', memory: 64m}}}",
+            {"cpu": "0.5..", "memory": "64MiB.."},
+            0,
+        ),
+        ("gpus: all", {"gpu": {"count": "1.."}}, 0),
+        ("gpus: [{driver: amd, count: 2}]", {"gpu": {"vendor": "amd", "count": 2}}, 0),
+        ("gpus: [{device_ids: ['0', '3']}]", {"gpu": {"count": 2}}, 0),
+    ],
+)
+def test_composes_resources_are_read(said: str, kept: object, lost: int) -> None:
+    text = f"services: {{a: {{image: x, {said}}}}}"
+
+    found = import_text(text, tool="compose", file="compose.yaml")
+
+    assert read(found.text)[0].spec.canonical().get("resources") == kept
+    assert len(found.left_out) == lost
+
+
+def test_a_volume_of_somebody_elses_is_left_to_them() -> None:
+    text = "services: {a: {image: x, volumes: ['d:/d']}}\nvolumes: {d: {external: true}}"
+
+    found = import_text(text, tool="compose", file="compose.yaml")
+
+    assert [document.spec.type for document in read(found.text)] == ["task"]
+    assert [problem.at.line for problem in found.left_out] == [2]
+
+
+def test_names_are_made_ours_and_kept_apart() -> None:
+    text = "services: {My_App: {image: x}, my-app: {image: x}}\nvolumes: {my.app: }"
+
+    found = import_text(text, tool="compose", file="compose.yaml")
+
+    assert [document.spec.name for document in read(found.text)] == ["my-app", "my-app-2", "my-app"]
+
+
+@pytest.mark.parametrize(
+    ("shown", "gpu"),
+    [
+        ("H100:8", {"name": ["H100"], "count": 8}),
+        ("[L4, A10G]", {"name": ["L4", "A10G"]}),
+        ("{L4, A10G}", {"name": ["L4", "A10G"]}),
+        ("{H100: 8}", {"name": ["H100"], "count": 8}),
+        ("tpu-v6e-8", {"name": ["v6e"], "count": 8}),
+        ("H100:0.5", None),
+    ],
+)
+def test_skypilots_accelerators_are_read_in_every_form(shown: str, gpu: object) -> None:
+    text = f"resources: {{accelerators: {shown}, image_id: 'docker:x'}}\nrun: date"
+
+    found = import_text(text, tool="skypilot", file="x.yaml")
+
+    resources = read(found.text)[0].spec.canonical().get("resources", {})
+    assert isinstance(resources, dict)
+    assert resources.get("gpu") == gpu
+    assert bool(found.left_out) == (gpu is None)
