@@ -69,7 +69,27 @@ def test_a_damaged_file_is_imported_or_refused(tool: str, data: st.DataObject) -
     assert all(1 <= problem.at.line <= lines for problem in found.left_out)
 
 
-@given(text=st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t")))
+LOOKS_ELSE = [
+    "1e3",
+    "010",
+    "0o17",
+    "0x1f",
+    "1:30",
+    ".5",
+    "yes",
+    "null",
+    "~",
+    "2026-11-25",
+    "- a",
+    "a: b",
+    "#",
+]
+
+
+@given(
+    text=st.sampled_from(LOOKS_ELSE)
+    | st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t"))
+)
 @settings(max_examples=200, deadline=None)
 def test_text_that_is_written_reads_back_as_text(text: str) -> None:
     problems = Problems()
