@@ -89,8 +89,9 @@ def plan_file(
     consent: Consent,
     expires_at: datetime,
     environ: Mapping[str, str],
+    locks: Sequence[Path] = (),
 ) -> str:
-    """Return the plans as the text of a plan file.
+    """Return the plans as the text of a plan file; ``locks`` are inputs as the specs are.
 
     Raises:
         PlanRefused: a file of a spec changed while it was planned, or the value of a variable
@@ -106,7 +107,7 @@ def plan_file(
         "set": scope.name,
         "prune": scope.prune,
         "allow": {"destroy": consent.destroy, "replace": consent.replace},
-        "inputs": _inputs(plans),
+        "inputs": _inputs(plans, locks),
         "steps": [_step(plan) for plan in plans],
     }
     text = json.dumps({**body, "seal": _seal(body)}, indent=2, ensure_ascii=False) + "\n"
@@ -299,12 +300,13 @@ def _with_files(template: Template, files: Mapping[str, File]) -> Template:
     return replace(template, launch=filled(template.launch), follower=follower)
 
 
-def _inputs(plans: Sequence[Plan]) -> list[dict[str, str]]:
+def _inputs(plans: Sequence[Plan], locks: Sequence[Path]) -> list[dict[str, str]]:
     found: dict[str, str] = {}
     for plan in plans:
         if not isinstance(plan, Deletion):
             source = plan.document.source
             found[source.file] = hashlib.sha256(source.text.encode()).hexdigest()
+    found |= {str(lock): hashlib.sha256(lock.read_bytes()).hexdigest() for lock in locks if lock.is_file()}
     return [{"path": path, "sha256": sha256} for path, sha256 in found.items()]
 
 

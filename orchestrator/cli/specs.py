@@ -108,7 +108,10 @@ def plan(
         plans, locks = locking.plan(api, documents, rerun=rerun, sort=sort, strict=strict, scope=scope)
         save_locks(locks)
         if out is not None:
-            _save(out, api.save(plans, scope=scope, consent=consent, lasts_s=lasts_s))
+            from orchestrator.apply.lock import by_lock
+
+            beside = tuple(by_lock(file, documents))
+            _save(out, api.save(plans, scope=scope, consent=consent, lasts_s=lasts_s, locks=beside))
     typer.echo(_shown(plans, form, explain=explain))
     if detailed_exitcode and any(plan.action != "unchanged" for plan in plans):
         raise typer.Exit(CHANGES)

@@ -163,3 +163,10 @@ def test_every_folder_has_its_own_lock(cli: Cli) -> None:
     for name in ("one", "two"):
         assert list(json.loads((cli.folder / name / "modelyard.lock").read_text())["runs"]) == [name]
         assert cli("plan", "-f", f"{name}/{name}.yaml", "--locked").code == 0
+
+
+def test_a_plan_whose_lock_moved_is_refused(cli: Cli, hub: FakeHub, chat: str) -> None:
+    cli("plan", "-f", chat, "--lock", "--out", "plan.json")
+    path = cli.folder / "specs/modelyard.lock"
+    path.write_text(path.read_text().replace(SHA, "f" * 40))
+    refused(cli("apply", "plan.json"), "modelyard.lock changed since the plan was made")

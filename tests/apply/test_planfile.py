@@ -16,8 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.api import Local
-from orchestrator.apply import RunPlan
-from orchestrator.apply.planfile import Origin, check_prices, is_priced, read_plan
+from orchestrator.apply import NO_SET, NOTHING_LOST, Deletion, RunPlan, VolumePlan
+from orchestrator.apply.planfile import (
+    Origin,
+    Plan,
+    check_prices,
+    default_expiry,
+    is_priced,
+    plan_file,
+    read_plan,
+    resume,
+)
 from orchestrator.catalog.digest import digest
 from orchestrator.errors import PlanRefused, Unreachable, UsageError
 from orchestrator.spec.load import load
@@ -26,6 +35,8 @@ from tests.apply import scenes
 from tests.apply.scenes import CACHE, HELLO, WEB, edited, names, refused, saved
 from tests.cli.conftest import Cli
 from tests.places import offers, plan_everywhere
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_a_saved_plan_is_applied_once_and_without_a_question(cli: Cli) -> None:
@@ -279,3 +290,27 @@ def test_a_saved_plan_leaves_the_same_record_as_its_files(cli: Cli) -> None:
     by_files = record()
     cli("apply", "-d", saved(cli, text, "--set", "prod"))
     assert record() == by_files
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_comes_back_from_a_plan_file_as_it_was_planned(path: Path, tmp_path: Path) -> None:
+    plans = plan_everywhere(path.read_text(), file=str(path))
+    origin, now = Origin("1", "2"), datetime(2026, 11, 25, tzinfo=UTC)
+    file = tmp_path / "plan.json"
+    file.write_text(
+        plan_file(
+            plans, origin=origin, scope=NO_SET, consent=NOTHING_LOST, environ={},
+            expires_at=default_expiry(now),
+        )
+    )  # fmt: skip
+    again = resume(read_plan(str(file), origin=origin, now=now), runs={}, volumes={})
+    assert [written_down(plan) for plan in again] == [written_down(plan) for plan in plans]
+
+
+def written_down(plan: Plan) -> tuple[object, ...]:
+    """Return all of a plan that reaches the record."""
+    assert not isinstance(plan, Deletion)
+    head = plan.name, plan.action, plan.spec.canonical(), plan.spec.hash(), plan.set_name
+    if isinstance(plan, VolumePlan):
+        return *head, plan.backend
+    return *head, plan.spec_hash, plan.template, plan.serving
