@@ -41,11 +41,11 @@ from orchestrator.apply.planfile import (
     read_plan,
     resume,
 )
-from orchestrator.backend import Backend, Check, Instance, LogLine, Offer, Phase, Renderer, Volume
+from orchestrator.backend import Backend, Check, Instance, LogLine, Offer, Phase, Volume
 from orchestrator.catalog.digest import digest
 from orchestrator.catalog.hardware import accelerator, candidates
 from orchestrator.errors import BackendError, ModelyardError, NotFound, StateMoved, Unreachable, UsageError
-from orchestrator.places import Place, Places, build, read_places
+from orchestrator.places import Places, read_places
 from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Job, Run, RunEvent, RunState, Turn, Wanted
 from orchestrator.spec.load import Document
@@ -54,7 +54,6 @@ from orchestrator.store import current_runs, open_store
 from orchestrator.store.leases import this_owner
 
 if TYPE_CHECKING:  # the store imports SQLAlchemy, which a plan on a fresh machine does without
-    from orchestrator.apply.rendering import Manifest
     from orchestrator.catalog import ModelFacts
     from orchestrator.loop import Hooks, Loop
     from orchestrator.store.records import Store
