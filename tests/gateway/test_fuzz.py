@@ -14,10 +14,28 @@ from tests.gateway.upstream import Upstream, plain, saying
 INNER = b"GET /services/web/smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
 OUTER = b"POST /services/web/outer HTTP/1.1\r\nHost: a\r\n"
 PARTS = (
-    b"\r\n", b"\n", b"\r", b" ", b"\t", b":", b"\x00", b"\xff", b"0", b"5", b"ffffffffff", b"chunked",
-    b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Expect: 100-continue\r\n", b"GET / HTTP/1.1",
-    b"Connection: upgrade\r\nUpgrade: websocket\r\n", b"0\r\n\r\n", b"x" * 70_000, b"Host: b\r\n", b"HTTP/1.0",
-)  # fmt: skip
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b" ",
+    b"\t",
+    b":",
+    b"\x00",
+    b"\xff",
+    b"0",
+    b"5",
+    b"ffffffffff",
+    b"chunked",
+    b"Content-Length: 5\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Expect: 100-continue\r\n",
+    b"GET / HTTP/1.1",
+    b"Connection: upgrade\r\nUpgrade: websocket\r\n",
+    b"0\r\n\r\n",
+    b"x" * 70_000,
+    b"Host: b\r\n",
+    b"HTTP/1.0",
+)
 
 
 @pytest.mark.parametrize(
