@@ -79,20 +79,24 @@ def read(roots: tuple[Node, ...], theirs: Theirs) -> None:
         if services is None:
             theirs.leave_out(root, "no services: is it a compose file?")
             continue
+        project = top.text("name")
         for name in services.node.entries:
             if (keys := services.mapping(name)) is not None:
-                _service(name, keys)
+                _service(name, keys, f"{project}-{name}" if project else name)
         _named_volumes(top)
-        top.ignore("name", "version")
+        top.ignore("version")
         top.leave_rest(_WHY_TOP)
 
 
-def _service(name: str, keys: Keys) -> None:
+def _service(name: str, keys: Keys, built: str) -> None:
+    """Add one service's document; ``built`` is what compose calls the image that it builds for it."""
     ports = list(_ports(keys))
     draft = keys.theirs.begin("service" if ports else "task", name, keys.node)
     image = keys.entry("image")
     if image is not None:
         draft.put("image", _filled(image.node), image)
+    elif (build := keys.node.entries.get("build")) is not None:
+        draft.put("image", built, build, "what compose builds: push it to where it can be pulled from")
     if not _engine(draft, keys):
         _command(draft, keys)
     for key, ours in (("working_dir", "working_dir"), ("user", "user")):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.catalog.hardware import known_names
 from orchestrator.errors import Position, Problem, Problems, SpecError
-from orchestrator.importers.draft import Path, write
+from orchestrator.importers.draft import Draft, Path, write
 from orchestrator.importers.theirs import Theirs
 from orchestrator.spec.load import read
 from orchestrator.spec.tree import Entries, Entry, Node, Scalar, Source
@@ -22,14 +22,17 @@ class Imported:
 
 
 def settle(theirs: Theirs) -> Imported:
-    """Return the documents as text that loads; fields that our reader refuses are left out and noted.
+    """Return the documents as text that loads.
+
+    Fields that our reader refuses are left out and noted, and so are documents that lack what they
+    cannot run without.
 
     Raises:
-        SpecError: there is none, or one lacks what it cannot run without; holds all that was found.
+        SpecError: no document is left; holds all that was found.
     """
-    if not theirs.drafts:
-        theirs.refuse((1, 1), "nothing in this file can be imported")
     while True:
+        if not theirs.drafts:
+            theirs.refuse((1, 1), "nothing in this file can be imported")
         text = write(theirs.drafts)
         try:
             read(text, known_accelerators=known_names(), env=_AnyVariables())
@@ -56,21 +59,21 @@ class _AnyVariables(Mapping[str, str]):
 
 
 def _drop_refused(theirs: Theirs, text: str, refused: Sequence[Problem]) -> None:
-    """Drop the fields that were refused, each once; end where a document cannot do without."""
+    """Drop the fields that were refused, each once, and documents that cannot do without."""
     from orchestrator.spec.source import parse
 
     roots = parse(Source("", text, Problems()))
-    fatal = False
+    gone: list[Draft] = []
     for problem in refused:
         index = max(i for i, root in enumerate(roots) if root.line <= problem.at.line)
         draft, path = theirs.drafts[index], _path_to(roots[index], problem.at)
         if path[0] in ("type", "name"):
-            theirs.leave_out(draft.at, f"{draft.type} {draft.name!r}: {problem.what}", problem.fix)
-            fatal = True
+            what = f"{draft.type} {draft.name!r}: not carried over: {problem.what}"
+            theirs.leave_out(draft.at, what, problem.fix)
+            gone.append(draft)
         elif draft.holds(path):
             theirs.leave_out(draft.drop(path), f"not carried over: {problem.what}", problem.fix)
-    if fatal:
-        raise SpecError(theirs.left_out)
+    theirs.drafts = [draft for draft in theirs.drafts if not any(draft is one for one in gone)]
 
 
 def _path_to(root: Node, at: Position) -> Path:

@@ -147,3 +147,21 @@ def test_skypilots_accelerators_are_read_in_every_form(shown: str, gpu: object) 
     assert isinstance(resources, dict)
     assert resources.get("gpu") == gpu
     assert bool(found.left_out) == (gpu is None)
+
+
+def test_an_image_that_compose_builds_is_called_as_compose_calls_it() -> None:
+    text = "name: shop\nservices: {web: {build: ., ports: [80]}}"
+
+    found = import_text(text, tool="compose", file="compose.yaml")
+
+    assert read(found.text)[0].spec.canonical()["image"] == "shop-web"
+    assert [problem.what.split(":")[0] for problem in found.left_out] == ["services.web.build"]
+
+
+def test_a_document_that_cannot_run_does_not_keep_the_others_back() -> None:
+    text = "services: {web: {image: nginx, ports: [80]}, odd: {ports: [80]}}"
+
+    found = import_text(text, tool="compose", file="compose.yaml")
+
+    assert [document.spec.name for document in read(found.text)] == ["web"]
+    assert "service 'odd': not carried over" in found.left_out[0].what
