@@ -1,0 +1,138 @@
+"""The decision how many replicas: bounded, monotonic, slow to shrink, and mute without data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.gateway.scaling import Metric, Rule, Sample, decide
+
+METRICS = st.sampled_from(["queue", "running", "rps", "kv_cache", "ttft"])
+LOADS = st.sampled_from([0.0, 0.5, 1.0, 3.0, 10.0, 40.0])
+RULES = st.builds(
+    Rule,
+    metric=METRICS,
+    target=st.sampled_from([0.5, 1.0, 4.0]),
+    least=st.integers(0, 2),
+    most=st.integers(2, 12),
+    up_delay_s=st.sampled_from([0.0, 30.0]),
+    down_delay_s=st.sampled_from([60.0, 120.0]),
+    slots=st.sampled_from([4, 16]),
+)
+
+
+def seen(*loads: float | None, every_s: float = 10.0, now_s: float = 1000.0) -> list[Sample]:
+    """Return samples in which every metric has these values, the last one at ``now_s``."""
+    first = now_s - every_s * (len(loads) - 1)
+    return [Sample(first + at * every_s, load, load, load, load, load) for at, load in enumerate(loads)]
+
+
+SEEN = st.lists(st.one_of(LOADS, st.none()), max_size=20).map(lambda loads: seen(*loads))
+
+
+@settings(max_examples=300, deadline=None)
+@given(RULES, SEEN, st.integers(0, 14), st.sampled_from([0.0, 990.0]))
+def test_the_spec_bounds_what_is_decided(
+    rule: Rule, samples: list[Sample], replicas: int, at_s: float
+) -> None:
+    scale = decide(rule, samples, replicas=replicas, now_s=1000.0, up_at_s=at_s, changed_at_s=at_s)
+    assert rule.least <= scale.replicas <= rule.most
+    assert scale.reason
+
+
+@settings(max_examples=200, deadline=None)
+@given(RULES, SEEN, st.integers(1, 12))
+def test_nothing_is_scaled_without_data(rule: Rule, samples: list[Sample], replicas: int) -> None:
+    replicas = min(max(replicas, rule.least), rule.most)
+    late = decide(rule, samples, replicas=replicas, now_s=1000.0 + 31.0)
+    blind = decide(rule, [*samples, Sample(1000.0)], replicas=replicas, now_s=1000.0)
+    assert (late.replicas, blind.replicas) == (replicas, replicas)
+
+
+@settings(max_examples=300, deadline=None)
+@given(RULES, st.lists(LOADS, min_size=15, max_size=20), st.integers(1, 12), LOADS)
+def test_more_load_never_means_fewer_replicas(
+    rule: Rule, loads: list[float], replicas: int, more: float
+) -> None:
+    replicas = min(max(replicas, rule.least), rule.most)
+    light = decide(rule, seen(*loads), replicas=replicas, now_s=1000.0).replicas
+    heavy = decide(rule, seen(*(load + more for load in loads)), replicas=replicas, now_s=1000.0).replicas
+    assert heavy >= light
+
+
+@settings(max_examples=300, deadline=None)
+@given(RULES, SEEN, st.integers(0, 12))
+def test_right_after_a_change_nothing_shrinks_and_nothing_grows_again(
+    rule: Rule, samples: list[Sample], replicas: int
+) -> None:
+    rule = replace(rule, up_delay_s=30.0)
+    first = decide(rule, samples, replicas=replicas, now_s=1000.0)
+    if first.replicas == replicas:
+        return
+    up_at_s = 1000.0 if first.replicas > replicas else 0.0
+    second = decide(
+        rule, samples, replicas=first.replicas, now_s=1001.0, up_at_s=up_at_s, changed_at_s=1000.0
+    )
+    if first.replicas > replicas:
+        assert second.replicas == first.replicas
+    else:
+        assert second.replicas >= first.replicas
+
+
+@settings(max_examples=200, deadline=None)
+@given(RULES, st.lists(LOADS, min_size=15, max_size=20), st.integers(1, 12))
+def test_what_runs_keeps_its_place(rule: Rule, loads: list[float], replicas: int) -> None:
+    replicas = min(max(replicas, rule.least), rule.most)
+    scale = decide(rule, seen(*loads), replicas=replicas, now_s=1000.0)
+    in_delay = [s.running or 0 for s in seen(*loads) if s.at_s > 1000.0 - rule.down_delay_s]
+    if scale.replicas < replicas:
+        assert scale.replicas * rule.slots >= max(in_delay)
+
+
+def test_replicas_are_added_at_once_and_all_of_them() -> None:
+    calm = [replace(sample, queue=0.0) for sample in seen(*[1.0] * 60, 12.0)]
+    assert decide(Rule("rps", 2.0, 1, 8), calm, replicas=1, now_s=1000.0).replicas == 6
+
+
+def test_what_waits_is_worked_off_beside_what_arrives() -> None:
+    waiting = [replace(sample, queue=240.0) for sample in seen(*[2.0] * 60)]
+    assert decide(Rule("rps", 2.0, 1, 8), waiting, replicas=1, now_s=1000.0).replicas == 3
+
+
+def test_one_low_moment_takes_nothing_away() -> None:
+    rule = Rule("rps", 1.0, 1, 8, down_delay_s=100.0)
+    assert decide(rule, seen(*[5.0] * 9, 0.0, 0.0), replicas=5, now_s=1000.0).replicas == 5
+    assert decide(rule, seen(5.0, *[0.0] * 10), replicas=5, now_s=1000.0).replicas == 1
+
+
+@pytest.mark.parametrize(("waiting", "replicas"), [(0.0, 0), (1.0, 1), (16.0, 1), (17.0, 2), (1000.0, 4)])
+def test_from_zero_the_first_request_wakes_it_whatever_the_delays(waiting: float, replicas: int) -> None:
+    rule = Rule("rps", 2.0, 0, 4)
+    sample = Sample(1000.0, queue=waiting)
+    scale = decide(rule, [sample], replicas=0, now_s=1000.0, up_at_s=999.0, changed_at_s=999.0)
+    assert scale.replicas == replicas
+
+
+@pytest.mark.parametrize("metric", ["queue", "running", "rps", "kv_cache", "ttft"])
+def test_to_zero_only_when_nobody_wants_anything(metric: Metric) -> None:
+    rule = Rule(metric, 2.0, 0, 4, down_delay_s=100.0)
+    assert decide(rule, seen(*[0.0] * 12), replicas=2, now_s=1000.0).replicas == 0
+    running = [replace(sample, running=1.0) for sample in seen(*[0.0] * 12)]
+    assert decide(rule, running, replicas=2, now_s=1000.0).replicas >= 1
+    unknown = [replace(sample, running=None) for sample in seen(*[0.0] * 12)]
+    assert decide(rule, unknown, replicas=2, now_s=1000.0).replicas >= 1
+
+
+def test_an_empty_queue_takes_no_busy_replica_away() -> None:
+    rule = Rule("queue", 4.0, 1, 8, down_delay_s=100.0, slots=16)
+    busy = [replace(sample, queue=0.0, running=60.0) for sample in seen(*[0.0] * 12)]
+    assert decide(rule, busy, replicas=4, now_s=1000.0).replicas == 4
+
+
+def test_near_the_target_nothing_moves() -> None:
+    rule = Rule("kv_cache", 0.8, 1, 8, down_delay_s=100.0)
+    assert decide(rule, seen(*[0.86] * 12), replicas=4, now_s=1000.0).replicas == 4
+    assert decide(rule, seen(*[0.96] * 12), replicas=4, now_s=1000.0).replicas == 5
