@@ -198,11 +198,21 @@ def environment(
     found: dict[str, Value] = {}
     for name, scalar in _variables(theirs, node, path):
         value = read(scalar) if scalar else None
-        if value and looks_secret(name) and "${{" not in value:
+        if value and _is_secret(name, value):
             theirs.leave_secret(scalar or node or Scalar(1, 1, "", None), name)
             value = None
         found[name] = value
     return found
+
+
+def _is_secret(name: str, value: str) -> bool:
+    """Say whether a value is a secret itself, and neither a reference to one nor the path of its file.
+
+    >>> _is_secret("API_KEY", "abc"), _is_secret("API_KEY_FILE", "/run/key"), _is_secret("DEBUG", "1")
+    (True, False, False)
+    """
+    is_path = name.endswith("_FILE") and value.startswith("/")
+    return looks_secret(name) and not is_path and "${{" not in value
 
 
 def _variables(theirs: Theirs, node: Node | None, path: str) -> Iterator[tuple[str, Scalar | None]]:
