@@ -99,7 +99,7 @@ def decide(
         changed_at_s: When their number last changed.
 
     >>> rule = Rule("rps", target=2.0, least=0, most=8)
-    >>> decide(rule, [Sample(0.0, queue=3, running=0, rps=9.0)], replicas=1, now_s=1.0)
+    >>> decide(rule, [Sample(0.0, queue=0, running=4, rps=9.0)], replicas=1, now_s=1.0)
     Scale(replicas=5, reason='9 rps over 2 a replica')
     >>> decide(rule, [], replicas=3, now_s=1.0)
     Scale(replicas=3, reason='nothing is known')
