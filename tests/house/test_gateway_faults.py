@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from orchestrator.gateway import keys, model_key, routes, wire
+from orchestrator.gateway import keys, model_key, routes, scaling, wire
 from orchestrator.gateway.limits import Buckets
 from orchestrator.gateway.routes import Replica, ServiceRoute
 from orchestrator.gateway.server import exchange, gateway, inbound, outbound
@@ -19,6 +20,7 @@ from tests.gateway import (
     test_moving,
     test_parts,
     test_passing,
+    test_scaling,
     test_wire,
 )
 
@@ -162,6 +164,33 @@ def queues_without_end(patch: Patch) -> None:
     patch.setattr(test_failing, "QUICK", gateway.Limits(queue=10**6, queue_s=0.3))
 
 
+def shrinks_at_once(patch: Patch) -> None:
+    patch.setattr(scaling, "_shrink", lambda rule, *_: scaling.Scale(max(rule.least, 1), "now"))
+
+
+def takes_silence_for_quiet(patch: Patch) -> None:
+    patch.setattr(scaling, "_now", lambda rule, fresh, replicas: (rule.least, "quiet"))
+    patch.setattr(scaling, "_shrink", lambda rule, *_: scaling.Scale(rule.least, "quiet"))
+
+
+def forgets_what_runs(patch: Patch) -> None:
+    right = scaling._shrink
+
+    def shrink(rule: scaling.Rule, *rest: Any) -> scaling.Scale:
+        return right(replace(rule, slots=10**6), *rest)
+
+    patch.setattr(scaling, "_shrink", shrink)
+
+
+def sleeps_on(patch: Patch) -> None:
+    patch.setattr(scaling, "_wake", lambda rule, fresh: scaling.Scale(0, "asleep"))
+
+
+def adds_one_by_one(patch: Patch) -> None:
+    right = scaling._replicas_for
+    patch.setattr(scaling, "_replicas_for", lambda *a: min(right(*a), a[3] + 1))
+
+
 CAUGHT: list[tuple[Callable[[Patch], None], Callable[[], object]]] = [
     (repeats_everything, test_failing.test_an_order_of_the_users_own_program_is_not_placed_twice),
     (never_gives_up, test_failing.test_a_request_that_brings_replicas_down_does_not_reach_all),
@@ -225,6 +254,14 @@ CAUGHT: list[tuple[Callable[[Patch], None], Callable[[], object]]] = [
     ),
     (counts_no_tokens, test_passing.test_metrics_take_a_key_that_opens_everything),
     (believes_anyone, test_passing.test_clients_behind_a_trusted_proxy_are_told_apart),
+    (shrinks_at_once, test_scaling.test_one_low_moment_takes_nothing_away),
+    (takes_silence_for_quiet, test_scaling.test_nothing_is_scaled_without_data),
+    (forgets_what_runs, test_scaling.test_what_runs_keeps_its_place),
+    (
+        sleeps_on,
+        lambda: test_scaling.test_from_zero_the_first_request_wakes_it_whatever_the_delays(1.0, 1),
+    ),
+    (adds_one_by_one, test_scaling.test_replicas_are_added_at_once_and_all_of_them),
     (queues_without_end, test_failing.test_the_queue_is_bounded_and_says_when_to_come_back),
 ]
 
