@@ -11,6 +11,7 @@ every backend must keep are numbered in ``docs/backends.md`` and run by
 from __future__ import annotations
 
 import enum
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -393,10 +394,17 @@ class Group:
     surge: bool = True
     scaling: Scaling | None = None
 
+    def digest(self) -> str:
+        """Return what tells this group from any other, for a backend to write on what it makes."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True, slots=True)
 class GroupStatus:
-    """What a cluster's controllers say about a group."""
+    """What a cluster's controllers say about a group.
+
+    ``digest`` is that of the group as it was last applied, "" where the backend does not keep it.
+    """
 
     name: str
     spec_hash: str
@@ -406,6 +414,33 @@ class GroupStatus:
     exit_code: int | None = None
     reason: Reason = ""
     message: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """A group or a volume as text, for a repository or a reviewer; ``notes`` say what it takes."""
+
+    text: str
+    notes: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Renderer(Protocol):
+    """A backend that can say in its own language what it would make; it asks nobody."""
+
+    def manifest(self, group: Group) -> Rendering:
+        """Return ``group`` as text, the same for the same group.
+
+        Raises:
+            Rejected: the backend would never take it.
+        """
+
+    def volume_manifest(self, name: str, *, size_bytes: int | None) -> Rendering:
+        """Return a named volume as text."""
+
+    def access_manifest(self) -> Rendering:
+        """Return what lets Modelyard do its work there, and no more."""
 
 
 @runtime_checkable

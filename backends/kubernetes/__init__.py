@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,9 +17,16 @@ from backends.kubernetes.client import Cluster, parse_time, path_of, path_of_obj
 from backends.kubernetes.inventory import Inventory, amount_of, inventory
 from backends.kubernetes.names import HASH, LAUNCH, MANAGER, RUN, VOLUME, fitting, label_value, selector
 from backends.kubernetes.pod import CONTAINER, image_of, registry_secret, secret_name
-from backends.kubernetes.rbac import missing_rules
+from backends.kubernetes.rbac import missing_rules, render_rbac
 from backends.kubernetes.refusals import Refused
-from backends.kubernetes.render import INSTALL, LEADER_WORKER_SET, Rendered, render_group, render_volume
+from backends.kubernetes.render import (
+    INSTALL,
+    LEADER_WORKER_SET,
+    Rendered,
+    render_group,
+    render_volume,
+    to_yaml,
+)
 from backends.kubernetes.settings import (
     PROMETHEUS,
     Access,
@@ -41,6 +49,7 @@ from orchestrator.backend import (
     Offer,
     Phase,
     Progress,
+    Rendering,
     Volume,
 )
 from orchestrator.errors import ConfigError, ModelyardError, NoCapacity, NotFound, Rejected, Unreachable
@@ -79,6 +88,7 @@ WATCH_S = 300
 """After this long the server ends a watch, and it is begun again where it ended."""
 
 LOG_PAUSE_S = 0.3
+LOG_TRIES = 10
 END_PAUSE_S = 0.1
 
 
@@ -91,7 +101,8 @@ class Kubernetes:
             own, or the service account of the pod we run in.
         context: The context of that file; None for its current one.
         force_conflicts: Whether fields that others hold are taken from them.
-        pod_network: Whether this machine reaches pods by their addresses.
+        pod_network: Whether this machine reaches pods by their addresses; readiness does not
+            depend on it, because the cluster probes.
         timeout_s: How long one answer of the API server may take.
         namespace: Where the objects go; this and what follows are told in
             :class:`backends.kubernetes.settings.Settings`.
@@ -107,7 +118,7 @@ class Kubernetes:
         kubeconfig: str | None = None,
         context: str | None = None,
         force_conflicts: bool = False,
-        pod_network: bool = False,
+        pod_network: bool = True,
         timeout_s: float = 30.0,
         namespace: str = "default",
         security: Security = "restricted",
@@ -157,8 +168,7 @@ class Kubernetes:
         self._force = force_conflicts
         self._pod_network = pod_network
         self.can = frozenset(
-            {Can.IMAGES, Can.VOLUMES, Can.EXEC, Can.LIMITS, Can.NODES, Can.GROUPS}
-            | ({Can.PORTS} if pod_network else set())
+            {Can.IMAGES, Can.PORTS, Can.VOLUMES, Can.EXEC, Can.LIMITS, Can.NODES, Can.GROUPS}
             | ({Can.BARE} if default_image else set())
             | ({Can.PRIVILEGED} if security == "image-default" else set())
         )
@@ -183,6 +193,21 @@ class Kubernetes:
     def render(self, group: Group) -> Rendered:
         """Return the objects that would keep ``group``; asks nobody."""
         return render_group(group, self.settings)
+
+    def manifest(self, group: Group) -> Rendering:
+        """Return the objects that would keep ``group`` as YAML, and what has to be there for them."""
+        rendered = self.render(group)
+        notes = [f"Secret {n.secret!r} holds {n.key!r}: {_told(n.reference)}" for n in rendered.needs]
+        notes += [f"the cluster has {kind}: {INSTALL[kind]}" for kind in rendered.requires]
+        return Rendering(to_yaml(rendered.objects), tuple(notes))
+
+    def volume_manifest(self, name: str, *, size_bytes: int | None) -> Rendering:
+        """Return the claim of a named volume as YAML."""
+        return Rendering(to_yaml([render_volume(name, self.settings, size_bytes=size_bytes)]))
+
+    def access_manifest(self) -> Rendering:
+        """Return a service account and the roles that Modelyard takes, as YAML."""
+        return Rendering(to_yaml(render_rbac(self.settings)))
 
     def apply_group(self, group: Group, *, secrets: Mapping[str, str]) -> GroupStatus:
         """Make the cluster's objects say ``group``; repeatable, and an update where it exists."""
@@ -276,15 +301,24 @@ class Kubernetes:
             query["sinceTime"] = since.strftime("%Y-%m-%dT%H:%M:%SZ")
         if tail is not None:
             query["tailLines"] = str(tail)
-        try:
-            with self._cluster.lines(self._path("v1", "Pod", seen.container) + "/log", query) as lines:
-                for line in lines:
-                    stamp, _, text = line.decode("utf-8", "replace").partition(" ")
-                    at = parse_time(stamp)
-                    if since is None or at is None or at >= since:
-                        yield LogLine(text.removesuffix("\r"), at)
-        except Refused:
-            return  # it has not begun, or its pod is gone and its output with it
+        for line in self._output(seen, query):
+            stamp, _, text = line.decode("utf-8", "replace").partition(" ")
+            at = parse_time(stamp)
+            if since is None or at is None or at >= since:
+                yield LogLine(text.removesuffix("\r"), at)
+
+    def _output(self, seen: Instance, query: Mapping[str, str]) -> Iterator[bytes]:
+        path = self._path("v1", "Pod", seen.container) + "/log"
+        for _ in range(LOG_TRIES):
+            try:
+                with self._cluster.lines(path, query) as lines:
+                    yield from lines
+                    return
+            except Refused as refusal:
+                if seen.phase is Phase.PENDING or refusal.status != 400:
+                    return  # it has not begun, or its pod is gone and its output with it
+            # the kubelet has not heard yet of what the server knows already
+            time.sleep(LOG_PAUSE_S)
 
     def execute(self, name: str, command: Sequence[str], *, tty: bool) -> int:
         """Run ``command`` in a running pod on this process's terminal; return its exit code."""
@@ -328,6 +362,7 @@ class Kubernetes:
         """Return the claims that carry our label, ordered by name."""
         claims, _ = self._cluster.list(self._path("v1", "PersistentVolumeClaim"), labelSelector=VOLUME)
         users = self._users() if claims else {}
+        claims = [claim for claim in claims if "deletionTimestamp" not in claim["metadata"]]
         found = [
             Volume(
                 name=labels_of(claim)[VOLUME],
@@ -386,7 +421,7 @@ class Kubernetes:
         body = {"spec": {"namespace": self.settings.namespace}}
         answer = self._cluster.send("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", body)
         missing = missing_rules(answer["status"]["resourceRules"], self.settings)
-        fix = "apply the role in docs/operators.md"
+        fix = "modelyard render --to kubernetes --access"
         return Check("permissions", not missing, ", ".join(missing) or "all", fix if missing else "")
 
     def _check_kinds(self) -> list[Check]:
@@ -504,7 +539,7 @@ class Kubernetes:
         labels = {
             "app.kubernetes.io/managed-by": MANAGER,
             **selector(launch.run),
-            HASH: label_value(launch.spec_hash),
+            HASH: launch.spec_hash[:16],
         }
         metadata = {"name": name, "namespace": self.settings.namespace, "labels": labels}
         return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": kind, "data": encoded}
@@ -531,7 +566,8 @@ class Kubernetes:
         for one in rendered.objects:
             one["metadata"]["labels"].update(mark)
         (job, *others) = rendered.objects
-        job["metadata"] |= {"name": fitting(launch.name), "annotations": {LAUNCH: launch.name}}
+        job["metadata"]["name"] = fitting(launch.name)
+        job["metadata"]["annotations"][LAUNCH] = launch.name
         template = job["spec"]["template"]
         template["metadata"]["labels"] = {**template["metadata"]["labels"], **mark}
         made = self._secrets(apart, secrets)
@@ -604,6 +640,15 @@ class Kubernetes:
                     name = pod["metadata"]["name"]
                     found.setdefault(claim, set()).add(ours.get(name, name))
         return found
+
+
+def _told(reference: str) -> str:
+    """Return a reference as one would say it: the name of a secret, and no syntax.
+
+    >>> _told("${{ secrets.HF_TOKEN }}")
+    'secret HF_TOKEN'
+    """
+    return re.sub(r"\$\{\{\s*secrets\.([^\s}]+)\s*\}\}", r"secret \1", reference)
 
 
 class _Expired(Exception):

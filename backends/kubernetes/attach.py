@@ -46,9 +46,12 @@ def execute(cluster: Cluster, pod_path: str, command: Sequence[str], *, tty: boo
         raise explained(said, cluster.backend) from refusal
     except OSError as error:
         raise Unreachable(f"cannot open a connection: {error}", backend=cluster.backend) from error
-    with _raw_terminal(socket) if tty else contextlib.nullcontext():
-        _carry(socket, keyboard)
-    code: int | None = socket.returncode
+    try:
+        with _raw_terminal(socket) if tty else contextlib.nullcontext():
+            _carry(socket, keyboard)
+        code: int | None = socket.returncode
+    finally:
+        socket.sock.shutdown()  # close() leaves the connection open when the other side ended it
     return 1 if code is None else code
 
 

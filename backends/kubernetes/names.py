@@ -18,6 +18,9 @@ HASH = LABEL + "spec-hash"
 KIND = LABEL + "kind"
 NODES = LABEL + "nodes"
 ATTEMPT = LABEL + "attempt"
+DIGEST = LABEL + "group"
+"""The annotation that says which group an object was last made to say."""
+
 LAUNCH = LABEL + "launch"
 VOLUME = LABEL + "volume"
 
@@ -73,7 +76,7 @@ def labels(run: str, *, spec_hash: str, kind: str) -> dict[str, str]:
         "app.kubernetes.io/managed-by": MANAGER,
         **selector(run),
         KIND: kind,
-        HASH: label_value(spec_hash),
+        HASH: spec_hash[:16],
     }
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from backends.kubernetes.names import (
     ATTEMPT,
+    DIGEST,
+    HASH,
     MANAGER,
     NODES,
     VOLUME,
@@ -342,10 +344,11 @@ class _Making:
 
     def _template(self, made: Pod) -> Json:
         counted = {NODES: str(self.group.nodes), ATTEMPT: str(self.launch.attempt)}
-        metadata: Json = {"labels": {**self.labels, **counted}}
         fabric = self.settings.fabric
-        if fabric and fabric.annotations and self.group.nodes > 1:
-            metadata["annotations"] = dict(fabric.annotations)
+        attached = fabric.annotations if fabric and self.group.nodes > 1 else {}
+        # whole here: a label holds 63 characters, and a hash may have 64
+        annotations = {HASH: self.launch.spec_hash, **attached}
+        metadata = {"labels": {**self.labels, **counted}, "annotations": annotations}
         return {"metadata": metadata, "spec": made.spec}
 
     def _object(self, version: str, kind: str, name: str, spec: Json, *, queued: bool = False) -> Json:
@@ -355,6 +358,8 @@ class _Making:
             if self.settings.queue_priority:
                 found["kueue.x-k8s.io/priority-class"] = self.settings.queue_priority
         metadata: Json = {"name": name, "namespace": self.settings.namespace, "labels": found}
+        if queued:
+            metadata["annotations"] = {DIGEST: self.group.digest(), HASH: self.launch.spec_hash}
         return {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}
 
     def _service(self, chosen: Mapping[str, str], name: str | None = None) -> list[Json]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from backends.kubernetes.client import parse_time
-from backends.kubernetes.names import ATTEMPT, HASH, KIND, LAUNCH, NODES, RUN
+from backends.kubernetes.names import ATTEMPT, DIGEST, HASH, KIND, LAUNCH, NODES, RUN
 from orchestrator.backend import LABEL, GroupStatus, Instance, Phase, Reason
 
 Json = dict[str, Any]
@@ -49,12 +50,13 @@ class World:
         newest = max(
             owners, key=lambda o: (o["metadata"].get("creationTimestamp", ""), o["metadata"]["name"])
         )
-        spec_hash = labels_of(newest)[HASH]
+        spec_hash = hash_of(newest)
         instances = tuple(numbered(run, [p for p in self.pods if labels_of(p).get(RUN) == run]))
         status = _of_job(run, newest, instances) if newest["kind"] in {"Job", "JobSet"} else None
         if status is None:
             status = _kept_up(run, newest, instances)
-        return replace(status, spec_hash=spec_hash)
+        digest = (newest["metadata"].get("annotations") or {}).get(DIGEST, "")
+        return replace(status, spec_hash=spec_hash, digest=digest)
 
     def _launch(self, job: Json) -> Instance:
         """Return the instance of a single launch: a Job with at most one pod."""
@@ -66,7 +68,7 @@ class World:
             replica=int(labels[LABEL + "replica"]),
             node=int(labels[LABEL + "node"]),
             attempt=int(labels[ATTEMPT]),
-            spec_hash=labels[HASH],
+            spec_hash=hash_of(job),
             phase=Phase.PENDING,
         )
         if pods:
@@ -91,6 +93,12 @@ def labels_of(one: Json) -> Mapping[str, str]:
     """Return an object's labels."""
     labels: Mapping[str, str] = one["metadata"].get("labels") or {}
     return labels
+
+
+def hash_of(one: Json) -> str:
+    """Return the hash of the spec that an object was made for."""
+    whole = (one["metadata"].get("annotations") or {}).get(HASH)
+    return str(whole or labels_of(one).get(HASH, ""))
 
 
 def condition(one: Json, kind: str) -> Json | None:
@@ -159,9 +167,9 @@ def instance(pod: Json, *, run: str, replica: int, node: int, attempt: int) -> I
         replica=replica,
         node=node,
         attempt=attempt,
-        spec_hash=labels_of(pod).get(HASH, ""),
+        spec_hash=hash_of(pod),
         phase=Phase.PENDING,
-        started_at=parse_time((state.get("running") or state.get("terminated") or {}).get("startedAt")),
+        started_at=_started_at(state),
         address=status.get("podIP"),
         ports=_ports(pod),
         restarts=container.get("restartCount", 0),
@@ -175,6 +183,12 @@ def instance(pod: Json, *, run: str, replica: int, node: int, attempt: int) -> I
         # a machine that is gone leaves its pods "Running": only Ready tells
         return replace(seen, phase=Phase.RUNNING, ready=condition(pod, "Ready") is not None)
     return _waiting(seen, pod, state.get("waiting") or {}, container)
+
+
+def _started_at(state: Json) -> datetime | None:
+    """Return when a container began; for one that never did, containerd says 1970."""
+    at = parse_time((state.get("running") or state.get("terminated") or {}).get("startedAt"))
+    return at if at and at.year > 1970 else None
 
 
 def _ports(pod: Json) -> dict[int, tuple[str, int]]:
@@ -289,7 +303,7 @@ def labels_of_template(owner: Json) -> Mapping[str, str]:
 
 
 def _going_on(run: str, instances: tuple[Instance, ...], said: str) -> GroupStatus:
-    running = any(i.phase is Phase.RUNNING for i in instances)
+    running = any(i.phase is not Phase.PENDING for i in instances)  # one that ended is tried again
     message = said or next((i.message for i in instances if i.message), "")
     return GroupStatus(run, "", Phase.RUNNING if running else Phase.PENDING, 0, instances, message=message)
 

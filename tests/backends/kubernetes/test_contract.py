@@ -9,14 +9,16 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
 from backends.kubernetes import Kubernetes
-from orchestrator.backend import Backend
+from orchestrator.backend import Backend, Launch
 from orchestrator.testing import BackendContract
+from orchestrator.testing.contract import Kind
 from tests.backends.kubernetes.cluster import namespace, whole_cluster
 
 
@@ -35,14 +37,19 @@ class TestKubernetes(BackendContract):
     def backend(self) -> Iterator[Kubernetes]:
         config = whole_cluster()
         with namespace(config, enforce="restricted") as name:
-            yield Kubernetes("contract", kubeconfig=config, namespace=name, pod_network=True)
+            yield Kubernetes("contract", kubeconfig=config, namespace=name, multinode="statefulset")
+
+    def launch(self, kind: Kind, name: str = "contract-0-0-1", **fields: Any) -> Launch:
+        made = super().launch(kind, name, **fields)
+        # the image has one program under many names, and none for this one
+        return replace(made, entrypoint=("/bin/busybox",)) if kind == "literal" else made
 
     def source(self, backend: Backend) -> str:
         assert isinstance(backend, Kubernetes)
         return (
             "from backends.kubernetes import Kubernetes\n"
             f"backend = Kubernetes('contract', kubeconfig={whole_cluster()!r}, "
-            f"namespace={backend.settings.namespace!r}, pod_network=True)"
+            f"namespace={backend.settings.namespace!r})"
         )
 
     def broken(self, backend: Backend) -> Backend:
