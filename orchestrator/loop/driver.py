@@ -11,11 +11,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from orchestrator.backend import Backend, Instance, Launch, Phase
+from orchestrator.backend import Backend, Group, GroupBackend, Instance, Launch, Phase
 from orchestrator.errors import BackendError, NotFound, Rejected, StateMoved, Temporary
 from orchestrator.loop.observe import Observer
 from orchestrator.loop.probes import Prober
 from orchestrator.reconcile import (
+    ApplyGroup,
+    DeleteGroup,
+    GroupSeen,
     Job,
     JobState,
     Observed,
@@ -30,6 +33,7 @@ from orchestrator.reconcile import (
     Wanted,
     Write,
     reconcile,
+    reconcile_group,
     start_failed,
 )
 
@@ -44,7 +48,7 @@ _REFERENCE = re.compile(r"\$\{\{\s*secrets\.([A-Za-z0-9_./-]+)\s*\}\}")
 LOOK_S = 0.2
 """How often the record is read while another process drives some of the runs."""
 
-Effect = Start | Stop | Remove
+Effect = Start | Stop | Remove | ApplyGroup | DeleteGroup
 
 
 def _say_nothing(*_: object) -> None:
@@ -95,6 +99,7 @@ class Loop:
         self._prober = Prober(self._pool, time.monotonic, self._woken.set)
         self._under_way: dict[str, Future[Write | None]] = {}
         self._asked_for: frozenset[str] = frozenset()
+        self._refused: dict[str, tuple[str, str]] = {}
         self._leased: dict[str, datetime] = {}
         self._wake_at: datetime | None = None
         self._others_drive = False
@@ -159,6 +164,9 @@ class Loop:
     # Deciding --------------------------------------------------------------------------------
 
     def _decide(self, run: Run, jobs: Sequence[Job], writes: list[Write], effects: list[Effect]) -> None:
+        if self._observer.keeps_groups(run.template.backends[0]):
+            self._decide_group(run, jobs, writes, effects)
+            return
         found = self._observer.of_run(run.name, _homes(run, jobs))
         if run.type == "service" and run.wanted is Wanted.RUN:
             ready = {job.name for job in jobs if job.state is JobState.READY}
@@ -170,8 +178,26 @@ class Loop:
                 effects.append(action)
             else:
                 writes.append(action)
-        if step.wake_at and (self._wake_at is None or step.wake_at < self._wake_at):
-            self._wake_at = step.wake_at
+        self._wake_by(step.wake_at)
+
+    def _decide_group(
+        self, run: Run, jobs: Sequence[Job], writes: list[Write], effects: list[Effect]
+    ) -> None:
+        place = run.template.backends[0]
+        known, status = self._observer.group(run.name, place)
+        busy = _group_key(run.name) in self._under_way
+        seen = GroupSeen(known, status, busy, self._refused.get(run.name))
+        step = reconcile_group(run, jobs, seen, backend=place, now=self._clock())
+        for action in step.actions:
+            if isinstance(action, ApplyGroup | DeleteGroup):
+                effects.append(action)
+            else:
+                writes.append(action)
+        self._wake_by(step.wake_at)
+
+    def _wake_by(self, at: datetime | None) -> None:
+        if at and (self._wake_at is None or at < self._wake_at):
+            self._wake_at = at
 
     def _probed(
         self, seen: Sequence[Instance] | None, template: Template, ready: Collection[str]
@@ -237,7 +263,7 @@ class Loop:
         return True
 
     def _carry_out(self, effect: Effect) -> None:
-        name = effect.launch.name if isinstance(effect, Start) else effect.name
+        name = _key(effect)
         if name in self._under_way:
             return
         if isinstance(effect, Start):
@@ -259,7 +285,14 @@ class Loop:
                     backend.stop(name, grace_s=grace_s)
                 case Remove(_, name):
                     backend.remove(name)
+                case ApplyGroup(_, group):
+                    self._apply_group(backend, group)
+                case DeleteGroup(_, name, grace_s):
+                    assert isinstance(backend, GroupBackend)
+                    backend.delete_group(name, grace_s=grace_s)
         except BackendError as error:
+            if isinstance(effect, ApplyGroup) and not isinstance(error, Temporary):
+                self._refused[effect.group.name] = effect.group.digest(), str(error)
             if isinstance(effect, Start) and (record := start_failed(effect.job, error, now=self._clock())):
                 return record
             if isinstance(error, Temporary):
@@ -275,6 +308,11 @@ class Loop:
         backend.start(
             launch, secrets=secrets, progress=lambda phrase: self._hooks.progress(launch.name, phrase)
         )
+
+    def _apply_group(self, backend: Backend, group: Group) -> None:
+        assert isinstance(backend, GroupBackend)
+        backend.apply_group(group, secrets=self._secrets(backend.name, group.template))
+        self._refused.pop(group.name, None)
 
     def _secrets(self, backend: str, launch: Launch) -> dict[str, str]:
         """Return the values of the launch's secrets, at the moment they are needed."""
@@ -312,6 +350,23 @@ def _is_active(run: Run) -> bool:
 def _homes(run: Run, jobs: Sequence[Job]) -> Collection[str]:
     """Return the backends that may hold something of a run."""
     return sorted({*run.template.backends, *(job.backend for job in jobs)})
+
+
+def _group_key(run: str) -> str:
+    """Return what an action on a whole run is under way as; no launch has such a name."""
+    return f"group {run}"
+
+
+def _key(effect: Effect) -> str:
+    match effect:
+        case Start(_, _, launch):
+            return launch.name
+        case ApplyGroup(_, group):
+            return _group_key(group.name)
+        case DeleteGroup(_, name, _):
+            return _group_key(name)
+        case _:
+            return effect.name
 
 
 def _run_id(write: Write) -> str:

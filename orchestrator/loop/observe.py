@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-from orchestrator.backend import Backend, Instance
+from orchestrator.backend import Backend, Can, GroupBackend, GroupStatus, Instance
 from orchestrator.errors import BackendError
 
 RESYNC_S = 15.0
@@ -22,6 +22,7 @@ class _Reading:
     """The last answer of one backend; ``by_run`` is None while nothing is known."""
 
     by_run: Mapping[str, Sequence[Instance]] | None = None
+    groups: Mapping[str, GroupStatus] = field(default_factory=dict)
     stale: bool = True
     read_at: float = 0.0
     failures: int = 0
@@ -62,6 +63,17 @@ class Observer:
             known = reading.by_run if reading else None
             found[name] = None if known is None else known.get(run, ())
         return found
+
+    def keeps_groups(self, name: str) -> bool:
+        """Return whether a backend keeps whole runs with its own controllers."""
+        return name in self.backends and Can.GROUPS in self.backends[name].can
+
+    def group(self, run: str, name: str) -> tuple[bool, GroupStatus | None]:
+        """Return whether a backend that keeps groups answered, and what it says of a run's."""
+        reading = self._readings.get(name)
+        if reading is None or reading.by_run is None:
+            return False, None
+        return True, reading.groups.get(run)
 
     def error(self, name: str) -> BackendError | None:
         """Return why nothing is known of a backend, if so."""
@@ -109,15 +121,18 @@ class Observer:
                 return
             pause = min(MOST_PAUSE_S, pause * 2)
 
-    def _ask(self, name: str) -> Sequence[Instance] | BackendError:
+    def _ask(self, name: str) -> Sequence[Instance] | Sequence[GroupStatus] | BackendError:
         reading = self._readings.setdefault(name, _Reading())
         reading.stale = False  # before asking: what changes meanwhile makes it stale again
+        backend = self.backends[name]
         try:
-            return self.backends[name].instances()
+            if Can.GROUPS in backend.can and isinstance(backend, GroupBackend):
+                return backend.groups()
+            return backend.instances()
         except BackendError as error:
             return error
 
-    def _take(self, name: str, answer: Sequence[Instance] | BackendError) -> None:
+    def _take(self, name: str, answer: Sequence[Instance] | Sequence[GroupStatus] | BackendError) -> None:
         reading = self._readings.setdefault(name, _Reading())
         reading.read_at = self.monotonic()
         if isinstance(answer, BackendError):
@@ -125,8 +140,14 @@ class Observer:
             reading.failures += 1
             return
         grouped: dict[str, list[Instance]] = defaultdict(list)
-        for instance in answer:
-            grouped[instance.run].append(instance)
+        groups: dict[str, GroupStatus] = {}
+        for one in answer:
+            if isinstance(one, GroupStatus):
+                groups[one.name] = one
+                grouped[one.name] += one.instances
+            else:
+                grouped[one.run].append(one)
+        reading.groups = groups
         reading.by_run, reading.error, reading.failures = grouped, None, 0
 
     def _is_due(self, name: str) -> bool:

@@ -1,8 +1,11 @@
 """Decide the next steps of every run from what should be, what is, and the time; touches nothing."""
 
 from orchestrator.reconcile.decide import reconcile, start_failed
+from orchestrator.reconcile.groups import GroupSeen, GroupStep, group_from, group_of, reconcile_group
 from orchestrator.reconcile.values import (
     Action,
+    ApplyGroup,
+    DeleteGroup,
     Forget,
     Job,
     JobState,
@@ -24,7 +27,11 @@ from orchestrator.reconcile.values import (
 
 __all__ = [
     "Action",
+    "ApplyGroup",
+    "DeleteGroup",
     "Forget",
+    "GroupSeen",
+    "GroupStep",
     "Job",
     "JobState",
     "Observed",
@@ -41,6 +48,9 @@ __all__ = [
     "Turn",
     "Wanted",
     "Write",
+    "group_from",
+    "group_of",
     "reconcile",
+    "reconcile_group",
     "start_failed",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
-from orchestrator.backend import Instance, Launch
+from orchestrator.backend import Group, Instance, Launch
 
 RunType = Literal["task", "service", "dev-environment"]
 RetryEvent = Literal["no-capacity", "interruption", "error"]
@@ -248,7 +248,25 @@ class Remove:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class ApplyGroup:
+    """Ask a cluster to keep a group as it now is."""
+
+    backend: str
+    group: Group
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteGroup:
+    """Ask a cluster to delete a group and all it owns."""
+
+    backend: str
+    name: str
+    grace_s: float
+
+
 Write = Record | Turn | Forget
+GroupAction = Record | Turn | Forget | ApplyGroup | DeleteGroup
 Action = Record | Turn | Forget | Start | Stop | Remove
 
 
