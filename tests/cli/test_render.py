@@ -29,3 +29,34 @@ def test_what_fits_no_machine_ends_with_75(cli: Cli) -> None:
     done = cli("render", "-f", cli.write("hello.yaml", HELLO + "nodes: 2\n"), "--to", "compose")
 
     assert done.code == 75
+
+
+def test_kubernetes_gets_objects_and_hears_what_they_take(cli: Cli) -> None:
+    secret = HELLO + "env: [TOKEN]\n"
+
+    done = cli("render", "-f", cli.write("hello.yaml", secret), "--to", "kubernetes")
+
+    assert done.code == 0
+    assert done.out.startswith("---\napiVersion: batch/v1\nkind: Job\n")
+    assert done.err == "hello: Secret 'hello-secrets' holds 'TOKEN': secret TOKEN\n"
+
+
+def test_kubernetes_is_rendered_as_its_place_is_configured(cli: Cli) -> None:
+    config = cli.write(
+        "config.yaml", "backends: [{type: kubernetes, name: lab, namespace: ml, queue: team}]\n"
+    )
+
+    done = cli("render", "-f", cli.write("hello.yaml", HELLO), "--to", "kubernetes", "--config", str(config))
+
+    assert "namespace: ml\n" in done.out
+    assert "kueue.x-k8s.io/queue-name: team\n" in done.out
+
+
+def test_access_is_rendered_without_files(cli: Cli) -> None:
+    done = cli("render", "--to", "kubernetes", "--access")
+
+    assert (done.code, done.out.count("kind: Role\n")) == (0, 2)  # one is the binding's
+
+
+def test_render_without_files_is_a_wrong_command_line(cli: Cli) -> None:
+    assert cli("render", "--to", "compose").code == 64

@@ -1,0 +1,84 @@
+"""From documents to a place's own language, without asking the place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from orchestrator.apply.imagined import anywhere, imagined_world, vendor_of
+from orchestrator.apply.planning import RunPlan, VolumePlan, plan_documents
+from orchestrator.backend import Backend, Group, Renderer, Rendering, Scaling
+from orchestrator.errors import UsageError
+from orchestrator.reconcile import group_from
+from orchestrator.spec.load import Document
+from orchestrator.spec.models import Model, Service
+
+if TYPE_CHECKING:
+    from orchestrator.catalog import ModelFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One document in a place's own language, and what has to be there for it."""
+
+    name: str
+    rendering: Rendering
+
+
+def render_documents(
+    documents: Sequence[Document], backend: Backend, *, facts: Callable[[Model], ModelFacts]
+) -> tuple[Manifest, ...]:
+    """Return every document in the language of ``backend``, in their order; same input, same text.
+
+    Args:
+        documents: What was read.
+        backend: The place whose language is written; it is not asked.
+        facts: What a model is.
+
+    Raises:
+        NothingFits: no machine that the catalog knows holds one of them.
+        Rejected: the backend would never take one of them.
+        UsageError: the backend has no language of its own.
+    """
+    renderer = renderer_of(backend)
+    made: list[Manifest] = []
+    for document in documents:
+        world = imagined_world(backend.name, backend.can, vendor=vendor_of(document), facts=facts)
+        (plan,) = plan_documents([anywhere(document)], world)
+        if isinstance(plan, VolumePlan):
+            rendering = renderer.volume_manifest(plan.name, size_bytes=plan.spec.size)
+        else:
+            assert isinstance(plan, RunPlan)  # nothing is deleted where nothing is on record
+            rendering = renderer.manifest(_group(plan))
+        made.append(Manifest(plan.name, rendering))
+    return tuple(made)
+
+
+def renderer_of(backend: Backend) -> Renderer:
+    """Return ``backend`` as what writes manifests.
+
+    Raises:
+        UsageError: it has no language of its own.
+    """
+    if not isinstance(backend, Renderer):
+        raise UsageError(f"backend {backend.name!r} writes no manifests", fix="name one of type kubernetes")
+    return backend
+
+
+def _group(plan: RunPlan) -> Group:
+    assert plan.template is not None
+    group = group_from(plan.template, name=plan.name, kind=plan.spec.type)
+    return replace(group, scaling=_scaling(plan))
+
+
+def _scaling(plan: RunPlan) -> Scaling | None:
+    """Return how a service scales by what its engine tells; None where it does not, or cannot."""
+    spec, served = plan.spec, plan.served
+    if not isinstance(spec, Service) or spec.scaling is None or served is None:
+        return None
+    series: Sequence[str] = getattr(served.launch.metrics, spec.scaling.metric, ())
+    if not series:  # requests a second are the gateway's to count
+        return None
+    least = spec.replicas.min or 0
+    return Scaling(least, spec.replicas.max or least, series[0], float(spec.scaling.target))
