@@ -32,15 +32,8 @@ from orchestrator.apply import (
     require_consent,
 )
 from orchestrator.apply.lock import LockedModel, is_commit, model_of, pinned
-from orchestrator.apply.planfile import (
-    Origin,
-    check_prices,
-    default_expiry,
-    is_priced,
-    plan_file,
-    read_plan,
-    resume,
-)
+from orchestrator.apply.planfile import Origin, default_expiry, plan_file, read_plan, resume
+from orchestrator.apply.prices import check_prices, is_priced
 from orchestrator.backend import Backend, Check, Instance, LogLine, Offer, Phase, Volume
 from orchestrator.catalog.digest import digest
 from orchestrator.catalog.hardware import accelerator, candidates

@@ -20,8 +20,9 @@ from typing import Any
 from orchestrator.apply.consent import Consent
 from orchestrator.apply.inputs import read_inputs
 from orchestrator.apply.planning import RunPlan, VolumePlan, fingerprint, updated
+from orchestrator.apply.prices import PLAN_AGAIN, Plan, cap_usd_hour, chosen
 from orchestrator.apply.sets import Deletion, Scope
-from orchestrator.backend import File, Launch, Offer
+from orchestrator.backend import File, Launch
 from orchestrator.errors import (
     PlanRefused,
     Position,
@@ -29,7 +30,6 @@ from orchestrator.errors import (
     Problems,
     Refusal,
     SpecError,
-    Unreachable,
     UsageError,
 )
 from orchestrator.planner.ask import Work
@@ -43,10 +43,7 @@ from orchestrator.spec.tree import Entries, Source
 from orchestrator.store.codec import decode, encode
 from orchestrator.store.values import Volume as KeptVolume
 
-Plan = RunPlan | VolumePlan | Deletion
-
 SCHEMA = "modelyard/planfile/v1"
-_AGAIN = "plan again, and review what changed"
 _SHORTEST_SECRET = 8
 """Characters below which a value is too common to be found by searching for it."""
 
@@ -135,16 +132,16 @@ def read_plan(path: str, *, origin: Origin, now: datetime) -> Saved:
 
 def _checked(path: str, body: Mapping[str, Any], seal: object, *, origin: Origin, now: datetime) -> Saved:
     if body.get("schema") != SCHEMA:
-        raise PlanRefused(f"{path} has the form {body.get('schema')!r}, not {SCHEMA!r}", fix=_AGAIN)
+        raise PlanRefused(f"{path} has the form {body.get('schema')!r}, not {SCHEMA!r}", fix=PLAN_AGAIN)
     if seal != _seal(body):
-        raise PlanRefused(f"{path} was changed after it was written", fix=_AGAIN)
+        raise PlanRefused(f"{path} was changed after it was written", fix=PLAN_AGAIN)
     if body["tool"] != origin.tool:
         what = f"{path} was made by modelyard {body['tool']}, this is {origin.tool}"
         raise PlanRefused(what, fix="plan and apply with the same version")
     if body["catalog_sha256"] != origin.catalog:
-        raise PlanRefused(f"{path} was made with another catalog", fix=_AGAIN)
+        raise PlanRefused(f"{path} was made with another catalog", fix=PLAN_AGAIN)
     if datetime.fromisoformat(body["expires_at"]) <= now:
-        raise PlanRefused(f"{path} expired at {body['expires_at']}", fix=_AGAIN)
+        raise PlanRefused(f"{path} expired at {body['expires_at']}", fix=PLAN_AGAIN)
     _check_inputs(body["inputs"])
     return Saved(path, Scope(body["set"], body["prune"]), Consent(**body["allow"]), tuple(body["steps"]))
 
@@ -163,43 +160,6 @@ def resume(saved: Saved, *, runs: Mapping[str, Run], volumes: Mapping[str, KeptV
     """
     with _well_formed(saved.path):
         return tuple(_resume(step, saved, runs, volumes) for step in saved.steps)
-
-
-def is_priced(plans: Sequence[Plan]) -> bool:
-    """Say whether a plan rents anything, so that offers have to be asked for again."""
-    return any(choice.price_usd_hour > 0 for plan in plans for choice in _chosen(plan))
-
-
-def check_prices(plans: Sequence[Plan], offers: Sequence[Offer], silent: Mapping[str, str]) -> None:
-    """Refuse plans whose chosen machines are gone, or cost more than the plan said.
-
-    The cap is the spec's ``max_price`` where it has one, else the planned price.
-
-    Args:
-        plans: What ``resume`` returned.
-        offers: What every place offers now.
-        silent: The places that did not answer, with the reason of each.
-
-    Raises:
-        PlanRefused: one of them is.
-        Unreachable: a place did not answer, so that nobody knows.
-    """
-    now = {_kind(offer): offer.price_usd_hour for offer in offers}
-    for plan in plans:
-        for choice in _chosen(plan):
-            if not choice.price_usd_hour:
-                continue
-            backend = choice.offer.backend
-            if backend in silent:
-                what = f"the price of {plan.name!r} cannot be checked: {silent[backend]}"
-                raise Unreachable(what, backend=backend, fix="apply the plan again once it answers")
-            name = f"{choice.offer.instance_type} on {backend}"
-            price = now.get(_kind(choice.offer))
-            if price is None:
-                raise PlanRefused(f"{name}, chosen for {plan.name!r}, is no longer offered", fix=_AGAIN)
-            if price * choice.nodes > _cap(plan, choice):
-                what = f"{name} costs ${price * choice.nodes:g}/h for {plan.name!r}, more than the plan's"
-                raise PlanRefused(f"{what} ${_cap(plan, choice):g}/h", fix=_AGAIN)
 
 
 def reason_of(plan: Plan) -> str:
@@ -270,7 +230,7 @@ def _placed(plan: RunPlan) -> dict[str, Any] | None:
     placed = plan.placed
     if placed is None:
         return None
-    cap = next((_cap(plan, choice) for choice in _chosen(plan)), 0.0)
+    cap = next((cap_usd_hour(plan, choice) for choice in chosen(plan)), 0.0)
     return {
         "cap_usd_hour": cap,
         "choices": json.loads(encode(placed.choices)),
@@ -357,7 +317,7 @@ def _check_inputs(inputs: Sequence[Mapping[str, str]]) -> None:
             continue
         source = text_of(content, entry["path"], Problems())
         if source is None or hashlib.sha256(source.text.encode()).hexdigest() != entry["sha256"]:
-            raise PlanRefused(f"{entry['path']} changed since the plan was made", fix=_AGAIN)
+            raise PlanRefused(f"{entry['path']} changed since the plan was made", fix=PLAN_AGAIN)
 
 
 @contextmanager
@@ -366,7 +326,9 @@ def _well_formed(path: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        raise PlanRefused(f"{path} does not hold what a plan file holds: {error!r}", fix=_AGAIN) from error
+        raise PlanRefused(
+            f"{path} does not hold what a plan file holds: {error!r}", fix=PLAN_AGAIN
+        ) from error
 
 
 def _resume(
@@ -444,14 +406,14 @@ def _same_run(step: Mapping[str, Any], runs: Mapping[str, Run]) -> Run | None:
 
 
 def _stale(kind: str, name: str) -> PlanRefused:
-    return PlanRefused(f"the plan is stale: {kind} {name!r} moved since it was made", fix=_AGAIN)
+    return PlanRefused(f"the plan is stale: {kind} {name!r} moved since it was made", fix=PLAN_AGAIN)
 
 
 def _refilled(template: Template, plan: RunPlan) -> Template:
     """Return a template with the files of its spec as they are here, if they are what was planned."""
     inputs = read_inputs(plan.document, plan.spec)
     if fingerprint(plan.spec, inputs) != plan.spec_hash:
-        raise PlanRefused(f"files of {plan.name!r} changed since the plan was made", fix=_AGAIN)
+        raise PlanRefused(f"files of {plan.name!r} changed since the plan was made", fix=PLAN_AGAIN)
     return _with_files(template, {file.target: file for file in inputs.files})
 
 
@@ -472,24 +434,3 @@ def _placed_of(placed: Mapping[str, Any] | None) -> Placed | None:
     choices: tuple[Choice, ...] = decode(tuple[Choice, ...], json.dumps(placed["choices"]))
     refused = tuple(Refusal(reason, offers) for reason, offers in placed["refused"])
     return Placed(choices, placed["fitting"], refused, tuple(placed["backends"]))
-
-
-# --- prices ---------------------------------------------------------------------------------
-
-
-def _chosen(plan: Plan) -> tuple[Choice, ...]:
-    placed = plan.placed if isinstance(plan, RunPlan) else None
-    return tuple(choice for choice in placed.choices if choice.chosen) if placed else ()
-
-
-def _cap(plan: Plan, choice: Choice) -> float:
-    most = plan.spec.max_price if isinstance(plan, RunPlan) else None
-    return most or choice.price_usd_hour
-
-
-def _kind(offer: Offer) -> tuple[object, ...]:
-    """Return what tells one offer from another, apart from its price and how many there are."""
-    return (
-        offer.backend, offer.region, offer.zone, offer.instance_type, offer.accelerator, offer.count,
-        offer.spot,
-    )  # fmt: skip

@@ -7,18 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.locking import Locked, Locking, WriteLock, save_locks
 from orchestrator.cli.shared import Config, Json, Yes, confirm, load_files, open_api
-from orchestrator.cli.specs import (
-    AllowDestroy,
-    AllowReplace,
-    Locked,
-    Locking,
-    Prune,
-    Rerun,
-    SetName,
-    WriteLock,
-    save_locks,
-)
+from orchestrator.cli.specs import AllowDestroy, AllowReplace, Prune, Rerun, SetName
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:

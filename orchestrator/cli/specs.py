@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from orchestrator.cli.locking import Locked, Locking, WriteLock, locked_models, save_locks, write_text
 from orchestrator.cli.shared import Config, Files, Json, load_files, open_api
 from orchestrator.errors import ModelyardError, NothingFits, UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.api import Local, Plans
-    from orchestrator.apply import Scope
-    from orchestrator.apply.lock import Lock, LockedModel
-    from orchestrator.planner.plan import Sort
-    from orchestrator.spec.load import Document
+    from orchestrator.api import Plans
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -46,12 +42,6 @@ AllowDestroy = Annotated[
 ]
 AllowReplace = Annotated[
     bool, typer.Option("--allow-replace", help="Let a running task be stopped and started anew.")
-]
-WriteLock = Annotated[
-    bool, typer.Option("--lock", help="Resolve anew, and write modelyard.lock beside the files.")
-]
-Locked = Annotated[
-    bool, typer.Option("--locked", help="Refuse when modelyard.lock is missing or would change.")
 ]
 Format = Literal["text", "json", "md", "github"]
 FormatOption = Annotated[
@@ -117,62 +107,6 @@ def plan(
         raise typer.Exit(CHANGES)
 
 
-@dataclass(frozen=True, slots=True)
-class Locking:
-    """What a command does about the locks beside its files."""
-
-    files: tuple[str, ...]
-    write: bool
-    hold: bool
-
-    def __post_init__(self) -> None:
-        if self.write and self.hold:
-            raise UsageError("--lock writes what --locked refuses to change", fix="give one of them")
-
-    def plan(
-        self,
-        api: Local,
-        documents: Sequence[Document],
-        *,
-        rerun: bool,
-        scope: Scope,
-        sort: Sort = "price",
-        strict: bool = False,
-    ) -> tuple[Plans, dict[Path, Lock]]:
-        """Return the plans at the locked commits, and the locks to write."""
-        from orchestrator.apply.lock import by_lock, lock_of, read_lock, require_locked
-
-        models = api.resolve_models(documents) if self.write else locked_models(self.files, documents)
-        plans = api.plan(documents, rerun=rerun, sort=sort, strict=strict, scope=scope, models=models)
-        if not self.write and not self.hold:
-            return plans, {}
-        found: dict[Path, Lock] = {}
-        for path, of in by_lock(self.files, documents).items():
-            names = {document.spec.name for document in of}
-            found[path] = lock_of([plan for plan in plans if plan.name in names], models)
-            if self.hold:
-                require_locked(path, read_lock(path), found[path])
-        return plans, found if self.write else {}
-
-
-def locked_models(files: Sequence[str], documents: Sequence[Document]) -> dict[str, LockedModel]:
-    """Return the models of documents as the locks beside their files have them, by run."""
-    from orchestrator.apply.lock import Lock, by_lock, models_of, read_lock
-
-    return {
-        name: model
-        for path, of in by_lock(files, documents).items()
-        for name, model in models_of(of, read_lock(path) or Lock()).items()
-    }
-
-
-def save_locks(locks: Mapping[Path, Lock]) -> None:
-    """Write locks beside the files they are of."""
-    for path, lock in locks.items():
-        _write(path, lock.text())
-        typer.echo(f"locked: {path}", err=True)
-
-
 def _lasts_s(expires: str) -> int | None:
     from orchestrator.units import parse_duration
 
@@ -207,15 +141,8 @@ def _explaining(explain: bool) -> Iterator[None]:
         raise
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, "utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from None
-
-
 def _save(out: Path, text: str) -> None:
-    _write(out, text)
+    write_text(out, text)
     typer.echo(f"saved: modelyard apply {out}", err=True)
 
 

@@ -17,20 +17,15 @@ from hypothesis import strategies as st
 
 from orchestrator.api import Local
 from orchestrator.apply import NO_SET, NOTHING_LOST, Deletion, RunPlan, VolumePlan
-from orchestrator.apply.planfile import (
-    Origin,
-    Plan,
-    check_prices,
-    default_expiry,
-    is_priced,
-    plan_file,
-    read_plan,
-    resume,
-)
+from orchestrator.apply.planfile import Origin, default_expiry, plan_file, read_plan, resume
+from orchestrator.apply.prices import Plan, check_prices, is_priced
+from orchestrator.backend import Offer
 from orchestrator.catalog.digest import digest
 from orchestrator.errors import PlanRefused, Unreachable, UsageError
+from orchestrator.planner.plan import Choice, Placed
 from orchestrator.spec.load import load
 from orchestrator.store import open_store
+from orchestrator.units import GIB
 from tests.apply import scenes
 from tests.apply.scenes import CACHE, HELLO, WEB, edited, names, refused, saved
 from tests.cli.conftest import Cli
@@ -254,6 +249,18 @@ def test_a_dearer_machine_is_refused_and_a_cheaper_one_taken() -> None:
     with pytest.raises(PlanRefused, match=r"costs .* for 'rented', more than the plan's"):
         check_prices([rented()], dearer, {})
     check_prices([rented("max_price: 99\n")], dearer, {})
+
+
+def test_a_share_of_a_machine_of_ones_own_is_held_to_its_price() -> None:
+    rack = Offer(
+        "rack", "r1", 64, 2**39, accelerator="L4-24GB", count=8, vram_bytes=24 * GIB, divisible=True,
+        own_usd_hour=0.5,
+    )  # fmt: skip
+    chosen = Choice(rack, nodes=1, price_usd_hour=rack.costs_usd_hour(count=2), chosen=True)
+    plan = replace(rented(), placed=Placed((chosen,), 1, (), ("rack",)))
+    check_prices([plan], [rack], {})
+    with pytest.raises(PlanRefused, match=r"costs \$1.2/h for 'rented', more than the plan's \$1/h"):
+        check_prices([plan], [replace(rack, own_usd_hour=0.6)], {})
 
 
 def test_a_machine_that_is_gone_is_refused() -> None:

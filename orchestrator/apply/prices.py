@@ -1,0 +1,77 @@
+"""Hold a plan that was saved to the prices of now: what was reviewed is what may be spent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from orchestrator.apply.planning import RunPlan, VolumePlan
+from orchestrator.apply.sets import Deletion
+from orchestrator.backend import Offer
+from orchestrator.errors import PlanRefused, Unreachable
+from orchestrator.planner.plan import Choice
+
+Plan = RunPlan | VolumePlan | Deletion
+PLAN_AGAIN = "plan again, and review what changed"
+
+
+def is_priced(plans: Sequence[Plan]) -> bool:
+    """Say whether a plan rents anything, so that offers have to be asked for again."""
+    return any(choice.price_usd_hour > 0 for plan in plans for choice in chosen(plan))
+
+
+def check_prices(plans: Sequence[Plan], offers: Sequence[Offer], silent: Mapping[str, str]) -> None:
+    """Refuse plans whose chosen machines are gone, or cost more than the plan said.
+
+    The cap is the spec's ``max_price`` where it has one, else the planned price.
+
+    Args:
+        plans: What ``resume`` returned.
+        offers: What every place offers now.
+        silent: The places that did not answer, with the reason of each.
+
+    Raises:
+        PlanRefused: one of them is.
+        Unreachable: a place did not answer, so that nobody knows.
+    """
+    now = {_kind(offer): offer for offer in offers}
+    for plan in plans:
+        for choice in chosen(plan):
+            if not choice.price_usd_hour:
+                continue
+            backend = choice.offer.backend
+            if backend in silent:
+                what = f"the price of {plan.name!r} cannot be checked: {silent[backend]}"
+                raise Unreachable(what, backend=backend, fix="apply the plan again once it answers")
+            name = f"{choice.offer.instance_type} on {backend}"
+            offer = now.get(_kind(choice.offer))
+            if offer is None:
+                raise PlanRefused(f"{name}, chosen for {plan.name!r}, is no longer offered", fix=PLAN_AGAIN)
+            # a choice may be several machines, or a share of one: its price moves as the machine's does
+            costs = choice.price_usd_hour * _rate(offer, choice) / _rate(choice.offer, choice)
+            if costs > cap_usd_hour(plan, choice):
+                what = f"{name} costs ${costs:g}/h for {plan.name!r}, more than the plan's"
+                raise PlanRefused(f"{what} ${cap_usd_hour(plan, choice):g}/h", fix=PLAN_AGAIN)
+
+
+def chosen(plan: Plan) -> tuple[Choice, ...]:
+    """Return the offers a plan takes, none where it places nothing."""
+    placed = plan.placed if isinstance(plan, RunPlan) else None
+    return tuple(choice for choice in placed.choices if choice.chosen) if placed else ()
+
+
+def cap_usd_hour(plan: Plan, choice: Choice) -> float:
+    """Return what a choice may cost at most: the spec's ``max_price``, else what it was planned at."""
+    most = plan.spec.max_price if isinstance(plan, RunPlan) else None
+    return most or choice.price_usd_hour
+
+
+def _rate(offer: Offer, choice: Choice) -> float:
+    return offer.costs_usd_hour(count=choice.count or 1, nodes=choice.nodes)
+
+
+def _kind(offer: Offer) -> tuple[object, ...]:
+    """Return what tells one offer from another, apart from its price and how many there are."""
+    return (
+        offer.backend, offer.region, offer.zone, offer.instance_type, offer.accelerator, offer.count,
+        offer.spot,
+    )  # fmt: skip
