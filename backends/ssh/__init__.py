@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,7 +17,7 @@ from urllib.parse import quote
 from backends.machine import Device
 from backends.ssh.connection import Connection
 from backends.ssh.host import HostDocker
-from backends.ssh.memory import Memory
+from backends.ssh.memory import Claim, Memory
 from backends.ssh.options import ENGINE_SOCKET, Reader
 from backends.ssh.placement import Gang, Room, candidates, spread
 from orchestrator.backend import Can, Check, Instance, Launch, LogLine, Offer, Phase, Progress, Volume
@@ -136,19 +137,27 @@ class Ssh:
             holder = self._holder(launch.name)
             if holder is not None:
                 return holder.start(launch, secrets=secrets, progress=progress)
-            gang = _gang_of(launch)
-            hosts = self._gang(launch, *gang).hosts if gang else ()
-            chosen = [hosts[launch.node]] if hosts else self._choose(launch)
-            for position, name in enumerate(chosen):
-                claim.write(name)
-                host = self._hosts[name]
+            try:
+                return self._start_somewhere(launch, claim, secrets, progress)
+            except (NoCapacity, Rejected):
+                claim.forget()  # it is nowhere
+                raise
+
+    def _start_somewhere(
+        self, launch: Launch, claim: Claim, secrets: Mapping[str, str], progress: Progress
+    ) -> Instance:
+        gang = _gang_of(launch)
+        hosts = self._gang(launch, *gang).hosts if gang else ()
+        chosen = deque([hosts[launch.node]] if hosts else self._choose(launch))
+        while True:
+            host = self._hosts[chosen.popleft()]
+            claim.write(host.host.name)  # first the record, then the deed
+            try:
                 wanted = self._as_node(host, launch, hosts) if hosts else launch
-                try:
-                    return host.start(wanted, secrets=secrets, progress=progress)
-                except NoCapacity:
-                    if position == len(chosen) - 1:
-                        raise
-            raise AssertionError("a host is chosen, or the choice is refused")
+                return host.start(wanted, secrets=secrets, progress=progress)
+            except NoCapacity:
+                if not chosen:
+                    raise
 
     def instances(self) -> Sequence[Instance]:
         """Return every launch of our namespace on every host, ordered by name.

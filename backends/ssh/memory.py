@@ -12,6 +12,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -59,7 +60,7 @@ class Memory:
         if _read(path) == text:
             return
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
         draft.write_text(text)
         draft.replace(path)
 

@@ -20,7 +20,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -34,9 +34,11 @@ CABLE = f"10.213.{os.getpid() % 200}"
 
 def require_sshd() -> None:
     """Skip the test where no ``sshd`` can be run; fail it where one is required."""
-    reason = _why_no_sshd()
-    if reason is None:
-        return
+    if reason := _why_no_sshd():
+        _go_without(reason)
+
+
+def _go_without(reason: str) -> NoReturn:
     if "ssh" in os.environ.get("MODELYARD_REQUIRE", "").split(","):
         pytest.fail(reason)
     pytest.skip(reason)
@@ -143,11 +145,18 @@ class Farm:
         """Return the ssh configuration that goes with them."""
         return self.folder / "ssh_config"
 
-    def add(self, *, known: bool = True, extra: str = "", machine: Machine | None = None) -> Sshd:
+    def add(
+        self,
+        *,
+        known: bool = True,
+        extra: str = "",
+        address: str = "127.0.0.1",
+        machine: Machine | None = None,
+    ) -> Sshd:
         """Start another host, on this machine or inside another."""
         folder = self.folder / f"host-{len(self.hosts)}"
         folder.mkdir()
-        host = Sshd(folder, _free_port(), extra)
+        host = Sshd(folder, _free_port(), extra, address=address)
         if machine is not None:
             host.inside, host.address = machine.inside, machine.address
         host.new_key()
@@ -217,7 +226,7 @@ def second_machine() -> Iterator[Machine]:
     images.require_engine()
     programs = [_program(name) for name in ("dockerd", "ip", "unshare", "nsenter")]
     if not all(programs) or os.getuid() != 0:
-        pytest.skip("a second machine needs dockerd, iproute2, util-linux and root")
+        _go_without("a second machine needs dockerd, iproute2, util-linux and root")
     folder = Path(tempfile.mkdtemp(prefix="my-engine-", dir="/tmp"))
     where = folder / "docker.sock"
     options = [

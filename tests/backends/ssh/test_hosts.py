@@ -21,6 +21,7 @@ import pytest
 
 from backends.machine import Device
 from backends.ssh import Ssh
+from backends.ssh.memory import Memory
 from backends.ssh.survey import Survey, parse
 from orchestrator.backend import Instance, Launch, Mount, Phase, Port, Resources
 from orchestrator.errors import AuthFailed, Busy, NoCapacity, NotFound, Rejected, Unreachable
@@ -188,6 +189,19 @@ def test_launch_that_a_silent_host_may_hold_is_not_started_elsewhere(
     ):
         with pytest.raises(Unreachable):
             act()
+
+
+class Forgetful(Memory):
+    """A planted fault: what was sent to a silent host is forgotten."""
+
+    def may_hold(self, host: str, launch: str) -> bool:
+        return False
+
+
+def test_backend_that_forgets_silent_hosts_is_caught(pair: tuple[Ssh, Sshd, Sshd], folders: Path) -> None:
+    pair[0]._memory = Forgetful(folders / "forgetful")
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        test_launch_that_a_silent_host_may_hold_is_not_started_elsewhere(pair, folders)
 
 
 def test_another_launch_goes_to_the_host_that_answers(pair: tuple[Ssh, Sshd, Sshd], folders: Path) -> None:
@@ -402,10 +416,11 @@ def pair_in_network(own_farm: Farm, machine: Machine, namespace: str) -> Ssh:
 
 def test_nodes_find_their_master_on_another_host(pair_in_network: Ssh, machine: Machine) -> None:
     backend = pair_in_network
-    follower = node(1, "until echo from 1 | nc -w 5 $MODELYARD_MASTER_NODE_IP 29871; do sleep 0.1; done")
-    told = [start(backend, follower), start(backend, node(0, "timeout 60 nc -l -p 29871"))]
+    asks = "nc -w 5 $MODELYARD_MASTER_NODE_IP 29871 </dev/null 2>/dev/null"
+    follower = node(1, f"for try in $(seq 300); do {asks} && break; sleep 0.1; done")
+    told = [start(backend, follower), start(backend, node(0, "exec nc -ll -p 29871 -e echo reached"))]
     assert [one.machine for one in told] == [machine.address, "127.0.0.1"]
-    assert output(backend, "job-0-0-0") == ["from 1"]
+    assert output(backend, "job-0-1-0") == ["reached"]
 
 
 def test_addresses_are_those_of_the_stated_network(pair_in_network: Ssh, machine: Machine) -> None:
@@ -429,6 +444,16 @@ def test_gang_larger_than_the_rack_starts_nothing(pair: tuple[Ssh, Sshd, Sshd]) 
     with pytest.raises(NoCapacity) as error:
         start(backend, node(0, IDLE, nodes=3))
     assert "2 of 3 hosts" in error.value.what
+    assert backend.instances() == []
+
+
+def test_user_configuration_with_forwards_of_its_own_is_no_hindrance(
+    own_farm: Farm, namespace: str, folders: Path
+) -> None:
+    host = own_farm.add()
+    taken = f"  LocalForward 127.0.0.1:{host.port} 127.0.0.1:1\n  RemoteCommand false\n"
+    own_farm.config.write_text(own_farm.config.read_text() + taken)
+    backend = Ssh(**own_farm.options(host), namespace=namespace)
     assert backend.instances() == []
 
 

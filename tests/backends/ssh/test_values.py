@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from backends.machine import Device
 from backends.ssh import Ssh
+from backends.ssh.host import _check_clock
 from backends.ssh.memory import Memory
 from backends.ssh.options import Host, Login, Reader
 from backends.ssh.placement import Room, candidates, spread
@@ -229,6 +230,13 @@ def test_script_runs_in_a_plain_shell_and_sees_a_tool_on_the_path(tmp_path: Path
     assert abs(survey.clock_s - time.time()) < 60
     assert survey.machine.memory_bytes > 0
     assert survey.machine.disk_bytes > 0
+
+
+def test_clock_that_is_ten_minutes_off_is_told() -> None:
+    now = 1764100000.0
+    right, wrong = (_check_clock(int(now) + off, now, now + 2) for off in (1, -600))
+    assert (right.ok, wrong.ok) == (True, False)
+    assert wrong.detail.startswith("599 s")
 
 
 # -- where launches go ---------------------------------------------------------------------------

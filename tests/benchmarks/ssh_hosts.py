@@ -1,0 +1,65 @@
+"""What SSH hosts cost beside a local engine: ``python -m tests.benchmarks.ssh_hosts [HOSTS]``.
+
+One sshd and one engine play all hosts, under as many loopback addresses: connections, processes
+and requests are as many as with real ones, and all of it shares this machine's cores.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from backends.docker import Docker
+from backends.ssh import Ssh
+from tests.backends.ssh.farm import Farm, Sshd, disconnect, farm
+
+
+def main(count: int = 50) -> None:
+    """Print one line for each figure."""
+    with tempfile.TemporaryDirectory(prefix="my-run-", dir="/tmp") as name, farm() as lent:
+        os.environ |= {"XDG_RUNTIME_DIR": name, "XDG_STATE_HOME": f"{name}/state"}
+        try:
+            _measure(lent, _everywhere(lent, count))
+        finally:
+            disconnect(Path(name))
+
+
+def _everywhere(lent: Farm, count: int) -> list[Sshd]:
+    """Start one sshd on every loopback address, and return it once for each of ``count``."""
+    # a bash that sshd starts reads ~/.bashrc at this level only: what is in it is not ours to measure
+    real = lent.add(address="0.0.0.0", extra="SetEnv SHLVL=2")
+    hosts = [Sshd(real.folder, real.port, address=f"127.0.1.{n}") for n in range(1, count + 1)]
+    for host in hosts:
+        lent.learn(host)
+    return hosts
+
+
+def _measure(lent: Farm, hosts: list[Sshd]) -> None:
+    namespace = f"modelyard-bench-{uuid.uuid4().hex[:8]}"
+    options: dict[str, Any] = {**lent.options(*hosts), "namespace": namespace}
+    one = {**lent.options(hosts[0]), "namespace": namespace}
+    _timed("one host, first command: connect and list", Ssh(**one).instances)
+    _timed("one host, later command: list", Ssh(**one).instances)
+    _timed("local engine: list", Docker(namespace=namespace).instances)
+    local, tunnelled = Docker(namespace=namespace), Ssh(**one)
+    _timed("local engine: list, 20 times", lambda: [local.instances() for _ in range(20)])
+    _timed("one host: list, 20 times", lambda: [tunnelled.instances() for _ in range(20)])
+    _timed(f"{len(hosts)} hosts, first command: connect and list", Ssh(**options).instances)
+    _timed(f"{len(hosts)} hosts, later command: list", Ssh(**options).instances)
+    _timed(f"{len(hosts)} hosts, inventory and offers", Ssh(**options).offers)
+
+
+def _timed(what: str, work: Callable[[], object]) -> None:
+    began = time.perf_counter()
+    work()
+    print(f"{what:<50} {time.perf_counter() - began:8.3f} s")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:2]))
