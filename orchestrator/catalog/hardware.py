@@ -95,6 +95,24 @@ def known_names(*, overlay: Path | None = None) -> frozenset[str]:
     return frozenset(name for device in devices for name in (device.name, *device.aliases))
 
 
+_SLICE = re.compile(r"(?:tpu-)?(v\d[a-z]*|v5litepod|tpu\d+x)-(\d+)", re.IGNORECASE)
+_TWO_CORES = frozenset({"v2", "v3", "v4", "v5p"})
+"""Generations whose slices are named by TensorCores, of which a chip has two (Cloud TPU docs)."""
+
+
+def tpu_slice(name: str) -> tuple[str, int] | None:
+    """Return the generation and the chips of a TPU slice as its cloud names it, None for no such name.
+
+    >>> tpu_slice("v5litepod-8"), tpu_slice("tpu-v4-16"), tpu_slice("H100")
+    (('v5litepod', 8), ('v4', 8), None)
+    """
+    found = _SLICE.fullmatch(name)
+    if found is None:
+        return None
+    generation = found[1].lower()
+    return generation, int(found[2]) // (2 if generation in _TWO_CORES else 1)
+
+
 @cache
 def _accelerators(overlay: Path | None) -> Mapping[str, Accelerator]:
     devices = {name: _accelerator(name, row) for name, row in shipped("accelerators").items()}

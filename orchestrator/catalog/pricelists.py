@@ -15,7 +15,7 @@ from datetime import date
 from io import StringIO
 from pathlib import Path
 
-from orchestrator.catalog.hardware import accelerator
+from orchestrator.catalog.hardware import accelerator, tpu_slice
 from orchestrator.catalog.lines import own
 from orchestrator.catalog.pricing import is_price, price_line
 from orchestrator.catalog.values import Accelerator, PriceRow
@@ -23,8 +23,6 @@ from orchestrator.errors import ConfigError, Position, Problem
 from orchestrator.units import GB, GIB
 
 _MEBIBYTES = re.compile(r"'?SizeInMiB'?:\s*([\d.]+)")
-_TPU = re.compile(r"tpu-(v\w+?)-(\d+)$", re.IGNORECASE)
-_CORES_PER_CHIP = {"v2": 2, "v3": 2, "v4": 2, "v5p": 2}  # these names count TensorCores, the others chips
 _A100_HOSTS = {
     1: "a2-highgpu-1g",
     2: "a2-highgpu-2g",
@@ -184,7 +182,7 @@ def read_skypilot(text: str, *, provider: str, as_of: date | None, file: str = "
             refused.append(_refusal(file, line, name, device, row["Price"] or row["SpotPrice"], "Price"))
             continue
         quote = _Quote(row["InstanceType"], price, spot, row.get("vCPUs"), row.get("MemoryGiB"))
-        if not quote.instance_type and not _TPU.match(name):
+        if not quote.instance_type and tpu_slice(name) is None:
             joined = _join(quote, name, count, row["Region"], machines)
             if joined is None:
                 refused.append(
@@ -265,19 +263,6 @@ def _device(name: str, count: int, described: str) -> tuple[Accelerator | None, 
     # some fetchers write GiB under this name
     memory = int(mebibytes * 2**20) if mebibytes > 1000 else int(mebibytes * GIB)
     return accelerator(name, memory_bytes=memory or None), count
-
-
-def tpu_slice(name: str) -> tuple[str, int] | None:
-    """Return the generation and the chips of a slice of TPUs by SkyPilot's name; None for no TPU.
-
-    >>> tpu_slice("tpu-v6e-8"), tpu_slice("tpu-v4-16"), tpu_slice("H100")
-    (('v6e', 8), ('v4', 8), None)
-    """
-    found = _TPU.match(name)
-    if found is None:
-        return None
-    generation = found[1].casefold()
-    return generation, int(found[2]) // _CORES_PER_CHIP.get(generation, 1)
 
 
 def _lines(text: str, needed: Sequence[str], file: str) -> Iterator[tuple[int, dict[str, str]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from orchestrator.catalog.pricelists import tpu_slice
+from orchestrator.catalog.hardware import tpu_slice
 from orchestrator.importers.draft import Draft
 from orchestrator.importers.theirs import Keys, Theirs, environment, meaning, renamed
 from orchestrator.spec.tree import Entries, Entry, Items, Node, Scalar, Value

@@ -51,10 +51,19 @@ def _nodes(spec: Work) -> int:
 def _accelerator(gpu: Gpu, names: Names) -> AcceleratorDemand | None:
     if gpu.count.max == 0:
         return None
+    from orchestrator.catalog.hardware import tpu_slice  # brings the catalog in, which names are read from
+
+    found: set[str] = set()
+    count = _span(gpu.count)
+    for name in gpu.name:
+        generation, chips = tpu_slice(name) or (name, None)
+        # a name that means nothing stays as it is: it matches nothing, rather than everything
+        found |= set(names(generation)) or {name}
+        count = Span(chips, chips) if chips else count
     return AcceleratorDemand(
-        names=frozenset(found for name in gpu.name for found in names(name)),
+        names=frozenset(found),
         vendors=frozenset({gpu.vendor} if gpu.vendor else ()),
-        count=_span(gpu.count),
+        count=count,
         vram_bytes=_span(gpu.memory),
         total_vram_bytes=_span(gpu.total_memory),
         capability=gpu.compute_capability,

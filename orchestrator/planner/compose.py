@@ -30,13 +30,14 @@ def compose(spec: Work, *, spec_hash: str, inputs: Inputs, offer: Offer, demand:
     """Return the first launch of ``spec``: replica 0, node 0, attempt 0, on ``offer``."""
     env, secrets = environment(spec.env)
     probes = _probes(spec)
+    entrypoint, command = _program(spec, inputs.clones)
     return Launch(
         name=f"{spec.name}-0-0-0",
         run=spec.name,
         spec_hash=spec_hash,
         image=spec.image,
-        entrypoint=spec.entrypoint,
-        command=_command(spec, inputs.clones),
+        entrypoint=entrypoint,
+        command=command,
         env=env,
         secrets=secrets,
         registry_secret=_registry(spec),
@@ -54,10 +55,12 @@ def compose(spec: Work, *, spec_hash: str, inputs: Inputs, offer: Offer, demand:
     )
 
 
-def _command(spec: Work, clones: Sequence[str]) -> tuple[str, ...]:
-    """Return the complete command: one shell that stops at the first failure.
+def _program(spec: Work, clones: Sequence[str]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """Return entrypoint and command: one shell that stops at the first failure.
 
-    A dev environment stays up after its ``init``; without any commands the image decides.
+    Commands take the place of an image's entrypoint, as in dstack: an engine's image would take
+    the shell for its own argument. A dev environment stays up after its ``init``. Without any
+    commands the image decides.
     """
     lines = [*clones, *spec.setup]
     if isinstance(spec, DevEnvironment):
@@ -66,8 +69,11 @@ def _command(spec: Work, clones: Sequence[str]) -> tuple[str, ...]:
     else:
         lines += spec.commands
     if not lines:
-        return ()
-    return (spec.shell or "/bin/sh", "-ec", "\n".join(lines))
+        return spec.entrypoint, ()
+    shell, script = (spec.shell or "/bin/sh", "-ec"), "\n".join(lines)
+    if spec.entrypoint is None:
+        return shell, (script,)
+    return spec.entrypoint, (*shell, script)
 
 
 def environment(
@@ -132,6 +138,8 @@ def _probes(spec: Work) -> tuple[Probe, ...]:
     """Return what decides whether a service is ready; without probes, that its port answers."""
     if not isinstance(spec, Service) or not spec.port:
         return ()
+    if spec.model and not spec.commands and not spec.probes:
+        return ()  # its engine knows better than a port that answers
     port = spec.port.container_port
     if not spec.probes:
         return (Probe("tcp", port, start_s=DEFAULT_START_S),)

@@ -9,11 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.backend import Can, Offer
+from orchestrator.catalog import candidates
 from orchestrator.errors import NothingFits
+from orchestrator.planner.ask import demand_of
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.match import STAGES
 from orchestrator.planner.plan import place
+from orchestrator.spec.load import read
+from orchestrator.spec.models import Task
 from orchestrator.units import GB, GIB
 
 H100 = Offer(
@@ -169,3 +173,27 @@ def test_an_error_says_what_it_needs_what_it_saw_and_what_to_do() -> None:
         "  fix     8 × H100-80GB at $98.3/h on aws would fit with max_price 98.3"
     )
     assert caught.value.exit_code == 75
+
+
+@pytest.mark.parametrize(
+    ("gpu", "names", "count"),
+    [
+        ("tpu:v5litepod-8", {"TPU-V5E"}, Span(8, 8)),
+        ("v4-8", {"TPU-V4"}, Span(4, 4)),
+        ("mi300x:8", {"MI300X-192GB"}, Span(8, 8)),
+        ("A100:80GB:2", {"A100-40GB", "A100-40GB-PCIE", "A100-80GB", "A100-80GB-PCIE"}, Span(2, 2)),
+    ],
+)
+def test_an_accelerators_name_means_what_the_catalog_says(gpu: str, names: set[str], count: Span) -> None:
+    (document,) = read(f'type: task\nname: t\ncommands: [x]\nresources: {{gpu: "{gpu}"}}\n')
+    assert isinstance(document.spec, Task)
+    demand = demand_of(document.spec, places={}, names=lambda name: [d.name for d in candidates(name)])
+    assert demand.accelerator
+    assert (demand.accelerator.names, demand.accelerator.count) == (names, count)
+
+
+def test_a_name_that_means_nothing_matches_nothing() -> None:
+    (document,) = read("type: task\nname: t\ncommands: [x]\nresources: {gpu: Warp9}\n")
+    assert isinstance(document.spec, Task)
+    demand = demand_of(document.spec, places=PLACES, names=lambda _: [])
+    assert why(H100, demand) == "another accelerator"
