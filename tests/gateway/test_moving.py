@@ -104,6 +104,7 @@ async def test_a_replica_gets_no_more_at_once_than_it_may() -> None:
     async with Upstream(silent(release)) as replica, stage(chat(replica.port, most_outstanding=3)) as here:
         asking = [asyncio.create_task(here.ask(completion())) for _ in range(8)]
         await until(lambda: here.gateway.load()["chat"][:2] == (5, 3))
+        await until(lambda: len(replica.asked) >= 3)
         assert len(replica.asked) == 3
         release.set()
         assert [answer.status for answer in await asyncio.gather(*asking)] == [200] * 8

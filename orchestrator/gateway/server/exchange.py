@@ -23,11 +23,14 @@ ATTEMPTS = 3
 """Replicas that a request is sent to at most: one that brings replicas down must not reach all."""
 ASK_AGAIN = 503
 """An engine that drains or still loads answers this to a request it has not begun."""
+MOST_EVENT_BYTES = 64 * 1024
+"""Of a half event that is kept; a longer one is passed on as it comes."""
 HELD_BYTES = 256 * 1024
 """Of a body that waits for a replica, before the client is read no further."""
 
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS"))
 _BEARER = b"bearer "
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 
 
 class Exchange:
@@ -39,11 +42,11 @@ class Exchange:
     """
 
     __slots__ = (
-        "_attempts", "_body", "_body_ended", "_chunked", "_desk", "_forgotten", "_held", "_is_stream",
-        "_lane", "_look", "_model", "_out", "_outbound", "_piece", "_received", "_sending", "_started_s",
-        "_status", "_tail", "_target", "_timed_out", "_tried", "_wait_until", "_wants_fresh", "close_after",
-        "deadline", "first_byte_s", "has_begun", "inbound", "is_over", "is_sent", "is_tunnel", "key",
-        "request",
+        "_attempts", "_body", "_body_ended", "_chunked", "_desk", "_forgotten", "_half", "_held",
+        "_is_stream", "_lane", "_look", "_model", "_out", "_outbound", "_piece", "_received", "_sending",
+        "_started_s", "_status", "_tail", "_target", "_timed_out", "_tried", "_wait_until", "_wants_fresh",
+        "close_after", "deadline", "first_byte_s", "has_begun", "inbound", "is_over", "is_sent",
+        "is_tunnel", "key", "request",
     )  # fmt: skip
 
     def __init__(self, inbound: Inbound, request: Request) -> None:
@@ -80,6 +83,8 @@ class Exchange:
         self._wants_fresh = False
         self._received = 0
         self._is_stream = False
+        self._half = b""
+        """The beginning of an event whose end has not come."""
         self._status = 0
         self._chunked = False
         self._out: list[bytes] = []
@@ -424,12 +429,27 @@ class Exchange:
         """Pass on a piece of the answer; ``whole`` is the same with its framing, where it is plain."""
         self._tail, self._piece = self._piece, payload
         self.deadline = self.inbound.gateway.now + self.inbound.gateway.limits.between_s
+        if self._is_stream and not ended and (whole is None or self._half):
+            payload, whole = self._whole_events(payload), None
+        elif self._half:
+            payload, whole, self._half = self._half + payload, None, b""
         if not self._chunked:
             self._out.append(payload)
         elif whole is not None:
             self._out.append(whole)
         else:
             self._out.append(chunk(payload) + LAST_CHUNK if ended else chunk(payload))
+
+    def _whole_events(self, payload: bytes) -> bytes:
+        """Return the events that are whole, and keep the half one: a stream may break off in it.
+
+        A client that got half an event would fail on it, before it reads the error that follows.
+        """
+        data = self._half + payload
+        ends = [at + len(mark) for mark in _EVENT_ENDS if (at := data.rfind(mark)) >= 0]
+        end = max(ends, default=len(data) if len(data) > MOST_EVENT_BYTES else 0)
+        self._half = data[end:]
+        return data[:end]
 
     def flush(self) -> None:
         """Write what has been passed on."""
