@@ -226,14 +226,19 @@ def is_active(container: Json) -> bool:
     return container["State"]["Status"] in ("created", "running", "paused", "restarting")
 
 
-def held(listing: Sequence[Json]) -> tuple[float, int, frozenset[str]]:
-    """Return CPUs, bytes of memory and accelerators that the containers of a listing hold."""
-    active = [
+def active_labels(listing: Sequence[Json]) -> list[Mapping[str, str]]:
+    """Return the labels of those containers of a listing that hold what their labels say."""
+    return [
         container["Labels"]
         for container in listing
         if container["State"] in ("running", "paused", "restarting")
         or (container["State"] == "created" and not was_asked_to_stop(container))
     ]
+
+
+def held(listing: Sequence[Json]) -> tuple[float, int, frozenset[str]]:
+    """Return CPUs, bytes of memory and accelerators that the containers of a listing hold."""
+    active = active_labels(listing)
     return (
         sum(float(labels.get(CPU, 0)) for labels in active),
         sum(int(labels.get(MEMORY, 0)) for labels in active),

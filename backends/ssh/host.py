@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Literal
@@ -105,7 +105,9 @@ class HostDocker(Docker):
         )
         if whole.blocks is None:
             return whole
-        return replace(whole, blocks_held=sum(_blocks_of(one, whole) for one in _active(listing)))
+        return replace(
+            whole, blocks_held=sum(_blocks_of(one, whole) for one in containers.active_labels(listing))
+        )
 
     def survey(self) -> Survey:
         """Return what the host says of itself, as it was read at most a minute ago."""
@@ -230,16 +232,6 @@ class HostDocker(Docker):
             return [Check("is in the network", True, self.address())]
         except Rejected as error:
             return [Check("is in the network", False, error.what, error.fix or "")]
-
-
-def _active(listing: Iterable[Json]) -> list[Mapping[str, str]]:
-    """Return the labels of containers of a listing that hold something."""
-    return [
-        one["Labels"]
-        for one in listing
-        if one["State"] in ("running", "paused", "restarting")
-        or (one["State"] == "created" and not containers.was_asked_to_stop(one))
-    ]
 
 
 def _blocks_of(labels: Mapping[str, str], room: Room) -> int:
