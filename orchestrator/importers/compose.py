@@ -179,16 +179,20 @@ def _words(node: Node) -> tuple[str, ...]:
 def _command(draft: Draft, keys: Keys) -> None:
     """Carry over what starts: a script as commands, words behind a known entrypoint with it."""
     entrypoint, command = keys.entry("entrypoint"), keys.entry("command")
+    own = _words(entrypoint.node) if entrypoint else ()
     words = _words(command.node) if command else ()
-    if entrypoint is not None:
-        draft.put("entrypoint", list[Value]((*_words(entrypoint.node), *words)), entrypoint)
+    whole = (*own, *words)
+    written = entrypoint or command
+    # our commands take the entrypoint's place, so a script is one wherever the shell stands
+    if written is not None and (script := _script(whole)) is not None:
+        shell, lines = script
+        draft.put("commands", list[Value](lines), written)
+        if shell not in ("/bin/sh", "sh"):
+            draft.put("shell", shell.removeprefix("/bin/"), written)
+    elif entrypoint is not None:
+        draft.put("entrypoint", list[Value](whole), entrypoint)
         if words:
             draft.remark("entrypoint", "compose's entrypoint and command together")
-    elif command is not None and (script := _script(words)) is not None:
-        shell, lines = script
-        draft.put("commands", list[Value](lines), command)
-        if shell not in ("/bin/sh", "sh"):
-            draft.put("shell", shell.removeprefix("/bin/"), command)
     elif command is not None and words and words[0].startswith("-"):
         fix = "write entrypoint, the image's own with these words behind it"
         keys.leave_out("command", "arguments of an entrypoint that only the image knows", fix)

@@ -71,7 +71,7 @@ def _program(spec: Work, clones: Sequence[str]) -> tuple[tuple[str, ...] | None,
     if not lines:
         return spec.entrypoint, ()
     shell, script = (spec.shell or "/bin/sh", "-ec"), "\n".join(lines)
-    if spec.entrypoint is None:
+    if not spec.entrypoint:
         return shell, (script,)
     return spec.entrypoint, (*shell, script)
 
