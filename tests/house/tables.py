@@ -6,7 +6,7 @@ import importlib
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from orchestrator.engines import engine, names
+from orchestrator.engines import engine, names, trainer, trainers
 from orchestrator.places import GROUP
 
 README = Path(__file__).parents[2] / "README.md"
@@ -30,15 +30,18 @@ def _backends() -> str:
 
 def _engines() -> str:
     rows = ["| engine | what it is | version |", "|---|---|---|"]
-    for name in names():
-        role = _role(f"orchestrator.engines.{name}")
-        rows.append(f"| `{name}` | {role} | {', '.join(engine(name).versions)} |")
+    known = {
+        **{name: engine(name).versions for name in names()},
+        **{n: trainer(n).versions for n in trainers()},
+    }
+    for name, versions in known.items():
+        rows.append(f"| `{name}` | {_role(f'orchestrator.engines.{name}')} | {', '.join(versions)} |")
     return "\n".join(rows)
 
 
 def _role(module: str) -> str:
     line = (importlib.import_module(module).__doc__ or "").strip().splitlines()[0]
-    return line.rstrip(".")
+    return line.rstrip(".").replace("``", "`")
 
 
 def written() -> str:
