@@ -446,8 +446,9 @@ class Exchange:
         A client that got half an event would fail on it, before it reads the error that follows.
         """
         data = self._half + payload
-        ends = [at + len(mark) for mark in _EVENT_ENDS if (at := data.rfind(mark)) >= 0]
-        end = max(ends, default=len(data) if len(data) > MOST_EVENT_BYTES else 0)
+        # The second is looked for where the first is not: a stream writes its ends in one way.
+        ends = (at + len(mark) for mark in _EVENT_ENDS if (at := data.rfind(mark)) >= 0)
+        end = next(ends, len(data) if len(data) > MOST_EVENT_BYTES else 0)
         self._half = data[end:]
         return data[:end]
 
