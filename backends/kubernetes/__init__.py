@@ -395,12 +395,15 @@ class Kubernetes:
         """Look at the server, the namespace, our permissions and what the settings take."""
         try:
             version = self._cluster.get("/version") or {}
-            checks = [Check("API server answers", True, f"Kubernetes {version.get('gitVersion', '')}")]
-            checks.append(self._check_namespace())
-            checks.append(self._check_rules())
-            checks += self._check_kinds()
         except ModelyardError as error:
             return [Check("API server answers", False, error.what, error.fix or "check the kubeconfig")]
+        checks = [Check("API server answers", True, f"Kubernetes {version.get('gitVersion', '')}")]
+        looks = (("permissions", self._check_rules), ("namespace", self._check_namespace))
+        for what, look in (*looks, ("LeaderWorkerSet", self._check_kinds)):
+            try:
+                checks.append(look())
+            except ModelyardError as error:
+                checks.append(Check(what, False, error.what, error.fix or "see the reference"))
         return checks
 
     def _check_namespace(self) -> Check:
@@ -420,16 +423,15 @@ class Kubernetes:
     def _check_rules(self) -> Check:
         body = {"spec": {"namespace": self.settings.namespace}}
         answer = self._cluster.send("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", body)
-        missing = missing_rules(answer["status"]["resourceRules"], self.settings)
+        missing = missing_rules(answer["status"]["resourceRules"])
         fix = "modelyard render --to kubernetes --access"
         return Check("permissions", not missing, ", ".join(missing) or "all", fix if missing else "")
 
-    def _check_kinds(self) -> list[Check]:
-        if self.settings.multinode != "leader-worker-set":
-            return []
-        found = "installed" if self._has(LEADER_WORKER_SET) else f"not here: {INSTALL[LEADER_WORKER_SET]}"
-        # only services that span nodes take it, so that its absence is no fault
-        return [Check("LeaderWorkerSet", True, found)]
+    def _check_kinds(self) -> Check:
+        """Only services that span nodes take it, so that its absence is no fault."""
+        there = self.settings.multinode != "leader-worker-set" or self._has(LEADER_WORKER_SET)
+        found = "there, or not needed" if there else f"not here: {INSTALL[LEADER_WORKER_SET]}"
+        return Check("LeaderWorkerSet", True, found)
 
     # -- inside ----------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ def render_rbac(settings: Settings) -> tuple[Json, ...]:
     group = "rbac.authorization.k8s.io"
     return (
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": named},
-        {"apiVersion": f"{group}/v1", "kind": "Role", "metadata": named, "rules": namespaced(settings)},
+        {"apiVersion": f"{group}/v1", "kind": "Role", "metadata": named, "rules": namespaced()},
         {
             "apiVersion": f"{group}/v1", "kind": "RoleBinding", "metadata": named, "subjects": [account],
             "roleRef": {"apiGroup": group, "kind": "Role", "name": MANAGER},
@@ -35,9 +35,9 @@ def render_rbac(settings: Settings) -> tuple[Json, ...]:
     )  # fmt: skip
 
 
-def namespaced(settings: Settings) -> list[Json]:
-    """Return the rules in the namespace of the runs; kinds that the settings never write are left out."""
-    rules = [
+def namespaced() -> list[Json]:
+    """Return the rules in the namespace of the runs."""
+    return [
         _rule("", ("configmaps", "secrets", "services", "persistentvolumeclaims"), _KEPT),
         _rule("", ("pods",), ("get", "list", "watch", "delete", "deletecollection")),
         _rule("", ("pods/log",), ("get",)),
@@ -49,10 +49,8 @@ def namespaced(settings: Settings) -> list[Json]:
         _rule("leaderworkerset.x-k8s.io", ("leaderworkersets",), _KEPT),
         _rule("policy", ("poddisruptionbudgets",), _KEPT),
         _rule("autoscaling", ("horizontalpodautoscalers",), _KEPT),
+        _rule("keda.sh", ("scaledobjects",), _KEPT),
     ]
-    if settings.autoscaler == "keda":
-        rules.append(_rule("keda.sh", ("scaledobjects",), _KEPT))
-    return rules
 
 
 def _wide() -> list[Json]:
@@ -67,14 +65,14 @@ def _rule(group: str, resources: Sequence[str], verbs: Sequence[str]) -> Json:
     return {"apiGroups": [group], "resources": list(resources), "verbs": list(verbs)}
 
 
-def missing_rules(granted: Sequence[Json], settings: Settings) -> list[str]:
+def missing_rules(granted: Sequence[Json]) -> list[str]:
     """Return what is not granted of the rules in the namespace, as ``verb resource.group``.
 
     ``granted`` are the ``resourceRules`` of a SelfSubjectRulesReview.
     """
     return [
         f"{verb} {resource}" + (f".{group}" if group else "")
-        for group, resource, verb in _needed(namespaced(settings))
+        for group, resource, verb in _needed(namespaced())
         if not any(_grants(rule, group, resource, verb) for rule in granted)
     ]
 

@@ -86,7 +86,7 @@ def _forbidden(said: str, backend: str) -> BackendError:
         verb, resource, group, scope = missing.groups()
         rule = f"verb {verb} on {resource}" + (f" of {group}" if group else "")
         return AuthFailed(
-            f"not allowed: {rule}{scope}", backend=backend, fix="apply what 'render rbac' prints"
+            f"not allowed: {rule}{scope}", backend=backend, fix="modelyard render --to kubernetes --access"
         )
     return AuthFailed(said, backend=backend, fix="ask who runs the cluster")
 

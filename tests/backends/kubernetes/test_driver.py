@@ -1,0 +1,303 @@
+"""What is written to a real API server, and what its refusals become."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.kubernetes import Kubernetes
+from backends.kubernetes.client import Cluster, path_of
+from backends.kubernetes.rbac import render_rbac
+from orchestrator.backend import Group, GroupStatus
+from orchestrator.errors import AuthFailed, ConfigError, Quota, Rejected, Unreachable
+from tests.backends.kubernetes.cluster import admin, api_server, namespace
+from tests.backends.kubernetes.samples import INDEXED, JOB, SERVICE, SPANNING
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with api_server(tmp_path_factory.mktemp("apiserver")) as found:
+        yield found
+
+
+@pytest.fixture
+def place(config: str) -> Iterator[Kubernetes]:
+    with namespace(config) as name:
+        yield Kubernetes("lab", kubeconfig=config, namespace=name)
+
+
+@pytest.fixture
+def root(config: str) -> Cluster:
+    return admin(config)
+
+
+def get(root: Cluster, place: Kubernetes, version: str, kind: str, name: str) -> Any:
+    return root.get(path_of(version, kind, place.settings.namespace, name))
+
+
+def names(root: Cluster, place: Kubernetes, version: str, kind: str) -> list[str]:
+    items, _ = root.list(path_of(version, kind, place.settings.namespace))
+    return [
+        one["metadata"]["name"] for one in items if "modelyard.dev/run" in one["metadata"].get("labels", {})
+    ]
+
+
+def apply(place: Kubernetes, group: Group, **secrets: str) -> GroupStatus:
+    return place.apply_group(group, secrets=secrets)
+
+
+KINDS = (
+    ("apps/v1", "Deployment"),
+    ("v1", "Service"),
+    ("v1", "Secret"),
+    ("policy/v1", "PodDisruptionBudget"),
+)
+
+
+def test_second_apply_leaves_every_version_as_it_was(place: Kubernetes, root: Cluster) -> None:
+    def versions() -> dict[str, str]:
+        kinds = (
+            ("apps/v1", "Deployment"),
+            ("v1", "Service"),
+            ("v1", "Secret"),
+            ("policy/v1", "PodDisruptionBudget"),
+        )
+        found = {}
+        for version, kind in kinds:
+            for name in names(root, place, version, kind):
+                one = get(root, place, version, kind, name)
+                found[f"{kind}/{name}"] = one["metadata"][
+                    "generation" if kind == "Deployment" else "resourceVersion"
+                ]
+        return found
+
+    apply(place, SERVICE, HF_TOKEN="x")
+    before = versions()
+    apply(place, SERVICE, HF_TOKEN="x")
+    assert versions() == before
+    assert len(before) == len(KINDS)
+
+
+def test_status_carries_the_groups_digest_and_the_whole_hash(place: Kubernetes) -> None:
+    long = replace(SERVICE, template=replace(SERVICE.template, spec_hash="f" * 64))
+    status = apply(place, long)
+    assert (status.digest, status.spec_hash) == (long.digest(), "f" * 64)
+
+
+def test_everything_is_owned_by_the_first_object(place: Kubernetes, root: Cluster) -> None:
+    apply(place, SERVICE, HF_TOKEN="x")
+    owner = get(root, place, "apps/v1", "Deployment", "llama-70b")["metadata"]["uid"]
+    for kind, name in (("Service", "llama-70b"), ("Secret", "llama-70b-secrets")):
+        (reference,) = get(root, place, "v1", kind, name)["metadata"]["ownerReferences"]
+        assert reference["uid"] == owner
+
+
+def test_secret_is_in_its_secret_and_nowhere_else(place: Kubernetes, root: Cluster) -> None:
+    apply(place, SERVICE, HF_TOKEN="hunter2")
+    assert "hunter2" not in json.dumps(get(root, place, "apps/v1", "Deployment", "llama-70b"))
+
+
+def test_changed_count_is_patched_in_place(place: Kubernetes, root: Cluster) -> None:
+    apply(place, SERVICE)
+    before = get(root, place, "apps/v1", "Deployment", "llama-70b")
+    apply(place, replace(SERVICE, replicas=3))
+    after = get(root, place, "apps/v1", "Deployment", "llama-70b")
+    assert (after["metadata"]["uid"], after["spec"]["replicas"]) == (before["metadata"]["uid"], 3)
+    assert after["spec"]["template"] == before["spec"]["template"]
+
+
+def test_what_a_run_no_longer_takes_is_deleted(place: Kubernetes, root: Cluster) -> None:
+    apply(place, SERVICE)
+    assert names(root, place, "policy/v1", "PodDisruptionBudget") == ["llama-70b"]
+    apply(place, replace(SERVICE, replicas=1))
+    assert names(root, place, "policy/v1", "PodDisruptionBudget") == []
+
+
+def test_changed_task_is_another_job_and_the_old_one_goes(place: Kubernetes, root: Cluster) -> None:
+    apply(place, INDEXED)
+    apply(place, replace(INDEXED, template=replace(INDEXED.template, spec_hash="ffff")))
+    assert names(root, place, "batch/v1", "Job") == ["sft-ffff"]
+
+
+def test_dry_run_writes_nothing(place: Kubernetes, root: Cluster) -> None:
+    made = place.dry_run(SERVICE)
+    assert [one["kind"] for one in made] == ["Deployment", "Service", "PodDisruptionBudget"]
+    assert names(root, place, "apps/v1", "Deployment") == []
+
+
+def test_conflict_names_field_and_manager(place: Kubernetes, root: Cluster, config: str) -> None:
+    apply(place, SERVICE)
+    path = path_of("apps/v1", "Deployment", place.settings.namespace, "llama-70b")
+    other = {"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"replicas": 7}}
+    kind = "application/apply-patch+yaml"
+    root.send("PATCH", path, other, kind, fieldManager="hand", force="true")
+    with pytest.raises(Rejected, match=r"\.spec\.replicas by hand"):
+        apply(place, replace(SERVICE, replicas=3))
+    forced = Kubernetes("f", kubeconfig=config, namespace=place.settings.namespace, force_conflicts=True)
+    apply(forced, replace(SERVICE, replicas=3))
+    assert get(root, place, "apps/v1", "Deployment", "llama-70b")["spec"]["replicas"] == 3
+
+
+def _put_service(root: Cluster, place: Kubernetes, **metadata: Any) -> None:
+    body = {
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "llama-70b", **metadata},
+        "spec": {"ports": [{"port": 80}]},
+    }  # fmt: skip
+    root.send("POST", path_of("v1", "Service", place.settings.namespace), body)
+
+
+def test_object_of_somebody_else_is_left_alone(place: Kubernetes, root: Cluster) -> None:
+    _put_service(root, place)
+    with pytest.raises(Rejected, match="is not ours"):
+        apply(place, SERVICE)
+    assert names(root, place, "apps/v1", "Deployment") == []
+    place.delete_group("llama-70b", grace_s=0)
+    assert get(root, place, "v1", "Service", "llama-70b")
+
+
+def test_object_that_argo_keeps_is_left_alone(place: Kubernetes, root: Cluster) -> None:
+    mark = {"argocd.argoproj.io/tracking-id": "app:/Service:ml/llama-70b"}
+    _put_service(root, place, annotations=mark, labels={"modelyard.dev/run": "llama-70b"})
+    with pytest.raises(Rejected, match="kept by Argo CD"):
+        apply(place, SERVICE)
+
+
+def test_missing_custom_resource_says_where_to_get_it(place: Kubernetes) -> None:
+    with pytest.raises(Rejected, match="leaderworkersets") as refused:
+        apply(place, SPANNING)
+    assert refused.value.fix
+    assert "lws.sigs.k8s.io" in refused.value.fix
+
+
+def test_missing_namespace_is_said(config: str) -> None:
+    with pytest.raises(Rejected, match="not found") as refused:
+        apply(Kubernetes("lab", kubeconfig=config, namespace="nowhere"), JOB)
+    assert "create it" in (refused.value.fix or "")
+
+
+def test_quota_is_told_from_lack_of_room(place: Kubernetes, root: Cluster) -> None:
+    space = place.settings.namespace
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}}
+    quota |= {"spec": {"hard": {"count/deployments.apps": "0"}}}
+    root.send("POST", f"/api/v1/namespaces/{space}/resourcequotas", quota)
+    # the quota counts once it has been seen: by its controller, or by the server's own cache
+    status = {"status": {"hard": quota["spec"]["hard"], "used": {"count/deployments.apps": "0"}}}
+    merge = "application/merge-patch+json"
+    root.send("PATCH", f"/api/v1/namespaces/{space}/resourcequotas/q/status", status, merge)
+    with pytest.raises(Quota, match="exceeded quota"):
+        apply(place, SERVICE)
+
+
+def test_rendered_roles_are_enough_and_without_them_the_rule_is_named(
+    place: Kubernetes, root: Cluster, tmp_path: Path
+) -> None:
+    account = _as_account(root, place, tmp_path)
+    limited = Kubernetes("own", kubeconfig=account, namespace=place.settings.namespace)
+    with pytest.raises(AuthFailed, match="verb get on deployments of apps"):
+        apply(limited, SERVICE)
+    (permissions,) = [check for check in limited.check() if check.what == "permissions"]
+    assert not permissions.ok
+    assert "patch deployments.apps" in permissions.detail
+    for one in render_rbac(place.settings)[1:]:
+        root.send("POST", _rbac_path(one), one)
+    apply(limited, SERVICE, HF_TOKEN="x")
+    apply(limited, JOB, registry="u:p")
+    limited.create_volume("v", size_bytes=None)
+    limited.offers()
+    assert [status.name for status in limited.groups()] == ["answer", "llama-70b"]
+    assert [check.what for check in limited.check() if not check.ok] == []
+    limited.delete_group("llama-70b", grace_s=0)
+    limited.delete_volume("v")
+    assert [status.name for status in limited.groups()] == ["answer"]
+
+
+def _rbac_path(one: Any) -> str:
+    plural = one["kind"].lower() + "s"
+    space = one["metadata"].get("namespace")
+    root = "/apis/rbac.authorization.k8s.io/v1"
+    return f"{root}/namespaces/{space}/{plural}" if space else f"{root}/{plural}"
+
+
+def _as_account(root: Cluster, place: Kubernetes, folder: Path) -> str:
+    """Return a kubeconfig of the account that the rendered roles are bound to."""
+    space = place.settings.namespace
+    account = render_rbac(place.settings)[0]
+    root.send("POST", f"/api/v1/namespaces/{space}/serviceaccounts", account)
+    path = f"/api/v1/namespaces/{space}/serviceaccounts/modelyard/token"
+    token = root.send(
+        "POST", path, {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+    )
+    return _with_token(root, folder, token["status"]["token"])
+
+
+def _with_token(root: Cluster, folder: Path, token: str) -> str:
+    settings = root.configuration()
+    path = folder / "account.conf"
+    path.write_text(
+        "apiVersion: v1\nkind: Config\ncurrent-context: a\n"
+        f"clusters: [{{name: a, cluster: {{server: '{settings.host}', "
+        f"certificate-authority: {settings.ssl_ca_cert}}}}}]\n"
+        "contexts: [{name: a, context: {cluster: a, user: a}}]\n"
+        f"users: [{{name: a, user: {{token: {token}}}}}]\n"
+    )
+    return str(path)
+
+
+def test_wrong_token_is_a_matter_of_credentials(root: Cluster, tmp_path: Path) -> None:
+    expired = Kubernetes("lab", kubeconfig=_with_token(root, tmp_path, "expired"))
+    with pytest.raises(AuthFailed, match="expired or wrong"):
+        expired.groups()
+    assert [check.ok for check in expired.check()] == [False]
+
+
+def test_no_kubeconfig_is_a_matter_of_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Kubernetes("lab", kubeconfig=str(tmp_path / "none")).groups()
+    assert "KUBECONFIG" in (refused.value.fix or "")
+
+
+def test_silent_server_is_unreachable(tmp_path: Path) -> None:
+    path = tmp_path / "silent"
+    path.write_text(
+        "apiVersion: v1\nkind: Config\ncurrent-context: x\n"
+        "clusters: [{name: x, cluster: {server: 'http://127.0.0.1:9'}}]\n"
+        "contexts: [{name: x, context: {cluster: x, user: x}}]\nusers: [{name: x, user: {}}]\n"
+    )
+    with pytest.raises(Unreachable):
+        Kubernetes("lab", kubeconfig=str(path), timeout_s=2.0).groups()
+
+
+def test_watch_goes_on_after_a_version_that_is_too_old(place: Kubernetes, monkeypatch: Any) -> None:
+    asked: list[str] = []
+
+    @contextmanager
+    def too_old(path: str, query: Any, *, closed: Any = None) -> Iterator[Iterator[bytes]]:
+        asked.append(query["resourceVersion"])
+        yield iter([b'{"type": "ERROR", "object": {"kind": "Status", "code": 410}}'])
+
+    monkeypatch.setattr(place._cluster, "lines", too_old)
+    wakes = place.watch(threading.Event())
+    assert [next(wakes), next(wakes)] == ["", ""]  # listed, was told that this is too old, listed again
+    assert len(asked) == 1
+
+
+def test_claim_of_somebody_else_is_no_volume_of_ours(place: Kubernetes, root: Cluster) -> None:
+    claim = {
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+    }  # fmt: skip
+    root.send("POST", path_of("v1", "PersistentVolumeClaim", place.settings.namespace), claim)
+    assert place.volumes() == []
+    for refused in (
+        lambda: place.create_volume("data", size_bytes=None),
+        lambda: place.delete_volume("data"),
+    ):
+        with pytest.raises(Rejected, match="is not ours"):
+            refused()
