@@ -79,9 +79,8 @@ def test_what_it_waits_for_is_told(one: dict[str, Any], phase: Phase, says: str)
 
 
 def test_scheduler_is_quoted_without_what_follows() -> None:
-    message = (
-        "0/8 nodes are available: 8 Insufficient nvidia.com/gpu. no new claims to deallocate, preemption: 0/8"
-    )
+    why = "0/8 nodes are available: 8 Insufficient nvidia.com/gpu"
+    message = f"{why}. no new claims to deallocate, preemption: 0/8"
     one = pod(phase="Pending", conditions=[{"type": "PodScheduled", "status": "False", "message": message}])
     assert seen(one).message == why
     assert scheduler_says("8 node(s) had untolerated taint(s)") == "8 node(s) had untolerated taint(s)"
