@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,6 +116,25 @@ def _make_file(path: Path) -> None:
         ) from error
 
 
+WAL_PAUSE_S = 0.02
+
+
+def _use_wal(connection: sqlite3.Connection, busy_s: float) -> None:
+    """Switch the file to a write-ahead log, once in its life.
+
+    The switch does not wait for others, whatever the time-out (sqlite.org/wal.html): of several
+    that open a new file together, all but one are told at once that it is locked.
+    """
+    deadline = time.monotonic() + busy_s
+    while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(WAL_PAUSE_S)
+
+
 def _sqlite(path: Path, busy_s: float) -> sa.Engine:
     engine = sa.create_engine(
         sa.URL.create("sqlite", database=str(path)),
@@ -125,7 +145,7 @@ def _sqlite(path: Path, busy_s: float) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def set_up(connection: sqlite3.Connection, _record: object) -> None:
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_wal(connection, busy_s)
         connection.execute("PRAGMA synchronous = FULL")  # a commit survives a loss of power
         connection.execute("PRAGMA foreign_keys = ON")
 

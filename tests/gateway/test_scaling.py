@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.gateway.scaling import Metric, Rule, Sample, decide
@@ -84,6 +84,7 @@ def test_right_after_a_change_nothing_shrinks_and_nothing_grows_again(
 
 @settings(max_examples=200, deadline=None)
 @given(RULES, st.lists(LOADS, min_size=15, max_size=20), st.integers(1, 12))
+@example(Rule("rps", 100.0, 0, 8, slots=1, down_delay_s=100.0), [4.0] * 20, 8)
 def test_what_runs_keeps_its_place(rule: Rule, loads: list[float], replicas: int) -> None:
     replicas = min(max(replicas, rule.least), rule.most)
     scale = decide(rule, seen(*loads), replicas=replicas, now_s=1000.0)

@@ -22,6 +22,7 @@ import pytest
 from backends.machine import Device
 from backends.ssh import Ssh
 from backends.ssh.memory import Memory
+from backends.ssh.placement import spread
 from backends.ssh.survey import Survey, parse
 from orchestrator.backend import Instance, Launch, Mount, Phase, Port, Resources
 from orchestrator.errors import AuthFailed, Busy, NoCapacity, NotFound, Rejected, Unreachable
@@ -376,7 +377,9 @@ def test_blocks_are_taken_whole(
 
 def test_launch_goes_to_the_host_of_its_volume(pair: tuple[Ssh, Sshd, Sshd]) -> None:
     backend = pair[0]
-    names = [f"data-{n}" for n in range(6)]
+    candidates = [f"data-{n}" for n in range(64)]
+    hosts = list(backend._hosts)
+    names = sorted(next(c for c in candidates if spread(c, hosts)[0] == host) for host in hosts)
     for name in names:
         backend.create_volume(name, size_bytes=None)
         backend.create_volume(name, size_bytes=None)
