@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from orchestrator.backend import Mount
+from orchestrator.backend import Mount, Offer
 from orchestrator.catalog import Accelerator, ModelFacts, PriceRow, count_parameters
 from orchestrator.engines import Adapter, EngineLaunch, Source, engine
 from orchestrator.engines import ServingJob as EngineJob
@@ -32,7 +32,7 @@ from orchestrator.planner.plan import SHOWN, Choice, Placed, Sort, advise
 from orchestrator.planner.sizing import Measured, ServingJob, Size
 from orchestrator.planner.sizing.weights import published_format, weight_bytes
 from orchestrator.planner.sources import adapter_source, model_source
-from orchestrator.planner.throughput import Throughput, serving_throughput
+from orchestrator.planner.throughput import Ceiling, Throughput, serving_ceiling, serving_throughput
 from orchestrator.planner.throughput.work import Work, work
 from orchestrator.planner.why import Fallen, by_price, elsewhere, objections, over_price
 from orchestrator.spec.models import Adapter as AdapterSpec
@@ -165,9 +165,50 @@ class _Fit:
 
     candidate: Candidate
     engine: str
-    speed: Throughput | None
+    job: ServingJob
+    size: Size
+    counted: Work
 
-    def served(self, question: Question) -> Served:
+    def ceiling(self, question: Question) -> Ceiling | None:
+        """Return what its speed cannot surpass, None where the catalog does not know its bandwidth."""
+        if self.candidate.accelerator.bandwidth_gbs is None:
+            return None
+        return serving_ceiling(
+            question.facts,
+            self.candidate.accelerator,
+            input_tokens=question.traffic.input_tokens,
+            output_tokens=question.traffic.output_tokens,
+            concurrency=question.traffic.concurrency,
+            tensor=self.candidate.layout.tensor,
+            pipeline=self.candidate.layout.pipeline,
+            weight_format=self.job.precision,
+            engine=self.engine,
+            engine_version=question.version,
+            counted=self.counted,
+        )
+
+    def speed(self, question: Question) -> Throughput | None:
+        """Return how fast it serves, None where the catalog does not know its bandwidth."""
+        if self.candidate.accelerator.bandwidth_gbs is None:
+            return None
+        return serving_throughput(
+            question.facts,
+            self.candidate.accelerator,
+            input_tokens=question.traffic.input_tokens,
+            output_tokens=question.traffic.output_tokens,
+            concurrency=question.traffic.concurrency,
+            tensor=self.candidate.layout.tensor,
+            pipeline=self.candidate.layout.pipeline,
+            weight_format=self.job.precision,
+            kv_dtype="bf16" if self.job.kv_cache == "auto" else self.job.kv_cache,
+            engine=self.engine,
+            engine_version=question.version,
+            kv_cache_tokens=self.size.kv_cache_tokens,
+            max_sequences=self.size.max_num_seqs or None,
+            counted=self.counted,
+        )
+
+    def served(self, question: Question, speed: Throughput | None) -> Served:
         """Write out the containers; only the chosen set needs them."""
         runner, nodes = engine(self.engine), self.candidate.layout.nodes
         job, size = self.candidate.settled()
@@ -181,7 +222,7 @@ class _Fit:
             layout=self.candidate.layout,
             job=job,
             size=size,
-            speed=self.speed,
+            speed=speed,
             launch=launch,
             accelerator=self.candidate.accelerator,
             follower=runner.launch(written, node_rank=1) if nodes > 1 else None,
@@ -198,22 +239,61 @@ class _Option:
     fit: _Fit
     offers: OfferSet
 
-    def choices(self) -> Iterator[tuple[int, Choice]]:
-        """Yield the first offers of the group with their ranks: within it the cheapest is best."""
-        layout, speed = self.fit.candidate.layout, self.fit.speed
+    def priced(self) -> Iterator[tuple[int, Offer, float]]:
+        """Yield the first offers of the group with their ranks and prices: within it the cheapest is best."""
+        layout = self.fit.candidate.layout
         for place, offer in islice(self.offers.ranked(), SHOWN):
-            price = offer.costs_usd_hour(count=layout.count, nodes=layout.nodes)
-            cost = token_cost(speed, price_usd_hour=price).output_usd if speed else None
-            rate = speed.output_tokens_s if speed else None
+            yield place, offer, offer.costs_usd_hour(count=layout.count, nodes=layout.nodes)
+
+    def floor(self, question: Question, *, sort: Sort) -> tuple[object, ...]:
+        """Return a sort key that none of its choices comes before, without computing how fast it is."""
+        least, most = min(price for *_, price in self.priced()), self.fit.ceiling(question)
+        usd = least / 3600 * 1e6 / most.output_tokens_s if most else 0.0
+        candidate = self.fit.candidate
+        return bool(candidate.lowered), _aim(most, usd, sort=sort), least, candidate.layout.devices
+
+    def ranked(self, question: Question, *, sort: Sort) -> Iterator[_Ranked]:
+        """Yield the first offers of the group, each with the sort key of its speed and price."""
+        layout, speed = self.fit.candidate.layout, self.fit.speed(question)
+        for place, offer, price in self.priced():
             choice = Choice(
                 offer,
                 layout.nodes,
                 price,
-                usd_per_million_tokens=cost,
-                output_tokens_s=rate,
+                usd_per_million_tokens=token_cost(speed, price_usd_hour=price).output_usd if speed else None,
+                output_tokens_s=speed.output_tokens_s if speed else None,
                 count=layout.count,
             )
-            yield place, choice
+            yield _Ranked(_rank(self, speed, place, choice, sort=sort), self, speed, choice)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    """One offer of a group with its sort key, and how fast it serves."""
+
+    key: tuple[object, ...]
+    option: _Option
+    speed: Throughput | None
+    choice: Choice
+
+
+def _best(question: Question, options: Sequence[_Option], *, sort: Sort) -> list[_Ranked]:
+    """Return the first choices of all options, in their order.
+
+    How fast a group serves is the dearest answer: only groups whose floor comes before the last
+    choice that would be shown are asked for it.
+    """
+    floors = sorted((each.floor(question, sort=sort), at) for at, each in enumerate(options))
+    found: list[_Ranked] = []
+    for floor, at in floors:
+        if len(found) == SHOWN and found[-1].key < floor:
+            break
+        found = sorted([*found, *options[at].ranked(question, sort=sort)], key=_key)[:SHOWN]
+    return found
+
+
+def _key(ranked: _Ranked) -> tuple[object, ...]:
+    return ranked.key
 
 
 def place_model(
@@ -267,16 +347,13 @@ def place_model(
             fix=_fix(groups, matched, asked),
             elsewhere=near,
         )
-    ranked = sorted(
-        ((option, place, choice) for option in options for place, choice in option.choices()),
-        key=lambda found: _rank(*found, sort=sort),
-    )
-    best, _, first = ranked[0]
-    choices = tuple(replace(c, chosen=c is first) for *_, c in ranked[:SHOWN])
+    ranked = _best(question, options, sort=sort)
+    best = ranked[0]
+    choices = tuple(replace(each.choice, chosen=each is best) for each in ranked)
     fitting = sum(len(option.offers) for option in options)
     refused = refusals(matched, groups.refused)
-    placed = Placed(choices, fitting, refused, backends_of(best.offers), why_not)
-    return placed, best.fit.served(question)
+    placed = Placed(choices, fitting, refused, backends_of(best.option.offers), why_not)
+    return placed, best.option.fit.served(question, best.speed)
 
 
 def _with_cpus(groups: Groups, offers: OfferSet) -> dict[str, Accelerator]:
@@ -358,8 +435,7 @@ def _fit_of(question: Question, candidate: Candidate, counted: Mapping[str, Work
     for name in AUTO_ENGINES if question.engine == "auto" else (question.engine,):
         reason = engine(name).refuses(written)
         if reason is None:
-            speed = _speed(question, candidate, job, size, name, counted[candidate.needs.job.precision])
-            return _Fit(candidate, name, speed)
+            return _Fit(candidate, name, job, size, counted[candidate.needs.job.precision])
         refusal = refusal or f"{name}: {reason}"
     return refusal
 
@@ -424,48 +500,28 @@ def _precision(name: str) -> Precision:
     return next((precision for precision in known if precision == name), "auto")
 
 
-def _speed(
-    question: Question, candidate: Candidate, job: ServingJob, size: Size, name: str, counted: Work
-) -> Throughput | None:
-    layout = candidate.layout
-    if candidate.accelerator.bandwidth_gbs is None:
-        return None
-    return serving_throughput(
-        question.facts,
-        candidate.accelerator,
-        input_tokens=question.traffic.input_tokens,
-        output_tokens=question.traffic.output_tokens,
-        concurrency=question.traffic.concurrency,
-        tensor=layout.tensor,
-        pipeline=layout.pipeline,
-        weight_format=job.precision,
-        kv_dtype="bf16" if job.kv_cache == "auto" else job.kv_cache,
-        engine=name,
-        engine_version=question.version,
-        kv_cache_tokens=size.kv_cache_tokens,
-        max_sequences=size.max_num_seqs or None,
-        counted=counted,
-    )
-
-
-def _rank(option: _Option, place: int, choice: Choice, *, sort: Sort) -> tuple[object, ...]:
+def _rank(
+    option: _Option, speed: Throughput | None, place: int, choice: Choice, *, sort: Sort
+) -> tuple[object, ...]:
     """Return the sort key: nothing lowered first, then what was asked for, then the rank of the offer."""
-    fit = option.fit
-    first: float
-    match sort:
-        case _ if fit.speed is None:
-            first = math.inf
-        case "throughput":
-            first = -fit.speed.output_tokens_s
-        case "latency":
-            first = fit.speed.ttft_s + fit.speed.tpot_s * 100
-        case "price":
-            first = choice.usd_per_million_tokens or 0.0
-    offer, candidate = choice.offer, fit.candidate
+    offer, candidate = choice.offer, option.fit.candidate
     return (
-        bool(candidate.lowered), first, choice.price_usd_hour, candidate.layout.devices, offer.vram_bytes,
-        place, candidate.layout.count,
+        bool(candidate.lowered), _aim(speed, choice.usd_per_million_tokens or 0.0, sort=sort),
+        choice.price_usd_hour, candidate.layout.devices, offer.vram_bytes, place, candidate.layout.count,
     )  # fmt: skip
+
+
+def _aim(speed: Throughput | Ceiling | None, usd_per_million_tokens: float, *, sort: Sort) -> float:
+    """Return what the best offer has the least of, infinite where nothing is known of its speed."""
+    match sort:
+        case _ if speed is None:
+            return math.inf
+        case "throughput":
+            return -speed.output_tokens_s
+        case "latency":
+            return speed.ttft_s + speed.tpot_s * 100
+        case "price":
+            return usd_per_million_tokens
 
 
 def needs_text(question: Question) -> str:

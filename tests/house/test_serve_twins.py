@@ -11,6 +11,7 @@ from orchestrator.errors import NothingFits
 from orchestrator.planner import index, serve
 from orchestrator.planner.demand import Demand
 from orchestrator.planner.index import OfferSet
+from orchestrator.planner.plan import Choice
 from orchestrator.planner.sizing.serving import ServingNeeds
 from orchestrator.planner.sizing.values import Size
 from orchestrator.planner.why import Fallen
@@ -27,9 +28,9 @@ def every_node(offers: OfferSet, nodes: int, demand: Demand) -> OfferSet:
     return offers
 
 
-def shown_only(option: serve._Option, place: int, choice: object, *, sort: str) -> tuple[object, ...]:
+def shown_only(option: object, speed: object, place: int, choice: Choice, *, sort: str) -> tuple[object, ...]:
     """Rank by price alone, whatever was asked for or lowered."""
-    return (choice.price_usd_hour, place)  # type: ignore[attr-defined]  # a choice
+    return (choice.price_usd_hour, place)
 
 
 def test_a_plan_by_order_of_arrival_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,6 +49,18 @@ def test_a_rank_by_price_alone_is_caught(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(serve, "_rank", shown_only)
     with pytest.raises(AssertionError):
         cases.test_published_weights_win_over_lowered_ones_whatever_they_cost()
+
+
+def test_a_floor_above_what_is_found_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = serve.serving_ceiling
+
+    def low(*args: object, **load: object) -> object:
+        most = real(*args, **load)  # type: ignore[arg-type]  # passed on as they came
+        return replace(most, output_tokens_s=most.output_tokens_s / 50, tpot_s=most.tpot_s * 50)
+
+    monkeypatch.setattr(serve, "serving_ceiling", low)
+    with pytest.raises(AssertionError):
+        cases.test_the_first_choices_are_those_of_asking_every_group_how_fast_it_is()
 
 
 def test_memory_that_harms_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,10 @@ def _trusts_the_formula_over_a_measurement(facts: ModelFacts, device: Accelerato
     return serving_throughput(facts, device, **load)
 
 
+def _outruns_its_memory(facts: ModelFacts, device: Accelerator, **load: Any) -> Throughput:
+    return serving_throughput(facts, replace(device, bandwidth_gbs=1e6), **load)
+
+
 TWINS: list[tuple[Estimate, laws.Law]] = [
     (_reads_bandwidth_upside_down, laws.more_bandwidth_is_never_slower),
     (_reads_peaks_upside_down, laws.higher_peaks_are_never_slower),
@@ -77,6 +81,7 @@ TWINS: list[tuple[Estimate, laws.Law]] = [
     (_gives_a_range_beside_it, laws.the_range_holds_the_estimate),
     (_counts_output_as_total, laws.tokens_in_and_out_keep_their_ratio),
     (_trusts_the_formula_over_a_measurement, laws.a_measured_load_comes_back_as_measured),
+    (_outruns_its_memory, laws.no_estimate_passes_its_ceiling),
 ]
 
 

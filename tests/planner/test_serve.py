@@ -13,9 +13,11 @@ from orchestrator.backend import Can, Offer
 from orchestrator.catalog import accelerators, model, models, prices
 from orchestrator.catalog.values import ModelFacts
 from orchestrator.errors import NothingFits
+from orchestrator.planner import serve
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
+from orchestrator.planner.groups import any_of, group
 from orchestrator.planner.index import OfferIndex
-from orchestrator.planner.plan import Placed
+from orchestrator.planner.plan import SHOWN, Placed, Sort
 from orchestrator.planner.serve import Question, Served, place_model
 from orchestrator.planner.why import objections, tensor_of
 from orchestrator.spec.models import Model, Traffic
@@ -171,6 +173,29 @@ def test_what_is_best_is_what_was_asked_for(sort: str, best: str) -> None:
     )  # fmt: skip
 
     assert found.choices[0].offer.accelerator == best
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([LLAMA, "Qwen/Qwen3-14B", "openai/gpt-oss-20b"]),
+    st.sampled_from(["price", "throughput", "latency"]),
+    st.sampled_from([Traffic(), Traffic(concurrency=200), Traffic(output_tokens=1), Traffic(input_tokens=1)]),
+    st.sampled_from(["auto", "transformers"]),
+    st.lists(st.sampled_from([0.0, 0.3, 1.0, 9.0]), min_size=len(EVERYTHING), max_size=len(EVERYTHING)),
+)
+def test_the_first_choices_are_those_of_asking_every_group_how_fast_it_is(
+    id: str, sort: Sort, load: Traffic, engine: str, prices: list[float]
+) -> None:
+    asked = replace(question(id), traffic=load, engine=engine)
+    offers = [replace(o, price_usd_hour=price) for o, price in zip(EVERYTHING, prices, strict=True)]
+    demand, known = Demand(places={"cloud": ABLE}, accelerator=any_of(None)), accelerators()
+    fitting = OfferIndex(offers).match(demand).fitting
+    options = serve._options(asked, demand, group(fitting, demand, known), known)
+
+    found = serve._best(asked, options, sort=sort)
+
+    each = [ranked for option in options for ranked in option.ranked(asked, sort=sort)]
+    assert found == sorted(each, key=lambda ranked: ranked.key)[:SHOWN]
 
 
 def test_several_machines_are_taken_only_where_a_backend_joins_them() -> None:

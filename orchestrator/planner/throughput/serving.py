@@ -58,6 +58,15 @@ class Throughput:
 
 
 @dataclass(frozen=True, slots=True)
+class Ceiling:
+    """What a replica cannot surpass at a load: tokens a second at most, seconds at least."""
+
+    output_tokens_s: float
+    ttft_s: float
+    tpot_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Replica:
     """A model on its accelerators under its load: what every pass is computed from."""
 
@@ -229,6 +238,63 @@ def serving_throughput(
     there = replace(replica, input_tokens=row.input_tokens, output_tokens=row.output_tokens)
     expected = _at_load(there, row.concurrency, kv_cache_tokens, burst).output_tokens_s
     return _brought_to(formula, row, row.output_tokens_s / expected, factors)
+
+
+def serving_ceiling(
+    facts: ModelFacts,
+    accelerator: Accelerator,
+    *,
+    input_tokens: float,
+    output_tokens: float,
+    concurrency: float,
+    tensor: int,
+    pipeline: int,
+    weight_format: str,
+    engine: str,
+    engine_version: str | None = None,
+    counted: Work,
+    factors: ServingFactors = SERVING,
+) -> Ceiling:
+    """Return what ``serving_throughput`` at the same load never surpasses, at a fraction of its cost.
+
+    No step is shorter than reading what one token takes of the weights, the launches of all layers
+    and the latency of their all-reduces, and none gives more than ``concurrency`` tokens. No prompt
+    is read faster than its products are made. One data-parallel rank, and no measured rows.
+
+    Raises:
+        ValueError: the catalog has no bandwidth for the accelerator, or the format is unknown.
+
+    >>> from orchestrator.catalog import accelerator, model
+    >>> llama, h100 = model("meta-llama/Llama-3.1-8B-Instruct"), accelerator("H100")
+    >>> load = {"input_tokens": 1500, "output_tokens": 300, "concurrency": 16, "tensor": 1, "pipeline": 1}
+    >>> speed = serving_throughput(llama, h100, **load)
+    >>> most = serving_ceiling(llama, h100, **load, weight_format="bf16", engine="vllm", counted=work(llama))
+    >>> speed.output_tokens_s < most.output_tokens_s, most.tpot_s < speed.tpot_s
+    (True, True)
+    """
+    replica = _Replica(
+        facts=facts,
+        model=counted,
+        accelerator=accelerator,
+        engine=engine_speed(engine, engine_version, factors),
+        factors=factors,
+        tensor=tensor,
+        pipeline=pipeline,
+        data=1,
+        expert=1,
+        weight_format=weight_format,
+        element_bytes=0.0,  # what steps take of the cache comes on top
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        max_sequences=math.ceil(concurrency),
+        chunk_tokens=math.ceil(input_tokens),
+    )
+    speed, later = replica.engine, output_tokens - 1
+    step_s = _weights_s(replica, 1.0) + _allreduce_s(replica, 0.0) + speed.layer_s * facts.layers
+    flying = 1 + (pipeline - 1) * factors.pipeline
+    prompt_s = _products_s(replica, max(input_tokens, 1.0)) / flying
+    took = (prompt_s + step_s * later / max(concurrency, 1.0)) / speed.rate + speed.request_s
+    return Ceiling(output_tokens / took, speed.request_s, step_s / speed.rate if later else 0.0)
 
 
 def engine_speed(name: str, version: str | None = None, factors: ServingFactors = SERVING) -> EngineSpeed:

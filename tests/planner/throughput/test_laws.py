@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.planner.throughput import Measured, serving_throughput
+from orchestrator.planner.throughput import Measured, serving_ceiling, serving_throughput
+from orchestrator.planner.throughput.work import work
 from tests.planner.throughput.worlds import Estimate, World, worlds
 
 Law = Callable[[Estimate, World, float], None]
@@ -81,6 +82,18 @@ def a_measured_load_comes_back_as_measured(estimate: Estimate, world: World, fac
     assert (speed.output_tokens_s, speed.measured) == (pytest.approx(rate), "our own run")
 
 
+def no_estimate_passes_its_ceiling(estimate: Estimate, world: World, factor: float) -> None:
+    alone = world.but(data=1, expert=1, burst=False)
+    keys = ("input_tokens", "output_tokens", "concurrency", "tensor", "pipeline", "weight_format", "engine")
+    load = {key: alone.load[key] for key in keys}
+    counted = work(world.facts, load["weight_format"])
+    most = serving_ceiling(world.facts, world.accelerator, counted=counted, **load)
+    speed = alone.ask(estimate)
+    assert speed.output_tokens_s <= most.output_tokens_s
+    assert most.ttft_s <= speed.ttft_s
+    assert most.tpot_s <= speed.tpot_s
+
+
 LAWS: tuple[Law, ...] = (
     more_bandwidth_is_never_slower,
     higher_peaks_are_never_slower,
@@ -92,6 +105,7 @@ LAWS: tuple[Law, ...] = (
     the_range_holds_the_estimate,
     tokens_in_and_out_keep_their_ratio,
     a_measured_load_comes_back_as_measured,
+    no_estimate_passes_its_ceiling,
 )
 
 
