@@ -102,7 +102,8 @@ class Sim:
         namespace: Whose launches these are; another namespace in one ``state`` does not see them.
         script: What launches do: patterns of launch names (as in ``fnmatch``, first match
             counts) to scripts, or a function of the launch. Default: runs until stopped.
-        offers: What can be had. Default: one machine with 8 accelerators.
+        offers: What can be had, as values or as mappings of their fields. Default: one machine
+            with 8 accelerators.
         capacity: How many launches may be pending or running at once. Default: what offers hold.
         clock: The time. Default: the machine's.
         holding: Instances that are there from the beginning, as they are.
@@ -124,7 +125,7 @@ class Sim:
         *,
         namespace: str = "modelyard",
         script: Mapping[str, Script | Mapping[str, Any]] | Callable[[Launch], Script] | None = None,
-        offers: Sequence[Offer] | None = None,
+        offers: Sequence[Offer | Mapping[str, Any]] | None = None,
         capacity: int | None = None,
         clock: Callable[[], datetime] | None = None,
         holding: Iterable[Instance] = (),
@@ -140,7 +141,8 @@ class Sim:
         self._namespace = namespace
         self._journal = Journal(None if state is None else Path(state), namespace)
         self._script = script if callable(script) else _patterns(script or {})
-        self._offers = default_offers(name) if offers is None else tuple(offers)
+        given = default_offers(name) if offers is None else offers
+        self._offers = tuple(o if isinstance(o, Offer) else _offer_from_options(name, o) for o in given)
         self._capacity = capacity
         self._clock = clock or (lambda: datetime.now(UTC))
         self._holding = tuple(holding)
@@ -526,6 +528,16 @@ def _patterns(script: Mapping[str, Script | Mapping[str, Any]]) -> Callable[[Lau
         return next((s for pattern, s in scripts if fnmatchcase(launch.name, pattern)), Script())
 
     return choose
+
+
+def _offer_from_options(backend: str, options: Mapping[str, Any]) -> Offer:
+    """Return the offer that an entry of ``config.yaml`` describes, by the fields of ``Offer``."""
+    try:
+        return Offer(backend=backend, **{"cpu": 8.0, "memory_bytes": 64 * GIB, **options})
+    except TypeError as wrong:
+        raise ConfigError(
+            f"offers: {wrong}", fix="give the fields of an offer, such as instance_type"
+        ) from None
 
 
 def _script_from_options(pattern: str, options: Mapping[str, Any]) -> Script:

@@ -417,3 +417,14 @@ def test_every_field_of_a_script_is_described() -> None:
     docs = Path(__file__).parents[2] / "docs" / "backends.md"
     described = docs.read_text().partition("## The sim")[2]
     assert [f.name for f in fields(Script) if f"`{f.name}`" not in described] == []
+
+
+def test_offers_of_a_configuration_are_mappings() -> None:
+    sim = Sim("cloud", offers=[{"instance_type": "a3", "accelerator": "H100-80GB", "count": 8}])
+    (offer,) = sim.offers()
+    assert (offer.backend, offer.instance_type, offer.count) == ("cloud", "a3", 8)
+
+
+def test_an_offer_with_an_unknown_field_is_refused() -> None:
+    with pytest.raises(ConfigError, match="offers"):
+        Sim("cloud", offers=[{"instance_tpye": "a3"}])
