@@ -49,12 +49,12 @@ def _only_the_default_batch(needs: Any, visible: int, *, slow: bool) -> Any:
     return needs._size(reached[0], visible)
 
 
-def _budget_only(needs: Any, memory: Any, setting: Any, *, pool: float, outside: float) -> Any:
+def _budget_only(needs: Any, setting: Any, visible: int, *, pool: float, outside: float) -> Any:
     return ("", 0.0) if pool >= setting.wanted_bytes else ("too little device memory", 1.0)
 
 
-def _graphs_always_outside(memory: Any, profile: Any, share: float) -> Any:
-    return pool(memory, replace(profile, graphs="outside"), share)
+def _graphs_always_outside(memory: Any, profile: Any, share: float, visible: int) -> Any:
+    return pool(memory, replace(profile, graphs="outside"), share, visible)
 
 
 def _formulas_only(measured: int | None, computed: int) -> int:

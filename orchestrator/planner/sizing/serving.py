@@ -33,13 +33,14 @@ MOST_BYTES = 2**42
 class _Setting:
     """Batch limits a device of a tier may run with, and what they cost.
 
+    ``memory`` holds weights, adapters, non-torch memory, graphs and the batch's activations.
     A request that is being read keeps a chunk of its prompt beside each window, so one chunk
     more is wanted of the cache (vLLM, kv_cache_interface.py).
     """
 
     tier: BatchTier
     batch: Batch
-    activations_bytes: int
+    memory: DeviceMemory
     wanted_bytes: float
 
 
@@ -47,13 +48,12 @@ class _Setting:
 class ServingNeeds:
     """What one replica needs on each of its devices, before any device is named.
 
-    ``memory`` holds weights, adapters, non-torch memory and graphs; each setting the KV cache
-    that the asked requests want at the asked ``context``.
+    Each setting holds the memory beside the KV cache, and the KV cache that the asked requests
+    want at the asked ``context``.
     """
 
     job: ServingJob
     profile: EngineProfile
-    memory: DeviceMemory
     layout: KvLayout
     settings: tuple[_Setting, ...]
     context: int
@@ -112,38 +112,40 @@ class ServingNeeds:
         return first if first.fits else next((s for s in sizes if s.fits), first)
 
     def _size(self, setting: _Setting, visible: int) -> Size:
-        memory = replace(self.memory, activations_bytes=setting.activations_bytes, visible_bytes=visible)
-        return self._open(memory, setting) if self.profile.base == "none" else self._pooled(memory, setting)
+        return self._open(setting, visible) if self.profile.base == "none" else self._pooled(setting, visible)
 
-    def _open(self, memory: DeviceMemory, setting: _Setting) -> Size:
+    def _open(self, setting: _Setting, visible: int) -> Size:
         """Answer for engines that take memory as requests come."""
-        pool = memory.visible_bytes - memory.non_kv_bytes - CONTEXT_BYTES
+        memory = setting.memory
+        pool = visible - memory.non_kv_bytes - CONTEXT_BYTES
         wanted = round(setting.wanted_bytes)
         peak = memory.non_kv_bytes + wanted
-        short = round(peak * (1 + self.profile.margin)) + CONTEXT_BYTES - memory.visible_bytes
+        short = round(peak * (1 + self.profile.margin)) + CONTEXT_BYTES - visible
         return self._answer(
-            replace(memory, kv_cache_bytes=wanted, peak_bytes=peak),
+            replace(memory, kv_cache_bytes=wanted, peak_bytes=peak, visible_bytes=visible),
             setting,
             pool=pool,
             share=1.0,
-            outside=memory.visible_bytes - peak,
+            outside=visible - peak,
             verdict=("", 0.0) if short <= 0 else (_TOO_LITTLE, float(short)),
         )
 
-    def _pooled(self, memory: DeviceMemory, setting: _Setting) -> Size:
+    def _pooled(self, setting: _Setting, visible: int) -> Size:
         """Answer for engines that reserve a pool from a budget."""
-        share = self.job.memory_utilization or _utilization(self.profile, self.job, setting, memory)
-        pool, outside = _pool(memory, self.profile, share)
+        memory = setting.memory
+        share = self.job.memory_utilization or _utilization(self.profile, self.job, setting, visible)
+        pool, outside = _pool(memory, self.profile, share, visible)
         pool = float(memory.kv_cache_bytes) or pool
         graphs = memory.graphs_bytes if self.profile.graphs != "none" else 0
-        peak = memory.non_kv_bytes + graphs + max(0, round(pool))
+        held = max(0, round(pool))
+        peak = memory.non_kv_bytes + graphs + held
         return self._answer(
-            replace(memory, kv_cache_bytes=max(0, round(pool)), peak_bytes=peak),
+            replace(memory, kv_cache_bytes=held, peak_bytes=peak, visible_bytes=visible),
             setting,
             pool=pool,
             share=share,
             outside=outside,
-            verdict=_verdict(self, memory, setting, pool=pool, outside=outside),
+            verdict=_verdict(self, setting, visible, pool=pool, outside=outside),
         )
 
     def _answer(
@@ -220,14 +222,15 @@ def serving_needs(facts: ModelFacts, job: ServingJob) -> ServingNeeds:
         windows=profile.grouped_layers,
     )
     tiers = sorted(profile.tiers, key=lambda t: t.from_bytes, reverse=True)
+    resident = _resident(facts, job, profile, weights=weights)
     context = job.context or facts.context or tiers[-1].max_num_batched_tokens
     return ServingNeeds(
         job=job,
         profile=profile,
-        memory=_resident(facts, job, profile, weights=weights),
         layout=layout,
         settings=tuple(
-            _setting(facts, job, profile, t, layout=layout, context=context, weights=weights) for t in tiers
+            _setting(facts, job, profile, t, resident, layout=layout, context=context, weights=weights)
+            for t in tiers
         ),
         context=context,
         vocab=facts.vocab,
@@ -270,6 +273,7 @@ def _setting(
     job: ServingJob,
     profile: EngineProfile,
     tier: BatchTier,
+    resident: DeviceMemory,
     *,
     layout: KvLayout,
     context: int,
@@ -292,7 +296,7 @@ def _setting(
     return _Setting(
         tier=tier,
         batch=batch,
-        activations_bytes=_first(job.measured.activations_bytes, round(computed)),
+        memory=replace(resident, activations_bytes=_first(job.measured.activations_bytes, round(computed))),
         wanted_bytes=_wanted(layout, batch, context, at_once),
     )
 
@@ -329,7 +333,7 @@ def _first(measured: int | None, computed: int) -> int:
     return computed if measured is None else measured
 
 
-def _utilization(profile: EngineProfile, job: ServingJob, setting: _Setting, memory: DeviceMemory) -> float:
+def _utilization(profile: EngineProfile, job: ServingJob, setting: _Setting, visible: int) -> float:
     if profile.base != "static":
         return profile.memory_utilization
     # sglang's server_args, in MiB: metadata, prefill activations, graphs, ranks
@@ -337,35 +341,35 @@ def _utilization(profile: EngineProfile, job: ServingJob, setting: _Setting, mem
     reserve += job.tensor * job.pipeline / 8 * 1024
     if setting.tier.from_bytes >= 60 * GIB:
         reserve = max(reserve, 10 * 1024)
-    return max(0.05, 1 - reserve * 2**20 / memory.visible_bytes)
+    return max(0.05, 1 - reserve * 2**20 / visible)
 
 
-def _pool(memory: DeviceMemory, profile: EngineProfile, share: float) -> tuple[float, float]:
+def _pool(memory: DeviceMemory, profile: EngineProfile, share: float, visible: int) -> tuple[float, float]:
     """Return the KV cache pool, and what is left beside everything the budget holds."""
     graphs_in = memory.graphs_bytes if profile.graphs == "inside" else 0
     graphs_out = memory.graphs_bytes if profile.graphs == "outside" else 0
     if profile.base == "free":
-        left = memory.visible_bytes - memory.non_kv_bytes
+        left = visible - memory.non_kv_bytes
         return share * left, (1 - share) * left - graphs_out
     if profile.base == "static":
         # the share counts from what is free once the process and its ranks have started
-        free = memory.visible_bytes - memory.non_torch_bytes
+        free = visible - memory.non_torch_bytes
         pool = share * free - memory.weights_bytes - memory.adapter_bytes
         return pool, (1 - share) * free - memory.activations_bytes - graphs_out
-    budget = share * memory.visible_bytes
-    return budget - memory.non_kv_bytes - graphs_in, memory.visible_bytes - budget - graphs_out
+    budget = share * visible
+    return budget - memory.non_kv_bytes - graphs_in, visible - budget - graphs_out
 
 
 _TOO_LITTLE = "too little device memory"
 
 
 def _verdict(
-    needs: ServingNeeds, memory: DeviceMemory, setting: _Setting, *, pool: float, outside: float
+    needs: ServingNeeds, setting: _Setting, visible: int, *, pool: float, outside: float
 ) -> tuple[str, float]:
     """Return why the replica does not fit and by how many bytes; no reason when it does."""
-    profile, wanted, batch = needs.profile, setting.wanted_bytes, setting.batch
-    if memory.weights_bytes >= memory.visible_bytes:
-        return "weights are larger than the device", memory.weights_bytes - memory.visible_bytes + wanted
+    profile, memory, wanted, batch = needs.profile, setting.memory, setting.wanted_bytes, setting.batch
+    if memory.weights_bytes >= visible:
+        return "weights are larger than the device", memory.weights_bytes - visible + wanted
     charged = memory.weights_bytes if profile.base == "static" else memory.non_kv_bytes
     room = pool - profile.margin * charged
     if room < wanted:
