@@ -21,6 +21,15 @@ weights have to be made beforehand (vLLM docs, quantization: online formats)."""
 STEP = 1024
 """Contexts are cut in steps of this many tokens."""
 
+Makes = Callable[[Accelerator, str], bool]
+"""Whether an engine makes a format of 16-bit weights on a device."""
+
+
+def _all_make(_device: Accelerator, _precision: str) -> bool:
+    """Stand in where nobody asks engines."""
+    return True
+
+
 Placement = tuple[str, int, int]
 """An accelerator's name, nodes, and devices per node."""
 
@@ -102,6 +111,7 @@ def choose(
     counts: Sequence[int] = (1, 2, 4, 8),
     max_nodes: int = 2,
     least_context: int = 4096,
+    makes: Makes = _all_make,
 ) -> Choices:
     """Return every set of accelerators that holds ``job``, and why each other one does not.
 
@@ -115,11 +125,12 @@ def choose(
         counts: Devices per node that can be had.
         max_nodes: Nodes one replica may span.
         least_context: Tokens a request must be able to hold where ``job`` states no context.
+        makes: Whether an engine makes a format that was not published, on a device.
 
     Raises:
         ValueError: as ``serving_needs``.
     """
-    asked = _Asked(facts, job, tuple(sorted(set(counts))), max_nodes, least_context)
+    asked = _Asked(facts, job, tuple(sorted(set(counts))), max_nodes, least_context, makes)
     devices = sorted(accelerators, key=lambda a: (a.visible_bytes, a.name))
     candidates: list[Candidate] = []
     missed: list[Missed] = []
@@ -171,9 +182,16 @@ class _Asked:
     """One question and its parts that no device changes, computed when first needed."""
 
     def __init__(
-        self, facts: ModelFacts, job: ServingJob, counts: tuple[int, ...], max_nodes: int, least_context: int
+        self,
+        facts: ModelFacts,
+        job: ServingJob,
+        counts: tuple[int, ...],
+        max_nodes: int,
+        least_context: int,
+        makes: Makes,
     ) -> None:
         self.facts = facts
+        self.makes = makes
         self.counts = counts
         self.max_nodes = max_nodes
         most = facts.context or least_context
@@ -261,7 +279,9 @@ class _Asked:
         return self._needs[key]
 
     def _computes(self, device: Accelerator, precision: str) -> bool:
-        return self.runs(device) if precision == self.first else is_native(device, precision)
+        if precision == self.first:
+            return self.runs(device)
+        return is_native(device, precision) and self.makes(device, precision)
 
     def _lowered(self, precision: str) -> str:
         return "" if precision == self.first else f"{precision} instead of {self.first}, which does not fit"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.backend import Can, Offer
 from orchestrator.catalog import Accelerator
-from orchestrator.errors import Refusal
+from orchestrator.errors import Refusal, WhyNot
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import Matched, OfferSet
 from orchestrator.planner.why import Fallen
@@ -23,6 +23,8 @@ class Groups:
     declined: Counter[str] = field(default_factory=Counter)
     """What engines said of sets that would hold the model."""
     fallen: list[Fallen] = field(default_factory=list)
+    dear: list[WhyNot] = field(default_factory=list)
+    """Sets that would hold the model, and together cost more than ``max_price``."""
 
     def add(self, offers: OfferSet, accelerator: str, counts: Sequence[int]) -> None:
         """Put offers of one accelerator into the groups of these counts."""
@@ -67,6 +69,17 @@ def spanning(offers: OfferSet, nodes: int, demand: Demand) -> OfferSet:
     for sample, found in offers.by("backend", "available"):
         able = Can.NODES in demand.places.get(sample.backend, frozenset())
         if not able or (sample.available is not None and sample.available < nodes):
+            offers -= found
+    return offers
+
+
+def affordable(offers: OfferSet, *, count: int, nodes: int, demand: Demand) -> OfferSet:
+    """Return the offers of which ``count`` accelerators on ``nodes`` machines keep to ``max_price``."""
+    limit = demand.max_price_usd_hour
+    if limit is None:
+        return offers
+    for sample, found in offers.by("price_usd_hour", "own_usd_hour"):
+        if sample.costs_usd_hour(count=count, nodes=nodes) > limit:
             offers -= found
     return offers
 

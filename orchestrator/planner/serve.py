@@ -15,17 +15,17 @@ from itertools import islice
 
 from orchestrator.backend import Mount, Offer
 from orchestrator.catalog import Accelerator, ModelFacts, PriceRow, count_parameters
-from orchestrator.engines import Adapter, EngineLaunch, Source, engine
+from orchestrator.engines import Adapter, EngineLaunch, Kind, Source, engine, kind_of
 from orchestrator.engines import ServingJob as EngineJob
 from orchestrator.engines.job import Precision
 from orchestrator.errors import NothingFits, Position, WhyNot
-from orchestrator.planner.choose import TOO_LITTLE, Candidate, Change, Choices, choose
+from orchestrator.planner.choose import TOO_LITTLE, Candidate, Change, Choices, Makes, choose
 from orchestrator.planner.compose import environment
 from orchestrator.planner.cost import token_cost
 from orchestrator.planner.cpu import ENGINES as CPU_ENGINES
 from orchestrator.planner.cpu import cpu_groups, is_cpu
 from orchestrator.planner.demand import Demand
-from orchestrator.planner.groups import Groups, any_of, backends_of, group, refusals, spanning
+from orchestrator.planner.groups import Groups, affordable, any_of, backends_of, group, refusals, spanning
 from orchestrator.planner.index import Matched, OfferIndex, OfferSet
 from orchestrator.planner.parallelism import Layout
 from orchestrator.planner.plan import SHOWN, Choice, Placed, Sort, advise
@@ -44,6 +44,8 @@ AUTO_ENGINES = ("vllm", "sglang", "transformers")
 
 LEAST_CONTEXT = 4096
 """Tokens a request can hold at least where the spec states no context."""
+
+OVER_PRICE = "over max_price"
 
 MOST_NODES = 4
 """Machines that one replica may span."""
@@ -329,22 +331,32 @@ def place_model(
         accelerators = {**accelerators, **_with_cpus(groups, index.match(replace(demand, nodes=1)).fitting)}
     options = _options(question, demand, groups, accelerators)
 
+    def dearer() -> list[WhyNot]:
+        return [*groups.dear, *_dearer(question, demand, matched, accelerators)]
+
     def why_not() -> tuple[WhyNot, ...]:
-        dearer = _dearer(question, demand, matched, accelerators)
-        return by_price([*(each.why_not() for each in groups.fallen), *dearer])
+        fallen = [each for each in groups.fallen if each.reason != OVER_PRICE]
+        return by_price([*(each.why_not() for each in fallen), *dearer()])
 
     if not options:
         wanted = demand.accelerator
         objected = objections(question.facts, question.job, wanted, accelerators, args=question.args)
         job = replace(question.job, context=question.model.context or _least_context(question))
-        near = elsewhere(question.facts, job, wanted, accelerators, prices)
+        # where an engine said no, machines are not what is missing
+        near = (
+            ""
+            if groups.declined
+            else elsewhere(
+                question.facts, job, wanted, accelerators, prices, most_usd_hour=demand.max_price_usd_hour
+            )
+        )
         raise NothingFits(
             f"no offer fits {what}",
             needs="; ".join([needs_text(question), *objected]),
             refused=refusals(matched, groups.refused),
             why_not=why_not(),
             where=where,
-            fix=_fix(groups, matched, asked),
+            fix=_fix(groups, dearer(), matched, asked),
             elsewhere=near,
         )
     ranked = _best(question, options, sort=sort)
@@ -371,10 +383,14 @@ def _dearer(
 ) -> Iterator[WhyNot]:
     """Yield the groups that hold the model and are refused for their price alone."""
     groups = group(matched.over_price, demand, accelerators)
-    for option in _options(question, demand, groups, accelerators):
-        layout = option.fit.candidate.layout
-        prices = [o.costs_usd_hour(count=layout.count, nodes=layout.nodes) for o in option.offers]
-        yield over_price(option.fit.candidate.accelerator.name, layout.count, prices)
+    for option in _options(question, replace(demand, max_price_usd_hour=None), groups, accelerators):
+        yield _dear(option.fit.candidate, option.offers)
+
+
+def _dear(candidate: Candidate, offers: OfferSet) -> WhyNot:
+    layout = candidate.layout
+    prices = [o.costs_usd_hour(count=layout.count, nodes=layout.nodes) for o in offers]
+    return over_price(candidate.accelerator.name, layout.count, prices)
 
 
 def _options(
@@ -387,18 +403,24 @@ def _options(
         return []
     found = choose(
         question.facts, question.job, [accelerators[name] for name in devices],
-        counts=counts, max_nodes=MOST_NODES, least_context=_least_context(question),
+        counts=counts, max_nodes=MOST_NODES, least_context=_least_context(question), makes=_maker(question),
     )  # fmt: skip
     fell = {(m.accelerator.name, m.count): m for m in reversed(found.missed) if m.nodes == 1}
     best = _by_place(found)
     counted = {each: work(question.facts, each) for each in {c.needs.job.precision for c in found.candidates}}
+    accepted: dict[_Asked, str] = {}
     options: list[_Option] = []
     for place, offers in groups.offers.items():
         left = offers
         refusal = fell[place].reason if place in fell else TOO_LITTLE
         for candidate in best.get(place, ()):
-            able = spanning(left, candidate.layout.nodes, demand)
-            fit = _fit_of(question, candidate, counted) if able else None
+            layout = candidate.layout
+            spanned = spanning(left, layout.nodes, demand)
+            able = affordable(spanned, count=layout.count, nodes=layout.nodes, demand=demand)
+            if spanned and not able:
+                refusal = OVER_PRICE
+                groups.dear.append(_dear(candidate, spanned))
+            fit = _fit_of(question, candidate, counted, accepted) if able else None
             if isinstance(fit, _Fit):
                 options.append(_Option(fit, able))
                 left -= able
@@ -409,6 +431,24 @@ def _options(
             groups.refused[refusal] += len(left)
             groups.fallen.append(Fallen(*place, left, refusal, fell.get(place)))
     return options
+
+
+def _maker(question: Question) -> Makes:
+    """Return whether an engine makes a format that was not published, asked once per kind of device."""
+    known: dict[tuple[object, ...], bool] = {}
+
+    def makes(device: Accelerator, precision: str) -> bool:
+        kind = (device.family, device.architecture, device.capability, device.gfx, precision)
+        if kind not in known:
+            job = EngineJob(
+                question.facts, model_source(question.model)[0], device, precision=_precision(precision),
+                image=question.image, version=question.version, secrets=question.secrets,
+            )  # fmt: skip
+            tried = AUTO_ENGINES if question.engine == "auto" else (question.engine,)
+            known[kind] = any(engine(name).refuses(job) is None for name in tried)
+        return known[kind]
+
+    return makes
 
 
 def _least_context(question: Question) -> int:
@@ -425,19 +465,41 @@ def _by_place(found: Choices) -> dict[tuple[str, int], list[Candidate]]:
     return {place: [of[nodes] for nodes in sorted(of)] for place, of in best.items()}
 
 
-def _fit_of(question: Question, candidate: Candidate, counted: Mapping[str, Work]) -> _Fit | str:
-    """Return the model on one set of accelerators, or why no engine serves it there."""
+_Asked = tuple[Kind, Layout, str, int, int]
+"""What differs between the jobs of one question that engines are asked about."""
+
+
+def _fit_of(
+    question: Question, candidate: Candidate, counted: Mapping[str, Work], accepted: dict[_Asked, str]
+) -> _Fit | str:
+    """Return the model on one set of accelerators, or why no engine serves it there.
+
+    ``accepted`` holds the engine for every job that one took; it serves all devices of a kind.
+    A refusal names the device, so that it is asked for again.
+    """
     job, size = candidate.needs.job, candidate.needs.on(candidate.accelerator)
     if (computed := _computed(question, candidate)) != job.precision:
         job = replace(job, precision=computed)
-    written = _engine_job(question, candidate, job, size)
+    device = None if is_cpu(candidate.accelerator) else candidate.accelerator
+    asked = kind_of(device), candidate.layout, computed, size.max_num_seqs, size.max_num_batched_tokens
+    name = accepted.get(asked)
+    if name is None:
+        name, refusal = _engine_for(question, _engine_job(question, candidate, job, size))
+        if name is None:
+            return refusal
+        accepted[asked] = name
+    return _Fit(candidate, name, job, size, counted[candidate.needs.job.precision])
+
+
+def _engine_for(question: Question, job: EngineJob) -> tuple[str | None, str]:
+    """Return the first engine that serves ``job``, or None and why the first that was asked does not."""
     refusal = ""
     for name in AUTO_ENGINES if question.engine == "auto" else (question.engine,):
-        reason = engine(name).refuses(written)
+        reason = engine(name).refuses(job)
         if reason is None:
-            return _Fit(candidate, name, job, size, counted[candidate.needs.job.precision])
+            return name, ""
         refusal = refusal or f"{name}: {reason}"
-    return refusal
+    return None, refusal
 
 
 def _computed(question: Question, candidate: Candidate) -> str:
@@ -533,17 +595,20 @@ def needs_text(question: Question) -> str:
     return f"{format_bytes(weights)} of weights, and a KV cache of {tokens:,} tokens"
 
 
-def _fix(groups: Groups, matched: Matched, demand: Demand) -> str:
-    """Return what to change: what engines ask for, else what the largest set that was tried lacks."""
+def _fix(groups: Groups, dearer: Sequence[WhyNot], matched: Matched, demand: Demand) -> str:
+    """Return what to change: what engines ask for, the price, else what the largest set lacks."""
     if groups.declined:
         return max(groups.declined, key=lambda said: (groups.declined[said], said))
+    if dearer:
+        near = min(dearer, key=lambda each: (each.price_usd_hour, each.accelerator, each.count))
+        return f"{near.count} × {near.accelerator} would hold it with {near.change}"
     missed = [each.missed for each in groups.fallen if each.missed]
     by_room = sorted(
         missed, key=lambda m: (-m.accelerator.visible_bytes * m.count * m.nodes, m.accelerator.name)
     )
     for each in by_room:
         change: Change | None = each.change()
-        if change is not None:
+        if change is not None and change.field != "nodes":  # which is no field of a service
             return f"{each.count} × {each.accelerator.name} would hold it with {change}"
     if missed:
         best = by_room[0]

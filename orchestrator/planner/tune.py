@@ -21,7 +21,7 @@ from orchestrator.planner.choose import TOO_LITTLE
 from orchestrator.planner.choose_training import TrainingCandidate, TrainingMissed, choose_training
 from orchestrator.planner.compose import environment
 from orchestrator.planner.demand import Demand
-from orchestrator.planner.groups import Groups, any_of, backends_of, group, refusals, spanning
+from orchestrator.planner.groups import Groups, affordable, any_of, backends_of, group, refusals, spanning
 from orchestrator.planner.index import OfferIndex, OfferSet
 from orchestrator.planner.parallelism import is_native
 from orchestrator.planner.plan import SHOWN, Choice, Placed, advise
@@ -220,7 +220,10 @@ def _options(
         left = offers
         refusal = fell[place].reason if place in fell else TOO_LITTLE
         for candidate in (c for c in wanted if (c.accelerator.name, c.count) == place):
-            able = spanning(left, candidate.nodes, demand)
+            spanned = spanning(left, candidate.nodes, demand)
+            able = affordable(spanned, count=candidate.count, nodes=candidate.nodes, demand=demand)
+            if spanned and not able:
+                refusal = "over max_price"
             fit = _fit_of(question, candidate, counted) if able else None
             if isinstance(fit, _Fit):
                 options.append(_Option(fit, able))

@@ -34,7 +34,7 @@ class Fallen:
         """Return the group as a line of the table, with the smallest change that admits it."""
         change = self.missed.change() if self.missed else None
         price = min(offer.price_usd_hour for offer in self.offers)
-        said = str(change) if change else ""
+        said = str(change) if change and change.field != "nodes" else ""  # no field of a service
         return WhyNot(self.accelerator, self.count, len(self.offers), price, self.reason, said)
 
 
@@ -59,8 +59,12 @@ def elsewhere(
     wanted: AcceleratorDemand | None,
     accelerators: Mapping[str, Accelerator],
     rows: Sequence[PriceRow],
+    *,
+    most_usd_hour: float | None = None,
 ) -> str:
     """Return the cheapest row of the price list whose machines would hold the model, "" for none.
+
+    A row that costs more than ``most_usd_hour`` would be refused as well, and is not named.
 
     >>> from orchestrator.catalog import accelerators, model, prices
     >>> llama = model("meta-llama/Llama-3.1-8B-Instruct")
@@ -73,7 +77,11 @@ def elsewhere(
         return ""
     # what was measured here says nothing about other machines
     found = serving_answer(facts, replace(job, measured=Measured()), devices, rows).sets.fitting
-    priced = [(each, each.price) for each in found if each.price]
+    priced = [
+        (each, each.price)
+        for each in found
+        if each.price and (most_usd_hour is None or each.price.usd_hour <= most_usd_hour)
+    ]
     if not priced:
         return ""
     each, price = min(priced, key=lambda pair: (pair[1].usd_hour, pair[0].accelerator.name, pair[0].count))

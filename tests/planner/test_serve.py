@@ -14,11 +14,13 @@ from orchestrator.catalog import accelerators, model, models, prices
 from orchestrator.catalog.values import ModelFacts
 from orchestrator.errors import NothingFits
 from orchestrator.planner import serve
+from orchestrator.planner.choose import choose
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.groups import any_of, group
 from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.plan import SHOWN, Placed, Sort
 from orchestrator.planner.serve import Question, Served, place_model
+from orchestrator.planner.throughput.work import work
 from orchestrator.planner.why import objections, tensor_of
 from orchestrator.spec.models import Model, Traffic
 from orchestrator.units import GIB
@@ -198,6 +200,22 @@ def test_the_first_choices_are_those_of_asking_every_group_how_fast_it_is(
     assert found == sorted(each, key=lambda ranked: ranked.key)[:SHOWN]
 
 
+@pytest.mark.parametrize("id", [LLAMA, "Qwen/Qwen3-14B-AWQ", "openai/gpt-oss-20b", "Qwen/Qwen3-30B-A3B-FP8"])
+@pytest.mark.parametrize("kv_cache", ["auto", "fp8"])
+def test_devices_of_a_kind_are_served_as_if_each_were_asked_about(id: str, kv_cache: str) -> None:
+    asked = question(id)
+    asked = replace(asked, model=asked.model.model_copy(update={"kv_cache": kv_cache}))
+    found = choose(asked.facts, asked.job, list(accelerators().values()))
+    counted = {c.needs.job.precision: work(asked.facts, c.needs.job.precision) for c in found.candidates}
+    accepted: dict[serve._Asked, str] = {}
+
+    shared = [serve._fit_of(asked, each, counted, accepted) for each in found.candidates]
+
+    alone = [serve._fit_of(asked, each, counted, {}) for each in found.candidates]
+    assert shared == alone
+    assert len(accepted) < len([fit for fit in alone if not isinstance(fit, str)]) / 2
+
+
 def test_several_machines_are_taken_only_where_a_backend_joins_them() -> None:
     asked = question("meta-llama/Llama-3.1-405B-Instruct", precision="bf16")
     offers = [offer("H100-80GB", 8, available=2)]
@@ -294,3 +312,44 @@ def test_one_device_that_would_do_is_enough_to_contradict_nothing() -> None:
 @pytest.mark.parametrize("args", [("--tensor-parallel-size",), ("--tp", "x"), ("--tp=0",), ("--seed", "2")])
 def test_arguments_without_a_number_say_nothing_of_tensors(args: tuple[str, ...]) -> None:
     assert tensor_of(args) is None
+
+
+L70_FP8 = "meta-llama/Llama-3.1-70B-Instruct"
+
+
+def refused(offers: list[Offer], asked: Question, **limits: float) -> NothingFits:
+    """Return the refusal of a model that no offer holds within ``limits``."""
+    demand = Demand(places={"cloud": ABLE}, **limits)  # type: ignore[arg-type]  # a price
+    with pytest.raises(NothingFits) as caught:
+        place_model(asked, demand, OfferIndex(offers), accelerators(), what="x")
+    return caught.value
+
+
+def test_max_price_counts_every_machine_of_a_replica() -> None:
+    one = replace(offer("H100-80GB", 1), price_usd_hour=2.5)
+    asked = replace(question(L70_FP8), model=Model(id=L70_FP8, precision="fp8"))
+    error = refused([one], asked, max_price_usd_hour=2.5)
+    assert error.fix == "1 × H100-80GB would hold it with max_price 5"
+    assert [(w.accelerator, w.change) for w in error.why_not] == [("H100-80GB", "max_price 5")]
+
+
+def test_a_price_that_is_too_high_is_what_is_said() -> None:
+    offers = [
+        replace(offer("L4-24GB", 1), price_usd_hour=0.8),
+        replace(offer("H100-80GB", 8), price_usd_hour=24.0),
+    ]
+    error = refused(offers, question(L70_FP8), max_price_usd_hour=1.0)
+    assert error.fix == "8 × H100-80GB would hold it with max_price 24"
+
+
+def test_what_no_service_can_say_is_not_advised() -> None:
+    error = refused([offer("L4-24GB", 1)], question(L70_FP8))
+    assert "nodes" not in (error.fix or "")
+    assert not any("nodes" in each.change for each in error.why_not)
+
+
+def test_where_an_engine_said_no_no_machine_is_advised() -> None:
+    asked = replace(question(L70_FP8), secrets=(), args=("--no-such-flag", "1"))
+    error = refused([offer("H100-80GB", 8)], asked)
+    assert "no-such-flag" in (error.fix or "")
+    assert error.elsewhere == ""
