@@ -1,9 +1,10 @@
 """Score the sizing on rows of measured memory, beside what other tools would have said.
 
-    python -m tests.benchmarks.sizing CSV [--predictions OUT] [--rows] [--by model|source]
+    python -m tests.benchmarks.sizing CSV [--predictions OUT] [--rows] [--rename]
 
 CSV has the columns of a reference of measured rows; its answers may be blank and are read by
 the scoring alone. OUT gets ``row_id,predicted_gib,predicted_tokens,lower_gib,upper_gib``.
+With ``--rename`` every model is one that nobody knows: the rest of its row must do.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from orchestrator.planner.sizing.weights import device_weight_bytes, weight_byte
 from orchestrator.units import GIB
 from tests.benchmarks.sizing_rows import (
     Row,
+    certainty,
     device_of,
     facts_of,
     format_of,
@@ -59,7 +61,8 @@ def predict(row: Row) -> Prediction:
 
 
 def _bounded(row: Row, gib: float, margin: float) -> Prediction:
-    return Prediction(row["row_id"], gib, None, gib * (1 - margin), gib * (1 + margin))
+    off = certainty(row)
+    return Prediction(row["row_id"], gib, None, gib * (1 - margin) / off, gib * (1 + margin) * off)
 
 
 def _weights(row: Row) -> Prediction:
@@ -111,7 +114,7 @@ def _serve_peak(row: Row) -> Prediction:
 
 
 def _kv_tokens(row: Row) -> Prediction:
-    pool = number(row, "kv_pool_gib")
+    pool, off = number(row, "kv_pool_gib"), certainty(row)
     if pool:
         layout = kv_layout(
             facts_of(row),
@@ -119,11 +122,15 @@ def _kv_tokens(row: Row) -> Prediction:
             pipeline=whole(row, "pp", 1),
             element_bytes={"fp8": 1, "fp32": 4}.get(row["kv_dtype"], 2),
         )
-        return Prediction(row["row_id"], pool, layout.admitted_tokens(pool * GIB, block=16), pool, pool)
+        shapes = 1.0 if whole(row, "layers") else off
+        tokens = layout.admitted_tokens(pool * GIB, block=16)
+        return Prediction(row["row_id"], pool, tokens, pool / shapes, pool * shapes)
     size = _serving(row)
+    # an engine that printed a count had started, which takes a pool of one request at the least
+    tokens = size.kv_cache_tokens or max(16, whole(row, "context"))
     held = size.device.kv_cache_bytes / GIB
-    swing = size.margin * size.device.non_kv_bytes / GIB
-    return Prediction(row["row_id"], held, size.kv_cache_tokens, max(0.0, held - swing), held + swing)
+    swing = ((1 + size.margin) * off - 1) * size.device.non_kv_bytes / GIB
+    return Prediction(row["row_id"], held, tokens, max(0.0, held - swing), held + swing)
 
 
 def _train_peak(row: Row) -> Prediction:
@@ -250,6 +257,20 @@ def _line(name: str, members: Sequence[Scored]) -> str:
     return text
 
 
+def renamed(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows under names of models that nobody knows and that state nothing.
+
+    >>> [row["model_id"] for row in renamed([{"model_id": "a/b-7b"}, {"model_id": "a/b-7b"}])]
+    ['unknown/model-a', 'unknown/model-a']
+    """
+    names: dict[str, str] = {}
+    found: list[Row] = []
+    for row in rows:
+        fresh = "unknown/model-" + "".join(chr(ord("a") + int(digit)) for digit in str(len(names)))
+        found.append({**row, "model_id": names.setdefault(row["model_id"], fresh)})
+    return found
+
+
 def read(path: Path) -> list[Row]:
     """Return the rows of a CSV file."""
     with path.open(newline="", encoding="utf-8") as file:
@@ -277,8 +298,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("csv", type=Path)
     parser.add_argument("--predictions", type=Path)
     parser.add_argument("--rows", action="store_true", help="print every row, worst last")
+    parser.add_argument("--rename", action="store_true", help="give every model a name nobody knows")
     asked = parser.parse_args(arguments)
-    rows = read(asked.csv)
+    rows = renamed(read(asked.csv)) if asked.rename else read(asked.csv)
     if asked.predictions:
         write(asked.predictions, rows)
     scored = score(rows)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from orchestrator.catalog import model, models
+from orchestrator.catalog import accelerator, model, models
 from orchestrator.catalog.parameters import parameters
-from orchestrator.catalog.values import Accelerator, LayerKind, ModelFacts, VisionFacts
+from orchestrator.catalog.values import Accelerator, Heads, LayerKind, ModelFacts, Trim, VisionFacts
 from orchestrator.planner.sizing.formats import weight_format
 from orchestrator.planner.sizing.values import (
     Checkpointing,
@@ -66,12 +66,16 @@ def named_parameters(model_id: str) -> float | None:
 
 
 def device_of(row: Row) -> Accelerator:
-    """Return the device of a row with the memory the row says it shows; 80 GB where it is silent."""
+    """Return the device of a row with the memory that the row, its name or the catalog states.
+
+    80 GB where all are silent.
+    """
     name = row.get("gpu") or "80GB"
     visible = number(row, "gpu_mem_gib")
     if not visible:
-        found = re.search(r"(\d+)\s*GB", name)
-        visible = float(found[1]) * 0.985 if found else 78.8
+        found, known = re.search(r"(\d+)\s*GB", name), accelerator(name)
+        listed = known.visible_bytes / GIB if known else 78.8
+        visible = float(found[1]) * 0.985 if found else listed
     return Accelerator(name, "nvidia", "", visible, round(visible * GIB), row.get("source", ""))
 
 
@@ -92,15 +96,30 @@ def facts_of(row: Row) -> ModelFacts:
     facts = _published(row) or _from_columns(row)
     made_so = facts.quantization is not None and weight_format(published_format(facts)).name == format_of(row)
     plain = replace(facts, quantization=None, quantization_bits=None, dtype="bf16")
-    if facts.architecture.startswith("Gemma") and "fp4" in format_of(row):
-        # NVIDIA's NVFP4 checkpoints of Gemma leave attention in 16 bits (their hf_quant_config)
-        plain = replace(plain, quantization_skips=("self_attn",))
+    if skips := _skips(facts.architecture, format_of(row)):
+        plain = replace(plain, quantization_skips=skips)
     speculative = int(facts.architecture.startswith(_SPECULATIVE))
     return replace(
         facts if made_so else plain,
         weights_bytes=None,
         extra={**facts.extra, "num_nextn_predict_layers": speculative},
     )
+
+
+def _skips(architecture: str, fmt: str) -> tuple[str, ...]:
+    """Return the modules that checkpoints of an architecture leave in 16 bits.
+
+    NVIDIA's NVFP4 checkpoints of Gemma leave attention (their hf_quant_config), and the 4-bit
+    ones of Qwen3.5 all but the routed experts (their quantization_config).
+
+    >>> _skips("Gemma3ForCausalLM", "nvfp4"), _skips("LlamaForCausalLM", "nvfp4")
+    (('self_attn',), ())
+    """
+    if architecture.startswith("Gemma") and "fp4" in fmt:
+        return ("self_attn",)
+    if architecture.startswith(("Qwen3_5Moe", "Qwen3Next")) and weight_format(fmt).bits < 6:
+        return ("self_attn", "linear_attn", "shared_expert")
+    return ()
 
 
 _SPECULATIVE = ("DeepseekV3", "DeepseekV4", "Qwen3_5", "Qwen3Next", "Glm4Moe", "MiMo")
@@ -124,10 +143,12 @@ def _checked(known: ModelFacts) -> tuple[tuple[str, int], ...]:
 
 
 def _from_columns(row: Row) -> ModelFacts:
-    facts = _shapes(row) if whole(row, "layers") else _typical(row)
+    facts = _of_family(_shapes(row)) if whole(row, "layers") else _typical(row)
     stated, named = number(row, "params_b"), named_parameters(row["model_id"])
     counted = parameters(facts).total / 1e9 if facts.intermediate and not facts.experts else None
     total = _settled(stated or None, counted, named)
+    if total is None and not whole(row, "layers"):
+        total = USUAL_BILLIONS
     tower = facts.vision.parameters if facts.vision and facts.vision.parameters else 0
     if total is not None and counted is not None and abs(total - (counted - tower / 1e9)) < 0.01 * counted:
         total += tower / 1e9  # the column counted the text model alone
@@ -160,7 +181,7 @@ def _settled(stated: float | None, counted: float | None, named: float | None) -
 
 def _typical(row: Row) -> ModelFacts:
     """Return a dense model of usual proportions for a row that gives no shapes: h = 128 L."""
-    total = (number(row, "params_b") or named_parameters(row["model_id"]) or 7.0) * 1e9
+    total = (number(row, "params_b") or named_parameters(row["model_id"]) or USUAL_BILLIONS) * 1e9
     hidden = max(256, round((total * 128 / 12) ** (1 / 3) / 128) * 128)
     vocab, layers = whole(row, "vocab", 128_000), max(1, hidden // 128)
     # a table of 128k entries is too much for a small model to hold twice
@@ -241,17 +262,110 @@ def _kinds(row: Row, layers: int) -> tuple[LayerKind, ...]:
     return tuple(kinds)
 
 
+_MIXTURES = re.compile(r"Moe|MoE|Mixtral|DeepseekV|GptOss|Llama4|Kimi|MiniMaxM|MistralLarge3|MiMoV2")
+"""Architectures whose feed-forwards are routed experts, whatever their columns leave out."""
+
+WIDEST_BLOCK = 10
+"""Times the hidden size that no dense feed-forward is wide: Gemma's, the widest published, has 8."""
+
+USUAL_BLOCK = 3.5
+"""Times the hidden size that a gated feed-forward usually is wide (Llama 3)."""
+
+USUAL_BILLIONS = 3.0
+"""Parameters of a model of which a row says nothing: the middle of the reference's such rows."""
+
+USUAL_MIXTURE = 200
+"""Parameters of a mixture by layer and hidden size squared: DeepSeek-V3 has 214, Kimi-K2 328,
+Mistral Small 4 197, GLM-4.7-Flash 155, DeepSeek-V2-Lite 139 (their config.json)."""
+
+USUAL_MIXER = 8
+"""Parameters of a linear-attention layer by hidden size squared: Qwen3.5 has 7 to 9.3."""
+
+
+def _of_family(facts: ModelFacts) -> ModelFacts:
+    """Return the facts with what the architecture has and no column tells.
+
+    Gemma 4's full layers have a quarter of the heads, each twice as wide, whose keys are their
+    values, and its small models an embedding of 256 a layer and token, as Gemma 3n's. Gemma 3 is
+    known by its vocabulary and window too, and by a tower from 4B on (all: their config.json).
+    """
+    family, full = facts.architecture, facts.kinds().count("full")
+    small = facts.hidden <= 2560 and not facts.experts
+    if family.startswith(("Gemma4", "Gemma3n")) and small:
+        return replace(facts, trim=Trim(model_other=facts.vocab * facts.layers * 256))
+    if family.startswith("Gemma4") and 0 < full < facts.layers:
+        return replace(
+            facts,
+            kv_heads=max(1, facts.kv_heads // 4),
+            head_dim=2 * facts.head_dim,
+            sliding_heads=Heads(facts.heads, facts.kv_heads, facts.head_dim),
+            trim=Trim(keys_are_values=("full",)),
+            vision=VisionFacts(27, 1152, 4304, 16, 16, 224, 573_000_000),
+        )
+    gemma3 = facts.vocab in (262_144, 262_208) and facts.sliding_window == 1024
+    if not family and gemma3 and facts.hidden >= 2560 and not facts.experts:
+        name = "Gemma3ForConditionalGeneration"
+        return replace(facts, architecture=name, vision=_TOWERS[name])
+    if facts.experts and "linear" in facts.kinds() and not facts.linear_parameters:
+        return replace(facts, linear_parameters=USUAL_MIXER * facts.hidden**2)
+    return facts
+
+
 def _widths(facts: ModelFacts) -> ModelFacts:
-    """Solve the feed-forward's width from the parameter count where the columns leave it out."""
+    """Solve the feed-forward's width from the parameter count where the columns leave it out.
+
+    Without a count either, take the usual one. A rest that no dense block is wide enough for
+    is experts.
+    """
     if facts.parameters is None:
-        return facts
+        return _usual(facts)
     rest = facts.parameters - parameters(facts).total
     each = facts.layers * facts.hidden * (3 if facts.gated else 2)
+    if not facts.experts and not facts.intermediate and _is_mixture(facts, rest // each):
+        facts = replace(facts, experts=128, experts_per_token=8)
     if facts.experts and not facts.expert_intermediate:
         return replace(facts, expert_intermediate=max(1, rest // (each * facts.experts)))
     if not facts.experts and not facts.intermediate and rest > 0:
         return replace(facts, intermediate=rest // each)
     return facts
+
+
+def _is_mixture(facts: ModelFacts, width: int) -> bool:
+    if _MIXTURES.search(facts.architecture):
+        return True
+    return width > WIDEST_BLOCK * facts.hidden and not facts.architecture.startswith("Gemma")
+
+
+def _usual(facts: ModelFacts) -> ModelFacts:
+    """Return the facts with usual widths, for columns that give neither a width nor a count.
+
+    Latent attention means a mixture: no dense model of today has it.
+    """
+    if facts.intermediate and not facts.experts:
+        return facts
+    if facts.experts or facts.attention == "mla" or _is_mixture(facts, 0):
+        return _widths(replace(facts, parameters=USUAL_MIXTURE * facts.layers * facts.hidden**2))
+    return replace(facts, intermediate=round(USUAL_BLOCK * facts.hidden))
+
+
+def certainty(row: Row) -> float:
+    """Return the factor by which the weights of a row may be off for what it leaves unsaid.
+
+    1 where the count is known or follows from the shapes; else 1.5 for a dense model of known
+    layers, 2.5 for a mixture and 4 for a model of which nothing is known.
+
+    >>> shapes = {"layers": "32", "hidden": "4096", "heads": "32"}
+    >>> [certainty({"model_id": "x/y", **more}) for more in ({"params_b": "8"}, shapes, {})]
+    [1.0, 1.5, 4.0]
+    """
+    if number(row, "params_b") or named_parameters(row["model_id"]) or _published(row):
+        return 1.0
+    if not whole(row, "layers"):
+        return 4.0
+    facts = _from_columns(row)
+    if facts.experts:
+        return 2.5
+    return 1.0 if whole(row, "intermediate") else 1.5
 
 
 def training_job(row: Row) -> TrainingJob:
