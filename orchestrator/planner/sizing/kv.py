@@ -37,19 +37,23 @@ class KvLayout:
         """
         return self.full_bytes * tokens + self.window_bytes * min(tokens, self.window) + self.state_bytes
 
-    def longest_request(self, pool_bytes: float) -> int:
-        """Return how many tokens a single request may have in a pool of ``pool_bytes``."""
+    def longest_request(self, pool_bytes: float, *, block: int = 1) -> int:
+        """Return how many tokens a single request may have in a pool of ``pool_bytes``.
+
+        An engine gives a request whole blocks of ``block`` tokens, and has no part of one left.
+
+        >>> KvLayout(30.0, 30.0, 0.0, window=0, state_bytes=0).longest_request(1000.0, block=16)
+        32
+        """
         left = pool_bytes - self.state_bytes
-        if left <= 0:
-            return 0
         within = self.full_bytes + self.window_bytes
-        if within <= 0:
+        if left <= 0 or within <= 0:
             return 0
         if not self.window_bytes or left <= within * self.window:
-            return int(left / within)
+            return int(left / (within * block)) * block
         if not self.full_bytes:
             return 2**31 - 1  # only windows and states: any length fits
-        return int((left - self.window_bytes * self.window) / self.full_bytes)
+        return int((left - self.window_bytes * self.window) / (self.full_bytes * block)) * block
 
     def admitted_tokens(self, pool_bytes: float, *, block: int) -> int:
         """Return the tokens an engine with blocks of ``block`` tokens prints for the pool."""

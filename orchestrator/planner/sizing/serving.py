@@ -170,7 +170,7 @@ class ServingNeeds:
             short_bytes=max(0, math.ceil(short)),
             kv_cache_tokens=tokens,
             wanted_bytes=round(setting.wanted_bytes),
-            longest_request_tokens=_reading(self.layout, setting.batch).longest_request(pool),
+            longest_request_tokens=self._longest(setting, pool),
             max_concurrency=self.layout.concurrency(pool, context=self.context) * self.job.data,
             headroom_bytes=round(outside),
             max_num_seqs=setting.batch.sequences,
@@ -178,6 +178,12 @@ class ServingNeeds:
             memory_utilization=share,
             source=self.profile.source,
         )
+
+    def _longest(self, setting: _Setting, pool: float) -> int:
+        """Return the longest request alone; windows apart, no longer than an engine said it admits."""
+        longest = _reading(self.layout, setting.batch).longest_request(pool, block=self.profile.block_tokens)
+        told = self.job.measured.kv_cache_tokens
+        return longest if told is None or self.layout.window_bytes else min(longest, told)
 
 
 def size_serving(facts: ModelFacts, device: Accelerator, job: ServingJob) -> Size:
