@@ -7,7 +7,17 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from orchestrator.engines.job import Adapter, Engine, EngineLaunch, Metrics, Profile, ServingJob, Source
+from orchestrator.engines.job import (
+    Adapter,
+    Engine,
+    EngineLaunch,
+    Kind,
+    Metrics,
+    Profile,
+    ServingJob,
+    Source,
+    kind_of,
+)
 
 if TYPE_CHECKING:  # a plan that only serves does not pay for it
     from orchestrator.engines.tuning import Trainer
@@ -16,11 +26,13 @@ __all__ = [
     "Adapter",
     "Engine",
     "EngineLaunch",
+    "Kind",
     "Metrics",
     "Profile",
     "ServingJob",
     "Source",
     "engine",
+    "kind_of",
     "names",
     "trainer",
     "trainers",

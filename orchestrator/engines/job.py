@@ -228,6 +228,20 @@ class EngineLaunch:
         )
 
 
+Kind = tuple[str, tuple[int, int] | None, str | None]
+"""Devices that no engine tells apart: their family, compute capability and GFX target."""
+
+
+def kind_of(device: Accelerator | None) -> Kind:
+    """Return all that an engine may decide by of ``device``, None for a CPU.
+
+    >>> from orchestrator.catalog import accelerator
+    >>> kind_of(accelerator("H100-80GB")) == kind_of(accelerator("H200-141GB"))
+    True
+    """
+    return (device.family, device.capability, device.gfx) if device else ("cpu", None, None)
+
+
 class Placed(Protocol):
     """What a job says about where it runs: enough to choose an image."""
 
@@ -291,7 +305,11 @@ class Engine(Protocol):
         """Return the known versions, the default first."""
 
     def refuses(self, job: ServingJob) -> str | None:
-        """Say in one phrase why the engine cannot serve ``job``, or None when it can."""
+        """Say in one phrase why the engine cannot serve ``job``, or None when it can.
+
+        Of the device only its ``kind_of`` decides, and no number of bytes does unless
+        ``free_bytes`` is given: what holds for one job holds for all of its kind.
+        """
 
     def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
         """Return the container of node ``node_rank`` of one replica of ``job``.

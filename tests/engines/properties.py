@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
-from orchestrator.engines import Engine
+from orchestrator.catalog import accelerators
+from orchestrator.engines import Engine, kind_of
 from orchestrator.engines.arguments import parse
 from orchestrator.engines.flags import load
-from tests.engines.jobs import LLAMA_8B, MODELS, every_job, job
+from tests.engines.jobs import LLAMA_8B, MODELS, PRECISIONS, every_job, job
 
 _ADMINISTRATION = ("load", "update", "pause", "sleep", "reset", "flush", "abort", "profile", "invocations")
 
@@ -91,6 +93,16 @@ def listens_on_every_address(engine: Engine) -> None:
     assert "0.0.0.0" in said or engine.name == "nim"  # NIM's proxy has no other way
 
 
+def decides_by_the_kind_of_device(engine: Engine) -> None:
+    """Devices of one kind, and any numbers of bytes, get the same answer."""
+    said: dict[object, bool] = {}
+    for device in accelerators().values():
+        for model, precision, cache in itertools.product(MODELS, PRECISIONS, ("auto", "fp8")):
+            size = {"kv_cache_bytes": device.visible_bytes // 4, "load_bytes": device.visible_bytes // 2}
+            serves = engine.refuses(job(model, device, precision=precision, kv_dtype=cache, **size)) is None
+            assert said.setdefault((kind_of(device), model.id, precision, cache), serves) == serves, device
+
+
 EVERY = (
     answers_every_job,
     keeps_administration_out,
@@ -100,4 +112,5 @@ EVERY = (
     asks_for_the_token_of_a_gated_model,
     lets_the_users_variable_win,
     listens_on_every_address,
+    decides_by_the_kind_of_device,
 )

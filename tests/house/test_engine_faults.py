@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.engines import Engine, EngineLaunch, ServingJob, engine
+from orchestrator.units import GIB
 from tests.engines import properties
 
 Break = Callable[[EngineLaunch], EngineLaunch]
@@ -37,6 +38,23 @@ class Deaf(Twin):
     def refuses(self, job: ServingJob) -> str | None:
         """Let everything through."""
         return None
+
+
+class Choosy(Twin):
+    """Refuses one device by its name, and serves others that are no different."""
+
+    def refuses(self, job: ServingJob) -> str | None:
+        """Decide by the name."""
+        named = job.accelerator and job.accelerator.name.startswith("H200")
+        return "no H200" if named else super().refuses(job)
+
+
+class Frugal(Twin):
+    """Refuses large caches, which are the plan's to decide."""
+
+    def refuses(self, job: ServingJob) -> str | None:
+        """Decide by the bytes."""
+        return "too much" if (job.kv_cache_bytes or 0) > 30 * GIB else super().refuses(job)
 
 
 def unknown_option(launch: EngineLaunch) -> EngineLaunch:
@@ -104,6 +122,12 @@ def test_fault_is_caught(fault: Break, catches: Callable[[Engine], None]) -> Non
 def test_engine_that_refuses_nothing_is_caught(catches: Callable[[Engine], None]) -> None:
     with pytest.raises((AssertionError, ValueError)):
         catches(Deaf(lambda launch: launch))
+
+
+@pytest.mark.parametrize("twin", [Choosy, Frugal])
+def test_engine_that_looks_beyond_the_kind_of_device_is_caught(twin: type[Twin]) -> None:
+    with pytest.raises(AssertionError):
+        properties.decides_by_the_kind_of_device(twin(lambda launch: launch))
 
 
 @pytest.mark.parametrize("holds", properties.EVERY[1:])
