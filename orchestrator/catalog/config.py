@@ -55,7 +55,8 @@ def from_config(config: Mapping[str, Any], *, id: str = "", source: str = "confi
         source: Where the config came from, for the reader.
 
     Raises:
-        ModelError: a needed field is missing, or a number is negative or absurd.
+        ModelError: a needed field is missing, a number is negative or absurd, or nobody knows the
+            quantization.
 
     >>> tiny = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "hidden_size": 64,
     ...         "intermediate_size": 128, "num_attention_heads": 4, "vocab_size": 512}
@@ -206,10 +207,11 @@ def _refuse_uneven(facts: ModelFacts) -> None:
             raise ModelError(
                 f"the config names {len(listed)} {what} for {facts.layers} layers", fix="one entry per layer"
             )
-    if facts.attention == "mha" and facts.kv_heads > facts.heads:
+    if facts.attention == "mha" and facts.heads % facts.kv_heads:
         raise ModelError(
-            f"the config has {facts.kv_heads} key heads for {facts.heads} query heads",
-            fix="num_attention_heads is a multiple of num_key_value_heads",
+            f"the config's num_key_value_heads, {facts.kv_heads}, does not divide its num_attention_heads, "
+            f"{facts.heads}",
+            fix="use the config.json that came with the weights",
         )
     if facts.dense_layers > facts.layers:
         raise ModelError(

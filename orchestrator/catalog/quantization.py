@@ -6,6 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.errors import ModelError
+
+METHODS = (
+    "auto-round", "awq", "awq_marlin", "bitsandbytes", "bnb", "compressed-tensors", "eetq", "exl2",
+    "experts_int8", "fbgemm_fp8", "fp4", "fp8", "gptq", "gptq_marlin", "gptqmodel", "hqq", "int4", "int8",
+    "intel/auto-round", "marlin", "modelopt", "modelopt_fp4", "modelopt_fp8", "mxfp4", "nvfp4", "quark",
+    "torchao", "w4a16", "w8a8", "w8a8_int8",
+)  # fmt: skip
+"""What a ``quant_method`` may be: the methods whose bytes per weight are known here."""
+
 # Bits per weight with its scales and zero points where the format fixes the group size:
 # MXFP4 has one 8-bit scale per 32 weights, NVFP4 one per 16 (OCI MX v1.0; NVIDIA NVFP4 blog),
 # bitsandbytes' NF4 a 32-bit scale per 64, itself quantized to 8 bits with double quantization.
@@ -42,13 +52,16 @@ class Quantization:
 def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
     """Return the quantization of a ``config.json``, or None for plain weights.
 
+    Raises:
+        ModelError: it names no method, or one whose bytes per weight nobody here knows.
+
     >>> read_quantization({"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}})
     Quantization(method='awq', bits=4.15625, group=128, skips=(), floats=False)
     """
     found = config.get("quantization_config") or _nested(config)
     if not isinstance(found, Mapping) or not found:
         return None
-    method = str(found.get("quant_method") or found.get("quant_algo") or "unknown").lower()
+    method = _method(found)
     skips = tuple(
         str(name)
         for key in (
@@ -75,6 +88,20 @@ def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
         return Quantization("fp8", 8.0, int(block[0]) if block else None, skips, floats=True)
     bits = found.get("bits")
     return Quantization(method, float(bits) if bits else None, None, skips)
+
+
+def _method(found: Mapping[str, Any]) -> str:
+    """Return the method's name; bits alone do not say what else is stored, nor who can read it."""
+    said = found.get("quant_method") or found.get("quant_algo")
+    method = str(said or "").lower()
+    if method in METHODS:
+        return method
+    raise ModelError(
+        f"the config's quantization {method!r} is not known"
+        if said
+        else "the config's quantization has no 'quant_method'",
+        fix=f"use weights in one of {', '.join(METHODS)}, or plain ones",
+    )
 
 
 def _nested(config: Mapping[str, Any]) -> Any:

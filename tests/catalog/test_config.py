@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.catalog import count_parameters, from_config, models, parameters
+from orchestrator.catalog.quantization import METHODS
 from orchestrator.catalog.values import Heads
 from orchestrator.errors import ModelError
+from orchestrator.planner.sizing.weights import published_format
 
 HERE = Path(__file__).parent
 LLAMA: dict[str, Any] = {
@@ -181,6 +183,21 @@ def test_absurd_numbers_are_refused_by_name(key: str, value: object) -> None:
         from_config({**LLAMA, key: value})
 
 
+@pytest.mark.parametrize("kv_heads", [3, 64])
+def test_key_heads_that_do_not_divide_the_query_heads_are_refused(kv_heads: int) -> None:
+    with pytest.raises(ModelError) as caught:
+        from_config({**LLAMA, "num_key_value_heads": kv_heads})
+    said = f"{caught.value.what} {caught.value.fix}"
+    assert "num_key_value_heads" in said
+    assert "num_attention_heads" in said
+    assert str(kv_heads) in caught.value.what
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_key_heads_that_divide_are_read(kv_heads: int) -> None:
+    assert from_config({**LLAMA, "num_key_value_heads": kv_heads}).kv_heads == kv_heads
+
+
 JUNK = [None, -1, 0, 2**40, 1.5, float("nan"), "x", [], [1], ["a", None], {}, {"a": 1}, True, 10**30]
 CONFIGS = [case["config"] for case in lines("configs.jsonl")]
 
@@ -245,6 +262,32 @@ def test_quantization_says_method_bits_and_group(
 ) -> None:
     facts = from_config({**LLAMA, "quantization_config": config})
     assert (facts.quantization, facts.quantization_bits, facts.quantization_group) == (method, bits, group)
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"quant_method": "zorgq", "bits": 3}, "'zorgq'"),
+        ({"quant_method": "zorgq", "bits": 8}, "'zorgq'"),
+        ({"quant_method": "zorgq"}, "'zorgq'"),
+        ({"quant_method": "vptq", "bits": 3}, "'vptq'"),
+        ({"quant_algo": "ZORG"}, "'zorg'"),
+        ({"bits": 4, "group_size": 64}, "quant_method"),
+    ],
+)
+def test_a_quantization_nobody_knows_is_refused_with_what_is_known(said: dict[str, Any], named: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        from_config({**LLAMA, "quantization_config": said})
+    assert named in caught.value.what
+    assert "awq" in (caught.value.fix or "")
+    assert "gptq" in (caught.value.fix or "")
+
+
+def test_every_known_quantization_has_a_size() -> None:
+    for method in METHODS:
+        facts = from_config({**LLAMA, "quantization_config": {"quant_method": method, "bits": 4}})
+        assert facts.quantization is not None
+        assert published_format(facts) != "bf16"
 
 
 @pytest.mark.parametrize(

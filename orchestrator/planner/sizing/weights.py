@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields, replace
 
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.values import ModelFacts
-from orchestrator.planner.sizing.formats import Scope, WeightFormat, is_known, weight_format
+from orchestrator.errors import ModelError
+from orchestrator.planner.sizing.formats import FORMATS, Scope, WeightFormat, is_known, weight_format
 from orchestrator.planner.sizing.parameters import count_parts, expert_layers, speculative_parameters
 from orchestrator.planner.sizing.stages import split_layers
 
@@ -41,7 +42,8 @@ class WeightBytes:
 def published_format(facts: ModelFacts) -> str:
     """Return the name of the format the published weights are in.
 
-    A method nobody knows here counts by its bits, and without those as 16-bit weights.
+    Raises:
+        ModelError: nobody here knows how many bytes the quantization takes.
 
     >>> published_format(ModelFacts("m", "LlamaForCausalLM", 1, 8, 8, 1, 1, 8, 8, quantization="awq"))
     'awq'
@@ -53,11 +55,16 @@ def published_format(facts: ModelFacts) -> str:
         return "fp8_fp4"
     if name in ("gptq", "compressed-tensors") and bits == 8:
         return "gptq_int8" if name == "gptq" else "int8"
+    if name == "exl2" and bits is not None:
+        return f"exl2-{bits:g}bpw"
     if is_known(name):
         return name
-    if bits is not None and bits < 9:
-        return "int4" if bits < 6 else "int8"
-    return facts.dtype if is_known(facts.dtype) else "bf16"
+    if facts.quantization is not None:
+        raise ModelError(
+            f"the bytes of {facts.id}'s weights are not known: quantization {name!r}",
+            fix=f"use weights in one of {', '.join(sorted(FORMATS))}",
+        )
+    return "bf16"
 
 
 def weight_bytes(facts: ModelFacts, precision: str, *, loaded: bool = True) -> WeightBytes:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.catalog import model
+from orchestrator.errors import ModelError
 from orchestrator.planner.sizing.formats import FORMATS, weight_format
 from orchestrator.planner.sizing.parameters import count_parts
 from orchestrator.planner.sizing.stages import split_layers
@@ -112,8 +113,7 @@ def test_every_format_has_a_source_and_keeps_its_name() -> None:
         ("compressed-tensors", 8.0, "int8"),
         ("gptq", 8.0, "gptq_int8"),
         ("compressed-tensors", 4.5, "compressed-tensors"),
-        ("vptq", 3.0, "int4"),
-        ("vptq", None, "bf16"),
+        ("exl2", 3.5, "exl2-3.5bpw"),
     ],
 )
 def test_the_published_format_follows_method_and_bits(
@@ -122,6 +122,16 @@ def test_the_published_format_follows_method_and_bits(
     facts = replace(LLAMA_8B, quantization=quantization, quantization_bits=bits)
 
     assert published_format(facts) == expected
+
+
+@pytest.mark.parametrize("bits", [None, 3.0, 8.0])
+def test_a_quantization_nobody_knows_is_given_no_format(bits: float | None) -> None:
+    facts = replace(LLAMA_8B, quantization="zorgq", quantization_bits=bits)
+
+    with pytest.raises(ModelError) as caught:
+        published_format(facts)
+
+    assert "'zorgq'" in caught.value.what
 
 
 @pytest.mark.parametrize(
