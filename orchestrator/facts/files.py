@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
+from orchestrator.catalog import count_parameters
 from orchestrator.catalog.config import architecture_of, from_config, is_known
 from orchestrator.catalog.values import ModelFacts
 from orchestrator.errors import ModelError
@@ -17,10 +18,15 @@ CONFIG = "config.json"
 _QUANTIZED = "hf_quant_config.json"  # where NVIDIA's Model Optimizer says what the config does not
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
+_FEWEST_BITS = 4.0
 
 
 class Files(Protocol):
     """A model's files: a folder, or one commit of a repository."""
+
+    @property
+    def near(self) -> bool:
+        """Whether the headers of all weight files can be read at next to no cost."""
 
     @property
     def sizes(self) -> Mapping[str, int | None]:
@@ -36,25 +42,58 @@ class Files(Protocol):
 def assemble(files: Files, *, id: str, source: str) -> ModelFacts:
     """Return the facts of the model in ``files``.
 
-    Only the files that the index names count. An architecture we do not know is read from the
-    shapes of its tensors.
+    Only the files that the index names count; of those that are near, every header is held against
+    the file's size. An architecture we do not know is read from the shapes of its tensors.
 
     Raises:
-        ModelError: there is no config, a file is damaged, the index names one that is missing, or
-            nothing tells the sizes of an unknown architecture.
+        ModelError: there is no config, a file is damaged, the index names one that is missing, the
+            weights are too few for the config, or nothing tells the sizes of an unknown architecture.
     """
     config = _config(files)
     named = weight_files(files)
     weights_bytes = _total(files, named)
     if is_known(config):
         facts = from_config(config, id=id, source=source)
-        if facts.vision and facts.vision.estimated and facts.quantization is None:
-            facts = replace(facts, parameters=_count(files, named))
-        return replace(facts, weights_bytes=weights_bytes)
+        uncounted = bool(facts.vision and facts.vision.estimated and facts.quantization is None)
+        tensors = _tensors(files, named) if files.near or uncounted else []
+        if uncounted:
+            facts = replace(facts, parameters=sum(tensor.elements for tensor in tensors) or None)
+        facts = replace(facts, weights_bytes=weights_bytes)
+        refuse_too_few(facts, named)
+        return facts
     tensors = _tensors(files, named)
     if not tensors:
         return replace(from_config(config, id=id, source=source), weights_bytes=weights_bytes)
     return facts_from_shapes(config, tensors, id=id, architecture=architecture_of(config), source=source)
+
+
+def refuse_too_few(facts: ModelFacts, named: tuple[str, ...]) -> None:
+    """Refuse weights of below half the bytes that the parameters take in their number format.
+
+    Half is far from any published model (0.996 of what is computed at the least, of 42 in the
+    catalog whose bytes are known) and leaves room for a tower or a head kept elsewhere.
+
+    Raises:
+        ModelError: the bytes are known and too few.
+    """
+    if facts.weights_bytes is None:
+        return
+    parameters = facts.parameters or count_parameters(facts)
+    if facts.weights_bytes * 8 * 2 < parameters * _least_bits(facts):
+        more = f" and {len(named) - 1} more" if len(named) > 1 else ""
+        raise ModelError(
+            f"{named[0] if named else 'the index'}{more}: {facts.weights_bytes} bytes are too few for the "
+            f"{parameters} parameters of {CONFIG}",
+            fix=f"fetch the files again, or the {CONFIG} that belongs to them",
+        )
+
+
+def _least_bits(facts: ModelFacts) -> float:
+    """Return the bits that a parameter takes at the least, 4 where the config is silent."""
+    if facts.quantization is not None:
+        return facts.quantization_bits or _FEWEST_BITS
+    # a config may say fp32 of weights that were saved in 16 bits
+    return 16.0 if facts.dtype in ("fp32", "bf16", "fp16") else _FEWEST_BITS
 
 
 def weight_files(files: Files) -> tuple[str, ...]:
@@ -126,8 +165,3 @@ def _tensors(files: Files, named: tuple[str, ...]) -> list[Tensor]:
 
             found.extend(read_header(read, name, file_bytes=files.sizes[name]))
     return found
-
-
-def _count(files: Files, named: tuple[str, ...]) -> int | None:
-    tensors = _tensors(files, named)
-    return sum(tensor.elements for tensor in tensors) if tensors else None

@@ -111,6 +111,10 @@ class _Commit:
     client: httpx.Client | None
 
     @property
+    def near(self) -> bool:
+        return False  # a large model has hundreds of files, each two requests away
+
+    @property
     def sha(self) -> str:
         return str(self.said["sha"])
 

@@ -92,6 +92,11 @@ class Folder:
 
     path: Path
 
+    @property
+    def near(self) -> bool:
+        """Whether headers cost next to nothing: a disk's do."""
+        return True
+
     @cached_property
     def sizes(self) -> Mapping[str, int | None]:
         """Names of the files at the top, with their bytes."""
@@ -113,6 +118,10 @@ class _OneConfig:
     """A lone config file, whatever its name, and no weights."""
 
     path: Path
+
+    @property
+    def near(self) -> bool:
+        return True
 
     @property
     def sizes(self) -> Mapping[str, int | None]:

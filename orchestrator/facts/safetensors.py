@@ -6,7 +6,7 @@ Format: eight bytes with the header's length, little-endian, then JSON (safetens
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeAlias
@@ -29,6 +29,8 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: str
     size_bytes: int
+    start: int
+    """Where its bytes begin, counted from the end of the header."""
 
     @property
     def elements(self) -> int:
@@ -42,10 +44,10 @@ def read_header(read: Read, name: str, *, file_bytes: int | None = None) -> tupl
     Args:
         read: Gives bytes of the file.
         name: What to call it in an error.
-        file_bytes: Its size where known, to find a file that was cut off.
+        file_bytes: Its size where known; a whole file ends where its last tensor does.
 
     Raises:
-        ModelError: the header is cut off, no JSON, or describes more than the file holds.
+        ModelError: the header is cut off, no JSON, or describes other bytes than the file holds.
     """
     prefix = read(0, _LENGTH_BYTES)
     if len(prefix) < _LENGTH_BYTES:
@@ -63,10 +65,20 @@ def read_header(read: Read, name: str, *, file_bytes: int | None = None) -> tupl
     if not isinstance(described, Mapping):
         raise _broken(name, "its header is no mapping")
     tensors = tuple(_tensor(name, key, value) for key, value in described.items() if key != "__metadata__")
-    end = sum(tensor.size_bytes for tensor in tensors)
-    if file_bytes is not None and _LENGTH_BYTES + length + end > file_bytes:
+    end = _end(tensors, name)
+    if file_bytes is not None and _LENGTH_BYTES + length + end != file_bytes:
         raise _broken(name, f"it holds {file_bytes} bytes of {_LENGTH_BYTES + length + end}")
     return tensors
+
+
+def _end(tensors: Iterable[Tensor], name: str) -> int:
+    """Return where the last tensor ends; each begins where the one before it ended."""
+    end = 0
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.size_bytes)):
+        if tensor.start != end:
+            raise _broken(name, f"its tensors overlap or leave gaps at {tensor.name!r}")
+        end += tensor.size_bytes
+    return end
 
 
 def read_index(raw: bytes, name: str) -> tuple[frozenset[str], int | None]:
@@ -98,7 +110,7 @@ def _tensor(file: str, name: str, described: Any) -> Tensor:
         raise _broken(file, f"tensor {name!r} has no shape, dtype or offsets") from error
     if end < start or start < 0 or any(size < 0 for size in shape):
         raise _broken(file, f"tensor {name!r} has negative sizes")
-    return Tensor(name, shape, dtype, end - start)
+    return Tensor(name, shape, dtype, end - start, start)
 
 
 def _broken(name: str, why: str) -> ModelError:

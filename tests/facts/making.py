@@ -38,6 +38,19 @@ def index(files: dict[str, str], total: int | None = None) -> bytes:
     return json.dumps({"metadata": metadata, "weight_map": files}).encode()
 
 
+def llama_shapes(layers: int = 2) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of every tensor of the model that ``CONFIG`` describes."""
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (512, 64), "lm_head.weight": (512, 64)}
+    for layer in range(layers):
+        at = f"model.layers.{layer}"
+        shapes |= {f"{at}.self_attn.{name}_proj.weight": (64, 64) for name in ("q", "o")}
+        shapes |= {f"{at}.self_attn.{name}_proj.weight": (32, 64) for name in ("k", "v")}
+        shapes |= {f"{at}.mlp.{name}_proj.weight": (128, 64) for name in ("gate", "up")}
+        shapes[f"{at}.mlp.down_proj.weight"] = (64, 128)
+        shapes |= {f"{at}.{name}_layernorm.weight": (64,) for name in ("input", "post_attention")}
+    return {**shapes, "model.norm.weight": (64,)}
+
+
 def novel_shapes(layers: int = 3) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a model nobody has described: two attention layers and a recurrent one."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (512, 64), "lm_head.weight": (512, 64)}

@@ -11,9 +11,9 @@ import pytest
 from orchestrator.errors import Denied, HubUnreachable, ModelError
 from orchestrator.facts import Hub, resolve
 from tests.facts.hub_server import SHA, FakeHub, serving
-from tests.facts.making import CONFIG, index, novel_shapes, safetensors
+from tests.facts.making import CONFIG, index, llama_shapes, novel_shapes, safetensors
 
-WEIGHTS = safetensors({"model.embed_tokens.weight": (512, 64)})
+WEIGHTS = safetensors(llama_shapes())
 
 
 @pytest.fixture
@@ -40,6 +40,14 @@ def test_a_second_copy_in_a_folder_does_not_count(hub: FakeHub, tmp_path: Path) 
 
 def test_weights_are_not_fetched(hub: FakeHub, tmp_path: Path) -> None:
     resolve("acme/tiny", hub=Hub(hub.url), cache_dir=tmp_path)
+    assert not any("safetensors" in path for path in hub.paths())
+
+
+def test_weights_of_another_model_are_refused_without_fetching_any(hub: FakeHub, tmp_path: Path) -> None:
+    hub.files["model.safetensors"] = WEIGHTS[: len(WEIGHTS) // 3]
+    with pytest.raises(ModelError) as caught:
+        resolve("acme/tiny", hub=Hub(hub.url), cache_dir=tmp_path)
+    assert "model.safetensors" in caught.value.what
     assert not any("safetensors" in path for path in hub.paths())
 
 

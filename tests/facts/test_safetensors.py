@@ -72,6 +72,27 @@ def test_a_file_shorter_than_its_tensors_is_refused() -> None:
     assert "holds" in caught.value.what
 
 
+def test_a_file_longer_than_its_tensors_is_refused() -> None:
+    raw = safetensors({"a": (64,)})
+    with pytest.raises(ModelError) as caught:
+        reading(raw, size=len(raw) + 1)
+    assert "holds" in caught.value.what
+
+
+@pytest.mark.parametrize("offsets", [([0, 4], [2, 6]), ([0, 4], [6, 10])], ids=["overlap", "gap"])
+def test_tensors_that_overlap_or_leave_gaps_are_refused(offsets: tuple[list[int], list[int]]) -> None:
+    # the reference implementation answers InvalidOffset to both (safetensors, tensor.rs)
+    described = {
+        name: {"dtype": "F16", "shape": [2], "data_offsets": at}
+        for name, at in zip("ab", offsets, strict=True)
+    }
+    header = json.dumps(described).encode()
+    raw = len(header).to_bytes(8, "little") + header
+    with pytest.raises(ModelError) as caught:
+        reading(raw, size=len(raw) + offsets[1][1])
+    assert "overlap or leave gaps" in caught.value.what
+
+
 @settings(max_examples=80)
 @given(st.binary(max_size=64))
 def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
