@@ -153,6 +153,11 @@ def _modelopt(found: Mapping[str, Any], skips: tuple[str, ...]) -> Quantization:
         return Quantization("modelopt", None, None, skips)
     if "NVFP4" in algorithm or (not algorithm and "FP4" in str(found).upper()):
         return Quantization("nvfp4", _NVFP4_BITS, int(found.get("group_size") or 16), skips, floats=True)
-    if "FP8" in algorithm:
+    if algorithm.startswith("FP8"):  # W4A8_MXFP4_FP8 computes in fp8 and stores 4 bits
         return Quantization("fp8", 8.0, None, skips, floats=True)
-    return Quantization("modelopt", None, None, skips)
+    raise ModelError(
+        f"the config's quantization 'modelopt' has a 'quant_algo' that is not known, {algorithm!r}"
+        if algorithm
+        else "the config's quantization 'modelopt' has no 'quant_algo'",
+        fix="use weights in FP8 or NVFP4, or plain ones",
+    )

@@ -283,9 +283,32 @@ def test_a_quantization_nobody_knows_is_refused_with_what_is_known(said: dict[st
     assert "gptq" in (caught.value.fix or "")
 
 
+@pytest.mark.parametrize("algorithm", ["W4A16_AWQ", "W4A8_MXFP4_FP8", "W8A8_SQ_PER_CHANNEL", "ZORG"])
+def test_an_algorithm_of_modelopt_nobody_knows_is_refused(algorithm: str) -> None:
+    said = {"quant_method": "modelopt", "quant_algo": algorithm}
+    with pytest.raises(ModelError) as caught:
+        from_config({**LLAMA, "quantization_config": said})
+    assert algorithm in caught.value.what
+
+
+@pytest.mark.parametrize("algorithm", ["FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO"])
+def test_every_fp8_of_modelopt_is_fp8(algorithm: str) -> None:
+    said = {"quant_method": "modelopt", "quant_algo": algorithm}
+    facts = from_config({**LLAMA, "quantization_config": said})
+    assert (facts.quantization, facts.quantization_bits) == ("fp8", 8.0)
+
+
+def test_modelopt_without_an_algorithm_is_refused() -> None:
+    said = {"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"}
+    with pytest.raises(ModelError) as caught:
+        from_config({**LLAMA, "quantization_config": said})
+    assert "no 'quant_algo'" in caught.value.what
+
+
 def test_every_known_quantization_has_a_size() -> None:
     for method in METHODS:
-        facts = from_config({**LLAMA, "quantization_config": {"quant_method": method, "bits": 4}})
+        said = {"quant_method": method, "bits": 4, "quant_algo": "FP8"}
+        facts = from_config({**LLAMA, "quantization_config": said})
         assert facts.quantization is not None
         assert published_format(facts) != "bf16"
 
