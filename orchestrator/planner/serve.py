@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from orchestrator.backend import Mount, Offer
@@ -407,8 +407,8 @@ def _options(
     )  # fmt: skip
     fell = {(m.accelerator.name, m.count): m for m in reversed(found.missed) if m.nodes == 1}
     best = _by_place(found)
-    counted = {each: work(question.facts, each) for each in {c.needs.job.precision for c in found.candidates}}
-    accepted: dict[_Asked, str] = {}
+    formats = {candidate.needs.job.precision for candidate in found.candidates}
+    known = _Known({each: work(question.facts, each) for each in formats})
     options: list[_Option] = []
     for place, offers in groups.offers.items():
         left = offers
@@ -420,7 +420,7 @@ def _options(
             if spanned and not able:
                 refusal = OVER_PRICE
                 groups.dear.append(_dear(candidate, spanned))
-            fit = _fit_of(question, candidate, counted, accepted) if able else None
+            fit = _fit_of(question, candidate, known) if able else None
             if isinstance(fit, _Fit):
                 options.append(_Option(fit, able))
                 left -= able
@@ -465,30 +465,39 @@ def _by_place(found: Choices) -> dict[tuple[str, int], list[Candidate]]:
     return {place: [of[nodes] for nodes in sorted(of)] for place, of in best.items()}
 
 
-_Asked = tuple[Kind, Layout, str, int, int]
-"""What differs between the jobs of one question that engines are asked about."""
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of one question so far, by all that can tell the answers apart."""
+
+    counted: Mapping[str, Work]
+    sizes: dict[tuple[Layout, str, tuple[int, bool]], Size] = field(default_factory=dict)
+    engines: dict[tuple[Kind, Layout, str, int, int], str] = field(default_factory=dict)
+    """The engine for every job that one took; a refusal names the device, so that it is asked for again."""
+
+    def size(self, candidate: Candidate) -> Size:
+        """Return the memory of a candidate, the same object for devices that sizing cannot tell apart."""
+        needs, device = candidate.needs, candidate.accelerator
+        of = candidate.layout, needs.job.precision, needs.sees(device)
+        found = self.sizes.get(of)
+        if found is None:
+            found = self.sizes[of] = needs.on(device)
+        return found
 
 
-def _fit_of(
-    question: Question, candidate: Candidate, counted: Mapping[str, Work], accepted: dict[_Asked, str]
-) -> _Fit | str:
-    """Return the model on one set of accelerators, or why no engine serves it there.
-
-    ``accepted`` holds the engine for every job that one took; it serves all devices of a kind.
-    A refusal names the device, so that it is asked for again.
-    """
-    job, size = candidate.needs.job, candidate.needs.on(candidate.accelerator)
+def _fit_of(question: Question, candidate: Candidate, known: _Known) -> _Fit | str:
+    """Return the model on one set of accelerators, or why no engine serves it there."""
+    job, size = candidate.needs.job, known.size(candidate)
     if (computed := _computed(question, candidate)) != job.precision:
         job = replace(job, precision=computed)
     device = None if is_cpu(candidate.accelerator) else candidate.accelerator
     asked = kind_of(device), candidate.layout, computed, size.max_num_seqs, size.max_num_batched_tokens
-    name = accepted.get(asked)
+    name = known.engines.get(asked)
     if name is None:
         name, refusal = _engine_for(question, _engine_job(question, candidate, job, size))
         if name is None:
             return refusal
-        accepted[asked] = name
-    return _Fit(candidate, name, job, size, counted[candidate.needs.job.precision])
+        known.engines[asked] = name
+    return _Fit(candidate, name, job, size, known.counted[candidate.needs.job.precision])
 
 
 def _engine_for(question: Question, job: EngineJob) -> tuple[str | None, str]:

@@ -9,6 +9,7 @@ import pytest
 from orchestrator.backend import Offer
 from orchestrator.errors import NothingFits
 from orchestrator.planner import index, serve
+from orchestrator.planner.choose import Candidate
 from orchestrator.planner.demand import Demand
 from orchestrator.planner.index import OfferSet
 from orchestrator.planner.plan import Choice
@@ -61,6 +62,26 @@ def test_a_floor_above_what_is_found_is_caught(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(serve, "serving_ceiling", low)
     with pytest.raises(AssertionError):
         cases.test_the_first_choices_are_those_of_asking_every_group_how_fast_it_is()
+
+
+def first_size(self: serve._Known, candidate: Candidate) -> Size:
+    """Take every device for the first."""
+    return next(iter(self.sizes.values()), None) or SIZE(self, candidate)
+
+
+SIZE = serve._Known.size
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "twin"),
+    [(serve, "kind_of", lambda device: ("any", None, None)), (serve._Known, "size", first_size)],
+)
+def test_devices_taken_for_others_are_caught(
+    owner: object, name: str, twin: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, name, twin)
+    with pytest.raises(AssertionError):
+        cases.test_devices_of_a_kind_are_served_as_if_each_were_asked_about("openai/gpt-oss-20b", "fp8")
 
 
 def test_memory_that_harms_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,13 +207,13 @@ def test_devices_of_a_kind_are_served_as_if_each_were_asked_about(id: str, kv_ca
     asked = replace(asked, model=asked.model.model_copy(update={"kv_cache": kv_cache}))
     found = choose(asked.facts, asked.job, list(accelerators().values()))
     counted = {c.needs.job.precision: work(asked.facts, c.needs.job.precision) for c in found.candidates}
-    accepted: dict[serve._Asked, str] = {}
+    known = serve._Known(counted)
 
-    shared = [serve._fit_of(asked, each, counted, accepted) for each in found.candidates]
+    shared = [serve._fit_of(asked, each, known) for each in found.candidates]
 
-    alone = [serve._fit_of(asked, each, counted, {}) for each in found.candidates]
+    alone = [serve._fit_of(asked, each, serve._Known(counted)) for each in found.candidates]
     assert shared == alone
-    assert len(accepted) < len([fit for fit in alone if not isinstance(fit, str)]) / 2
+    assert len(known.engines) < len([fit for fit in alone if not isinstance(fit, str)]) / 2
 
 
 def test_several_machines_are_taken_only_where_a_backend_joins_them() -> None:

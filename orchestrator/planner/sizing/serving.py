@@ -65,8 +65,13 @@ class ServingNeeds:
         A batch limit the job leaves open takes the engine's default for this device; where
         that does not fit, the defaults for smaller devices are tried.
         """
+        visible, slow = self.sees(device)
+        return self._first_fit(visible, slow=slow)
+
+    def sees(self, device: Accelerator) -> tuple[int, bool]:
+        """Return all of ``device`` that its size depends on: its memory, and whether engines call it slow."""
         visible = self.job.measured.visible_bytes or device.visible_bytes
-        return self._first_fit(visible, slow=_is_slow(self.profile, device.name))
+        return visible, _is_slow(self.profile, device.name)
 
     def with_context(self, context: int) -> ServingNeeds:
         """Return the needs of the same replica for requests of ``context`` tokens.
