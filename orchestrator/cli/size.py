@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -25,12 +25,18 @@ if TYPE_CHECKING:  # a --help shows options and sizes nothing
 
 app = typer.Typer(rich_markup_mode=None)
 
-Count = Annotated[int | None, typer.Option(min=1, show_default=False)]
-Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8", "int8", "int4", "fp4"]
-Sort = Literal["price", "throughput", "latency"]
-
 MOST = 4096
 """Accelerators of one set; more is a slip of the finger."""
+
+MOST_COUNTED = 10**7
+"""Tokens, sequences or ranks of any other setting; more is a slip of the finger too."""
+
+BITS = (1 / 16, 64)
+"""Bits of a parameter, between which the weights' files may lie."""
+
+Count = Annotated[int | None, typer.Option(min=1, max=MOST_COUNTED, show_default=False)]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8", "int8", "int4", "fp4"]
+Sort = Literal["price", "throughput", "latency"]
 
 
 @app.command()
@@ -45,7 +51,8 @@ def size(
         int | None, typer.Option(min=1, help="Bytes of the weights' files.", show_default=False)
     ] = None,
     gpu: Annotated[
-        str | None, typer.Option(metavar="NAME[:COUNT]", help="Only these accelerators.", show_default=False)
+        list[str] | None,
+        typer.Option(metavar="NAME[:COUNT]", help="Only these accelerators.", show_default=False),
     ] = None,
     precision: Annotated[Precision, typer.Option(help="The format computed in.")] = "auto",
     quantization: Annotated[
@@ -59,13 +66,14 @@ def size(
         int | None, typer.Option(min=1, help="Tokens a request may hold.", show_default=False)
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Requests held at once.", show_default=False)
+        int | None,
+        typer.Option(min=1, max=MOST_COUNTED, help="Requests held at once.", show_default=False),
     ] = None,
     tensor: Annotated[
-        int | None, typer.Option(min=1, help="Ranks that share every layer.", show_default=False)
+        int | None, typer.Option(min=1, max=MOST, help="Ranks that share every layer.", show_default=False)
     ] = None,
     pipeline: Annotated[
-        int | None, typer.Option(min=1, help="Stages that share the layers.", show_default=False)
+        int | None, typer.Option(min=1, max=MOST, help="Stages that share the layers.", show_default=False)
     ] = None,
     engine: Annotated[
         str | None, typer.Option(help="vllm, sglang, ...; trl, axolotl, ... to train.", show_default=False)
@@ -101,7 +109,9 @@ def size(
         Literal["none", "zero1", "zero2", "zero3", "fsdp"] | None,
         typer.Option(help="Unset: copies where they fit, else FSDP.", show_default=False),
     ] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="Of the adapter.", show_default=False)] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, max=MOST_COUNTED, help="Of the adapter.", show_default=False)
+    ] = None,
     targets: Annotated[
         str | None, typer.Option(help="Modules with an adapter, by comma.", show_default=False)
     ] = None,
@@ -128,9 +138,19 @@ def size(
         _refuse(training, "is about training, and needs --train")
     else:
         _refuse(serving, "is about serving, and cannot stand beside --train")
+    if train == "full":
+        _refuse(
+            {"rank": rank, "targets": targets}, "is about an adapter, and needs --train lora or --train qlora"
+        )
+    if train == "qlora" and precision not in _COMPUTED_BY_QLORA:
+        raise UsageError(
+            f"--precision {precision}: qlora keeps its base in 4 bits and computes in 16",
+            fix="leave --precision out, or use --train lora",
+        )
+    _check_version(engine_version)
     use_catalog()
     facts = _facts(model, config, weights_bytes)
-    devices, count = _devices(gpu)
+    devices, count = _devices(gpu or ())
     common = _given({"precision": precision, "engine": engine})
     degrees = {"tensor": tensor, "pipeline": pipeline}
     with _usage():
@@ -159,12 +179,41 @@ def _serving(
     from orchestrator.planner.sets import serving_answer
     from orchestrator.planner.sizing import Measured, ServingJob
 
-    settings["precision"] = settings.pop("quantization", settings["precision"])
+    settings["precision"] = _weights(settings["precision"], settings.pop("quantization", None))
     log: Path | None = settings.pop("from_log", None)
     if log and len(devices) > 1:
         raise UsageError("--from-log needs --gpu", fix="name the accelerators that the log is from")
     job = ServingJob(**settings, measured=_measured(log) if log else Measured())
     return serving_answer(facts, job, devices, prices(), count=count, sort=sort, **degrees)
+
+
+_COMPUTED_BY_QLORA = ("auto", "fp32", "bf16", "fp16", "int4")
+
+
+def _weights(precision: str, quantization: str | None) -> str:
+    """Return the format of the weights that a precision and a method mean together.
+
+    A method may be computed in 16 bits or more, else its weights are in the precision that is named.
+    """
+    if quantization is None or precision == "auto":
+        return quantization or precision
+    from orchestrator.planner.sizing.formats import weight_format
+
+    made, asked = weight_format(quantization), weight_format(precision)
+    is_float = ["fp" in each.name for each in (made, asked)]
+    if asked.bits < 16 and (int(made.bits) != int(asked.bits) or len(set(is_float)) > 1):
+        raise UsageError(
+            f"--quantization and --precision: {quantization} weights are no {precision}",
+            fix="leave one of the two out",
+        )
+    return quantization
+
+
+def _check_version(version: str | None) -> None:
+    from orchestrator.planner.sizing.profiles import version_key
+
+    if version is not None and not version_key(version):
+        raise UsageError(f"--engine-version: {version!r} is no version", fix="write numbers, such as 0.33.0")
 
 
 def _training(
@@ -193,7 +242,23 @@ def _facts(model: str | None, config: Path | None, weights_bytes: int | None) ->
     found = _published(model) if model else None
     if found is None:
         found = _elsewhere(config or model or "")
-    return replace(found, weights_bytes=weights_bytes) if weights_bytes else found
+    return _weighing(found, weights_bytes) if weights_bytes else found
+
+
+def _weighing(facts: ModelFacts, weights_bytes: int) -> ModelFacts:
+    """Return the facts with the bytes that were said of the files, where those can be this model's."""
+    from orchestrator.catalog import count_parameters
+    from orchestrator.render.sizes import parameters_text
+
+    parameters = facts.parameters or count_parameters(facts)
+    many = parameters_text(parameters)
+    least, most = BITS
+    if not least <= 8 * weights_bytes / parameters <= most:
+        raise UsageError(
+            f"--weights-bytes: {weights_bytes:,} are not the bytes of {many} parameters",
+            fix="add up the sizes of the weights' files, in bytes",
+        )
+    return replace(facts, weights_bytes=weights_bytes)
 
 
 def _published(model: str) -> ModelFacts | None:
@@ -211,21 +276,42 @@ def _elsewhere(model: str | Path) -> ModelFacts:
     return resolve(model, hub=Hub.from_environment(os.environ), offline=offline)
 
 
-def _devices(text: str | None) -> tuple[Devices, int | None]:
-    """Return the accelerators meant, and how many of a named one; all of the catalog for None."""
+def _devices(texts: Sequence[str]) -> tuple[Devices, int | None]:
+    """Return the accelerators meant, and how many of a named one; all of the catalog for none."""
     from orchestrator.catalog import accelerator, accelerators, known_names
+    from orchestrator.catalog.hardware import tpu_slice
 
-    if text is None:
+    if not texts:
         return tuple(accelerators().values()), None
-    name, _, many = text.partition(":")
-    if many and not (many.isascii() and many.isdigit() and 0 < int(many) <= MOST):
-        raise UsageError(f"--gpu {text}: {many!r} is no count", fix="write NAME:COUNT, such as H100:8")
-    found = accelerator(name)
+    if len(texts) > 1:
+        raise UsageError(f"--gpu is given {len(texts)} times", fix="ask about one kind of accelerator")
+    name, _, many = texts[0].partition(":")
+    count = _count(texts[0], many)
+    if slice_ := tpu_slice(name):
+        if count:
+            raise UsageError(f"--gpu {texts[0]}: {name} says how many there are", fix=f"write {name}")
+        found, count = accelerator(slice_[0]), slice_[1]
+    else:
+        found = accelerator(name)
     if found is None:
         near = difflib.get_close_matches(name.upper(), sorted(known_names()), 1)
         fix = f"did you mean {near[0]!r}?" if near else "modelyard catalog list accelerators"
         raise UsageError(f"no accelerator {name!r} in the catalog", fix=fix)
-    return (found,), int(many) if many else None
+    return (found,), count
+
+
+def _count(text: str, many: str) -> int | None:
+    """Return the count of NAME:COUNT, None where there is none."""
+    if not many:
+        return None
+    if not (many.isascii() and many.isdigit() and many.strip("0")):
+        raise UsageError(f"--gpu {text}: {many!r} is no count", fix="write NAME:COUNT, such as H100:8")
+    if len(many.lstrip("0")) > len(str(MOST)) or int(many) > MOST:
+        raise UsageError(
+            f"--gpu {text}: one set has at most {MOST:,} accelerators",
+            fix="ask about one replica, and multiply",
+        )
+    return int(many)
 
 
 def _measured(log: Path) -> Measured:

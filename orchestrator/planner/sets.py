@@ -17,9 +17,10 @@ from orchestrator.catalog.values import Accelerator, ModelFacts, PriceRow
 from orchestrator.engines import ServingJob as EngineJob
 from orchestrator.engines import Source, engine, names
 from orchestrator.errors import Refusal
-from orchestrator.planner.choose import TOO_LITTLE, Candidate, choose
-from orchestrator.planner.parallelism import Layout, indivisible, layout_for, runs
-from orchestrator.planner.sizing.serving import size_serving
+from orchestrator.planner.choose import LOADABLE, TOO_LITTLE, Candidate, choose, longest_context
+from orchestrator.planner.parallelism import Layout, indivisible, is_native, layout_for, runs
+from orchestrator.planner.sizing.formats import weight_format
+from orchestrator.planner.sizing.serving import serving_needs, size_serving
 from orchestrator.planner.sizing.training import least_training_bytes, size_training
 from orchestrator.planner.sizing.values import Measured, ServingJob, Sharding, Size, TrainingJob
 from orchestrator.planner.sizing.weights import published_format
@@ -35,6 +36,9 @@ COUNTS = (1, 2, 4, 8, 16)
 
 MOST_NODES = 4
 """Machines that one set may span."""
+
+LEAST_CONTEXT = 4096
+"""Tokens a request must be able to hold where no context is stated, or all the model can."""
 
 TRAINED = ("cuda", "rocm")
 """Families of accelerators that TRL and Axolotl train on (their installation guides)."""
@@ -77,7 +81,8 @@ class Speed:
 class AcceleratorSet:
     """``nodes`` machines of ``count`` accelerators each, and a job on all of them.
 
-    ``size`` is for the fullest device. ``lowered`` says what is less than was published.
+    ``size`` is for the fullest device. ``lowered`` says what is less than was published,
+    ``shortened`` how a context that nobody stated is less than the model's.
     ``price`` is None where the list has none, ``speed`` where the catalog lacks figures.
     """
 
@@ -89,6 +94,7 @@ class AcceleratorSet:
     speed: Speed | None = None
     price: Price | None = None
     lowered: str = ""
+    shortened: str = ""
 
     @property
     def devices(self) -> int:
@@ -152,7 +158,8 @@ def serving_answer(
     Args:
         facts: The model.
         job: What is asked; its degrees of parallelism are found here. A context of None is the
-            model's own limit, as engines take it.
+            model's own limit where that fits; where it does not, on the one device asked about or
+            anywhere, it is the longest that fits. A precision of ``auto`` is lowered likewise.
         devices: Kinds of accelerator that can be had. A single one is asked about itself;
             of several the best set is, or the largest machine where none fits.
         rows: Prices.
@@ -165,9 +172,9 @@ def serving_answer(
         ValueError: the degrees do not multiply to ``count`` or do not divide the model, or a number
             is not one the sizing knows.
     """
-    job = replace(job, context=job.context or facts.context)
     prices, counted = _cheapest(rows), cache(partial(work, facts))
     total = count or (tensor or 1) * (pipeline or 1)
+    whole = replace(job, context=job.context or facts.context)
 
     def on(device: Accelerator, accelerators: int) -> AcceleratorSet:
         held = _cut(facts, job, device, accelerators, tensor=tensor, pipeline=pipeline)
@@ -177,17 +184,34 @@ def serving_answer(
         # figures of one layout on one device say nothing about another
         one = on(devices[0], total)
         return Answer(one, Sets((one,) if one.size.fits else (), ()))
-    if (tensor or pipeline) and len(devices) > 1:
+    if len(devices) == 1:
+        sets = _serving_sets(facts, job, devices, prices, counted, sort)
+        asked = on(devices[0], total)
+        return Answer(asked, _led_by(asked, sets) if count or tensor or pipeline else sets)
+    if tensor or pipeline:
         able = [d for d in devices if not (d.parent and total > 1) and runs(d, _precision(facts, job))]
         cut = [on(device, total) for device in able]
-        fitting = [each for each in cut if each.size.fits]
-        refused = {TOO_LITTLE: len(cut) - len(fitting), "cannot be cut so": len(devices) - len(able)}
-        sets = _ranked(fitting, Counter(refused), sort)
+        refused = Counter(_counted_reason(each.size) for each in cut if not each.size.fits)
+        refused["cannot be cut so"] = len(devices) - len(able)
+        sets = _ranked([each for each in cut if each.size.fits], refused, sort)
     else:
-        sets = _serving_sets(facts, job, devices, prices, counted, sort)
-    if len(devices) == 1:
-        return Answer(on(devices[0], total), sets)
+        sets = _serving_sets(facts, whole, devices, prices, counted, sort)
+        if not sets.fitting and job.context is None:
+            sets = _serving_sets(facts, job, devices, prices, counted, sort)
     return Answer(sets.fitting[0] if sets.fitting else on(*_largest(devices, total)), sets)
+
+
+def _led_by(asked: AcceleratorSet, sets: Sets) -> Sets:
+    """Return the sets with the one that was asked about first, where it fits."""
+    if not asked.size.fits:
+        return sets
+    others = (each for each in sets.fitting if (each.nodes, each.count) != (asked.nodes, asked.count))
+    return replace(sets, fitting=(asked, *others))
+
+
+def _counted_reason(size: Size) -> str:
+    """Return a reason as it is counted: every lack of memory is one."""
+    return TOO_LITTLE if size.short_bytes else size.reason
 
 
 def _largest(devices: Iterable[Accelerator], total: int) -> tuple[Accelerator, int]:
@@ -209,12 +233,65 @@ def _cut(
     tensor: int | None,
     pipeline: int | None,
 ) -> AcceleratorSet:
-    """Return a model on exactly these accelerators."""
+    """Return a model on exactly these accelerators: the first format that fits, else as asked."""
     nodes, count = machines(device, devices)
-    precision = _precision(facts, job)
-    layout = _layout(facts, nodes, count, precision=precision, tensor=tensor, pipeline=pipeline)
-    cut = replace(job, precision=precision, tensor=layout.tensor, pipeline=layout.pipeline)
-    return AcceleratorSet(device, nodes, count, cut, size_serving(facts, device, cut))
+    first = _precision(facts, job)
+    layout = _layout(facts, nodes, count, precision=first, tensor=tensor, pipeline=pipeline)
+    cut = replace(job, precision=first, tensor=layout.tensor, pipeline=layout.pipeline)
+    whole = replace(cut, context=job.context or facts.context)
+    asked = AcceleratorSet(device, nodes, count, whole, size_serving(facts, device, whole))
+    if why := _refused(facts, device, layout, whole):
+        # no memory would help, so that none is short
+        return replace(asked, size=replace(asked.size, fits=False, reason=why, short_bytes=0))
+    for precision in (first, *_lower(facts, job, device, layout)):
+        if held := _opened(facts, asked, replace(cut, precision=precision)):
+            return replace(held, lowered=_less(precision, first))
+    return asked
+
+
+def _opened(facts: ModelFacts, asked: AcceleratorSet, job: ServingJob) -> AcceleratorSet | None:
+    """Return a job that fits a set, with the longest context where none was stated; None for none."""
+    least = job.context or min(LEAST_CONTEXT, facts.context or LEAST_CONTEXT)
+    needs = serving_needs(facts, replace(job, context=least))
+    if not needs.on(asked.accelerator).fits:
+        return None
+    if job.context or not facts.context:
+        return replace(asked, job=job, size=size_serving(facts, asked.accelerator, job))
+    context = longest_context(facts, needs, asked.accelerator, most=facts.context)
+    opened = replace(job, context=context)
+    size = size_serving(facts, asked.accelerator, opened)
+    return replace(asked, job=opened, size=size, shortened=_shorter(facts, opened))
+
+
+def _lower(facts: ModelFacts, job: ServingJob, device: Accelerator, layout: Layout) -> Iterator[str]:
+    """Yield the formats an engine makes of published weights where none was asked, best first."""
+    if job.precision != "auto" or weight_format(published_format(facts)).bits < 16:
+        return
+    if job.measured != Measured():
+        return  # what was measured are the weights as they are
+    for precision in LOADABLE:
+        if is_native(device, precision) and not indivisible(facts, layout.tensor, precision=precision):
+            yield precision
+
+
+def _less(precision: str, first: str) -> str:
+    return "" if precision == first else f"{precision} instead of {first}, which does not fit"
+
+
+def _shorter(facts: ModelFacts, job: ServingJob) -> str:
+    """Say how a context is less than the model's, "" where it is not."""
+    if not facts.context or not job.context or job.context >= facts.context:
+        return ""
+    return f"a context of {job.context:,} instead of {facts.context:,}, which does not fit"
+
+
+def _refused(facts: ModelFacts, device: Accelerator, layout: Layout, job: ServingJob) -> str | None:
+    """Say why a job cannot run on a device whatever its memory, None when it can."""
+    if not runs(device, job.precision):
+        return f"{device.name} neither computes nor widens {job.precision}"
+    if job.context and facts.context and job.context > facts.context:
+        return f"a context of {job.context} is beyond the model's {facts.context}"
+    return _engine_refuses(facts, device, layout, job)
 
 
 def _layout(
@@ -246,17 +323,18 @@ def _serving_sets(
     sort: Sort,
 ) -> Sets:
     """Return every set that holds a served model; several machines only where one is too few."""
-    found = choose(facts, job, devices, counts=COUNTS, max_nodes=MOST_NODES)
+    found = choose(facts, job, devices, counts=COUNTS, max_nodes=MOST_NODES, least_context=LEAST_CONTEXT)
     refused = Counter(m.reason for m in found.missed if m.nodes == 1)
     fitting: list[AcceleratorSet] = []
     for candidate in _fewest_machines(found.candidates):
-        if why := _engine_refuses(facts, job.engine, candidate):
+        layout, device = candidate.layout, candidate.accelerator
+        if why := _refused(facts, device, layout, candidate.needs.job):
             refused[why] += 1
             continue
-        layout = candidate.layout
+        settled, size = candidate.settled()
         held = AcceleratorSet(
-            candidate.accelerator, layout.nodes, layout.count, candidate.needs.job,
-            candidate.needs.on(candidate.accelerator), lowered=candidate.lowered,
+            device, layout.nodes, layout.count, settled, size, lowered=candidate.lowered,
+            shortened=_shorter(facts, settled) if job.context is None else "",
         )  # fmt: skip
         fitting.append(_finished(facts, held, prices, counted))
     return _ranked(fitting, refused, sort)
@@ -271,14 +349,13 @@ def _fewest_machines(candidates: Sequence[Candidate]) -> Iterator[Candidate]:
     return (each for each in candidates if each.layout.nodes == least[each.accelerator.name])
 
 
-def _engine_refuses(facts: ModelFacts, name: str, candidate: Candidate) -> str | None:
-    """Say why the engine does not serve a candidate, None where it does or is no engine of ours."""
-    if name not in names():
+def _engine_refuses(facts: ModelFacts, device: Accelerator, layout: Layout, job: ServingJob) -> str | None:
+    """Say why the engine does not serve a job there, None where it does or is no engine of ours."""
+    if job.engine not in names():
         return None
-    layout, job = candidate.layout, candidate.needs.job
-    return engine(name).refuses(
+    return engine(job.engine).refuses(
         EngineJob(
-            facts, Source(facts.id), candidate.accelerator, layout.count, layout.nodes,
+            facts, Source(facts.id), device, layout.count, layout.nodes,
             tensor=layout.tensor, pipeline=layout.pipeline, context_tokens=job.context,
             # whether there is a token to fetch it with is no question of size
             secrets=(("HF_TOKEN", "HF_TOKEN"), ("NGC_API_KEY", "NGC_API_KEY")),
@@ -457,6 +534,6 @@ def _rank(each: AcceleratorSet, sort: Sort) -> tuple[object, ...]:
         first = (speed.first_token_s or 0.0) + OUTPUT_TOKENS * (speed.each_token_s or 0.0)
     hourly = each.price.usd_hour if each.price else math.inf
     return (
-        bool(each.lowered), first, hourly, each.devices,
+        bool(each.lowered), bool(each.shortened), first, hourly, each.devices,
         each.accelerator.visible_bytes, each.accelerator.name, each.nodes,
     )  # fmt: skip

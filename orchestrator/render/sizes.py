@@ -36,18 +36,18 @@ def size_text(facts: ModelFacts, answer: Answer, *, today: date) -> str:
 
 def _head(facts: ModelFacts, asked: AcceleratorSet) -> Iterator[str]:
     job, size = asked.job, asked.size
-    count = facts.parameters or count_parameters(facts)
-    model = f"{facts.id} · {count / 1e9:.3g} B"
+    model = f"{facts.id} · {parameters_text(facts.parameters or count_parameters(facts))}"
     if isinstance(job, ServingJob):
         how = asked.lowered or ("as published" if published_format(facts) == job.precision else "as asked")
         yield f"model    {model} · {job.precision} ({how})"
-        context = f"{job.context:,} tokens × {job.concurrency} at once"
+        cut = f" (of the model's {facts.context:,})" if asked.shortened else ""
+        context = f"{job.context:,} tokens{cut} × {job.concurrency} at once"
         version = job.engine_version or CURRENT.get(job.engine, "")
         yield f"job      {context} · {job.engine} {version}".rstrip()
     else:
         yield f"model    {model}"
         yield f"job      {_training_text(job)}"
-    yield f"on       {set_text(asked)} · {_verdict(size)}"
+    yield f"on       {set_text(asked)} · {_verdict(asked)}"
     yield f"memory   {memory_text(size)}"
     if isinstance(job, ServingJob):
         yield f"holds    {_held_text(size)}"
@@ -90,10 +90,27 @@ def layout_text(each: AcceleratorSet) -> str:
     return layout
 
 
-def _verdict(size: Size) -> str:
-    if size.fits:
-        return f"fits, with a margin of {size.margin:.0%}"
-    return f"does not fit: {size.reason}, {format_bytes(size.short_bytes)} short"
+def _verdict(asked: AcceleratorSet) -> str:
+    size, job = asked.size, asked.job
+    if not size.fits:
+        short = f", {format_bytes(size.short_bytes)} short" if size.short_bytes else ""
+        return f"does not fit: {size.reason}{short}"
+    what = ""
+    if isinstance(job, ServingJob) and asked.shortened:
+        what = f" {job.context:,} tokens a request in {job.precision}"
+    elif asked.lowered:
+        what = f" in {job.precision}"
+    return f"fits{what}, with a margin of {size.margin:.0%}"
+
+
+def parameters_text(count: int) -> str:
+    """Return a number of parameters in billions, or trillions where those need four digits.
+
+    >>> parameters_text(8_030_261_248), parameters_text(1_026_408_232_448)
+    ('8.03 B', '1.03 T')
+    """
+    billions = count / 1e9
+    return f"{billions / 1000:.3g} T" if billions >= 999.5 else f"{billions:.3g} B"
 
 
 def memory_text(size: Size) -> str:
@@ -152,28 +169,47 @@ def _cells(each: AcceleratorSet) -> list[str]:
         _format(each),
         f"{used:.0%}",
         f"{each.speed.tokens_s:,.0f}" if each.speed else "-",
-        f"${price.usd_hour:.4g}/h" if price else "-",
-        f"{cost:.3g}" if cost else "-",
+        f"${_usd(price.usd_hour, 4)}/h" if price else "-",
+        _usd(cost, 3) if cost else "-",
         f"{price.row.provider} {price.row.instance_type}" if price else "-",
     ]
 
 
+def _usd(amount: float, digits: int) -> str:
+    """Return dollars in so many digits, or whole ones where there are more.
+
+    >>> _usd(17.688, 3), _usd(1762.4, 3)
+    ('17.7', '1,762')
+    """
+    return f"{amount:.{digits}g}" if amount < 10**digits - 0.5 else f"{amount:,.0f}"
+
+
 def _format(each: AcceleratorSet) -> str:
-    """Return what the weights are kept in: the base's own format where a run says nothing else."""
+    """Return what the weights are kept in, and the context where it was cut.
+
+    It is the base's own format where a run says nothing else.
+    """
     if isinstance(each.job, TrainingJob) and each.job.precision == "auto":
         return "nf4" if each.job.tuning == "qlora" else "as published"
+    if isinstance(each.job, ServingJob) and each.shortened:
+        return f"{each.job.precision}, {each.job.context:,} tokens"
     return each.job.precision
 
 
 def _price_note(shown: Sequence[AcceleratorSet], today: date) -> Iterator[str]:
-    """Yield the day of the prices shown, and whether some of them are old."""
+    """Yield the oldest day of the prices shown, and how many of them are old or carry none."""
     rows = [each.price.row for each in shown if each.price]
     if not rows:
         return
-    old = sum(is_stale(row, today) for row in rows)
-    warning = f" (older than {STALE_DAYS} days or undated: {old} of {len(rows)})" if old else ""
+    undated = sum(row.as_of is None for row in rows)
+    old = sum(is_stale(row, today) for row in rows) - undated
     day = as_of(rows)
-    yield f"price as of {day or 'no known day'}{warning}"
+    if day is None:
+        yield f"price of no known day: none of {len(rows)} is dated"
+        return
+    told = [f"{old} of {len(rows)} older than {STALE_DAYS} days"] if old else []
+    told += [f"{undated} of {len(rows)} undated"] if undated else []
+    yield f"price as of {day}" + (f" ({', '.join(told)})" if told else "")
 
 
 def size_json(facts: ModelFacts, answer: Answer) -> str:
@@ -194,7 +230,8 @@ def size_json(facts: ModelFacts, answer: Answer) -> str:
         "tensor": job.tensor,
         "pipeline": job.pipeline,
         "precision": job.precision,
-        "lowered": asked.lowered,
+        "context_tokens": job.context if isinstance(job, ServingJob) else None,
+        "lowered": _lowered(asked),
         "device": asdict(size.device),
         "kv_cache_tokens": size.kv_cache_tokens,
         "longest_request_tokens": size.longest_request_tokens,
@@ -210,6 +247,10 @@ def size_json(facts: ModelFacts, answer: Answer) -> str:
     return to_json("modelyard/size/v1", body)
 
 
+def _lowered(each: AcceleratorSet) -> str:
+    return "; ".join(text for text in (each.lowered, each.shortened) if text)
+
+
 def _set_object(each: AcceleratorSet) -> dict[str, object]:
     speed, price, device = each.speed, each.price, each.size.device
     job = each.job
@@ -222,7 +263,8 @@ def _set_object(each: AcceleratorSet) -> dict[str, object]:
         "pipeline": job.pipeline,
         "sharding": job.sharding if isinstance(job, TrainingJob) else None,
         "precision": job.precision,
-        "lowered": each.lowered,
+        "context_tokens": job.context if isinstance(job, ServingJob) else None,
+        "lowered": _lowered(each),
         "peak_bytes": device.peak_bytes,
         "visible_bytes": device.visible_bytes,
         "kv_cache_tokens": each.size.kv_cache_tokens,

@@ -141,13 +141,106 @@ def test_the_same_question_gets_the_same_answer(cli: Cli) -> None:
     assert cli("size", LLAMA).out == cli("size", LLAMA).out
 
 
+def test_a_context_beyond_the_models_does_not_fit(cli: Cli) -> None:
+    found = size(cli, LLAMA, "--gpu", "H100:8", "--context", "1000000")
+
+    assert found["fits"] is False
+    assert found["reason"] == "a context of 1000000 is beyond the model's 131072"
+    assert found["sets"] == []
+
+
+def test_the_first_reason_is_told_before_a_lack_of_memory(cli: Cli) -> None:
+    result = cli("size", LLAMA, "--gpu", "L4", "--context", "1000000")
+
+    assert "does not fit: a context of 1000000 is beyond the model's 131072\n" in result.out
+
+
+def test_an_engine_that_refuses_the_device_is_named(cli: Cli) -> None:
+    found = size(cli, LLAMA, "--gpu", "MI300X", "--engine", "nim")
+
+    assert found["fits"] is False
+    assert found["reason"] == "nim runs on NVIDIA devices only, not on rocm"
+
+
+def test_a_context_that_nobody_stated_is_cut_to_what_fits(cli: Cli) -> None:
+    found = size(cli, LLAMA, "--gpu", "L4")
+    told = cli("size", LLAMA, "--gpu", "L4").out
+
+    assert found["fits"] is True
+    assert 4096 <= found["context_tokens"] < 131_072
+    assert found["max_concurrency"] >= 1
+    assert f"fits {found['context_tokens']:,} tokens a request in bf16, with a margin" in told
+
+
+def test_a_stated_context_is_never_cut(cli: Cli) -> None:
+    found = size(cli, LLAMA, "--gpu", "L4", "--context", "131072")
+
+    assert (found["fits"], found["context_tokens"]) == (False, 131_072)
+
+
+def test_the_asked_count_leads_the_table(cli: Cli) -> None:
+    found = size(cli, LLAMA, "--gpu", "L4:8", "--context", "8192")
+
+    first, *rest = found["sets"]
+    assert first["count"] == 8
+    assert 8 not in {s["count"] for s in rest}
+
+
+def test_a_slice_of_tpus_is_as_many_chips_as_its_name_says(cli: Cli) -> None:
+    found = size(cli, LLAMA, "--gpu", "v5litepod-8", "--context", "8192")
+
+    assert (found["accelerator"], found["nodes"] * found["count"]) == ("TPU-V5E", 8)
+
+
+def test_more_than_a_thousand_billion_parameters_are_trillions(cli: Cli) -> None:
+    assert " · 1.03 T · " in cli("size", "moonshotai/Kimi-K2-Instruct", "--gpu", "H200:16").out
+
+
+def test_prices_are_written_without_powers_of_ten(cli: Cli) -> None:
+    assert "e+" not in cli("size", "meta-llama/Llama-3.1-405B-Instruct", "--gpu", "L4").out
+
+
+def test_a_shortened_set_says_so_in_the_table(cli: Cli) -> None:
+    shown = cli("size", LLAMA, "--gpu", "L4").out.split("\n\n")[1].splitlines()
+
+    assert [line for line in shown if line.startswith("1 × L4-24GB") and " tokens " in line]
+
+
+@pytest.mark.parametrize("model", [LLAMA, "Qwen/Qwen3-30B-A3B", "Qwen/Qwen2.5-7B-Instruct"])
+def test_the_longest_request_is_whole_blocks_of_the_cache(cli: Cli, model: str) -> None:
+    found = size(cli, model, "--gpu", "H100", "--context", "8192")
+
+    assert found["longest_request_tokens"] <= found["kv_cache_tokens"]
+    assert found["longest_request_tokens"] % 16 == 0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int4"])
+def test_a_method_within_its_precision_is_no_contradiction(cli: Cli, precision: str) -> None:
+    found = size(cli, LLAMA, "--gpu", "L4", "--quantization", "awq", "--precision", precision)
+
+    assert found["precision"] == "awq"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ((LLAMA, "--gpu", "H1000"), "no accelerator 'H1000' in the catalog"),
         ((LLAMA, "--gpu", "H100:x"), "'x' is no count"),
         ((LLAMA, "--gpu", "H100:0"), "'0' is no count"),
-        ((LLAMA, "--gpu", "H100:99999999"), "'99999999' is no count"),
+        ((LLAMA, "--gpu", "H100:100000"), "one set has at most 4,096 accelerators"),
+        ((LLAMA, "--gpu", "v5litepod-8:2"), "v5litepod-8 says how many there are"),
+        ((LLAMA, "--gpu", "H100", "--gpu", "L4"), "--gpu is given 2 times"),
+        ((LLAMA, "--quantization", "fp8", "--precision", "int4"), "fp8 weights are no int4"),
+        ((LLAMA, "--quantization", "awq", "--precision", "fp4"), "awq weights are no fp4"),
+        ((LLAMA, "--engine-version", "banana"), "'banana' is no version"),
+        ((LLAMA, "--weights-bytes", "1000"), "are not the bytes of 8.03 B parameters"),
+        ((LLAMA, "--weights-bytes", "99999999999999"), "are not the bytes of 8.03 B parameters"),
+        ((LLAMA, "--max-num-seqs", "10000001"), "10000001 is not in the range"),
+        ((LLAMA, "--max-num-batched-tokens", "10000001"), "10000001 is not in the range"),
+        ((LLAMA, "--train", "lora", "--rank", "10000001"), "10000001 is not in the range"),
+        ((LLAMA, "--train", "full", "--rank", "8"), "--rank is about an adapter"),
+        ((LLAMA, "--train", "full", "--targets", "mlp"), "--targets is about an adapter"),
+        ((LLAMA, "--train", "qlora", "--precision", "fp8"), "qlora keeps its base in 4 bits"),
         ((LLAMA, "--gpu", "H100", "--tensor", "3"), "32 attention heads do not divide by 3"),
         ((LLAMA, "--gpu", "H100:4", "--tensor", "8"), "tensor 8 x pipeline 1 do not take 4"),
         ((LLAMA, "--gpu", "H100", "--engine", "nope"), "unknown engine 'nope'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from orchestrator.catalog import accelerators, model, prices
 from orchestrator.catalog.values import Accelerator, ModelFacts, PriceRow
 from orchestrator.planner.sets import machines, serving_answer, training_answer
-from orchestrator.planner.sizing import Measured, ServingJob, TrainingJob
+from orchestrator.planner.sizing import Measured, ServingJob, TrainingJob, size_serving
 from orchestrator.units import GIB
 
 CARDS = tuple(accelerators().values())
@@ -77,6 +78,54 @@ def test_where_nothing_fits_the_largest_machine_is_told_of() -> None:
     assert answer.sets.fitting == ()
     assert (answer.asked.accelerator.name, answer.asked.count) == ("L4-24GB", 8)
     assert not answer.asked.size.fits
+
+
+def test_a_context_left_open_is_the_longest_that_fits_the_asked_device() -> None:
+    asked = serving_answer(llama(), ServingJob(), [card("L4-24GB")], prices()).asked
+
+    assert isinstance(asked.job, ServingJob)
+    assert asked.job.context is not None
+    assert asked.size.fits
+    assert asked.shortened
+    more = replace(asked.job, context=asked.job.context + 1024)
+    assert not size_serving(llama(), card("L4-24GB"), more).fits
+
+
+def test_a_precision_left_open_is_lowered_to_what_fits_the_asked_device() -> None:
+    asked = serving_answer(llama("70B"), ServingJob(), [card("H200-141GB")], prices()).asked
+
+    assert (asked.job.precision, asked.size.fits) == ("fp8", True)
+    assert asked.lowered == "fp8 instead of bf16, which does not fit"
+
+
+def test_what_fits_whole_goes_before_what_was_shortened() -> None:
+    fitting = serving_answer(llama(), ServingJob(), [card("L4-24GB")], prices()).sets.fitting
+
+    told = [bool(each.shortened) for each in fitting]
+    assert told == sorted(told)
+    assert {True, False} == set(told)
+
+
+def test_no_set_is_offered_that_the_answer_about_it_would_refuse() -> None:
+    for each in serving_answer(llama("70B"), JOB, CARDS, prices()).sets.fitting:
+        alone = serving_answer(llama("70B"), JOB, [each.accelerator], prices(), count=each.devices)
+
+        assert alone.asked.size.fits, each.accelerator.name
+
+
+@pytest.mark.parametrize(
+    ("name", "job", "why"),
+    [
+        ("H100-80GB", ServingJob(context=1_000_000), "a context of 1000000 is beyond the model's 131072"),
+        ("MI300X-192GB", ServingJob(engine="nim"), "nim runs on NVIDIA devices only, not on rocm"),
+        ("TPU-V4", ServingJob(precision="fp8"), "TPU-V4 neither computes nor widens fp8"),
+    ],
+)
+def test_a_device_that_cannot_run_the_job_does_not_fit_it(name: str, job: ServingJob, why: str) -> None:
+    asked = serving_answer(llama(), job, [card(name)], prices()).asked
+
+    assert (asked.size.fits, asked.size.reason) == (False, why)
+    assert asked.speed is None
 
 
 def test_what_was_measured_is_said_of_the_measured_set_alone() -> None:
