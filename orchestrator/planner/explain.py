@@ -43,7 +43,8 @@ def explain_tuning(trained: Trained, choice: Choice) -> tuple[Line, ...]:
         return memory
     reached = f"{speed.mfu:.0%} of the data sheet's peak, {speed.flops_per_token / 1e9:,.1f} GFLOP a token"
     pace = f"{speed.low:,.0f} to {speed.high:,.0f} in four of five cases; {reached}"
-    lines = (*memory, Line("trained", f"{speed.tokens_s:,.0f} tokens/s", pace))
+    cautions = (Line("caution", "", caution) for caution in speed.cautions)
+    lines = (*memory, Line("trained", f"{speed.tokens_s:,.0f} tokens/s", pace), *cautions)
     cost = choice.usd_per_million_tokens
     if not cost:
         return lines

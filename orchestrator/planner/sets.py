@@ -67,7 +67,7 @@ class Speed:
     """What a set makes of a job: tokens a second with their range, and a request's waiting.
 
     ``tokens_s`` counts output tokens in serving, trained tokens in training; ``first_token_s``
-    and ``each_token_s`` are None in training.
+    and ``each_token_s`` are None in training. ``cautions`` say why a figure deserves less trust.
     """
 
     tokens_s: float
@@ -75,6 +75,7 @@ class Speed:
     high: float
     first_token_s: float | None = None
     each_token_s: float | None = None
+    cautions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -512,9 +513,10 @@ def _training_speed(facts: ModelFacts, job: TrainingJob, held: AcceleratorSet, c
     found = training_throughput(
         facts, held.accelerator, count=held.devices, sequence_length=job.sequence_length,
         micro_batch=job.micro_batch, tuning=job.tuning, checkpointing=job.checkpointing == "full",
+        method=job.method, reference=job.reference, rollout_share=job.rollout,
         counted=counted("bf16"),
     )  # fmt: skip
-    return Speed(found.tokens_s, found.low, found.high)
+    return Speed(found.tokens_s, found.low, found.high, cautions=found.cautions)
 
 
 def _ranked(fitting: Iterable[AcceleratorSet], refused: Counter[str], sort: Sort) -> Sets:

@@ -95,7 +95,7 @@ class TuningQuestion:
             loss_kernel="chunked" if method == "sft" else "full",
             rank=adapter.rank,
             targets=adapter.targets,
-            rollout_share=0.3 if method == "grpo" else 0.0,
+            reference=_reference(method, self.train.args),
         )
 
     def mounts(self) -> tuple[Mount, ...]:
@@ -103,6 +103,18 @@ class TuningQuestion:
         _, model = model_source(self.train.model)
         _, data = data_source(self.train.dataset)
         return (*model, *data, output_mount(self.train.output, self.run))
+
+
+def _reference(method: Method, args: Mapping[str, object]) -> bool | None:
+    """Return whether the trainer's own ``args`` ask for a reference in the run, None where they do not say.
+
+    GRPO has one with a ``beta`` above 0; DPO and KTO have none in the run where its probabilities
+    are computed before it (TRL 1.16: GRPOConfig, DPOConfig, KTOConfig).
+    """
+    beta, before = args.get("beta"), args.get("precompute_ref_log_probs")
+    if method == "grpo" and isinstance(beta, int | float):
+        return beta > 0
+    return False if method in ("dpo", "kto") and before is True else None
 
 
 def tuning_question_of(spec: Task, facts: ModelFacts) -> TuningQuestion:
@@ -269,7 +281,7 @@ def _written(question: TuningQuestion, candidate: TrainingCandidate) -> TuningJo
         epochs=train.epochs,
         checkpointing=job.checkpointing != "none",
         sharding=job.sharding,
-        rollout_share=job.rollout_share,
+        rollout_share=job.rollout,
         checkpoint_bytes=trained * 12,  # weights and two moments, in 32 bits
         image=question.image,
         args=dict(train.args),
@@ -297,6 +309,10 @@ def _speed(candidate: TrainingCandidate, counted: Work) -> TrainingSpeed | None:
         micro_batch=job.micro_batch,
         tuning="pretrain" if job.method == "pretrain" else job.tuning,
         checkpointing=job.checkpointing != "none",
+        method=job.method,
+        reference=job.reference,
+        rollout_share=job.rollout,
+        accumulation=candidate.accumulation,
         counted=counted,
     )
 

@@ -112,6 +112,7 @@ def _trained(trained: Trained) -> Iterator[str]:
             f"  speed    about {s.tokens_s:,.0f} tokens/s ({s.low:,.0f} to {s.high:,.0f}), "
             f"{s.mfu:.0%} of the peak"
         )
+        yield from (f"  caution  {caution}" for caution in s.cautions)
 
 
 def memory_text(size: Size) -> str:

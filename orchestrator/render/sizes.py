@@ -48,11 +48,13 @@ def _head(facts: ModelFacts, asked: AcceleratorSet) -> Iterator[str]:
         yield f"model    {model}"
         yield f"job      {_training_text(job)}"
     yield f"on       {set_text(asked)} · {_verdict(asked)}"
-    yield f"memory   {memory_text(size)}"
+    cache = "KV cache" if isinstance(job, ServingJob) else "rollout"
+    yield f"memory   {memory_text(size, cache)}"
     if isinstance(job, ServingJob):
         yield f"holds    {_held_text(size)}"
     if asked.speed:
         yield f"speed    {_speed_text(asked)}"
+        yield from (f"caution  {caution}" for caution in asked.speed.cautions)
 
 
 def _held_text(size: Size) -> str:
@@ -113,11 +115,11 @@ def parameters_text(count: int) -> str:
     return f"{billions / 1000:.3g} T" if billions >= 999.5 else f"{billions:.3g} B"
 
 
-def memory_text(size: Size) -> str:
-    """Return the memory of the fullest device by part, in GiB."""
+def memory_text(size: Size, cache: str = "KV cache") -> str:
+    """Return the memory of the fullest device by part, in GiB; ``cache`` is what the pool is called."""
     device = size.device
     parts = (
-        ("weights", device.weights_bytes), ("KV cache", device.kv_cache_bytes),
+        ("weights", device.weights_bytes), (cache, device.kv_cache_bytes),
         ("adapters", device.adapter_bytes), ("gradients", device.gradients_bytes),
         ("optimizer", device.optimizer_bytes), ("activations", device.activations_bytes),
         ("logits", device.logits_bytes), ("graphs", device.graphs_bytes),

@@ -97,3 +97,33 @@ def test_a_reader_sees_model_batch_memory_and_speed() -> None:
     assert "batch 16 = " in text
     assert "(margin 35%)" in text
     assert '"micro_batch"' in plan_json([plan])
+
+
+def preferring(method: str, *args: str) -> RunPlan:
+    """Return the plan of a full tuning by ``method`` with the trainer's own ``args``."""
+    text = SFT.format(dataset="d", adapter="none", batch=16, more="  args: {" + ", ".join(args) + "}")
+    (plan,) = plan_everywhere(text.replace("train:", f"train:\n  method: {method}"))
+    assert isinstance(plan, RunPlan)
+    return plan
+
+
+def test_a_beta_above_0_has_grpo_ask_a_reference() -> None:
+    rewards = "reward_funcs: [think_format_reward]"
+    asked, alone = (preferring("grpo", rewards, f"beta: {beta}").trained for beta in (0.04, 0.0))
+    assert asked
+    assert alone
+    assert (asked.candidate.job.reference, alone.candidate.job.reference) == (True, False)
+
+
+def test_a_plan_says_what_nobody_measured() -> None:
+    assert "caution  no measured row stands behind the speed of dpo" in plan_text([preferring("dpo")])
+
+
+def test_the_share_that_is_sized_is_the_one_the_trainer_is_told() -> None:
+    plan = preferring("grpo", "reward_funcs: [think_format_reward]")
+    assert plan.template
+    assert plan.trained
+    command = plan.template.launch.command
+    told = command[command.index("--vllm_gpu_memory_utilization") + 1]
+    device = plan.trained.size.device
+    assert device.kv_cache_bytes == pytest.approx(float(told) * device.visible_bytes, rel=0.001)

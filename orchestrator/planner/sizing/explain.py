@@ -114,7 +114,7 @@ def explain_training(facts: ModelFacts, device: Accelerator, job: TrainingJob) -
             f"{job.tokens} x {facts.vocab} x {LOGIT_BYTES} B, {job.loss_kernel} loss",
             memory.logits_bytes,
         ),
-        Step("generation", f"{job.rollout_share:.0%} for the engine that generates", memory.kv_cache_bytes),
+        Step("generation", f"{job.rollout:.0%} for the engine that generates", memory.kv_cache_bytes),
         Step("overhead", f"context and allocator of {job.engine}", memory.non_torch_bytes),
     )
     peak = Step("peak", f"and {MARGIN:.0%} margin", memory.peak_bytes)

@@ -9,9 +9,10 @@ from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.values import Accelerator, ModelFacts
 from orchestrator.planner.sizing.adapters import adapter_parameters, adapter_targets
 from orchestrator.planner.sizing.formats import weight_format
+from orchestrator.planner.sizing.kv import kv_layout
 from orchestrator.planner.sizing.parameters import count_parts, expert_layers
 from orchestrator.planner.sizing.trainers import Optimizer, TrainerProfile, optimizer, trainer_profile
-from orchestrator.planner.sizing.values import DeviceMemory, Measured, Size, TrainingJob
+from orchestrator.planner.sizing.values import DeviceMemory, Measured, Size, TrainingJob, compares
 from orchestrator.planner.sizing.weights import device_weight_bytes, published_format, weight_bytes
 from orchestrator.units import GIB
 
@@ -82,9 +83,9 @@ def size_training(facts: ModelFacts, device: Accelerator, job: TrainingJob) -> S
     else:
         # the first micro batch meets no gradients: they grow as its activations go
         dynamic = max(moving, states.gradients + gathered)
-    rollout = job.rollout_share * visible
+    rollout = job.rollout * visible
     peak = round(held + dynamic + profile.overhead_bytes + rollout)
-    short = round(peak * (1 + MARGIN)) - visible
+    short = max(round(peak * (1 + MARGIN)), _generating_bytes(facts, parts, job)) - visible
     return Size(
         device=DeviceMemory(
             weights_bytes=round(states.weights + states.reference),
@@ -116,8 +117,9 @@ def least_training_bytes(facts: ModelFacts, job: TrainingJob) -> int | None:
     nothing = Accelerator("none", "nvidia", "", 0, 0, "a device without memory")
     # a measured device would stand in for the one asked about
     peak = size_training(facts, nothing, replace(job, measured=Measured())).device.peak_bytes
-    left = 1 - job.rollout_share * (1 + MARGIN)
-    return math.ceil(peak * (1 + MARGIN) / left) if left > 0 else None
+    left = 1 - job.rollout * (1 + MARGIN)
+    generating = _generating_bytes(facts, count_parts(facts), job)
+    return max(math.ceil(peak * (1 + MARGIN) / left), generating) if left > 0 else None
 
 
 def _check(job: TrainingJob) -> None:
@@ -128,8 +130,21 @@ def _check(job: TrainingJob) -> None:
         raise ValueError(
             f"{job.devices} devices cannot be cut into tensor {job.tensor} x pipeline {job.pipeline}"
         )
-    if not 0 <= job.rollout_share < 1:
-        raise ValueError(f"rollout share must be at least 0 and below 1, got {job.rollout_share}")
+    if not 0 <= job.rollout < 1:
+        raise ValueError(f"rollout share must be at least 0 and below 1, got {job.rollout}")
+
+
+def _generating_bytes(facts: ModelFacts, parts: Parameters, job: TrainingJob) -> int:
+    """Return the least device whose share holds the generating engine: 16-bit weights, one answer.
+
+    The engine has its own copy of the policy, whatever the trainer freezes, quantizes or shards;
+    its tensor and pipeline degrees are the trainer's (TRL 1.16, vLLM integration, colocate).
+    """
+    if not job.rollout:
+        return 0
+    answer = kv_layout(facts, tensor=job.tensor, element_bytes=2.0).request_bytes(job.sequence_length)
+    copy = 2.0 * parts.total / job.tensor
+    return math.ceil((copy + answer) / job.pipeline / job.rollout)
 
 
 def _states(facts: ModelFacts, parts: Parameters, job: TrainingJob, profile: TrainerProfile) -> _States:
@@ -197,13 +212,13 @@ one stacked tensor stay as they are (axolotl's Kimi-Linear example: 98.7 GiB for
 def _extra_models(parts: Parameters, job: TrainingJob, keeps: Optimizer, width: int) -> float:
     """Return the bytes of the models beside the policy: reference, reward, value.
 
-    An adapter is its own reference when it is switched off. DPO and KTO keep a frozen copy of a
-    fully trained model, PPO a reference, a reward model and a value model that is trained too;
-    GRPO keeps a reference only when it is asked for (TRL's beta is 0 by default).
+    A model with an adapter is its own reference when the adapter is switched off. DPO and KTO
+    keep a frozen copy of a fully trained model, PPO a reference, a reward model and a value model
+    that is trained too; GRPO keeps a reference only when it is asked for (TRL's beta is 0 by
+    default).
     """
     copy = 2.0 * parts.total / (job.tensor * job.pipeline)
-    default = job.tuning == "full" and job.method in ("dpo", "kto", "ppo")
-    frozen = copy if (default if job.reference is None else job.reference) else 0.0
+    frozen = copy if job.tuning == "full" and compares(job.method, job.reference) else 0.0
     if job.method != "ppo":
         return frozen
     trained = copy / 2 * (2.0 + _state_bytes(keeps, width)) if job.tuning == "full" else 0.0

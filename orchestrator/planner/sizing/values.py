@@ -67,6 +67,24 @@ LossKernel = Literal["full", "chunked", "fused"]
 Sharding = Literal["none", "zero1", "zero2", "zero3", "fsdp"]
 Offload = Literal["none", "optimizer", "activations", "all"]
 
+ROLLOUT_SHARE = 0.3
+"""Share of a device for the engine that generates beside a GRPO run: what TRL 1.16 gives vLLM
+(GRPOConfig, ``vllm_gpu_memory_utilization`` in its default mode ``colocate``)."""
+
+
+def compares(method: Method, reference: bool | None = None) -> bool:
+    """Return whether ``method`` asks a frozen reference what it would have said.
+
+    None is the method's own way: DPO, KTO and PPO do, and GRPO does only with a ``beta`` above
+    TRL's 0 (TRL 1.16, GRPOConfig). Methods without a reference have none whatever is said.
+
+    >>> compares("dpo"), compares("grpo"), compares("grpo", True), compares("sft", True)
+    (True, False, True, False)
+    """
+    if method not in ("dpo", "kto", "ppo", "grpo"):
+        return False
+    return method != "grpo" if reference is None else reference
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
@@ -79,8 +97,9 @@ class TrainingJob:
     16-bit weights that are trained have a master copy. ``base_format`` is what a frozen base is
     kept in (None: 16 bits, or nf4 with ``qlora``); ``quantizes_experts`` says that a base which
     is quantized while it loads has its experts converted too. ``accumulates`` says that gradients stay
-    between micro batches. ``rollout_share`` is the share of the device that the engine which
-    generates takes (GRPO, PPO).
+    between micro batches. ``reference`` says whether a frozen model is asked (None: the
+    method's own way, ``compares``). ``rollout_share`` is the share of the device that the engine
+    which generates takes (None: ``ROLLOUT_SHARE`` for GRPO, else nothing).
     """
 
     engine: str = "trl"
@@ -109,8 +128,15 @@ class TrainingJob:
     base_format: str | None = None
     quantizes_experts: bool = False
     reference: bool | None = None
-    rollout_share: float = 0.0
+    rollout_share: float | None = None
     measured: Measured = Measured()
+
+    @property
+    def rollout(self) -> float:
+        """Share of each device that the engine which generates takes."""
+        if self.rollout_share is not None:
+            return self.rollout_share
+        return ROLLOUT_SHARE if self.method == "grpo" else 0.0
 
     @property
     def tokens(self) -> int:

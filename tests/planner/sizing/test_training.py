@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from orchestrator.catalog.values import ModelFacts
 from orchestrator.planner.sizing import TrainingJob, size_training
-from orchestrator.planner.sizing.values import Sharding
+from orchestrator.planner.sizing.training import least_training_bytes
+from orchestrator.planner.sizing.values import ROLLOUT_SHARE, Sharding, Tuning
 from orchestrator.units import GIB
 from tests.planner.sizing.shapes import ALL, DEEPSEEK_V3, H100, LLAMA_8B, LLAMA_70B, device, llama
 
@@ -110,9 +111,54 @@ def test_a_reward_model_has_no_vocabulary_at_its_head() -> None:
 def test_the_engine_that_generates_takes_its_share() -> None:
     job = TrainingJob(tuning="lora", method="grpo")
 
-    shared = peak(LLAMA_8B, replace(job, rollout_share=0.3)) - peak(LLAMA_8B, job)
+    shared = peak(LLAMA_8B, replace(job, rollout_share=0.4)) - peak(LLAMA_8B, replace(job, rollout_share=0.0))
 
-    assert shared == pytest.approx(0.3 * H100.visible_bytes, rel=0.001)
+    assert shared == pytest.approx(0.4 * H100.visible_bytes, rel=0.001)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
+def test_learning_from_answers_takes_more_than_from_examples(tuning: Tuning) -> None:
+    sft = TrainingJob(tuning=tuning)
+
+    more = peak(LLAMA_8B, replace(sft, method="grpo")) - peak(LLAMA_8B, sft)
+
+    assert more == pytest.approx(ROLLOUT_SHARE * H100.visible_bytes, rel=0.001)
+
+
+@pytest.mark.parametrize(("tuning", "copies"), [("full", 1), ("lora", 0), ("qlora", 0)])
+def test_a_reference_of_its_own_is_kept_of_a_full_model_only(tuning: Tuning, copies: int) -> None:
+    grpo = TrainingJob(tuning=tuning, method="grpo")
+
+    more = peak(LLAMA_8B, replace(grpo, reference=True)) - peak(LLAMA_8B, grpo)
+
+    assert more == pytest.approx(copies * 2 * 8_030_261_248, rel=0.001)
+
+
+def test_probabilities_computed_before_the_run_need_no_reference() -> None:
+    orpo, dpo = TrainingJob(method="orpo"), TrainingJob(method="dpo", reference=False)
+
+    assert peak(LLAMA_8B, dpo) == peak(LLAMA_8B, orpo)
+
+
+def test_the_engine_that_generates_needs_room_for_its_own_weights() -> None:
+    # 0.3 of 192 GiB hold 16-bit weights of 8 B parameters, and not those of 70 B
+    job = TrainingJob(tuning="qlora", method="grpo")
+
+    large = size_training(LLAMA_70B, device("card", 192), job)
+
+    assert size_training(LLAMA_8B, device("card", 192), job).fits
+    assert not large.fits
+    assert large.device.peak_bytes < large.device.visible_bytes
+
+
+@settings(max_examples=40, deadline=None)
+@given(models, jobs)
+def test_a_run_fits_on_its_least_device_and_on_nothing_less(model: ModelFacts, job: TrainingJob) -> None:
+    least = least_training_bytes(model, job)
+
+    assert least is not None
+    assert size_training(model, device("card", least * 1.001 / GIB), job).fits
+    assert not size_training(model, device("card", least * 0.999 / GIB), job).fits
 
 
 def test_preference_pairs_double_the_tokens() -> None:

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.planner.throughput import training_flops, training_throughput
+from orchestrator.planner.throughput import serving_throughput, training_flops, training_throughput
+from orchestrator.planner.throughput.training import passes
 from orchestrator.planner.throughput.work import work
 from tests.planner.throughput.worlds import AMPERE, CARD, HOPPER, LARGE, MIXTURE, SMALL, STRANGER
 
@@ -100,9 +101,108 @@ def test_work_counted_before_changes_nothing() -> None:
     assert speed(counted=work(SMALL)) == speed()
 
 
+@pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
+def test_methods_are_as_slow_as_their_passes(tuning: str) -> None:
+    order = ["sft", "orpo", "dpo", "ppo"]
+
+    rates = [speed(tuning=tuning, method=method).tokens_s for method in order]
+
+    assert rates == sorted(rates, reverse=True)
+    assert len(set(rates)) == len(order)
+
+
+def test_an_example_of_two_answers_is_twice_the_work() -> None:
+    alone, pair = speed(), speed(method="reward")
+    assert pair.flops_per_token == 2 * alone.flops_per_token
+    assert pair.tokens_s < alone.tokens_s
+    assert speed(method="orpo").tokens_s == pair.tokens_s
+
+
+def test_a_reference_costs_a_forward_of_both_answers() -> None:
+    # 6 operations a parameter to learn, 2 to ask the reference, of two sequences
+    products, _ = training_flops(work(LARGE), sequence_length=4096, way=passes("dpo"))
+    assert products == 2 * (6 + 2) * work(LARGE).active
+
+
+def test_attention_is_a_third_of_a_pass_in_a_forward() -> None:
+    _, learned = training_flops(work(LARGE), sequence_length=4096)
+    _, asked = training_flops(work(LARGE), sequence_length=4096, way=passes("dpo"))
+    assert asked == pytest.approx(2 * (1 + 1 / 3) * learned)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_probabilities_computed_before_leave_the_pair_alone(tuning: str) -> None:
+    before = speed(tuning=tuning, method="dpo", reference=False)
+    assert before.tokens_s == speed(tuning=tuning, method="orpo").tokens_s
+    assert before.tokens_s > speed(tuning=tuning, method="dpo").tokens_s
+
+
+def test_kto_asks_two_models_about_a_mismatched_answer() -> None:
+    assert passes("kto").forwards == 3
+    assert passes("kto", reference=False).forwards == 1
+    assert speed(method="kto").tokens_s < speed(method="sft").tokens_s
+
+
+GRPO = {"method": "grpo", "tuning": "lora", "rollout_share": 0.3}
+
+
+def test_answers_are_written_before_they_are_learned() -> None:
+    written = serving_throughput(SMALL, HOPPER, input_tokens=0, output_tokens=4096, concurrency=8)
+    learned = speed(**GRPO, count=1, micro_batch=8)
+    assert learned.tokens_s < speed(tuning="lora", count=1, micro_batch=8).tokens_s
+    assert learned.tokens_s < written.output_tokens_s
+
+
+def test_a_reference_of_grpo_is_one_forward_more() -> None:
+    assert speed(**GRPO, reference=True).tokens_s < speed(**GRPO).tokens_s
+    assert passes("grpo", reference=True).forwards == passes("grpo").forwards + 1
+
+
+def test_another_engine_has_its_probabilities_computed_again() -> None:
+    assert passes("grpo", rollout_share=0.3).forwards == passes("grpo").forwards + 1
+
+
+def test_an_engine_beside_the_trainer_generates_faster() -> None:
+    assert speed(**GRPO).tokens_s > speed(**{**GRPO, "rollout_share": 0.0}).tokens_s
+
+
+def test_more_answers_at_once_are_written_faster() -> None:
+    assert speed(**GRPO, accumulation=16).tokens_s > speed(**GRPO).tokens_s
+    assert speed(accumulation=16).tokens_s == speed().tokens_s
+
+
+def test_a_larger_share_is_never_slower() -> None:
+    rates = [speed(**{**GRPO, "rollout_share": share}, accumulation=64).tokens_s for share in (0.1, 0.3, 0.6)]
+    assert rates == sorted(rates)
+
+
+def test_more_bandwidth_writes_answers_faster() -> None:
+    faster = replace(HOPPER, bandwidth_gbs=2 * HOPPER.bandwidth_gbs)
+    assert speed(device=faster, **GRPO).tokens_s > speed(**GRPO).tokens_s
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "orpo", "reward", "ppo", "grpo"])
+def test_what_nobody_measured_is_said_and_has_a_wider_range(method: str) -> None:
+    found, known = speed(method=method), speed()
+    assert f"no measured row stands behind the speed of {method}" in found.cautions
+    assert found.high / found.low > known.high / known.low
+    assert known.cautions == ()
+
+
+def test_pretraining_is_the_supervised_law() -> None:
+    assert speed(method="pretrain") == speed()
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"count": 0}, {"micro_batch": 0}, {"tensor": 3}, {"sequence_length": 0}, {"stack": "abacus"}],
+    [
+        {"count": 0},
+        {"micro_batch": 0},
+        {"tensor": 3},
+        {"sequence_length": 0},
+        {"accumulation": 0},
+        {"stack": "abacus"},
+    ],
     ids=str,
 )
 def test_absurd_numbers_are_refused(wrong: dict[str, object]) -> None:
