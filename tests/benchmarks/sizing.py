@@ -34,6 +34,7 @@ from tests.benchmarks.sizing_rows import (
     format_of,
     number,
     question,
+    renamed,
     training_job,
     whole,
 )
@@ -255,20 +256,6 @@ def _line(name: str, members: Sequence[Scored]) -> str:
         errors = [abs(p / measured - 1) for p, measured in said if p is not None and measured]
         text += f"{statistics.fmean(errors):>10.1%}" if errors else f"{'-':>10}"
     return text
-
-
-def renamed(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows under names of models that nobody knows and that state nothing.
-
-    >>> [row["model_id"] for row in renamed([{"model_id": "a/b-7b"}, {"model_id": "a/b-7b"}])]
-    ['unknown/model-a', 'unknown/model-a']
-    """
-    names: dict[str, str] = {}
-    found: list[Row] = []
-    for row in rows:
-        fresh = "unknown/model-" + "".join(chr(ord("a") + int(digit)) for digit in str(len(names)))
-        found.append({**row, "model_id": names.setdefault(row["model_id"], fresh)})
-    return found
 
 
 def read(path: Path) -> list[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -63,6 +63,20 @@ def named_parameters(model_id: str) -> float | None:
     """
     found = re.findall(r"(?<![A-Za-z\d.x_])(\d+(?:[._]\d+)?)[Bb](?![a-z\d])", model_id.rsplit("/", 1)[-1])
     return float(found[0].replace("_", ".")) if found else None
+
+
+def renamed(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows under names of models that nobody knows and that state nothing.
+
+    >>> [row["model_id"] for row in renamed([{"model_id": "a/b-7b"}, {"model_id": "a/b-7b"}])]
+    ['unknown/model-a', 'unknown/model-a']
+    """
+    names: dict[str, str] = {}
+    found: list[Row] = []
+    for row in rows:
+        fresh = "unknown/model-" + "".join(chr(ord("a") + int(digit)) for digit in str(len(names)))
+        found.append({**row, "model_id": names.setdefault(row["model_id"], fresh)})
+    return found
 
 
 def device_of(row: Row) -> Accelerator:

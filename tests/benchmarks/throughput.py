@@ -3,6 +3,7 @@
 The CSV has the columns of ``tests/data/throughput.csv`` or more. Answers (``measured_*``,
 ``ttft_ms``, ``tpot_ms``, ``mfu``) and ``notes``, which repeat some, are taken off a row before
 anything is predicted from it; they may be blank. ``--predictions OUT`` writes one line a row.
+With ``--rename`` every model is one that nobody knows, of nearly the same size.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.catalog import Accelerator, ModelFacts, accelerator, model
+from orchestrator.catalog import Accelerator, ModelFacts, accelerator, model, models
+from orchestrator.catalog.parameters import parameters
 from orchestrator.planner.sizing.formats import KV_ELEMENT_BYTES, weight_format
 from orchestrator.planner.throughput import Measured, serving_throughput, training_throughput
 from orchestrator.planner.throughput.factors import SERVING, TRAINING, ServingFactors, TrainingFactors
 from orchestrator.planner.throughput.work import work
 from orchestrator.units import GIB
+from tests.benchmarks.sizing_rows import named_parameters, renamed
 
 Row = Mapping[str, str]
 
@@ -105,6 +109,22 @@ def read_rows(path: Path) -> tuple[list[Row], list[Row]]:
     return asked, answers
 
 
+def resized(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows as of models nobody knows: other names, and sizes 0.5 % off, which no other has.
+
+    >>> resized([{"model_id": "a/b-7b", "params_b": "100", "active_params_b": ""}])
+    [{'model_id': 'unknown/model-a', 'params_b': '99.5', 'active_params_b': ''}]
+    """
+    return [
+        {**row, **{size: _off(row[size]) for size in ("params_b", "active_params_b")}}
+        for row in renamed(rows)
+    ]
+
+
+def _off(billions: str) -> str:
+    return f"{float(billions) * 0.995:.6g}" if billions else ""
+
+
 def number(row: Row, column: str, default: float) -> float:
     """Return a cell as a number, ``default`` where it is blank or no number."""
     try:
@@ -114,25 +134,79 @@ def number(row: Row, column: str, default: float) -> float:
 
 
 def facts_of(row: Row) -> ModelFacts:
-    """Return the catalog's facts of the row's model, or a stand-in of its size."""
-    known = model(row["model_id"])
+    """Return the catalog's facts of the row's model, by its name or its exact size, or a stand-in."""
+    name = row["model_id"]
+    known = model(name)
     if known is not None:
         return known
-    total = number(row, "params_b", 7) * 1e9
-    return stand_in(row["model_id"], total, number(row, "active_params_b", total / 1e9) * 1e9)
+    total = number(row, "params_b", named_parameters(name) or 7) * 1e9
+    active = number(row, "active_params_b", named_active(name) or total / 1e9) * 1e9
+    return same_size(total, active) or stand_in(name, total, active)
+
+
+def named_active(name: str) -> float | None:
+    """Return the billions of active parameters that a model's name states.
+
+    >>> named_active("org/Model-30B-A3B-Instruct"), named_active("org/Model-8B")
+    (3.0, None)
+    """
+    found = re.search(r"-A(\d+(?:\.\d+)?)B\b", name)
+    return float(found[1]) if found else None
+
+
+SAME_SIZE = 600_000
+"""Parameters by which two counts of one shape may differ: as three decimals of billions round."""
+
+
+def same_size(total: float, active: float) -> ModelFacts | None:
+    """Return a catalog model of the same parameters: a finetune has the shapes of what it was made from.
+
+    Both are mixtures or neither; what is counted as active differs by who counts.
+
+    >>> found = same_size(70.554e9, 70.554e9)
+    >>> found.layers, found.hidden
+    (80, 8192)
+    >>> same_size(70.7e9, 70.7e9) is None
+    True
+    """
+    near = [
+        (abs(count - total), name) for name, count, mixture in _sizes() if mixture == _sparse(total, active)
+    ]
+    off, name = min(near)
+    return model(name) if off < SAME_SIZE else None
+
+
+@cache
+def _sizes() -> tuple[tuple[str, int, bool], ...]:
+    found = ((name, model(name)) for name in models())
+    return tuple(
+        (name, facts.parameters or parameters(facts).total, bool(facts.experts))
+        for name, facts in found
+        if facts is not None
+    )
+
+
+def _sparse(total: float, active: float) -> bool:
+    return active < 0.9 * total
 
 
 def stand_in(name: str, total: float, active: float) -> ModelFacts:
     """Return the shape a model of ``total`` and ``active`` parameters usually has.
 
-    A transformer block has 12 hidden² parameters, and hidden is about 128 times the layers (GPT-3
-    and Llama families). For a mixture, 64 experts of which 8 work.
+    A dense block has 12 hidden² parameters; how many layers there are, and all of a mixture, follow
+    the power laws of the published models in the catalog (least squares of logarithms).
+
+    >>> dense, mixture = stand_in("x", 8e9, 8e9), stand_in("x", 30e9, 3e9)
+    >>> (dense.layers, dense.hidden), (mixture.experts, mixture.experts_per_token)
+    ((36, 4352), (130, 7))
     """
-    mixture = active < 0.9 * total
-    layers = max(8, round((active * (3 if mixture else 1) / (12 * 128**2)) ** (1 / 3)))
-    hidden = max(2, round((active / (12 * layers)) ** 0.5 / 128)) * 128
+    return _mixture(name, total, active) if _sparse(total, active) else _dense(name, total)
+
+
+def _dense(name: str, total: float) -> ModelFacts:
+    layers = max(8, round(19.5 * (total / 1e9) ** 0.29))
+    hidden = max(2, round((total / (12 * layers)) ** 0.5 / 128)) * 128
     heads = hidden // 128
-    width = int((total - active) / (1 - 8 / 64) / (layers * 64 * 3 * hidden)) if mixture else 0
     return ModelFacts(
         name,
         "stand-in",
@@ -144,10 +218,40 @@ def stand_in(name: str, total: float, active: float) -> ModelFacts:
         head_dim=128,
         vocab=50_000,
         parameters=int(total),
-        experts=64 if mixture else 0,
-        experts_per_token=8 if mixture else 0,
+    )
+
+
+MIXTURE_KV_HEADS = 6
+"""Heads of 128 whose keys and values a mixture keeps a layer: half of the published ones keep no
+more than 4 (latent attention, windows, linear layers), a third 8."""
+
+
+def _mixture(name: str, total: float, active: float) -> ModelFacts:
+    """Return a mixture: the expert's width is a multiple of 256, which kernels ask for anyway."""
+    all_b, active_b = total / 1e9, active / 1e9
+    layers = max(4, round(15.8 * all_b**0.164 * active_b**0.116))
+    hidden = max(2, round(1520 * active_b**0.402 / 128)) * 128
+    heads = max(1, round(10.2 * all_b**0.181 * active_b**0.242))
+    share = 0.69 * (active / total) ** 1.12
+    width = max(1, round(3220 * all_b**-0.713 * active_b**1.252 / 256)) * 256
+    # what is not active is the experts that do not work; the largest share published is 0.985
+    routed = min((total - active) / (1 - share), 0.975 * total)
+    experts = max(2, round(routed / (layers * 3 * hidden * width)))
+    return ModelFacts(
+        name,
+        "stand-in",
+        layers=layers,
+        hidden=hidden,
+        intermediate=8 * hidden // 3,
+        heads=heads,
+        kv_heads=min(MIXTURE_KV_HEADS, heads),
+        head_dim=128,
+        vocab=128_000,
+        parameters=int(total),
+        experts=experts,
+        experts_per_token=max(1, round(share * experts)),
         expert_intermediate=width,
-        feed_forwards=("experts",) * layers if mixture else (),
+        feed_forwards=("experts",) * layers,
     )
 
 
@@ -158,9 +262,11 @@ def accelerator_of(row: Row) -> Accelerator:
         ValueError: there is none.
     """
     name = row["gpu"]
-    found = accelerator(name)
-    if found is None and (sized := re.fullmatch(r"(.+)-(\d+)G", name)):
-        found = accelerator(sized[1], memory_bytes=int(sized[2]) * GIB)
+    sized = re.fullmatch(r"(.+?)[-_ ]?\b(\d+)\s*G(?:i?B)?", name)
+    stem, memory = (sized[1], int(sized[2]) * GIB) if sized else (name, None)
+    # "A100/A800-80GB" is either of the two
+    named = (accelerator(each.strip(), memory_bytes=memory) for each in stem.split("/"))
+    found = accelerator(name) or next((each for each in named if each is not None), None)
     if found is None:
         raise ValueError(f"no accelerator is called {name!r}")
     return found
@@ -407,8 +513,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("csv", type=Path)
     parser.add_argument("--predictions", type=Path)
+    parser.add_argument("--rename", action="store_true", help="give every model a name nobody knows")
     arguments = parser.parse_args()
     rows, answers = read_rows(arguments.csv)
+    if arguments.rename:
+        rows = resized(rows)
     predictions = [predict(row) for row in rows]
     if arguments.predictions:
         write(arguments.predictions, predictions)

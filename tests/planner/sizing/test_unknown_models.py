@@ -10,7 +10,7 @@ import pytest
 from orchestrator.planner.sizing.kv import kv_layout
 from orchestrator.planner.sizing.parameters import count_parts
 from tests.benchmarks import sizing
-from tests.benchmarks.sizing_rows import Row, certainty, device_of, facts_of
+from tests.benchmarks.sizing_rows import Row, certainty, device_of, facts_of, renamed
 
 ROWS = Path(__file__).parents[2] / "data" / "sizing_rows.csv"
 DENSE = {"kind": "inference_weights", "measure": "vllm_weights_per_gpu", "weight_quant": "bf16"}
@@ -31,7 +31,7 @@ def row(**columns: str) -> Row:
 
 @pytest.fixture(scope="module")
 def scored() -> list[sizing.Scored]:
-    return sizing.score(sizing.renamed(sizing.read(ROWS)))
+    return sizing.score(renamed(sizing.read(ROWS)))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_safe_side_is_kept(scored: list[sizing.Scored]) -> None:
 
 
 def test_no_row_is_of_a_known_model() -> None:
-    rows = sizing.renamed(sizing.read(ROWS))
+    rows = renamed(sizing.read(ROWS))
 
     assert len({each["model_id"] for each in rows}) == len({each["model_id"] for each in sizing.read(ROWS)})
     assert all(each["model_id"].startswith("unknown/") for each in rows)
