@@ -72,6 +72,11 @@ class Offer:
     fleet: str | None = None
     reservation: str | None = None
 
+    @property
+    def own_prices(self) -> tuple[float, float]:
+        """Both prices of a machine whose owner counts something for it, else zeros."""
+        return (self.own_usd_hour, self.price_usd_hour) if self.own_usd_hour else (0.0, 0.0)
+
     def costs_usd_hour(self, *, count: int, nodes: int = 1) -> float:
         """Return what ``count`` accelerators on each of ``nodes`` such machines cost by the hour.
 

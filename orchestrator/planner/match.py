@@ -223,7 +223,7 @@ def available(offer: Offer, demand: Demand) -> str | None:
     return None
 
 
-@_stage("own_usd_hour")
+@_stage("own_prices")
 def own_price(offer: Offer, demand: Demand) -> str | None:
     """Refuse a machine of one's own whose share costs more than ``max_price``."""
     limit, count = demand.max_price_usd_hour, demand.accelerator.least() if demand.accelerator else 0

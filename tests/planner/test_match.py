@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orchestrator.backend import Can, Offer
@@ -143,6 +143,7 @@ def agree(offers: list[Offer], demand: Demand) -> None:
 
 
 @given(st.lists(OFFERS, max_size=12), DEMANDS)
+@example([OWNED, replace(OWNED, price_usd_hour=1.0)], Demand(max_price_usd_hour=2.0, places=PLACES))
 def test_the_index_says_what_a_plain_loop_says(offers: list[Offer], demand: Demand) -> None:
     agree(offers, demand)
 
