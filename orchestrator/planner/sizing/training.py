@@ -44,6 +44,9 @@ DeepSpeed's defaults (EleutherAI cookbook, calc_transformer_mem.py)."""
 MARGIN = 0.35
 """Share by which a training figure may be short: 95 % of the reference rows lie inside."""
 
+NO_ROOM_TO_GENERATE = "the share that generates is less than 16-bit weights and one answer"
+"""Why a device that holds the training itself holds no run that learns from its own answers."""
+
 
 @dataclass(frozen=True, slots=True)
 class _States:
@@ -85,7 +88,9 @@ def size_training(facts: ModelFacts, device: Accelerator, job: TrainingJob) -> S
         dynamic = max(moving, states.gradients + gathered)
     rollout = job.rollout * visible
     peak = round(held + dynamic + profile.overhead_bytes + rollout)
-    short = max(round(peak * (1 + MARGIN)), _generating_bytes(facts, parts, job)) - visible
+    full, generating = round(peak * (1 + MARGIN)), _generating_bytes(facts, parts, job)
+    short = max(full, generating) - visible
+    reason = "too little device memory" if full >= generating else NO_ROOM_TO_GENERATE
     return Size(
         device=DeviceMemory(
             weights_bytes=round(states.weights + states.reference),
@@ -101,7 +106,7 @@ def size_training(facts: ModelFacts, device: Accelerator, job: TrainingJob) -> S
         ),
         fits=short <= 0,
         margin=MARGIN,
-        reason="" if short <= 0 else "too little device memory",
+        reason="" if short <= 0 else reason,
         short_bytes=max(0, short),
         headroom_bytes=visible - peak,
         source=profile.source,
