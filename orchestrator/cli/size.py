@@ -31,6 +31,9 @@ MOST = 4096
 MOST_COUNTED = 10**7
 """Tokens, sequences or ranks of any other setting; more is a slip of the finger too."""
 
+LONGEST_VERSION = 40
+"""Characters of an engine's version; the hash of a commit has as many."""
+
 BITS = (1 / 16, 64)
 """Bits of a parameter, between which the weights' files may lie."""
 
@@ -212,7 +215,7 @@ def _weights(precision: str, quantization: str | None) -> str:
 def _check_version(version: str | None) -> None:
     from orchestrator.planner.sizing.profiles import version_key
 
-    if version is not None and not version_key(version):
+    if version is not None and (len(version) > LONGEST_VERSION or not version_key(version)):
         raise UsageError(f"--engine-version: {version!r} is no version", fix="write numbers, such as 0.33.0")
 
 
@@ -285,8 +288,8 @@ def _devices(texts: Sequence[str]) -> tuple[Devices, int | None]:
         return tuple(accelerators().values()), None
     if len(texts) > 1:
         raise UsageError(f"--gpu is given {len(texts)} times", fix="ask about one kind of accelerator")
-    name, _, many = texts[0].partition(":")
-    count = _count(texts[0], many)
+    name, colon, many = texts[0].partition(":")
+    count = _count(texts[0], many) if colon else None
     if slice_ := tpu_slice(name):
         if count:
             raise UsageError(f"--gpu {texts[0]}: {name} says how many there are", fix=f"write {name}")
@@ -300,10 +303,8 @@ def _devices(texts: Sequence[str]) -> tuple[Devices, int | None]:
     return (found,), count
 
 
-def _count(text: str, many: str) -> int | None:
-    """Return the count of NAME:COUNT, None where there is none."""
-    if not many:
-        return None
+def _count(text: str, many: str) -> int:
+    """Return the count of NAME:COUNT."""
     if not (many.isascii() and many.isdigit() and many.strip("0")):
         raise UsageError(f"--gpu {text}: {many!r} is no count", fix="write NAME:COUNT, such as H100:8")
     if len(many.lstrip("0")) > len(str(MOST)) or int(many) > MOST:

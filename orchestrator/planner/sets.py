@@ -17,7 +17,7 @@ from orchestrator.catalog.values import Accelerator, ModelFacts, PriceRow
 from orchestrator.engines import ServingJob as EngineJob
 from orchestrator.engines import Source, engine, names
 from orchestrator.errors import Refusal
-from orchestrator.planner.choose import LOADABLE, TOO_LITTLE, Candidate, choose, longest_context
+from orchestrator.planner.choose import LOADABLE, TOO_LITTLE, Candidate, choose, is_slice, longest_context
 from orchestrator.planner.parallelism import Layout, indivisible, is_native, layout_for, runs
 from orchestrator.planner.sizing.formats import weight_format
 from orchestrator.planner.sizing.serving import serving_needs, size_serving
@@ -165,6 +165,7 @@ def serving_answer(
             of several the best set is, or the largest machine where none fits.
         rows: Prices.
         count: How many of a single accelerator; more than one machine holds are spread over machines.
+            None is one, or the smallest slice where the accelerator comes in slices.
         tensor: Ranks that share every layer; None is the most that divides the model in a machine.
         pipeline: Stages; None is what the other degrees leave.
         sort: What the first set is best in.
@@ -175,6 +176,8 @@ def serving_answer(
     """
     prices, counted = _cheapest(rows), cache(partial(work, facts))
     total = count or (tensor or 1) * (pipeline or 1)
+    if len(devices) == 1 and not (count or tensor or pipeline):
+        total = min(devices[0].topologies, default=1)
     whole = replace(job, context=job.context or facts.context)
 
     def on(device: Accelerator, accelerators: int) -> AcceleratorSet:
@@ -290,6 +293,8 @@ def _refused(facts: ModelFacts, device: Accelerator, layout: Layout, job: Servin
     """Say why a job cannot run on a device whatever its memory, None when it can."""
     if not runs(device, job.precision):
         return f"{device.name} neither computes nor widens {job.precision}"
+    if not is_slice(device, layout.devices):
+        return f"{device.name} comes in slices of {', '.join(map(str, sorted(device.topologies)))}"
     if job.context and facts.context and job.context > facts.context:
         return f"a context of {job.context} is beyond the model's {facts.context}"
     return _engine_refuses(facts, device, layout, job)

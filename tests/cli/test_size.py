@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from typing import Any
 
 import pytest
 
+from orchestrator.catalog import accelerators, model
+from orchestrator.catalog.values import PriceRow
+from orchestrator.planner.sets import serving_answer
+from orchestrator.planner.sizing import ServingJob
+from orchestrator.render.sizes import size_text
 from tests.cli.conftest import Cli
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
@@ -192,6 +198,39 @@ def test_a_slice_of_tpus_is_as_many_chips_as_its_name_says(cli: Cli) -> None:
     assert (found["accelerator"], found["nodes"] * found["count"]) == ("TPU-V5E", 8)
 
 
+def test_a_slice_of_tpus_that_nobody_sells_does_not_fit(cli: Cli) -> None:
+    found = size(cli, LLAMA, "--gpu", "TPU-V5P:3", "--context", "8192")
+
+    assert (found["fits"], found["reason"]) == (False, "TPU-V5P comes in slices of 4, 8, 16, 32, 64")
+
+
+def test_a_tpu_without_a_count_is_the_smallest_slice_there_is(cli: Cli) -> None:
+    found = size(cli, LLAMA, "--gpu", "TPU-V5P", "--context", "8192")
+
+    assert (found["count"], found["fits"]) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [
+        ((date(2026, 11, 1), None, None), "price as of 2026-11-01 (2 of 3 undated)"),
+        ((date(2026, 11, 1), date(2025, 1, 1)), "price as of 2025-01-01 (1 of 2 older than 90 days)"),
+        ((None, None), "price of no known day: none of 2 is dated"),
+    ],
+)
+def test_prices_without_a_day_are_counted(days: tuple[date | None, ...], said: str) -> None:
+    facts = model(LLAMA)
+    assert facts is not None
+    rows = [
+        PriceRow("acme", "eu", f"{count}x", "a list", "H100-80GB", count, on_demand_usd_hour=2.0, as_of=day)
+        for count, day in zip((1, 2, 4), days, strict=False)
+    ]
+
+    answer = serving_answer(facts, ServingJob(context=8192), [accelerators()["H100-80GB"]], rows)
+
+    assert said in size_text(facts, answer, today=date(2026, 11, 25)).splitlines()
+
+
 def test_more_than_a_thousand_billion_parameters_are_trillions(cli: Cli) -> None:
     assert " · 1.03 T · " in cli("size", "moonshotai/Kimi-K2-Instruct", "--gpu", "H200:16").out
 
@@ -206,9 +245,9 @@ def test_a_shortened_set_says_so_in_the_table(cli: Cli) -> None:
     assert [line for line in shown if line.startswith("1 × L4-24GB") and " tokens " in line]
 
 
-@pytest.mark.parametrize("model", [LLAMA, "Qwen/Qwen3-30B-A3B", "Qwen/Qwen2.5-7B-Instruct"])
-def test_the_longest_request_is_whole_blocks_of_the_cache(cli: Cli, model: str) -> None:
-    found = size(cli, model, "--gpu", "H100", "--context", "8192")
+@pytest.mark.parametrize("name", [LLAMA, "Qwen/Qwen3-30B-A3B", "Qwen/Qwen2.5-7B-Instruct"])
+def test_the_longest_request_is_whole_blocks_of_the_cache(cli: Cli, name: str) -> None:
+    found = size(cli, name, "--gpu", "H100", "--context", "8192")
 
     assert found["longest_request_tokens"] <= found["kv_cache_tokens"]
     assert found["longest_request_tokens"] % 16 == 0
@@ -233,6 +272,8 @@ def test_a_method_within_its_precision_is_no_contradiction(cli: Cli, precision: 
         ((LLAMA, "--quantization", "fp8", "--precision", "int4"), "fp8 weights are no int4"),
         ((LLAMA, "--quantization", "awq", "--precision", "fp4"), "awq weights are no fp4"),
         ((LLAMA, "--engine-version", "banana"), "'banana' is no version"),
+        ((LLAMA, "--engine-version", "9" * 5000), "is no version"),
+        ((LLAMA, "--gpu", "H100:"), "'' is no count"),
         ((LLAMA, "--weights-bytes", "1000"), "are not the bytes of 8.03 B parameters"),
         ((LLAMA, "--weights-bytes", "99999999999999"), "are not the bytes of 8.03 B parameters"),
         ((LLAMA, "--max-num-seqs", "10000001"), "10000001 is not in the range"),
