@@ -215,7 +215,7 @@ def _typical(row: Row) -> ModelFacts:
 
 
 def _shapes(row: Row) -> ModelFacts:
-    layers, hidden, heads = whole(row, "layers", 1), whole(row, "hidden", 1), whole(row, "heads", 1)
+    layers, (hidden, heads) = whole(row, "layers", 1), _breadth(row)
     arch = row.get("arch", "")
     experts = whole(row, "experts")
     stated = row.get("tie", "")
@@ -245,6 +245,20 @@ def _shapes(row: Row) -> ModelFacts:
         source=row.get("source", ""),
     )
     return _ungated(facts, number(row, "params_b") * 1e9)
+
+
+def _breadth(row: Row) -> tuple[int, int]:
+    """Return the hidden size and the heads, each from the other where a column is blank.
+
+    Latent attention has more heads than the hidden size holds, so the layers bound it: no
+    published decoder is much wider than 144 times their number.
+
+    >>> _breadth({"layers": "32", "heads": "32"}), _breadth({"layers": "32", "hidden": "4096"})
+    ((4096, 32), (4096, 32))
+    """
+    wide, layers = whole(row, "head_dim", 128), whole(row, "layers", 1)
+    hidden = whole(row, "hidden") or min(whole(row, "heads", layers) * wide, 144 * layers)
+    return hidden, whole(row, "heads") or max(1, hidden // wide)
 
 
 _UNGATED = ("PhiForCausal", "Falcon", "GPTNeoX", "Starcoder2", "NemotronH", "OPT", "Bloom", "GPT2", "MPT")
@@ -335,7 +349,7 @@ def _widths(facts: ModelFacts) -> ModelFacts:
         return _usual(facts)
     rest = facts.parameters - parameters(facts).total
     each = facts.layers * facts.hidden * (3 if facts.gated else 2)
-    if not facts.experts and not facts.intermediate and _is_mixture(facts, rest // each):
+    if not facts.experts and _is_mixture(facts, rest // each):
         facts = replace(facts, experts=128, experts_per_token=8)
     if facts.experts and not facts.expert_intermediate:
         return replace(facts, expert_intermediate=max(1, rest // (each * facts.experts)))

@@ -77,6 +77,21 @@ def test_a_count_that_no_dense_block_holds_is_experts() -> None:
     assert not facts_of(row(**DENSE, **SHAPES, params_b="8")).experts
 
 
+def test_a_mixture_is_known_by_its_count_where_its_experts_are_not_named() -> None:
+    facts = facts_of(row(**DENSE, **SHAPES, params_b="120", intermediate="4096"))
+
+    assert facts.experts
+    assert count_parts(facts).experts > 0.8 * 120e9
+
+
+@pytest.mark.parametrize("column", ["hidden", "heads", "head_dim"])
+def test_a_blank_shape_follows_from_the_others(column: str) -> None:
+    whole = row(**DENSE, **SHAPES, params_b="8")
+    said = [kv_layout(facts_of(each)).token_bytes for each in (whole, {**whole, column: ""})]
+
+    assert said[0] == said[1]
+
+
 def test_gemma_4_keeps_fewer_and_wider_heads_in_full_layers() -> None:
     columns = {**SHAPES, "layers": "30", "n_full_attn": "5", "sliding_window": "1024", "head_dim": "256"}
     layout = kv_layout(facts_of(row(**columns, arch="Gemma4ForConditionalGeneration", params_b="26")))
