@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from orchestrator.catalog.values import Accelerator, ModelFacts, PriceRow
 from orchestrator.engines import ServingJob as EngineJob
 from orchestrator.engines import Source, engine, names
+from orchestrator.engines.job import Precision
 from orchestrator.errors import Refusal
 from orchestrator.planner.choose import LOADABLE, TOO_LITTLE, Candidate, choose, is_slice, longest_context
 from orchestrator.planner.parallelism import Layout, indivisible, is_native, layout_for, runs
@@ -46,6 +47,9 @@ TRAINED = ("cuda", "rocm")
 INPUT_TOKENS, OUTPUT_TOKENS = 1500, 300
 """The load a speed is estimated for: what a spec's ``traffic`` is where it says nothing."""
 
+
+_LOADED: Mapping[str, Precision] = {"fp8": "fp8", "int8": "int8"}
+"""The formats of ``LOADABLE``, as engines are told them."""
 
 _Counted = Callable[[str], Work]
 """What a model is as work per token, by format, counted once for all sets."""
@@ -274,8 +278,16 @@ def _lower(facts: ModelFacts, job: ServingJob, device: Accelerator, layout: Layo
     if job.measured != Measured():
         return  # what was measured are the weights as they are
     for precision in LOADABLE:
-        if is_native(device, precision) and not indivisible(facts, layout.tensor, precision=precision):
+        cut = not indivisible(facts, layout.tensor, precision=precision)
+        if cut and is_native(device, precision) and _makes(facts, job.engine, device, precision):
             yield precision
+
+
+def _makes(facts: ModelFacts, name: str, device: Accelerator, precision: str) -> bool:
+    """Return whether an engine makes a format of published weights; one that is not ours may."""
+    if name not in names():
+        return True
+    return engine(name).refuses(_engine_job(facts, device, precision=_LOADED[precision])) is None
 
 
 def _less(precision: str, first: str) -> str:
@@ -329,7 +341,17 @@ def _serving_sets(
     sort: Sort,
 ) -> Sets:
     """Return every set that holds a served model; several machines only where one is too few."""
-    found = choose(facts, job, devices, counts=COUNTS, max_nodes=MOST_NODES, least_context=LEAST_CONTEXT)
+    known: dict[tuple[object, ...], bool] = {}
+
+    def makes(device: Accelerator, precision: str) -> bool:
+        kind = (device.family, device.architecture, device.capability, device.gfx, precision)
+        if kind not in known:
+            known[kind] = _makes(facts, job.engine, device, precision)
+        return known[kind]
+
+    found = choose(
+        facts, job, devices, counts=COUNTS, max_nodes=MOST_NODES, least_context=LEAST_CONTEXT, makes=makes
+    )  # fmt: skip
     refused = Counter(m.reason for m in found.missed if m.nodes == 1)
     fitting: list[AcceleratorSet] = []
     for candidate in _fewest_machines(found.candidates):
@@ -359,14 +381,18 @@ def _engine_refuses(facts: ModelFacts, device: Accelerator, layout: Layout, job:
     """Say why the engine does not serve a job there, None where it does or is no engine of ours."""
     if job.engine not in names():
         return None
-    return engine(job.engine).refuses(
-        EngineJob(
-            facts, Source(facts.id), device, layout.count, layout.nodes,
-            tensor=layout.tensor, pipeline=layout.pipeline, context_tokens=job.context,
-            # whether there is a token to fetch it with is no question of size
-            secrets=(("HF_TOKEN", "HF_TOKEN"), ("NGC_API_KEY", "NGC_API_KEY")),
-        )
+    placed = replace(
+        _engine_job(facts, device), count=layout.count, nodes=layout.nodes,
+        tensor=layout.tensor, pipeline=layout.pipeline, context_tokens=job.context,
     )  # fmt: skip
+    return engine(job.engine).refuses(placed)
+
+
+def _engine_job(facts: ModelFacts, device: Accelerator, *, precision: Precision = "auto") -> EngineJob:
+    """Return a model on one device, as engines are asked about it."""
+    # whether there is a token to fetch it with is no question of size
+    secrets = (("HF_TOKEN", "HF_TOKEN"), ("NGC_API_KEY", "NGC_API_KEY"))
+    return EngineJob(facts, Source(facts.id), device, precision=precision, secrets=secrets)
 
 
 def training_answer(

@@ -98,6 +98,14 @@ def test_a_precision_left_open_is_lowered_to_what_fits_the_asked_device() -> Non
     assert asked.lowered == "fp8 instead of bf16, which does not fit"
 
 
+@pytest.mark.parametrize(("name", "made_by"), [("T4-16GB", "sglang"), ("TPU-V5E", "vllm")])
+def test_a_format_that_the_engine_does_not_make_is_no_way_out(name: str, made_by: str) -> None:
+    answer = serving_answer(llama(), ServingJob(engine=made_by, context=8192), [card(name)], prices())
+
+    assert (answer.asked.job.precision, answer.asked.size.fits) == ("bf16", False)
+    assert {each.job.precision for each in answer.sets.fitting} <= {"bf16"}
+
+
 def test_what_fits_whole_goes_before_what_was_shortened() -> None:
     fitting = serving_answer(llama(), ServingJob(), [card("L4-24GB")], prices()).sets.fitting
 
