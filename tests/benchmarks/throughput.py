@@ -126,9 +126,9 @@ def _off(billions: str) -> str:
 
 
 def number(row: Row, column: str, default: float) -> float:
-    """Return a cell as a number, ``default`` where it is blank or no number."""
+    """Return a cell as a number, ``default`` where it is blank, 0 or no number."""
     try:
-        return float(row.get(column) or default)
+        return float(row.get(column) or default) or default
     except ValueError:
         return default
 
@@ -291,9 +291,16 @@ def layout_of(row: Row) -> tuple[int, int, int]:
     """Return tensor, pipeline and data parallelism of a serving row.
 
     Data-parallel attention counts its ranks twice, in ``tp`` and in ``dp``. Devices that no column
-    explains hold layers one after the other (transformers' ``device_map``).
+    explains hold layers one after the other (transformers' ``device_map``), or share them where
+    the row leaves ``tp`` blank and an engine does that.
+
+    >>> layout_of({"n_gpus": "8", "engine": "vLLM"}), layout_of({"tp": "4", "engine": "vLLM"})
+    ((8, 1, 1), (4, 1, 1))
     """
-    count, tensor, data = (max(int(number(row, key, 1)), 1) for key in ("n_gpus", "tp", "dp"))
+    tensor, pipeline, data = (max(int(number(row, key, 1)), 1) for key in ("tp", "pp", "dp"))
+    count = max(int(number(row, "n_gpus", tensor * pipeline * data)), 1)
+    if not number(row, "tp", 0) and not row.get("engine", "").lower().startswith("transformers"):
+        tensor = max(count // (pipeline * data), 1)
     if tensor * data > count:
         tensor = max(count // data, 1)
     return tensor, max(count // (tensor * data), 1), data

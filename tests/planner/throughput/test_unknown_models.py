@@ -127,3 +127,14 @@ def test_spellings_of_accelerators_are_the_catalogs(spelling: str, name: str) ->
 def test_an_accelerator_nobody_knows_is_none() -> None:
     with pytest.raises(ValueError, match="Zorg 9"):
         accelerator_of({"gpu": "Zorg 9-80GB"})
+
+
+@pytest.mark.parametrize("column", ["n_gpus", "tp", "pp", "dp", "params_b", "active_params_b"])
+@pytest.mark.parametrize("value", ["", "0", "not known"])
+def test_a_column_that_says_nothing_still_leaves_an_estimate(column: str, value: str) -> None:
+    rows, _ = read_rows(REFERENCE)
+    served = [row for row in resized(rows) if row["kind"] != TRAINS][::40]
+
+    for row in served:
+        said = predict({**row, column: value})
+        assert (said.output_tokens_s or 0) > 0, row["row_id"]
