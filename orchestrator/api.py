@@ -37,7 +37,15 @@ from orchestrator.apply.prices import check_prices, is_priced
 from orchestrator.backend import Backend, Check, Instance, LogLine, Offer, Phase, Volume
 from orchestrator.catalog.digest import digest
 from orchestrator.catalog.hardware import accelerator, candidates
-from orchestrator.errors import BackendError, ModelyardError, NotFound, StateMoved, Unreachable, UsageError
+from orchestrator.errors import (
+    BackendError,
+    ModelyardError,
+    NotFound,
+    NothingFits,
+    StateMoved,
+    Unreachable,
+    UsageError,
+)
 from orchestrator.places import Places, read_places
 from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Job, Run, RunEvent, RunState, Turn, Wanted
@@ -274,7 +282,15 @@ class Local:
         """Return what ``apply`` would do, with ``models`` by run as a lock has them; changes nothing."""
         documents = _pinned(documents, models)
         world = self._world(documents, rerun=rerun, sort=sort, strict=strict, scope=scope, models=models)
-        return plan_documents(documents, world)
+        try:
+            return plan_documents(documents, world)
+        except NothingFits as error:
+            # a place that did not answer may be the one: it is named with its own reason
+            refused, silent = sum(r.offers for r in error.refused), self.offers().silent
+            if refused or not silent:
+                raise
+            what = "; ".join(f"backend {name!r}: {why}" for name, why in sorted(silent.items()))
+            raise Unreachable(what, where=error.where, fix="see: modelyard backend check") from None
 
     def resolve_models(self, documents: Sequence[Document]) -> dict[str, LockedModel]:
         """Return the commits that the documents' models are at now, by run; asks the hub."""
@@ -550,7 +566,7 @@ class Local:
     # Ending ----------------------------------------------------------------------------------
 
     def ask(self, names: Sequence[str], wanted: Wanted) -> None:
-        """Write down that the runs shall stop, or be deleted.
+        """Write down that the runs shall stop, or be deleted; what is to be deleted stays so.
 
         Raises:
             NotFound: one of them is not on record; nothing was written.
@@ -558,7 +574,7 @@ class Local:
         self._told = self.store.last_serial()
         while True:
             runs = [self.store.run(name) for name in names]
-            turns = [self._asked(run, wanted) for run in runs if run.wanted is not wanted]
+            turns = [self._asked(run, wanted) for run in runs if run.wanted not in (wanted, Wanted.DELETE)]
             try:
                 if turns:
                     self.store.commit(turns, expected={turn.run.id: turn.run.serial for turn in turns})
@@ -698,6 +714,18 @@ def has_reached(run: Run, goal: Goal) -> bool:
             return run.state is RunState.READY
         case _:
             return False
+
+
+def has_missed(run: Run, goal: Goal) -> bool:
+    """Return whether a run came to an end that is not ``goal``.
+
+    A task that succeeded was ready on the way.
+    """
+    if run.state is RunState.FAILED:
+        return True
+    if goal == "ended":
+        return False
+    return run.state is RunState.STOPPED or run.reason.startswith("rollout failed")
 
 
 def _pinned(documents: Sequence[Document], models: Mapping[str, LockedModel] | None) -> Sequence[Document]:

@@ -118,6 +118,8 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         code = app(args=arguments, prog_name="modelyard", standalone_mode=False)
         sys.stdout.flush()
+        if code == 130:
+            _complain("interrupted: what was applied goes on, and 'modelyard ps' lists it")
         return code or 0
     except ModelyardError as error:
         _complain(str(error))
@@ -129,6 +131,10 @@ def run(arguments: list[str] | None = None) -> int:
         # the reader has gone: that is its right, and Python's own complaint at exit is not wanted
         sys.stdout = None
         return 0
+    except OSError as error:
+        _complain(f"{error.filename or 'the output'}: {error.strerror or error}")
+        sys.stdout = None  # what could not be written would be tried again at exit
+        return 74
     except _ClickError as error:
         error.show()  # type: ignore[attr-defined]  # click's, reached without naming it
         return 64

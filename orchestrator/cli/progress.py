@@ -37,7 +37,8 @@ class Reporter:
         self._console: Any = None
         self._lock = threading.Lock()
         self._readers: dict[str, threading.Thread] = {}
-        self.hooks = Hooks(event=self._event, progress=self._progress)
+        self.hooks = Hooks(event=self._event, progress=self._progress, postponed=self._postponed)
+        self._told: set[tuple[str, str]] = set()
 
     def __enter__(self) -> Self:
         if self._terminal:
@@ -65,6 +66,12 @@ class Reporter:
     def _progress(self, launch: str, phrase: str) -> None:
         if self._status:
             self._status.update(f"{launch}  {phrase}")
+
+    def _postponed(self, launch: str, why: str) -> None:
+        """Say once why a launch did not start yet."""
+        if (launch, why) not in self._told:
+            self._told.add((launch, why))
+            self._say(f"{launch}  not started yet: {why}; trying again")
 
     def _say(self, text: str) -> None:
         with self._lock:

@@ -26,10 +26,13 @@ def ps(all: Annotated[bool, typer.Option("-a", "--all", help="Ended runs too.")]
        json: Json = False, config: Config = None) -> None:  # fmt: skip
     """List runs."""
     with open_api(config) as api:
-        views = [view for view in api.runs() if all or json or not view.run.state.is_final]
+        found = api.runs()
+    views = [view for view in found if all or json or not view.run.state.is_final]
     from orchestrator.render.runs import runs_json, runs_text
 
-    typer.echo(runs_json(views) if json else runs_text(views, now=datetime.now(UTC)))
+    typer.echo(
+        runs_json(views) if json else runs_text(views, now=datetime.now(UTC), ended=len(found) - len(views))
+    )
 
 
 @app.command()
@@ -178,6 +181,8 @@ def wait(
     config: Config = None,
 ) -> None:
     """Wait until runs are ready, started, ended or deleted."""
+    from orchestrator.api import has_missed  # with the record: not for --help
+
     limit = _timeout_s(timeout) if timeout else None
     with open_api(config) as api:
         if goal != "deleted":
@@ -188,9 +193,11 @@ def wait(
             raise typer.Exit(TIMED_OUT)
         if goal == "deleted":
             return
-        failed = [view.run for name in run if (view := api.recorded(name)).run.state.value == "failed"]
-    if failed:
-        raise RunFailed("\n".join(f"{r.name}: failed: {r.reason}" for r in failed))
+        missed = [view.run for name in run if has_missed((view := api.recorded(name)).run, goal)]
+    if missed:
+        raise RunFailed(
+            "\n".join(f"{r.name}: {r.state.value}" + (f": {r.reason}" if r.reason else "") for r in missed)
+        )
 
 
 def _timeout_s(text: str) -> float:

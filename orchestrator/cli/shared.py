@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.api import Local
@@ -56,7 +56,13 @@ def database_url() -> str:
 
     from orchestrator.store.urls import sqlite_url
 
-    return sqlite_url(user_state_path("modelyard", ensure_exists=True) / "state.db")
+    try:
+        return sqlite_url(user_state_path("modelyard", ensure_exists=True) / "state.db")
+    except OSError as error:
+        raise ConfigError(
+            f"the folder for the record cannot be made: {error.filename}: {error.strerror}",
+            fix="set XDG_STATE_HOME to a folder that can be written, or MODELYARD_DATABASE_URL",
+        ) from None
 
 
 def default_config() -> Path | None:

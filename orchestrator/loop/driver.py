@@ -65,6 +65,7 @@ class Hooks:
 
     event: Callable[[RunEvent], None] = _say_nothing
     progress: Callable[[str, str], None] = _say_nothing
+    postponed: Callable[[str, str], None] = _say_nothing
     boundary: Callable[[str], None] = _say_nothing
 
 
@@ -296,6 +297,8 @@ class Loop:
             if isinstance(effect, Start) and (record := start_failed(effect.job, error, now=self._clock())):
                 return record
             if isinstance(error, Temporary):
+                if isinstance(effect, Start):
+                    self._hooks.postponed(effect.launch.name, error.what)
                 self._observer.failed(effect.backend, error)
             return None
         finally:

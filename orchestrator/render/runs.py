@@ -14,10 +14,10 @@ from orchestrator.render.table import columns, table, to_json
 from orchestrator.units import format_bytes, format_duration
 
 
-def runs_text(views: Sequence[RunView], *, now: datetime) -> str:
-    """Return one line per run."""
+def runs_text(views: Sequence[RunView], *, now: datetime, ended: int = 0) -> str:
+    """Return one line per run; ``ended`` ones are counted where there is no other."""
     if not views:
-        return "no runs"
+        return f"no runs ({ended} ended: ps --all)" if ended else "no runs"
     header = ["NAME", "TYPE", "STATE", "REPLICAS", "BACKEND", "AGE", "ADDRESS", "REASON"]
     return table(header, [_run_cells(view, now) for view in views])
 

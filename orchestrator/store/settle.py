@@ -15,7 +15,7 @@ from orchestrator.errors import StateMoved
 from orchestrator.reconcile.values import Forget, Record, Turn, Write
 from orchestrator.store.rows import event_row, job_row, run_row
 
-_FIX = "read it again, then decide anew"
+_FIX = "run the command again: it decides on what is there now"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from orchestrator.cli import COMMANDS
+from orchestrator.cli.progress import Reporter
+from orchestrator.cli.shared import open_api
+from orchestrator.spec.load import read
 from tests.cli.conftest import Cli
 
 HELLO = "type: task\nname: hello\ncommands: [echo hi]\n"
@@ -175,6 +179,43 @@ def test_wait_tells_ready_from_failed_from_too_late(cli: Cli) -> None:
     assert (late.code, late.err) == (124, "not ended within 1s\n")
     cli("apply", "-y", "-f", cli.write("bad.yaml", BAD))
     assert cli("wait", "bad", "--for", "ended").code == 1
+    cli("stop", "-y", "web")
+    assert cli("wait", "web", "--for", "ended").code == 0
+    missed = cli("wait", "web", "--for", "ready")
+    assert (missed.code, missed.err) == (1, "web: stopped\n")
+
+
+def test_what_is_to_be_deleted_cannot_be_asked_to_stop_instead(cli: Cli) -> None:
+    cli("apply", "-y", "-f", cli.write("web.yaml", WEB))
+    cli("delete", "-y", "-d", "web")
+    cli("stop", "-y", "-d", "web")
+    assert cli("wait", "web", "--for", "deleted", "--timeout", "20s").code == 0
+    assert cli("ps", "--all").out == "no runs\n"
+
+
+def test_ended_runs_are_counted_where_there_is_no_other(cli: Cli) -> None:
+    cli("apply", "-y", "-f", cli.write("hello.yaml", HELLO))
+    assert cli("ps").out == "no runs (1 ended: ps --all)\n"
+
+
+def test_a_place_that_does_not_answer_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = cli.write("gone.yaml", "backends: [{type: docker, host: 'tcp://127.0.0.1:1'}]\n")
+    monkeypatch.setenv("MODELYARD_CONFIG", config)
+    refused = cli("plan", "-f", cli.write("hello.yaml", HELLO))
+    assert refused.code == 69
+    assert "backend 'docker': " in refused.err
+    assert "127.0.0.1" in refused.err
+    assert "backend check" in refused.err
+
+
+def test_a_start_that_is_put_off_says_why_once(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    config = cli.write("busy.yaml", "backends: [{type: sim, script: {'hello-*': {refuse: busy}}}]\n")
+    with open_api(Path(config)) as api, Reporter(api, [], prefix=False, terminal=False) as reporter:
+        api.apply(api.plan(read(HELLO)))
+        for _ in range(2):
+            assert not api.follow(["hello"], "started", hooks=reporter.hooks, timeout_s=0.5)
+    said = "hello-0-0-0  not started yet: hello-0-0-0: asked to come back later; trying again"
+    assert capsys.readouterr().err.splitlines().count(said) == 1
 
 
 def test_exec_returns_the_commands_code(cli: Cli) -> None:

@@ -46,6 +46,8 @@ def test_an_interrupt_ends_with_130_and_the_run_goes_on(real: Cli) -> None:
         assert program.stdout.readline() == "up\n"
         program.send_signal(signal.SIGINT)
         assert program.wait(timeout=30) == 130
+        assert program.stderr
+        assert "\ninterrupted: what was applied goes on" in program.stderr.read()
     assert json.loads(real("ps", "--json").out)["runs"][0]["state"] == "running"
     assert real("delete", "-y", "long").code == 0
 
@@ -160,6 +162,27 @@ def test_a_reader_that_goes_away_is_no_error(cli: Cli) -> None:
         env=os.environ | ENVIRON,
     )
     assert (done.stdout, done.stderr) == ("{\n0\n", "")
+
+
+def test_output_that_cannot_be_written_is_told_in_a_line(cli: Cli) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrator.cli", "ps", "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=cli.folder, env=os.environ | ENVIRON,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (74, "the output: No space left on device\n")
+
+
+def test_a_record_that_can_be_nowhere_is_told_with_its_folder(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "flat").write_text("")
+    environ = {k: v for k, v in os.environ.items() if k != "MODELYARD_DATABASE_URL"}
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", "ps"], capture_output=True, text=True, cwd=cli.folder,
+        env=environ | ENVIRON | {"XDG_STATE_HOME": str(tmp_path / "flat")},
+    )  # fmt: skip
+    assert done.returncode == 78
+    assert done.stderr.startswith(f"the folder for the record cannot be made: {tmp_path / 'flat'}")
+    assert "XDG_STATE_HOME" in done.stderr
 
 
 def test_progress_on_a_terminal_is_drawn_and_without_one_is_plain(cli: Cli) -> None:
