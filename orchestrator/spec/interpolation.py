@@ -81,6 +81,11 @@ class Interpolation:
     def _scalar(self, scalar: Scalar, keeps_secrets: bool) -> Scalar:
         if "${{" not in scalar.text:
             return scalar
+        closed = max((found.end() for found in _REFERENCE.finditer(scalar.text)), default=0)
+        if (begin := scalar.text.find("${{", closed)) >= 0:
+            what, fix = "this reference has no end", "close it with '}}'"
+            self.source.add(*self.source.place(scalar, begin), what, fix)
+            return scalar
         text = _REFERENCE.sub(lambda found: self._value(scalar, found, keeps_secrets), scalar.text)
         if scalar.style or not _REFERENCE.fullmatch(scalar.text):
             return replace(scalar, text=text, value=text)

@@ -58,6 +58,8 @@ def test_no_arguments_are_no_words() -> None:
         ("env: ['A=${{ env.API_KEY }}']", (4, 10), "the value of 'API_KEY' would be written into plans"),
         ("commands: ['${{ dstack.x }}']", (4, 13), "unknown reference 'dstack.x'"),
         ("commands: ['${{ }}']", (4, 13), "unknown reference ''"),
+        ("commands: ['echo ${{ env.N']", (4, 18), "this reference has no end"),
+        ("commands: ['${{ env.N }} ${{ env.N }']", (4, 26), "this reference has no end"),
         (
             "commands:\n  - |\n    one\n    two ${{ env.NOPE }}",
             (7, 9),
