@@ -9,7 +9,7 @@
     ├── ModelError            65  a model's files are wrong, or nothing is known about it
     │   └── HubUnreachable    69  the hub did not answer, or asked to be asked later     (temporary)
     ├── NothingFits           75  no offer can hold what a spec asks for
-    ├── StateMoved            75  the record changed since it was read
+    ├── StateMoved             1  the record changed since it was read
     ├── PlanRefused            1  a saved plan or a lock no longer holds
     ├── RunFailed              1  the work itself failed
     ├── NotFound              64  no run, volume or secret of that name
@@ -219,8 +219,6 @@ class NothingFits(ModelyardError):
 
 class StateMoved(ModelyardError):
     """The record changed between reading and writing; nothing was done."""
-
-    exit_code = 75
 
 
 class PlanRefused(ModelyardError):
