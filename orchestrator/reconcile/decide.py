@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 
 from orchestrator.backend import Instance, Phase
 from orchestrator.errors import AuthFailed, BackendError, NoCapacity, Quota, Temporary
+from orchestrator.reconcile.ledger import Ledger
 from orchestrator.reconcile.retry import Again, GiveUp, failures_in_a_row, next_attempt
 from orchestrator.reconcile.values import (
     Action,
@@ -30,7 +31,6 @@ from orchestrator.reconcile.values import (
     Start,
     Step,
     Stop,
-    Turn,
     Wanted,
 )
 
@@ -83,16 +83,12 @@ def start_failed(job: Job, error: BackendError, *, now: datetime) -> Record | No
     return Record(ended, event)
 
 
-class _Pass:
-    """The working state of one pass: jobs as they will be, actions as they come."""
+class _Pass(Ledger[Action]):
+    """The working state of one pass over a run whose launches are ours to start."""
 
     def __init__(self, run: Run, jobs: Sequence[Job], observed: Observed, now: datetime) -> None:
-        self.run = run
-        self.jobs = {job.name: job for job in sorted(jobs, key=lambda j: (j.replica, j.node, j.attempt))}
+        super().__init__(run, sorted(jobs, key=lambda j: (j.replica, j.node, j.attempt)), now)
         self.observed = observed
-        self.now = now
-        self.actions: list[Action] = []
-        self.wake_at: datetime | None = None
         self.seen: dict[str, Instance] = {
             i.name: i for found in observed.instances.values() if found is not None for i in found
         }
@@ -418,32 +414,6 @@ class _Pass:
             finished_at=(instance.finished_at if instance else None) or self.now,
         )
         self._put(ended, cause)
-
-    def _put(self, job: Job, cause: str | None) -> None:
-        before = self.jobs.get(job.name)
-        self.jobs[job.name] = job
-        event = None
-        if cause is not None:
-            was = before.state.value if before else ""
-            event = self._event(job.name, was, job.state.value, cause, job.message)
-        self.actions.append(Record(job, event))
-
-    def _turn(self, state: RunState, *, cause: str = "", reason: str = "", ready: int = 0) -> None:
-        run = self.run
-        was_ready = run.was_ready or ready > 0
-        fresh = replace(run, state=state, reason=reason, ready=ready, was_ready=was_ready)
-        if fresh == run:
-            return
-        self.run = fresh
-        changed = (state, reason) != (run.state, run.reason)
-        event = self._event(run.name, run.state.value, state.value, cause or reason) if changed else None
-        self.actions.append(Turn(fresh, event))
-
-    def _event(self, subject: str, before: str, after: str, cause: str, message: str = "") -> RunEvent:
-        return RunEvent(
-            self.run.id, self.run.name, self.now, subject, before, after, cause,
-            action=f"{subject}:{after}", message=message,
-        )  # fmt: skip
 
 
 def _verdict(attempt: list[Job]) -> Job:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from orchestrator.backend import Group, GroupStatus, Instance, Phase
+from orchestrator.reconcile.ledger import Ledger
 from orchestrator.reconcile.values import (
     ApplyGroup,
     DeleteGroup,
@@ -19,14 +20,11 @@ from orchestrator.reconcile.values import (
     GroupAction,
     Job,
     JobState,
-    Record,
     Retry,
     Run,
-    RunEvent,
     RunState,
     RunType,
     Template,
-    Turn,
     Wanted,
 )
 
@@ -107,19 +105,15 @@ def reconcile_group(
     return GroupStep(tuple(step.actions), step.wake_at)
 
 
-class _Pass:
-    """The working state of one pass: the run as it will be, actions as they come."""
+class _Pass(Ledger[GroupAction]):
+    """The working state of one pass over a run that a cluster keeps."""
 
     def __init__(
         self, run: Run, jobs: Sequence[Job], status: GroupStatus | None, backend: str, now: datetime
     ) -> None:
-        self.run = run
-        self.jobs = {job.name: job for job in jobs}
+        super().__init__(run, jobs, now)
         self.status = status
         self.backend = backend
-        self.now = now
-        self.actions: list[GroupAction] = []
-        self.wake_at: datetime | None = None
 
     def keep(self, refused: tuple[str, str] | None) -> None:
         """Hand the group over where it is not so yet, and follow what the cluster makes of it."""
@@ -224,31 +218,6 @@ class _Pass:
         for job in list(self.jobs.values()):
             if not job.state.is_final:
                 self._put(replace(job, state=state, finished_at=self.now), cause)
-
-    def _put(self, job: Job, cause: str | None) -> None:
-        before = self.jobs.get(job.name)
-        self.jobs[job.name] = job
-        event = None
-        if cause is not None:
-            was = before.state.value if before else ""
-            event = self._event(job.name, was, job.state.value, cause, job.message)
-        self.actions.append(Record(job, event))
-
-    def _turn(self, state: RunState, *, cause: str = "", reason: str = "", ready: int = 0) -> None:
-        run = self.run
-        fresh = replace(run, state=state, reason=reason, ready=ready, was_ready=run.was_ready or ready > 0)
-        if fresh == run:
-            return
-        self.run = fresh
-        changed = (state, reason) != (run.state, run.reason)
-        event = self._event(run.name, run.state.value, state.value, cause or reason) if changed else None
-        self.actions.append(Turn(fresh, event))
-
-    def _event(self, subject: str, before: str, after: str, cause: str, message: str = "") -> RunEvent:
-        return RunEvent(
-            self.run.id, self.run.name, self.now, subject, before, after, cause,
-            action=f"{subject}:{after}", message=message,
-        )  # fmt: skip
 
 
 def _says(status: GroupStatus | None, group: Group) -> bool:

@@ -1,0 +1,53 @@
+"""What a pass over a run writes down: jobs as they will be, each change with its event."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Generic, TypeVar
+
+from orchestrator.reconcile.values import Job, Record, Run, RunEvent, RunState, Turn
+
+Act = TypeVar("Act")
+
+
+class Ledger(Generic[Act]):
+    """The working state of one pass: the run and its jobs as they will be, actions as they come.
+
+    ``Act`` are the actions that the pass may ask for; writing down is among them.
+    """
+
+    def __init__(self, run: Run, jobs: Sequence[Job], now: datetime) -> None:
+        self.run = run
+        self.jobs = {job.name: job for job in jobs}
+        self.now = now
+        self.actions: list[Act | Record | Turn] = []
+        self.wake_at: datetime | None = None
+
+    def _put(self, job: Job, cause: str | None) -> None:
+        """Write a job down, with an event where there is a cause to tell."""
+        before = self.jobs.get(job.name)
+        self.jobs[job.name] = job
+        event = None
+        if cause is not None:
+            was = before.state.value if before else ""
+            event = self._event(job.name, was, job.state.value, cause, job.message)
+        self.actions.append(Record(job, event))
+
+    def _turn(self, state: RunState, *, cause: str = "", reason: str = "", ready: int = 0) -> None:
+        """Write the run down where anything of it is new, with an event where its state or reason is."""
+        run = self.run
+        fresh = replace(run, state=state, reason=reason, ready=ready, was_ready=run.was_ready or ready > 0)
+        if fresh == run:
+            return
+        self.run = fresh
+        changed = (state, reason) != (run.state, run.reason)
+        event = self._event(run.name, run.state.value, state.value, cause or reason) if changed else None
+        self.actions.append(Turn(fresh, event))
+
+    def _event(self, subject: str, before: str, after: str, cause: str, message: str = "") -> RunEvent:
+        return RunEvent(
+            self.run.id, self.run.name, self.now, subject, before, after, cause,
+            action=f"{subject}:{after}", message=message,
+        )  # fmt: skip
