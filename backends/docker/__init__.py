@@ -22,8 +22,9 @@ from backends.docker.container import LAUNCH, NAMESPACE, VOLUME, to_instance
 from backends.docker.engine import Engine, EngineError, Json, filters, local_endpoint
 from backends.docker.images import pull
 from backends.docker.refusals import explained
-from backends.docker.streams import engine_time, forward, frames, log_lines, raw_terminal
+from backends.docker.streams import engine_time, forward, frames, log_lines
 from backends.machine import Device, Machine, arch_name, inventory
+from backends.terminal import raw_terminal
 from orchestrator.backend import (
     LABEL,
     Can,

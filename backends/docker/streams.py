@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import socket
 import struct
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from typing import BinaryIO, Literal
+from typing import Literal
 
+from backends import terminal
 from backends.docker.container import parse_time
 from orchestrator.backend import LogLine
 
@@ -76,7 +75,7 @@ def forward(connection: socket.socket, early: bytes, *, demultiplex: bool) -> No
 
     ``early`` are bytes of the other side that were read already.
     """
-    keyboard = _keyboard()
+    keyboard = terminal.keyboard()
     sources: list[int] = [connection.fileno()] + ([keyboard] if keyboard is not None else [])
     arrived = _demultiplexed() if demultiplex else _raw()
     arrived(early)
@@ -98,21 +97,8 @@ def forward(connection: socket.socket, early: bytes, *, demultiplex: bool) -> No
                     connection.shutdown(socket.SHUT_WR)
 
 
-def _keyboard() -> int | None:
-    """Return the descriptor of stdin, or None where there is none (closed, or not a file)."""
-    try:
-        return sys.stdin.fileno()
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def _write(target: BinaryIO, data: bytes) -> None:
-    target.write(data)
-    target.flush()
-
-
 def _raw() -> Callable[[bytes], None]:
-    return lambda chunk: _write(sys.stdout.buffer, chunk)
+    return lambda chunk: terminal.write(sys.stdout.buffer, chunk)
 
 
 def _demultiplexed() -> Callable[[bytes], None]:
@@ -122,36 +108,8 @@ def _demultiplexed() -> Callable[[bytes], None]:
         waiting.extend(chunk)
         used = 0
         for name, payload in frames([bytes(waiting)]):
-            _write((sys.stderr if name == "stderr" else sys.stdout).buffer, payload)
+            terminal.write((sys.stderr if name == "stderr" else sys.stdout).buffer, payload)
             used += HEADER_BYTES + len(payload)
         del waiting[:used]
 
     return arrived
-
-
-@contextlib.contextmanager
-def raw_terminal(resize: Callable[[int, int], None]) -> Iterator[None]:
-    """Hand every key to the other side while inside, and tell it the window's rows and columns."""
-    import termios
-    import tty
-
-    descriptor = _keyboard()
-    if descriptor is None or not os.isatty(descriptor):
-        yield
-        return
-
-    def tell(*_: object) -> None:
-        size = os.get_terminal_size(descriptor)
-        resize(size.lines, size.columns)
-
-    before = termios.tcgetattr(descriptor)
-    in_main = threading.current_thread() is threading.main_thread()  # only it may set handlers
-    previous = signal.signal(signal.SIGWINCH, tell) if in_main else None
-    try:
-        tty.setraw(descriptor)
-        tell()
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-        if in_main:
-            signal.signal(signal.SIGWINCH, previous)

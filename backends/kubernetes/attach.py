@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+from backends import terminal
 from backends.kubernetes.client import Cluster
 from backends.kubernetes.pod import CONTAINER
 from backends.kubernetes.refusals import Refused, explained
@@ -31,7 +31,7 @@ def execute(cluster: Cluster, pod_path: str, command: Sequence[str], *, tty: boo
     from kubernetes.client.exceptions import ApiException
     from kubernetes.stream.ws_client import WSClient, get_websocket_url
 
-    keyboard = _keyboard()
+    keyboard = terminal.keyboard()
     configuration = cluster.configuration()
     query = [("container", CONTAINER), ("stdout", "true"), ("stderr", str(not tty).lower())]
     query += [("stdin", str(keyboard is not None).lower()), ("tty", str(tty).lower())]
@@ -47,12 +47,16 @@ def execute(cluster: Cluster, pod_path: str, command: Sequence[str], *, tty: boo
     except OSError as error:
         raise Unreachable(f"cannot open a connection: {error}", backend=cluster.backend) from error
     try:
-        with _raw_terminal(socket) if tty else contextlib.nullcontext():
+        with terminal.raw_terminal(partial(_resize, socket)) if tty else contextlib.nullcontext():
             _carry(socket, keyboard)
         code: int | None = socket.returncode
     finally:
         socket.sock.shutdown()  # close() leaves the connection open when the other side ended it
     return 1 if code is None else code
+
+
+def _resize(socket: Any, rows: int, columns: int) -> None:
+    socket.write_channel(_RESIZE_CHANNEL, f'{{"Width":{columns},"Height":{rows}}}')
 
 
 def _carry(socket: Any, keyboard: int | None) -> None:
@@ -64,52 +68,11 @@ def _carry(socket: Any, keyboard: int | None) -> None:
             (socket.peek_stderr, socket.read_stderr, sys.stderr),
         ):
             if peek():
-                _write(target, read())
+                text = read()
+                terminal.write(target.buffer, text if isinstance(text, bytes) else text.encode())
         if keyboard is not None and select.select([keyboard], [], [], 0)[0]:
             typed = os.read(keyboard, 65_536)
             if typed:
                 socket.write_stdin(typed)
             else:
                 keyboard = None
-
-
-def _write(target: Any, text: bytes | str) -> None:
-    raw = text if isinstance(text, bytes) else text.encode()
-    target.buffer.write(raw)
-    target.buffer.flush()
-
-
-def _keyboard() -> int | None:
-    """Return the descriptor of stdin, or None where there is none (closed, or not a file)."""
-    try:
-        return sys.stdin.fileno()
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-@contextlib.contextmanager
-def _raw_terminal(socket: Any) -> Iterator[None]:
-    """Hand every key to the other side while inside, and tell it the window's size."""
-    import termios
-    import tty
-
-    keyboard = _keyboard()
-    if keyboard is None or not os.isatty(keyboard):
-        yield
-        return
-
-    def tell(*_: object) -> None:
-        size = os.get_terminal_size(keyboard)
-        socket.write_channel(_RESIZE_CHANNEL, f'{{"Width":{size.columns},"Height":{size.lines}}}')
-
-    before = termios.tcgetattr(keyboard)
-    in_main = threading.current_thread() is threading.main_thread()  # only it may set handlers
-    previous = signal.signal(signal.SIGWINCH, tell) if in_main else None
-    try:
-        tty.setraw(keyboard)
-        tell()
-        yield
-    finally:
-        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
-        if in_main:
-            signal.signal(signal.SIGWINCH, previous)
