@@ -179,6 +179,30 @@ class Settled:
         return render(merged), (*self.warnings, *told)
 
 
+Refusal = Callable[[ServingJob], str | None]
+"""Why an engine cannot serve a job, the user's options already read into it; None when it can."""
+
+
+def accept(settled: Settled, refusal: Refusal) -> Settled:
+    """Return ``settled`` where nothing speaks against its job.
+
+    Raises:
+        ValueError: ``refusal`` has a reason; it is the message.
+    """
+    if why := refusal(settled.job):
+        raise ValueError(why)
+    return settled
+
+
+def refused(accepted: Callable[[ServingJob], Settled], job: ServingJob) -> str | None:
+    """Return the reason that ``accepted`` raises for ``job``, None when it raises none."""
+    try:
+        accepted(job)
+    except ValueError as objection:
+        return str(objection)
+    return None
+
+
 def settle(job: ServingJob, engine: str, versions: Sequence[str], rules: Rules) -> Settled:
     """Return ``job`` as it will be once the user's own options have won.
 

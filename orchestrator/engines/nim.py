@@ -39,10 +39,7 @@ class Nim:
 
     def refuses(self, job: ServingJob) -> str | None:
         """Say in one phrase why NIM cannot serve ``job``, or None when it can."""
-        try:
-            return _refusal(_settle(job).job)
-        except ValueError as objection:
-            return str(objection)
+        return arguments.refused(_accepted, job)
 
     def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
         """Return the container of one replica of ``job``; ``node_rank`` is 0, NIM spans no nodes.
@@ -52,9 +49,7 @@ class Nim:
         """
         if node_rank:
             raise ValueError("nim serves from one node")
-        settled = _settle(job)
-        if why := _refusal(settled.job):
-            raise ValueError(why)
+        settled = _accepted(job)
         words, told = settled.words(_options(job))
         secrets = dict(job.secrets)
         return EngineLaunch(
@@ -81,10 +76,10 @@ class Nim:
         )
 
 
-def _settle(job: ServingJob) -> arguments.Settled:
+def _accepted(job: ServingJob) -> arguments.Settled:
     # the version is NIM's own, the options are those of the vLLM inside
     inner = arguments.settle(replace(job, version=None), "vllm", vllm.ENGINE.versions, vllm.RULES)
-    return replace(inner, job=replace(inner.job, version=job.version))
+    return arguments.accept(replace(inner, job=replace(inner.job, version=job.version)), _refusal)
 
 
 def _refusal(job: ServingJob) -> str | None:

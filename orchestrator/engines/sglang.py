@@ -104,10 +104,7 @@ class Sglang:
 
     def refuses(self, job: ServingJob) -> str | None:
         """Say in one phrase why SGLang cannot serve ``job``, or None when it can."""
-        try:
-            return _refusal(arguments.settle(job, self.name, self.versions, RULES).job)
-        except ValueError as objection:
-            return str(objection)
+        return arguments.refused(_accepted, job)
 
     def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
         """Return the container of node ``node_rank`` of one replica of ``job``.
@@ -115,9 +112,7 @@ class Sglang:
         Raises:
             ValueError: SGLang refuses ``job``; the message is the reason.
         """
-        settled = arguments.settle(job, self.name, self.versions, RULES)
-        if why := _refusal(settled.job):
-            raise ValueError(why)
+        settled = _accepted(job)
         words, told = settled.words(_options(job))
         command = ("python3", "-m", "sglang.launch_server", "--model-path", job.source.reference, *words)
         if job.nodes > 1:
@@ -142,6 +137,10 @@ class Sglang:
             profile=Profile(writable=("/root/.cache", "/root/.triton", "/tmp", "/dev/shm")),
             warnings=(*told, *_cautions(settled.job)),
         )
+
+
+def _accepted(job: ServingJob) -> arguments.Settled:
+    return arguments.accept(arguments.settle(job, Sglang.name, Sglang.versions, RULES), _refusal)
 
 
 def _refusal(job: ServingJob) -> str | None:

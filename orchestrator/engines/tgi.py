@@ -70,10 +70,7 @@ class Tgi:
 
     def refuses(self, job: ServingJob) -> str | None:
         """Say in one phrase why TGI cannot serve ``job``, or None when it can."""
-        try:
-            return _refusal(arguments.settle(job, self.name, self.versions, RULES).job)
-        except ValueError as objection:
-            return str(objection)
+        return arguments.refused(_accepted, job)
 
     def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
         """Return the container of one replica of ``job``; ``node_rank`` is 0, TGI spans no nodes.
@@ -86,9 +83,7 @@ class Tgi:
         """
         if node_rank:
             raise ValueError("tgi serves from one node")
-        settled = arguments.settle(job, self.name, self.versions, RULES)
-        if why := _refusal(settled.job):
-            raise ValueError(why)
+        settled = _accepted(job)
         words, told = settled.words(())
         return EngineLaunch(
             image=images.reference(job, self.name),
@@ -111,6 +106,10 @@ class Tgi:
             profile=Profile(writable=("/data", "/tmp", "/dev/shm")),
             warnings=(ENDED, *told, *_cautions(settled.job)),
         )
+
+
+def _accepted(job: ServingJob) -> arguments.Settled:
+    return arguments.accept(arguments.settle(job, Tgi.name, Tgi.versions, RULES), _refusal)
 
 
 def _refusal(job: ServingJob) -> str | None:

@@ -67,10 +67,7 @@ class Transformers:
 
     def refuses(self, job: ServingJob) -> str | None:
         """Say in one phrase why it cannot serve ``job``, or None when it can."""
-        try:
-            return _refusal(arguments.settle(job, self.name, self.versions, RULES).job)
-        except ValueError as objection:
-            return str(objection)
+        return arguments.refused(_accepted, job)
 
     def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
         """Return the container of one replica of ``job``; ``node_rank`` is 0, it spans no nodes.
@@ -80,9 +77,7 @@ class Transformers:
         """
         if node_rank:
             raise ValueError("transformers serves from one device")
-        settled = arguments.settle(job, self.name, self.versions, RULES)
-        if why := _refusal(settled.job):
-            raise ValueError(why)
+        settled = _accepted(job)
         words, told = settled.words(_options(job))
         setup = "" if job.image else SETUP[job.family].format(version=job.version or self.versions[0])
         start_s = startup.start_s(job, compiles=False) + (INSTALL_S if setup else 0.0)
@@ -103,6 +98,10 @@ class Transformers:
             profile=Profile(writable=("/root/.cache", "/tmp", "/usr/local", "/opt")),
             warnings=(*told, *_cautions(job)),
         )
+
+
+def _accepted(job: ServingJob) -> arguments.Settled:
+    return arguments.accept(arguments.settle(job, Transformers.name, Transformers.versions, RULES), _refusal)
 
 
 def _refusal(job: ServingJob) -> str | None:

@@ -124,10 +124,7 @@ class Vllm:
 
     def refuses(self, job: ServingJob) -> str | None:
         """Say in one phrase why vLLM cannot serve ``job``, or None when it can."""
-        try:
-            return refusal(arguments.settle(job, self.name, self.versions, RULES).job)
-        except ValueError as objection:
-            return str(objection)
+        return arguments.refused(_accepted, job)
 
     def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
         """Return the container of node ``node_rank`` of one replica of ``job``.
@@ -135,9 +132,7 @@ class Vllm:
         Raises:
             ValueError: vLLM refuses ``job``; the message is the reason.
         """
-        settled = arguments.settle(job, self.name, self.versions, RULES)
-        if why := refusal(settled.job):
-            raise ValueError(why)
+        settled = _accepted(job)
         words, told = settled.words(options(job))
         command = ("vllm", "serve", job.source.reference, *words)
         if job.nodes > 1:
@@ -162,6 +157,10 @@ class Vllm:
             profile=profile(job),
             warnings=(*told, *cautions(settled.job)),
         )
+
+
+def _accepted(job: ServingJob) -> arguments.Settled:
+    return arguments.accept(arguments.settle(job, Vllm.name, Vllm.versions, RULES), refusal)
 
 
 def refusal(job: ServingJob, engine: str = "vllm") -> str | None:
