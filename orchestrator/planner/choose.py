@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from orchestrator.catalog.values import Accelerator, ModelFacts
+from orchestrator.engines import Kind, kind_of
 from orchestrator.planner.parallelism import Layout, indivisible, is_native, layout_for, runs
 from orchestrator.planner.sizing.formats import weight_format
 from orchestrator.planner.sizing.serving import ServingNeeds, serving_needs
@@ -23,6 +24,19 @@ STEP = 1024
 
 Makes = Callable[[Accelerator, str], bool]
 """Whether an engine makes a format of 16-bit weights on a device."""
+
+
+def once_per_kind(makes: Makes) -> Makes:
+    """Return ``makes`` asked once for each kind of device, which is all that an engine decides by."""
+    known: dict[tuple[Kind, str], bool] = {}
+
+    def asked(device: Accelerator, precision: str) -> bool:
+        kind = (kind_of(device), precision)
+        if kind not in known:
+            known[kind] = makes(device, precision)
+        return known[kind]
+
+    return asked
 
 
 def _all_make(_device: Accelerator, _precision: str) -> bool:

@@ -19,7 +19,7 @@ from orchestrator.engines import Adapter, EngineLaunch, Kind, Source, engine, ki
 from orchestrator.engines import ServingJob as EngineJob
 from orchestrator.engines.job import Precision
 from orchestrator.errors import NothingFits, Position, WhyNot
-from orchestrator.planner.choose import TOO_LITTLE, Candidate, Change, Choices, Makes, choose
+from orchestrator.planner.choose import TOO_LITTLE, Candidate, Change, Choices, Makes, choose, once_per_kind
 from orchestrator.planner.compose import environment
 from orchestrator.planner.cost import token_cost
 from orchestrator.planner.cpu import ENGINES as CPU_ENGINES
@@ -435,20 +435,16 @@ def _options(
 
 def _maker(question: Question) -> Makes:
     """Return whether an engine makes a format that was not published, asked once per kind of device."""
-    known: dict[tuple[object, ...], bool] = {}
+    tried = AUTO_ENGINES if question.engine == "auto" else (question.engine,)
 
     def makes(device: Accelerator, precision: str) -> bool:
-        kind = (device.family, device.architecture, device.capability, device.gfx, precision)
-        if kind not in known:
-            job = EngineJob(
-                question.facts, model_source(question.model)[0], device, precision=_precision(precision),
-                image=question.image, version=question.version, secrets=question.secrets,
-            )  # fmt: skip
-            tried = AUTO_ENGINES if question.engine == "auto" else (question.engine,)
-            known[kind] = any(engine(name).refuses(job) is None for name in tried)
-        return known[kind]
+        job = EngineJob(
+            question.facts, model_source(question.model)[0], device, precision=_precision(precision),
+            image=question.image, version=question.version, secrets=question.secrets,
+        )  # fmt: skip
+        return any(engine(name).refuses(job) is None for name in tried)
 
-    return makes
+    return once_per_kind(makes)
 
 
 def _least_context(question: Question) -> int:

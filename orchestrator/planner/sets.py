@@ -18,7 +18,15 @@ from orchestrator.engines import ServingJob as EngineJob
 from orchestrator.engines import Source, engine, names
 from orchestrator.engines.job import Precision
 from orchestrator.errors import Refusal
-from orchestrator.planner.choose import LOADABLE, TOO_LITTLE, Candidate, choose, is_slice, longest_context
+from orchestrator.planner.choose import (
+    LOADABLE,
+    TOO_LITTLE,
+    Candidate,
+    choose,
+    is_slice,
+    longest_context,
+    once_per_kind,
+)
 from orchestrator.planner.parallelism import Layout, indivisible, is_native, layout_for, runs
 from orchestrator.planner.sizing.formats import weight_format
 from orchestrator.planner.sizing.serving import serving_needs, size_serving
@@ -341,14 +349,7 @@ def _serving_sets(
     sort: Sort,
 ) -> Sets:
     """Return every set that holds a served model; several machines only where one is too few."""
-    known: dict[tuple[object, ...], bool] = {}
-
-    def makes(device: Accelerator, precision: str) -> bool:
-        kind = (device.family, device.architecture, device.capability, device.gfx, precision)
-        if kind not in known:
-            known[kind] = _makes(facts, job.engine, device, precision)
-        return known[kind]
-
+    makes = once_per_kind(partial(_makes, facts, job.engine))
     found = choose(
         facts, job, devices, counts=COUNTS, max_nodes=MOST_NODES, least_context=LEAST_CONTEXT, makes=makes
     )  # fmt: skip
