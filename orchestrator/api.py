@@ -41,7 +41,6 @@ from orchestrator.errors import (
     BackendError,
     ModelyardError,
     NotFound,
-    NothingFits,
     StateMoved,
     Unreachable,
     UsageError,
@@ -282,15 +281,7 @@ class Local:
         """Return what ``apply`` would do, with ``models`` by run as a lock has them; changes nothing."""
         documents = _pinned(documents, models)
         world = self._world(documents, rerun=rerun, sort=sort, strict=strict, scope=scope, models=models)
-        try:
-            return plan_documents(documents, world)
-        except NothingFits as error:
-            # a place that did not answer may be the one: it is named with its own reason
-            refused, silent = sum(r.offers for r in error.refused), self.offers().silent
-            if refused or not silent:
-                raise
-            what = "; ".join(f"backend {name!r}: {why}" for name, why in sorted(silent.items()))
-            raise Unreachable(what, where=error.where, fix="see: modelyard backend check") from None
+        return plan_documents(documents, world)
 
     def resolve_models(self, documents: Sequence[Document]) -> dict[str, LockedModel]:
         """Return the commits that the documents' models are at now, by run; asks the hub."""
@@ -362,7 +353,7 @@ class Local:
             runs={run.name: run for run in current_runs(self._url)},
             volumes={v.name: v for v in self.store.volumes()} if has_volumes else {},
             places={name: backend.can for name, backend in self.places.items()},
-            offers=lambda: self.offers().offers,
+            offers=self._offered,
             names=lambda name: [device.name for device in candidates(name)],
             facts=lambda model: self._facts(model, locked.get((model.id, model.revision))),
             rerun=rerun,
@@ -370,6 +361,14 @@ class Local:
             strict=strict,
             scope=scope,
         )
+
+    def _offered(self) -> Sequence[Offer]:
+        """Return what there is to choose from; where nothing is, a place that is silent is why."""
+        found = self.offers()
+        if found.silent and not found.offers:
+            what = "; ".join(f"backend {name!r}: {why}" for name, why in sorted(found.silent.items()))
+            raise Unreachable(what, fix="see: modelyard backend check")
+        return found.offers
 
     def _facts(self, model: Model, locked: LockedModel | None) -> ModelFacts:
         """Return what a model is; one the catalog knows needs no hub, at whatever commit it is locked."""

@@ -118,8 +118,6 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         code = app(args=arguments, prog_name="modelyard", standalone_mode=False)
         sys.stdout.flush()
-        if code == 130:
-            _complain("interrupted: what was applied goes on, and 'modelyard ps' lists it")
         return code or 0
     except ModelyardError as error:
         _complain(str(error))

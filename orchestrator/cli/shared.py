@@ -44,6 +44,9 @@ def open_api(config: Path | None) -> Iterator[Local]:
     api = Local(database_url(), config=config or default_config())
     try:
         yield api
+    except KeyboardInterrupt:
+        typer.echo("interrupted: what was applied goes on, and 'modelyard ps' lists it", err=True)
+        raise
     finally:
         api.close()
 

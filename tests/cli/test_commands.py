@@ -203,6 +203,8 @@ def test_a_place_that_does_not_answer_is_named(cli: Cli, monkeypatch: pytest.Mon
     monkeypatch.setenv("MODELYARD_CONFIG", config)
     refused = cli("plan", "-f", cli.write("hello.yaml", HELLO))
     assert refused.code == 69
+    fleet = cli("plan", "-f", cli.write("fleet.yaml", "type: fleet\nname: rack\nnodes: 1\n"))
+    assert (fleet.code, "holds fleets" in fleet.err) == (75, True)
     assert "backend 'docker': " in refused.err
     assert "127.0.0.1" in refused.err
     assert "backend check" in refused.err
@@ -221,6 +223,8 @@ def test_a_start_that_is_put_off_says_why_once(cli: Cli, capsys: pytest.CaptureF
 def test_exec_returns_the_commands_code(cli: Cli) -> None:
     cli("apply", "-y", "-f", cli.write("web.yaml", WEB))
     assert cli("exec", "web", "--", "exit", "7").code == 7
+    ended = cli("exec", "web", "--", "exit", "130")  # as a shell does that Ctrl-C ended inside
+    assert (ended.code, "interrupted" in ended.err) == (130, False)
 
 
 def test_orphans_are_listed_and_removed_only_when_asked(cli: Cli) -> None:
