@@ -205,16 +205,13 @@ class Sim:
     ) -> Iterator[LogLine]:
         """Yield the lines its script has printed by now; with ``follow`` until it ends."""
         with self._reading(Call("logs", name)):
-            if name not in self._slots:
-                raise NotFound(f"{self.name} has no launch {name!r}")
+            self._slot(name)
         return self._follow(name, follow, since, tail)
 
     def execute(self, name: str, command: Sequence[str], *, tty: bool) -> int:  # noqa: ARG002 - the port's
         """Pretend to run ``command``: ``exit N`` returns N, everything else 0."""
         with self._reading(Call("execute", name)):
-            slot = self._slots.get(name)
-            if slot is None:
-                raise NotFound(f"{self.name} has no launch {name!r}")
+            slot = self._slot(name)
             if see(slot, self._clock())[0].phase is not Phase.RUNNING:
                 raise Rejected(f"{name} is not running", backend=self.name)
             words = " ".join(command).split()
@@ -278,9 +275,7 @@ class Sim:
         """
         with self._lock, self._journal.alone():
             self._hold()
-            if name not in self._slots:
-                raise NotFound(f"{self.name} has no launch {name!r}")
-            self._end(self._slots[name], exit_code, reason, message)
+            self._end(self._slot(name), exit_code, reason, message)
 
     def set_ready(self, name: str, ready: bool | None) -> None:
         """Let the probe of ``name`` succeed or fail from now on; None: as its script says.
@@ -290,11 +285,15 @@ class Sim:
         """
         with self._lock, self._journal.alone():
             self._hold()
-            if name not in self._slots:
-                raise NotFound(f"{self.name} has no launch {name!r}")
+            self._slot(name)
             self._write("ready", (name, ready))
 
     # --- accepting
+
+    def _slot(self, name: str) -> Slot:
+        if name not in self._slots:
+            raise NotFound(f"{self.name} has no launch {name!r}")
+        return self._slots[name]
 
     def _refusal(self, script: Script, launch: Launch) -> BackendError:
         refuse = script.refuse or "rejected"
