@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -31,8 +32,9 @@ def in_a_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
             async with asyncio.timeout(PATIENCE_S):
                 await test(*arguments, **named)
 
-        asyncio.run(within())
-        uvloop.run(within())
+        for run_in_loop in (asyncio.run, uvloop.run):
+            run_in_loop(within())
+            gc.collect()  # a connection left open is the failure of the test that left it, not of a later one
 
     return run
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Self
@@ -39,11 +40,15 @@ class Upstream:
     open_writers: set[asyncio.StreamWriter] = field(default_factory=set)
     readers: list[asyncio.StreamReader] = field(default_factory=list)
     port: int = 0
-    _server: asyncio.Server | None = None
+    _listener: socket.socket | None = None
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _unheard: set[socket.socket] = field(default_factory=set)
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._connection, "127.0.0.1", self.port, limit=2**20)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=1024)
+        self._listener.setblocking(False)
+        self.port = self._listener.getsockname()[1]
+        asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -51,19 +56,40 @@ class Upstream:
 
     async def stop(self) -> None:
         """Die: every connection is reset, and nobody listens any more."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
         for writer in list(self.open_writers):
             writer.transport.abort()
-        await asyncio.sleep(0)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        while self._unheard:  # their tasks were cancelled before the first step
+            self._unheard.pop().close()
 
     @property
     def was_left(self) -> bool:
         """Whether the gateway has closed every connection."""
         return all(reader.at_eof() or reader.exception() for reader in self.readers)
 
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, listener: socket.socket) -> None:
+        # Not asyncio.start_server: a server that closes while a connection comes in, or whose handler is
+        # cancelled before its first step, leaves the connection open for the garbage collector to find.
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return  # it left before it was taken
+        connection.setblocking(False)
+        self._unheard.add(connection)
+        task = asyncio.get_running_loop().create_task(self._connection(connection))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connection(self, connection: socket.socket) -> None:
+        self._unheard.discard(connection)
+        reader, writer = await asyncio.open_connection(sock=connection, limit=2**20)
         self.connections += 1
         self.open_writers.add(writer)
         self.readers.append(reader)
