@@ -83,6 +83,7 @@ def _served(served: Served, spec: Work) -> Iterator[str]:
             f"  speed    about {s.output_tokens_s:,.0f} output tokens/s ({s.low:,.0f} to {s.high:,.0f}) · "
             f"first token {s.ttft_s:.2g} s, then {s.tpot_s * 1000:.0f} ms each · bound by {s.bound_by}"
         )
+        yield from (f"  caution  {caution}" for caution in s.cautions)
 
 
 def _trained(trained: Trained) -> Iterator[str]:
@@ -279,6 +280,7 @@ def _served_object(served: Served) -> dict[str, object]:
         "speed": None if speed is None else {
             "output_tokens_s": speed.output_tokens_s, "low": speed.low, "high": speed.high,
             "ttft_s": speed.ttft_s, "tpot_s": speed.tpot_s, "bound_by": speed.bound_by,
+            "cautions": list(speed.cautions),
         },
     }  # fmt: skip
 
@@ -304,6 +306,7 @@ def _trained_object(trained: Trained) -> dict[str, object]:
                         "data": job.devices, "expert": job.expert},
         "speed": None if speed is None else {
             "tokens_s": speed.tokens_s, "low": speed.low, "high": speed.high, "mfu": speed.mfu,
+            "cautions": list(speed.cautions),
         },
     }  # fmt: skip
 
