@@ -329,13 +329,14 @@ class _Placing:
         from orchestrator.catalog import accelerators, prices
         from orchestrator.planner.cpu import is_cpu
         from orchestrator.planner.serve import place_model, question_of
-        from orchestrator.planner.why import objections
 
         question = question_of(spec, facts, bare=runs_bare(spec, self.demand.places))
         wanted = self.demand.accelerator
-        found = objections(facts, question.job, wanted, accelerators(), args=question.args)
+        if unread := question.unread_args():
+            raise SpecError([self.document.problem("args", unread)])
+        found = question.objections(wanted, accelerators())
         if found and self.offers.world.strict:
-            raise SpecError([self.document.problem("model", what) for what in found])
+            raise SpecError([self.document.problem(each.field, each.text) for each in found])
 
         def choose(index: OfferIndex) -> tuple[Placed, Served]:
             return place_model(
@@ -348,7 +349,7 @@ class _Placing:
         (placed, served), beside = (known, True) if known else self._try(choose)
         if beside:
             self.offers.served[key] = placed, served
-        served = replace(served, notes=(*found, *served.notes))
+        served = replace(served, notes=(*(each.text for each in found), *served.notes))
         layout = served.layout
         launch = served.launch.installed() if question.bare else served.launch
         device = None if is_cpu(served.accelerator) else served.accelerator.name

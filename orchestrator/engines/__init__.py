@@ -16,6 +16,7 @@ from orchestrator.engines.job import (
     Profile,
     ServingJob,
     Source,
+    Stated,
     kind_of,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "Profile",
     "ServingJob",
     "Source",
+    "Stated",
     "engine",
     "kind_of",
     "names",

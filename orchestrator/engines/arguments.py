@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.engines.flags import Flags, load
-from orchestrator.engines.job import ServingJob
+from orchestrator.engines.flags import Flag, Flags, load
+from orchestrator.engines.job import KvDtype, ServingJob, Stated
 
 _NAME = re.compile(r"--?[A-Za-z][\w.-]*")
 _GLUED = re.compile(r"(-[A-Z])(\d+)")  # -O3
@@ -83,11 +83,12 @@ class Rules:
     fields: Mapping[str, tuple[str, Callable[[str], object]]]
 
 
-def objection(user: Sequence[Option], flags: Flags, rules: Rules) -> str | None:
+def objection(user: Sequence[Option], flags: Flags, rules: Rules, *, own_image: bool = False) -> str | None:
     """Say which of the user's options cannot be passed on, and why; None when all can.
 
     Checks that the option exists in this version, that it is not ours alone, that no secret is
-    written out, and that its values are as many and of the choices that the parser takes.
+    written out, and that its values are as many, of the kind and of the choices that the parser
+    takes. In an image of the user's own (``own_image``) lists that plug-ins extend stay open.
     """
     for given in user:
         flag = flags.find(given.name)
@@ -99,19 +100,41 @@ def objection(user: Sequence[Option], flags: Flags, rules: Rules) -> str | None:
             return f"args: {flag.name} would show a secret, {rules.secret[flag.name]}"
         if flag.name in rules.owned:
             return f"args: {flag.name} is not for args, {rules.owned[flag.name]}"
-        if wrong := _wrong_values(given, flag.takes, flag.choices):
+        if wrong := _wrong_values(given, flag, own_image=own_image):
             return f"args: {given.name} {wrong}"
     return None
 
 
-def _wrong_values(given: Option, takes: int | str, choices: tuple[str, ...]) -> str | None:
-    count = len(given.values)
+def _wrong_values(given: Option, flag: Flag, *, own_image: bool) -> str | None:
+    count, takes = len(given.values), flag.takes
     if takes == 0 and count:
         return f"takes no value, got {given.values[0]!r}"
     if (takes == 1 and count != 1) or (takes == "+" and not count):
         return f"takes {'one value' if takes == 1 else 'values'}, got {count or 'none'}"
-    bad = next((v for v in given.values if choices and v not in choices), None)
-    return f"takes one of {', '.join(choices)}, got {bad!r}" if bad is not None else None
+    if "." in given.name:
+        return None  # one key of an object
+    if misread := next((v for v in given.values if not _can_read(flag.reads, v)), None):
+        return f"takes {'a number' if flag.reads != 'int' else 'a whole number'}, got {misread!r}"
+    allowed = flag.choices or (() if own_image else flag.known)
+    bad = next((v for v in given.values if allowed and not {v, v.upper()} & {*allowed}), None)
+    return f"takes one of {', '.join(allowed)}, got {bad!r}" if bad is not None else None
+
+
+_WORDS = ("auto", "none", "")
+"""What a parser takes in place of a number where it takes words at all."""
+
+
+def _can_read(kind: str, text: str) -> bool:
+    if kind.endswith("?") and text.lower() in _WORDS:
+        return True
+    readers: Mapping[str, Callable[[str], float]] = {"int": int, "float": float, "count": whole}
+    if not kind:
+        return True
+    try:
+        readers[kind.rstrip("?")](text)
+    except ValueError:
+        return False
+    return True
 
 
 def merge(
@@ -151,17 +174,48 @@ def main_name(given: Option, flags: Flags) -> str:
     return flag.name if flag else given.name
 
 
+_SCALED = re.compile(r"(\d+(?:\.\d+)?)([kmgtKMGT])")
+_POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
+
+
 def whole(text: str) -> int:
-    """Return the number that an option's value means; ``32k`` is 32,000 and ``32K`` 32,768 as in vLLM.
+    """Return the number that an option's value means, with the suffixes of vLLM and SGLang.
+
+    Small letters are powers of 1,000 and may follow a decimal, large ones are powers of 1,024.
 
     Raises:
         ValueError: it is no number.
 
-    >>> whole("4096"), whole("32k"), whole("32K")
-    (4096, 32000, 32768)
+    >>> whole("4096"), whole("25.6k"), whole("32K")
+    (4096, 25600, 32768)
     """
-    scale = {"k": 10**3, "m": 10**6, "K": 2**10, "M": 2**20}.get(text[-1:], 1)
-    return int(text[:-1] if scale != 1 else text) * scale
+    if not (found := _SCALED.fullmatch(text.strip())):
+        return int(text)
+    number, suffix = found.groups()
+    power = _POWERS[suffix.lower()]
+    return int(float(number) * 1000**power) if suffix.islower() else int(number) * 1024**power
+
+
+def positive(text: str) -> int:
+    """Return a number as ``whole`` reads it, which is at least 1.
+
+    Raises:
+        ValueError: it is no number, or below 1.
+    """
+    if (number := whole(text)) < 1:
+        raise ValueError(f"{number} is below 1")
+    return number
+
+
+def kv_dtype(text: str) -> KvDtype:
+    """Return the kind of KV cache that an engine's name for it means, ``auto`` where it is neither.
+
+    >>> kv_dtype("fp8_e4m3"), kv_dtype("bfloat16"), kv_dtype("auto")
+    ('fp8', 'bf16', 'auto')
+    """
+    if text.startswith("fp8"):
+        return "fp8"
+    return "bf16" if text == "bfloat16" else "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,27 +266,77 @@ def settle(job: ServingJob, engine: str, versions: Sequence[str], rules: Rules) 
     Raises:
         ValueError: an option cannot be passed on or read; the message says which and why.
     """
-    version = job.version if job.version in versions else versions[0]
-    known = load(engine, version)
-    untold = f"options of {engine} {job.version} are not recorded, checked against {version}"
-    user = parse(job.args)
-    if why := objection(user, known, rules):
+    known = _recorded(engine, versions, job.version)
+    user, said = _read(job.args, known, rules, own_image=job.image is not None)
+    untold = f"options of {engine} {job.version} are not recorded, checked against {known.version}"
+    warnings = (untold,) if job.version not in (None, known.version) else ()
+    changed = replace(job, **said) if said else job  # type: ignore[arg-type]  # the job's own fields
+    return Settled(changed, user, known, warnings)
+
+
+def stated(args: Sequence[str], engine: str, versions: Sequence[str], rules: Rules) -> Stated:
+    """Return what ``args`` say of a job; nothing where the engine cannot be given them.
+
+    >>> from orchestrator.engines import engine
+    >>> engine("vllm").states(("--max-model-len", "32k", "--seed", "1")).context_tokens
+    32000
+    """
+    try:
+        _, said = _read(args, _recorded(engine, versions, None), rules, own_image=True)
+    except ValueError:  # the engine refuses it, with its reason
+        return Stated()
+    return Stated(**said)  # type: ignore[arg-type]  # as in ``settle``
+
+
+def objects(
+    args: Sequence[str],
+    engine: str,
+    versions: Sequence[str],
+    rules: Rules,
+    *,
+    version: str | None,
+    own_image: bool,
+) -> str | None:
+    """Say which of ``args`` the engine cannot be given, whatever the job, and why; None when it can all.
+
+    >>> from orchestrator.engines import engine
+    >>> engine("vllm").objects(("--seed", "x"), version=None, own_image=False)
+    "args: --seed takes a whole number, got 'x'"
+    """
+    try:
+        _read(args, _recorded(engine, versions, version), rules, own_image=own_image)
+    except ValueError as unread:
+        return str(unread)
+    return None
+
+
+def _recorded(engine: str, versions: Sequence[str], version: str | None) -> Flags:
+    return load(engine, version if version in versions else versions[0])
+
+
+def _read(
+    args: Sequence[str], flags: Flags, rules: Rules, *, own_image: bool
+) -> tuple[tuple[Option, ...], dict[str, object]]:
+    """Return a user's options, and what they say of the job's own fields.
+
+    Raises:
+        ValueError: an option cannot be passed on or read; the message says which and why.
+    """
+    user = parse(args)
+    if why := objection(user, flags, rules, own_image=own_image):
         raise ValueError(why)
-    warnings = (untold,) if job.version not in (None, version) else ()
-    return Settled(_with(job, user, known, rules), user, known, warnings)
+    return user, _said(user, flags, rules)
 
 
-def _with(job: ServingJob, user: Sequence[Option], flags: Flags, rules: Rules) -> ServingJob:
-    changed: dict[str, object] = {}
+def _said(user: Sequence[Option], flags: Flags, rules: Rules) -> dict[str, object]:
+    said: dict[str, object] = {}
     for given in user:
         name = main_name(given, flags)
-        if name not in rules.fields:
+        if name not in rules.fields or not given.values:
             continue
         field, read = rules.fields[name]
         try:
-            changed[field] = read(given.values[0])
+            said[field] = read(given.values[0])
         except ValueError:
-            raise ValueError(f"args: {given.name} takes a number, got {given.values[0]!r}") from None
-    if not changed:
-        return job
-    return replace(job, **changed)  # type: ignore[arg-type]  # the keys are the job's own fields
+            raise ValueError(f"args: {given.name} takes a number above 0, got {given.values[0]!r}") from None
+    return said

@@ -14,12 +14,17 @@ class Flag:
     """One option: its first long name, whether values follow, and what the parser checks.
 
     ``takes`` is 0 for a switch, 1 for one value, ``+`` or ``*`` for many, ``?`` for an optional one.
+    ``reads`` is what a value must be: ``int``, ``float``, or ``count``, which may end in k or M; a
+    ``?`` after it allows a word such as ``auto`` too, and "" is any text. ``choices`` are closed;
+    ``known`` ones are those of the published image, and an image of one's own may have more.
     """
 
     name: str
     takes: int | str = 1
     default: str | int | float | bool | None = None
     choices: tuple[str, ...] = ()
+    reads: str = ""
+    known: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,13 @@ def load(engine: str, version: str, method: str | None = None) -> Flags:
         if method is not None and method not in record.get("methods", (method,)):
             continue
         main = next((n for n in names if n.startswith("--")), names[0])
-        choices = tuple(record.get("choices", ()))
-        flag = Flag(main, record["takes"], record.get("default"), choices)
+        flag = Flag(
+            main,
+            record["takes"],
+            record.get("default"),
+            tuple(record.get("choices", ())),
+            record.get("reads", ""),
+            tuple(record.get("known", ())),
+        )
         by_name.update(dict.fromkeys(names, flag))
     return Flags(engine, version, by_name)

@@ -121,6 +121,22 @@ class ServingJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Stated:
+    """What a user's own options say of a job's fields of the same name; None where they are silent."""
+
+    tensor: int | None = None
+    pipeline: int | None = None
+    data: int | None = None
+    expert: int | None = None
+    context_tokens: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    memory_utilization: float | None = None
+    quantization: str | None = None
+    kv_dtype: KvDtype | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
     """Where an engine tells its load, and under which names; every spelling its versions used.
 
@@ -309,6 +325,15 @@ class Engine(Protocol):
 
         Of the device only its ``kind_of`` decides, and no number of bytes does unless
         ``free_bytes`` is given: what holds for one job holds for all of its kind.
+        """
+
+    def states(self, args: Sequence[str]) -> Stated:
+        """Return what a user's ``args`` say of a job; nothing where they cannot be read."""
+
+    def objects(self, args: Sequence[str], *, version: str | None, own_image: bool) -> str | None:
+        """Say which of a user's ``args`` this engine cannot be given, and why; None when it can all.
+
+        ``version`` is the asked one; an image of the user's own may know more than the published.
         """
 
     def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:

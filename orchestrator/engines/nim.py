@@ -6,13 +6,14 @@ command line are vLLM's and win over its environment variables and profiles.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
 from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, images, startup, vllm
 from orchestrator.engines.arguments import Option, option
-from orchestrator.engines.job import EngineLaunch, Metrics, Profile, ServingJob
+from orchestrator.engines.job import EngineLaunch, Metrics, Profile, ServingJob, Stated
 
 PORT = 8000
 CACHE = "/opt/nim/.cache"
@@ -40,6 +41,21 @@ class Nim:
     def refuses(self, job: ServingJob) -> str | None:
         """Say in one phrase why NIM cannot serve ``job``, or None when it can."""
         return arguments.refused(_accepted, job)
+
+    def states(self, args: Sequence[str]) -> Stated:
+        """Return what a user's ``args`` say of a job; nothing where they cannot be read."""
+        return arguments.stated(args, "vllm", vllm.ENGINE.versions, vllm.RULES)
+
+    def objects(
+        self,
+        args: Sequence[str],
+        *,
+        version: str | None,  # noqa: ARG002  # NIM's own, which says nothing of the vLLM inside
+        own_image: bool,
+    ) -> str | None:
+        """Say which of a user's ``args`` this engine cannot be given, and why; None when it can all."""
+        inner = vllm.ENGINE.versions
+        return arguments.objects(args, "vllm", inner, vllm.RULES, version=None, own_image=own_image)
 
     def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
         """Return the container of one replica of ``job``; ``node_rank`` is 0, NIM spans no nodes.

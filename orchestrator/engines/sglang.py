@@ -5,12 +5,12 @@ Options and figures are those of SGLang 0.5.23, from its documentation and its o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, checks, images, nodes, quantization, startup
-from orchestrator.engines.arguments import Option, Rules, option, whole
-from orchestrator.engines.job import EngineLaunch, Metrics, Profile, ServingJob
+from orchestrator.engines.arguments import Option, Rules, option, positive
+from orchestrator.engines.job import EngineLaunch, Metrics, Profile, ServingJob, Stated
 from orchestrator.engines.quantization import Choice, Method
 
 PORT = 30000
@@ -83,15 +83,15 @@ RULES = Rules(
     # its server reads no key from the environment, so keys are the gateway's
     secret={"--api-key": "let the gateway ask for one", "--admin-api-key": "let the gateway ask for one"},
     fields={
-        "--tp-size": ("tensor", whole),
-        "--pp-size": ("pipeline", whole),
-        "--dp-size": ("data", whole),
-        "--ep-size": ("expert", whole),
-        "--max-running-requests": ("max_num_seqs", whole),
-        "--context-length": ("context_tokens", whole),
+        "--tp-size": ("tensor", positive),
+        "--pp-size": ("pipeline", positive),
+        "--dp-size": ("data", positive),
+        "--ep-size": ("expert", positive),
+        "--max-running-requests": ("max_num_seqs", positive),
+        "--context-length": ("context_tokens", positive),
         "--mem-fraction-static": ("memory_utilization", float),
         "--quantization": ("quantization", str),
-        "--kv-cache-dtype": ("kv_dtype", lambda v: "fp8" if v.startswith("fp8") else "auto"),
+        "--kv-cache-dtype": ("kv_dtype", arguments.kv_dtype),
     },
 )
 
@@ -105,6 +105,14 @@ class Sglang:
     def refuses(self, job: ServingJob) -> str | None:
         """Say in one phrase why SGLang cannot serve ``job``, or None when it can."""
         return arguments.refused(_accepted, job)
+
+    def states(self, args: Sequence[str]) -> Stated:
+        """Return what a user's ``args`` say of a job; nothing where they cannot be read."""
+        return arguments.stated(args, self.name, self.versions, RULES)
+
+    def objects(self, args: Sequence[str], *, version: str | None, own_image: bool) -> str | None:
+        """Say which of a user's ``args`` this engine cannot be given, and why; None when it can all."""
+        return arguments.objects(args, self.name, self.versions, RULES, version=version, own_image=own_image)
 
     def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
         """Return the container of node ``node_rank`` of one replica of ``job``.

@@ -6,12 +6,12 @@ to 3.3.5; options as in its launcher's reference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, checks, images, quantization, startup
-from orchestrator.engines.arguments import Rules, whole
-from orchestrator.engines.job import Adapter, EngineLaunch, Metrics, Profile, ServingJob
+from orchestrator.engines.arguments import Rules, positive
+from orchestrator.engines.job import Adapter, EngineLaunch, Metrics, Profile, ServingJob, Stated
 from orchestrator.engines.quantization import Choice, Method
 
 PORT = 8080
@@ -53,9 +53,9 @@ RULES = Rules(
         "--ngrok-authtoken": "put NGROK_AUTHTOKEN in env",
     },
     fields={
-        "--num-shard": ("tensor", whole),
-        "--max-total-tokens": ("context_tokens", whole),
-        "--max-batch-size": ("max_num_seqs", whole),
+        "--num-shard": ("tensor", positive),
+        "--max-total-tokens": ("context_tokens", positive),
+        "--max-batch-size": ("max_num_seqs", positive),
         "--cuda-memory-fraction": ("memory_utilization", float),
         "--quantize": ("quantization", str),
     },
@@ -71,6 +71,14 @@ class Tgi:
     def refuses(self, job: ServingJob) -> str | None:
         """Say in one phrase why TGI cannot serve ``job``, or None when it can."""
         return arguments.refused(_accepted, job)
+
+    def states(self, args: Sequence[str]) -> Stated:
+        """Return what a user's ``args`` say of a job; nothing where they cannot be read."""
+        return arguments.stated(args, self.name, self.versions, RULES)
+
+    def objects(self, args: Sequence[str], *, version: str | None, own_image: bool) -> str | None:
+        """Say which of a user's ``args`` this engine cannot be given, and why; None when it can all."""
+        return arguments.objects(args, self.name, self.versions, RULES, version=version, own_image=own_image)
 
     def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
         """Return the container of one replica of ``job``; ``node_rank`` is 0, TGI spans no nodes.

@@ -6,12 +6,12 @@ versioned: a general image gets it by pip at the start.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, checks, images, quantization, startup
 from orchestrator.engines.arguments import Option, Rules, option
-from orchestrator.engines.job import EngineLaunch, Profile, ServingJob
+from orchestrator.engines.job import EngineLaunch, Profile, ServingJob, Stated
 from orchestrator.engines.quantization import Choice, Method
 
 PORT = 8000
@@ -68,6 +68,14 @@ class Transformers:
     def refuses(self, job: ServingJob) -> str | None:
         """Say in one phrase why it cannot serve ``job``, or None when it can."""
         return arguments.refused(_accepted, job)
+
+    def states(self, args: Sequence[str]) -> Stated:
+        """Return what a user's ``args`` say of a job; nothing where they cannot be read."""
+        return arguments.stated(args, self.name, self.versions, RULES)
+
+    def objects(self, args: Sequence[str], *, version: str | None, own_image: bool) -> str | None:
+        """Say which of a user's ``args`` this engine cannot be given, and why; None when it can all."""
+        return arguments.objects(args, self.name, self.versions, RULES, version=version, own_image=own_image)
 
     def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
         """Return the container of one replica of ``job``; ``node_rank`` is 0, it spans no nodes.

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, checks, images, nodes, quantization, startup
-from orchestrator.engines.arguments import Option, Rules, option, whole
-from orchestrator.engines.job import Adapter, EngineLaunch, Metrics, Profile, ServingJob
+from orchestrator.engines.arguments import Option, Rules, option, positive
+from orchestrator.engines.job import Adapter, EngineLaunch, Metrics, Profile, ServingJob, Stated
 from orchestrator.engines.quantization import Choice, Method
 from orchestrator.units import GIB
 
@@ -100,15 +100,15 @@ RULES = Rules(
     },
     secret={"--api-key": "put VLLM_API_KEY in env", "--hf-token": "put HF_TOKEN in env"},
     fields={
-        "--tensor-parallel-size": ("tensor", whole),
-        "--pipeline-parallel-size": ("pipeline", whole),
-        "--data-parallel-size": ("data", whole),
-        "--max-num-seqs": ("max_num_seqs", whole),
-        "--max-num-batched-tokens": ("max_num_batched_tokens", whole),
-        "--max-model-len": ("context_tokens", lambda v: None if v in ("auto", "-1") else whole(v)),
+        "--tensor-parallel-size": ("tensor", positive),
+        "--pipeline-parallel-size": ("pipeline", positive),
+        "--data-parallel-size": ("data", positive),
+        "--max-num-seqs": ("max_num_seqs", positive),
+        "--max-num-batched-tokens": ("max_num_batched_tokens", positive),
+        "--max-model-len": ("context_tokens", lambda v: None if v in ("auto", "-1") else positive(v)),
         "--gpu-memory-utilization": ("memory_utilization", float),
         "--quantization": ("quantization", str),
-        "--kv-cache-dtype": ("kv_dtype", lambda v: "fp8" if v.startswith("fp8") else "auto"),
+        "--kv-cache-dtype": ("kv_dtype", arguments.kv_dtype),
     },
 )
 
@@ -125,6 +125,14 @@ class Vllm:
     def refuses(self, job: ServingJob) -> str | None:
         """Say in one phrase why vLLM cannot serve ``job``, or None when it can."""
         return arguments.refused(_accepted, job)
+
+    def states(self, args: Sequence[str]) -> Stated:
+        """Return what a user's ``args`` say of a job; nothing where they cannot be read."""
+        return arguments.stated(args, self.name, self.versions, RULES)
+
+    def objects(self, args: Sequence[str], *, version: str | None, own_image: bool) -> str | None:
+        """Say which of a user's ``args`` this engine cannot be given, and why; None when it can all."""
+        return arguments.objects(args, self.name, self.versions, RULES, version=version, own_image=own_image)
 
     def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
         """Return the container of node ``node_rank`` of one replica of ``job``.

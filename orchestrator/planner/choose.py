@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from orchestrator.catalog.values import Accelerator, ModelFacts
 from orchestrator.engines import Kind, kind_of
-from orchestrator.planner.parallelism import Layout, indivisible, is_native, layout_for, runs
+from orchestrator.planner.parallelism import (
+    OPEN,
+    Degrees,
+    Layout,
+    indivisible,
+    is_native,
+    layout_for,
+    runs,
+    spread,
+)
 from orchestrator.planner.sizing.formats import weight_format
 from orchestrator.planner.sizing.serving import ServingNeeds, serving_needs
 from orchestrator.planner.sizing.values import ServingJob, Size
@@ -25,21 +35,26 @@ STEP = 1024
 Makes = Callable[[Accelerator, str], bool]
 """Whether an engine makes a format of 16-bit weights on a device."""
 
+Takes = Callable[[Accelerator, Layout], bool]
+"""Whether an engine serves the model cut so on a device."""
 
-def once_per_kind(makes: Makes) -> Makes:
-    """Return ``makes`` asked once for each kind of device, which is all that an engine decides by."""
-    known: dict[tuple[Kind, str], bool] = {}
+T = TypeVar("T", bound=Hashable)
 
-    def asked(device: Accelerator, precision: str) -> bool:
-        kind = (kind_of(device), precision)
+
+def once_per_kind(can: Callable[[Accelerator, T], bool]) -> Callable[[Accelerator, T], bool]:
+    """Return ``can`` asked once for each kind of device, which is all that an engine decides by."""
+    known: dict[tuple[Kind, T], bool] = {}
+
+    def asked(device: Accelerator, what: T) -> bool:
+        kind = (kind_of(device), what)
         if kind not in known:
-            known[kind] = makes(device, precision)
+            known[kind] = can(device, what)
         return known[kind]
 
     return asked
 
 
-def _all_make(_device: Accelerator, _precision: str) -> bool:
+def _all_can(_device: Accelerator, _what: object) -> bool:
     """Stand in where nobody asks engines."""
     return True
 
@@ -125,7 +140,9 @@ def choose(
     counts: Sequence[int] = (1, 2, 4, 8),
     max_nodes: int = 2,
     least_context: int = 4096,
-    makes: Makes = _all_make,
+    makes: Makes = _all_can,
+    takes: Takes = _all_can,
+    fixed: Degrees = OPEN,
 ) -> Choices:
     """Return every set of accelerators that holds ``job``, and why each other one does not.
 
@@ -140,11 +157,13 @@ def choose(
         max_nodes: Nodes one replica may span.
         least_context: Tokens a request must be able to hold where ``job`` states no context.
         makes: Whether an engine makes a format that was not published, on a device.
+        takes: Whether an engine spreads data ranks over a device as a layout says.
+        fixed: Degrees of parallelism that are not to be found here.
 
     Raises:
         ValueError: as ``serving_needs``.
     """
-    asked = _Asked(facts, job, tuple(sorted(set(counts))), max_nodes, least_context, makes)
+    asked = _Asked(facts, job, tuple(sorted(set(counts))), max_nodes, least_context, makes, takes, fixed)
     devices = sorted(accelerators, key=lambda a: (a.visible_bytes, a.name))
     candidates: list[Candidate] = []
     missed: list[Missed] = []
@@ -203,9 +222,13 @@ class _Asked:
         max_nodes: int,
         least_context: int,
         makes: Makes,
+        takes: Takes,
+        fixed: Degrees,
     ) -> None:
         self.facts = facts
         self.makes = makes
+        self.takes = takes
+        self.fixed = fixed
         self.counts = counts
         self.max_nodes = max_nodes
         most = facts.context or least_context
@@ -248,11 +271,10 @@ class _Asked:
         if nodes * count > 1:
             missed += [self._missed(d, nodes, count, SLICE) for d in left if d.parent]
             left = [d for d in left if not d.parent]
-        for precision in (self.first, *self.others):
-            layout = layout_for(self.facts, nodes=nodes, count=count, precision=precision)
-            if isinstance(layout, str):
-                continue
+        for precision, layout in self._ways(nodes, count):
             able = [d for d in left if self._computes(d, precision)]
+            if layout.data > 1 and self.fixed == OPEN:  # else the engine itself says why not
+                able = [d for d in able if self.takes(d, layout)]
             if not able:
                 continue
             needs = self.needs(layout, precision)
@@ -265,12 +287,26 @@ class _Asked:
             ]
             held = {d.name for d in able[start:]}
             left = [d for d in left if d.name not in held]
-        uncut = layout_for(self.facts, nodes=nodes, count=count, precision=self.first)
+        uncut = self.layout(nodes, count, self.first)
         full = TOO_LITTLE if isinstance(uncut, Layout) else uncut
         for device in left:
             reason = full if self.runs(device) else f"no {self.first}"
             missed.append(self._missed(device, nodes, count, reason))
         return candidates, missed
+
+    def layout(self, nodes: int, count: int, precision: str) -> Layout | str:
+        """Return how the replica lies on these devices, or why it cannot."""
+        return layout_for(self.facts, nodes=nodes, count=count, precision=precision, fixed=self.fixed)
+
+    def _ways(self, nodes: int, count: int) -> Iterator[tuple[str, Layout]]:
+        """Yield formats and layouts, the preferred first; data ranks only where tensors do not fit."""
+        for precision in (self.first, *self.others):
+            layout = self.layout(nodes, count, precision)
+            if isinstance(layout, str):
+                continue
+            yield precision, layout
+            if self.fixed == OPEN and (wider := spread(self.facts, layout)):
+                yield precision, wider
 
     def runs(self, device: Accelerator) -> bool:
         """Return whether the device can serve the asked format at all."""
@@ -282,13 +318,7 @@ class _Asked:
         """Return what a replica needs in a layout and format, the same object when asked again."""
         key = (layout, precision, kv_cache or self.job.kv_cache)
         if key not in self._needs:
-            job = replace(
-                self.job,
-                tensor=layout.tensor,
-                pipeline=layout.pipeline,
-                precision=precision,
-                kv_cache=key[2],
-            )
+            job = replace(layout.cut(self.job), precision=precision, kv_cache=key[2])
             self._needs[key] = serving_needs(self.facts, job)
         return self._needs[key]
 
@@ -308,7 +338,7 @@ class _Asked:
 
     def _changes(self, device: Accelerator, nodes: int, count: int) -> Iterator[Change]:
         """Yield changes that would admit a set, the least intrusive first."""
-        layout = layout_for(self.facts, nodes=nodes, count=count, precision=self.first)
+        layout = self.layout(nodes, count, self.first)
         if isinstance(layout, Layout) and not (device.parent and layout.devices > 1):
             yield from self._same_devices(device, layout)
         for more in (c for c in self.counts if count < c <= device.max_per_node and not device.parent):
@@ -337,7 +367,7 @@ class _Asked:
                 yield Change("model", f"made in {precision}") if made else Change("precision", precision)
 
     def _holds(self, device: Accelerator, *, nodes: int, count: int) -> bool:
-        layout = layout_for(self.facts, nodes=nodes, count=count, precision=self.first)
+        layout = self.layout(nodes, count, self.first)
         if isinstance(layout, str) or not self.runs(device) or not is_slice(device, nodes * count):
             return False
         return self.needs(layout, self.first).on(device).fits

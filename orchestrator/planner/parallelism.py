@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.catalog.values import Accelerator, ModelFacts
 from orchestrator.planner.sizing.formats import weight_format
+from orchestrator.planner.sizing.values import ServingJob
 
 VOCABULARY_UNIT = 64
 """Embeddings are padded to a multiple of this before they are divided (vLLM,
@@ -14,22 +15,49 @@ vocab_parallel_embedding.py)."""
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How one replica lies on ``nodes`` machines of ``count`` devices each."""
+    """How one replica lies on ``nodes`` machines of ``count`` devices each.
+
+    ``tensor`` × ``pipeline`` devices hold one copy of the attention, ``data`` copies of it share
+    the requests, and ``expert`` devices share the routed experts.
+    """
 
     nodes: int
     count: int
     tensor: int
     pipeline: int
+    data: int = 1
+    expert: int = 1
 
     @property
     def devices(self) -> int:
         """How many devices the replica takes."""
         return self.nodes * self.count
 
+    def cut(self, job: ServingJob) -> ServingJob:
+        """Return ``job`` cut as this layout says."""
+        return replace(job, tensor=self.tensor, pipeline=self.pipeline, data=self.data, expert=self.expert)
+
     def __str__(self) -> str:
-        parts = [f"tensor {self.tensor}"] if self.tensor > 1 else []
-        parts += [f"pipeline {self.pipeline}"] if self.pipeline > 1 else []
-        return " x ".join(parts) or "one device"
+        degrees = (
+            ("tensor", self.tensor), ("pipeline", self.pipeline), ("data", self.data), ("expert", self.expert)
+        )  # fmt: skip
+        return " x ".join(f"{name} {degree}" for name, degree in degrees if degree > 1) or "one device"
+
+
+@dataclass(frozen=True, slots=True)
+class Degrees:
+    """Degrees of parallelism that somebody has fixed; None leaves one open, and ``data`` is then 1."""
+
+    tensor: int | None = None
+    pipeline: int | None = None
+    data: int | None = None
+
+    def __str__(self) -> str:
+        named = (("tensor", self.tensor), ("pipeline", self.pipeline), ("data", self.data))
+        return " x ".join(f"{name} {degree}" for name, degree in named if degree)
+
+
+OPEN = Degrees()
 
 
 def indivisible(facts: ModelFacts, tensor: int, *, precision: str = "bf16") -> str | None:
@@ -63,25 +91,60 @@ def indivisible(facts: ModelFacts, tensor: int, *, precision: str = "bf16") -> s
     return None
 
 
-def layout_for(facts: ModelFacts, *, nodes: int, count: int, precision: str = "bf16") -> Layout | str:
+def layout_for(
+    facts: ModelFacts, *, nodes: int, count: int, precision: str = "bf16", fixed: Degrees = OPEN
+) -> Layout | str:
     """Return how a replica lies on these devices, or why it cannot.
 
     All devices of a node share tensors where the model divides; else the widest group that
-    divides, in stages. Nodes are stages: the network between them carries little then.
+    divides, in stages. Nodes are stages: the network between them carries little then. Data
+    ranks are only made where they are asked for, and share the routed experts among them all.
 
     >>> qwen = ModelFacts("Qwen/Qwen3-8B", "Qwen3ForCausalLM", 36, 4096, 12288, 32, 8, 128, 151936)
     >>> layout_for(qwen, nodes=2, count=8)
-    Layout(nodes=2, count=8, tensor=8, pipeline=2)
+    Layout(nodes=2, count=8, tensor=8, pipeline=2, data=1, expert=1)
     >>> layout_for(qwen, nodes=1, count=3)
-    Layout(nodes=1, count=3, tensor=1, pipeline=3)
+    Layout(nodes=1, count=3, tensor=1, pipeline=3, data=1, expert=1)
+    >>> layout_for(qwen, nodes=1, count=4, fixed=Degrees(tensor=8))
+    'tensor 8 does not take 4 accelerators'
     """
-    for tensor in range(count, 0, -1):
-        if count % tensor == 0 and indivisible(facts, tensor, precision=precision) is None:
-            stages = nodes * count // tensor
-            if stages > facts.layers:
-                return f"{facts.layers} layers do not fill {stages} stages"
-            return Layout(nodes, count, tensor, stages)
-    return f"cannot be cut over {count} devices"
+    data = fixed.data or 1
+    why = f"{fixed} does not take {nodes * count} accelerators" if fixed != OPEN else ""
+    each, left = divmod(nodes * count, data)
+    if left:
+        return why
+    for tensor in [fixed.tensor] if fixed.tensor else range(count, 0, -1):
+        stages, left = divmod(each, tensor)
+        if left or (not fixed.tensor and count % tensor) or fixed.pipeline not in (None, stages):
+            continue
+        if uncut := indivisible(facts, tensor, precision=precision):
+            why = f"tensor {tensor}: {uncut}" if fixed.tensor else why
+            continue
+        if stages > facts.layers:
+            return f"{facts.layers} layers do not fill {stages} stages"
+        expert = data * tensor if data > 1 and facts.experts else 1
+        return Layout(nodes, count, tensor, stages, data, expert)
+    return why or f"cannot be cut over {count} devices"
+
+
+def spread(facts: ModelFacts, layout: Layout) -> Layout | None:
+    """Return ``layout`` with data ranks in place of tensor ranks that would repeat the KV cache.
+
+    A compressed cache (MLA) is held whole by every tensor rank, and so is each key-value head
+    where there are more ranks than heads. Data ranks hold the cache of their own requests only,
+    and the experts are shared by all of them; the attention's weights are repeated instead (vLLM
+    docs, serving/data_parallel_deployment). None where nothing is repeated, where there are no
+    experts, and over several machines.
+
+    >>> from orchestrator.catalog import model
+    >>> str(spread(model("deepseek-ai/DeepSeek-V3"), Layout(1, 8, 8, 1)))
+    'data 8 x expert 8'
+    """
+    repeats_from = 1 if facts.attention == "mla" else facts.heads_of("full").kv_heads or 1
+    if not facts.experts or layout.nodes > 1 or layout.pipeline > 1 or layout.tensor <= repeats_from:
+        return None
+    data = layout.tensor // repeats_from
+    return Layout(1, layout.count, repeats_from, 1, data, layout.tensor)
 
 
 _NEEDS = {

@@ -15,26 +15,35 @@ from itertools import islice
 
 from orchestrator.backend import Mount, Offer
 from orchestrator.catalog import Accelerator, ModelFacts, PriceRow, count_parameters
-from orchestrator.engines import Adapter, EngineLaunch, Kind, Source, engine, kind_of
+from orchestrator.engines import Adapter, EngineLaunch, Kind, Source, Stated, engine, kind_of
 from orchestrator.engines import ServingJob as EngineJob
 from orchestrator.engines.job import Precision
 from orchestrator.errors import NothingFits, Position, WhyNot
-from orchestrator.planner.choose import TOO_LITTLE, Candidate, Change, Choices, Makes, choose, once_per_kind
+from orchestrator.planner.choose import (
+    TOO_LITTLE,
+    Candidate,
+    Change,
+    Choices,
+    Makes,
+    Takes,
+    choose,
+    once_per_kind,
+)
 from orchestrator.planner.compose import environment
 from orchestrator.planner.cost import token_cost
 from orchestrator.planner.cpu import ENGINES as CPU_ENGINES
 from orchestrator.planner.cpu import cpu_groups, is_cpu
-from orchestrator.planner.demand import Demand
+from orchestrator.planner.demand import AcceleratorDemand, Demand
 from orchestrator.planner.groups import Groups, affordable, any_of, backends_of, group, refusals, spanning
 from orchestrator.planner.index import Matched, OfferIndex, OfferSet
-from orchestrator.planner.parallelism import Layout
+from orchestrator.planner.parallelism import Degrees, Layout
 from orchestrator.planner.plan import SHOWN, Choice, Placed, Sort, advise
 from orchestrator.planner.sizing import Measured, ServingJob, Size
 from orchestrator.planner.sizing.weights import published_format, weight_bytes
 from orchestrator.planner.sources import adapter_source, model_source
 from orchestrator.planner.throughput import Ceiling, Throughput, serving_ceiling, serving_throughput
 from orchestrator.planner.throughput.work import Work, work
-from orchestrator.planner.why import Fallen, by_price, elsewhere, objections, over_price
+from orchestrator.planner.why import Fallen, Objection, by_price, elsewhere, objections, over_price
 from orchestrator.spec.models import Adapter as AdapterSpec
 from orchestrator.spec.models import Model, Service, Traffic
 from orchestrator.units import format_bytes
@@ -97,15 +106,39 @@ class Question:
     """Whether it runs on machines that have the engine installed, without images and mounts."""
 
     @property
+    def engines(self) -> tuple[str, ...]:
+        """Engines to ask, in this order."""
+        return AUTO_ENGINES if self.engine == "auto" else (self.engine,)
+
+    @property
+    def stated(self) -> Stated:
+        """What the user's arguments say of the job, read as the first engine that knows them does."""
+        said = (engine(name).states(self.args) for name in self.engines) if self.args else ()
+        return next((found for found in said if found != Stated()), Stated())
+
+    @property
+    def degrees(self) -> Degrees:
+        """Degrees of parallelism that the user's arguments fix."""
+        stated = self.stated
+        return Degrees(stated.tensor, stated.pipeline, stated.data)
+
+    @property
     def job(self) -> ServingJob:
-        """The question as sizing asks it; degrees of parallelism are found there."""
-        measured = self.model.measured
+        """The question as sizing asks it; degrees of parallelism are found there.
+
+        What the user's arguments say is asked as well: the engine will be told it.
+        """
+        measured, stated = self.model.measured, self.stated
+        contexts = [c for c in (self.model.context, stated.context_tokens) if c]
         return ServingJob(
             engine="vllm" if self.engine == "auto" else self.engine,
             engine_version=self.version,
             precision=self.model.quantization or self.model.precision,
-            kv_cache=self.model.kv_cache,
-            context=self.model.context,
+            kv_cache=(stated.kv_dtype or "auto") if self.model.kv_cache == "auto" else self.model.kv_cache,
+            context=max(contexts, default=None),
+            memory_utilization=stated.memory_utilization,
+            max_num_seqs=stated.max_num_seqs,
+            max_num_batched_tokens=stated.max_num_batched_tokens,
             concurrency=self.traffic.concurrency,
             adapters=len(self.model.adapters),
             measured=Measured(
@@ -117,6 +150,35 @@ class Question:
             if measured
             else Measured(),
         )
+
+    def objections(
+        self, wanted: AcceleratorDemand | None, accelerators: Mapping[str, Accelerator]
+    ) -> tuple[Objection, ...]:
+        """Return what of the spec contradicts itself or its model, each with its numbers.
+
+        ``wanted`` are the accelerators it names, ``accelerators`` the catalog's by name.
+        """
+        against = tuple(Objection("args", text) for text in self._against_args())
+        return against + objections(self.facts, self.job, wanted, accelerators, fixed=self.degrees)
+
+    def unread_args(self) -> str | None:
+        """Say why no engine can be given the user's arguments, None where one can."""
+        own = self.image is not None
+        said = [engine(name).objects(self.args, version=self.version, own_image=own) for name in self.engines]
+        return None if None in said else said[0]
+
+    def _against_args(self) -> Iterator[str]:
+        stated, model, load = self.stated, self.model, self.traffic
+        longest, asked = stated.context_tokens, load.input_tokens + load.output_tokens
+        at_once, kept = stated.max_num_seqs, {stated.kv_dtype or "auto", model.kv_cache} - {"auto"}
+        if longest and model.context and longest < model.context:
+            yield f"args hold requests of {longest:,} tokens, fewer than the context of {model.context:,}"
+        elif longest and longest < asked:
+            yield f"args hold requests of {longest:,} tokens, fewer than the traffic's {asked:,}"
+        if at_once and at_once < load.concurrency:
+            yield f"args run {at_once:,} requests at once, fewer than the traffic's {load.concurrency:,}"
+        if len(kept) > 1:
+            yield f"args keep the KV cache in {stated.kv_dtype}, kv_cache says {model.kv_cache}"
 
     def mounts(self) -> tuple[Mount, ...]:
         """Return what the container sees of this machine: a local model and local adapters."""
@@ -183,6 +245,8 @@ class _Fit:
             concurrency=question.traffic.concurrency,
             tensor=self.candidate.layout.tensor,
             pipeline=self.candidate.layout.pipeline,
+            data=self.candidate.layout.data,
+            expert=self.candidate.layout.expert,
             weight_format=self.job.precision,
             engine=self.engine,
             engine_version=question.version,
@@ -201,6 +265,8 @@ class _Fit:
             concurrency=question.traffic.concurrency,
             tensor=self.candidate.layout.tensor,
             pipeline=self.candidate.layout.pipeline,
+            data=self.candidate.layout.data,
+            expert=self.candidate.layout.expert,
             weight_format=self.job.precision,
             kv_dtype="bf16" if self.job.kv_cache == "auto" else self.job.kv_cache,
             engine=self.engine,
@@ -340,7 +406,7 @@ def place_model(
 
     if not options:
         wanted = demand.accelerator
-        objected = objections(question.facts, question.job, wanted, accelerators, args=question.args)
+        objected = question.objections(wanted, accelerators)
         job = replace(question.job, context=question.model.context or _least_context(question))
         # where an engine said no, machines are not what is missing
         near = (
@@ -352,7 +418,7 @@ def place_model(
         )
         raise NothingFits(
             f"no offer fits {what}",
-            needs="; ".join([needs_text(question), *objected]),
+            needs="; ".join([needs_text(question), *(each.text for each in objected)]),
             refused=refusals(matched, groups.refused),
             why_not=why_not(),
             where=where,
@@ -404,6 +470,7 @@ def _options(
     found = choose(
         question.facts, question.job, [accelerators[name] for name in devices],
         counts=counts, max_nodes=MOST_NODES, least_context=_least_context(question), makes=_maker(question),
+        takes=_taker(question), fixed=question.degrees,
     )  # fmt: skip
     fell = {(m.accelerator.name, m.count): m for m in reversed(found.missed) if m.nodes == 1}
     best = _by_place(found)
@@ -435,16 +502,34 @@ def _options(
 
 def _maker(question: Question) -> Makes:
     """Return whether an engine makes a format that was not published, asked once per kind of device."""
-    tried = AUTO_ENGINES if question.engine == "auto" else (question.engine,)
 
     def makes(device: Accelerator, precision: str) -> bool:
-        job = EngineJob(
-            question.facts, model_source(question.model)[0], device, precision=_precision(precision),
-            image=question.image, version=question.version, secrets=question.secrets,
-        )  # fmt: skip
-        return any(engine(name).refuses(job) is None for name in tried)
+        return _is_served(question, replace(_bare(question, device), precision=_precision(precision)))
 
     return once_per_kind(makes)
+
+
+def _taker(question: Question) -> Takes:
+    """Return whether an engine spreads the model so, asked once per kind of device and layout."""
+
+    def takes(device: Accelerator, layout: Layout) -> bool:
+        return _is_served(question, replace(
+            _bare(question, device), count=layout.count, nodes=layout.nodes, tensor=layout.tensor,
+            pipeline=layout.pipeline, data=layout.data, expert=layout.expert,
+        ))  # fmt: skip
+
+    return once_per_kind(takes)
+
+
+def _bare(question: Question, device: Accelerator) -> EngineJob:
+    return EngineJob(
+        question.facts, model_source(question.model)[0], device,
+        image=question.image, version=question.version, secrets=question.secrets,
+    )  # fmt: skip
+
+
+def _is_served(question: Question, job: EngineJob) -> bool:
+    return any(engine(name).refuses(job) is None for name in question.engines)
 
 
 def _least_context(question: Question) -> int:
@@ -499,7 +584,7 @@ def _fit_of(question: Question, candidate: Candidate, known: _Known) -> _Fit | s
 def _engine_for(question: Question, job: EngineJob) -> tuple[str | None, str]:
     """Return the first engine that serves ``job``, or None and why the first that was asked does not."""
     refusal = ""
-    for name in AUTO_ENGINES if question.engine == "auto" else (question.engine,):
+    for name in question.engines:
         reason = engine(name).refuses(job)
         if reason is None:
             return name, ""
@@ -532,6 +617,8 @@ def _engine_job(question: Question, candidate: Candidate, job: ServingJob, size:
         nodes=layout.nodes,
         tensor=layout.tensor,
         pipeline=layout.pipeline,
+        data=layout.data,
+        expert=layout.expert,
         precision=_precision(job.precision),
         quantization=model.quantization,
         kv_dtype=model.kv_cache,

@@ -27,7 +27,16 @@ from orchestrator.planner.choose import (
     longest_context,
     once_per_kind,
 )
-from orchestrator.planner.parallelism import Layout, indivisible, is_native, layout_for, runs
+from orchestrator.planner.parallelism import (
+    OPEN,
+    Degrees,
+    Layout,
+    indivisible,
+    is_native,
+    layout_for,
+    runs,
+    spread,
+)
 from orchestrator.planner.sizing.formats import weight_format
 from orchestrator.planner.sizing.serving import serving_needs, size_serving
 from orchestrator.planner.sizing.training import least_training_bytes, size_training
@@ -193,7 +202,7 @@ def serving_answer(
     whole = replace(job, context=job.context or facts.context)
 
     def on(device: Accelerator, accelerators: int) -> AcceleratorSet:
-        held = _cut(facts, job, device, accelerators, tensor=tensor, pipeline=pipeline)
+        held = _cut(facts, job, device, accelerators, fixed=Degrees(tensor, pipeline))
         return _finished(facts, held, prices, counted)
 
     if job.measured != Measured():
@@ -246,22 +255,31 @@ def _cut(
     device: Accelerator,
     devices: int,
     *,
-    tensor: int | None,
-    pipeline: int | None,
+    fixed: Degrees,
 ) -> AcceleratorSet:
-    """Return a model on exactly these accelerators: the first format that fits, else as asked."""
+    """Return a model on exactly these accelerators: the first format and layout that fits, else as asked.
+
+    Raises:
+        ValueError: the model cannot be cut so.
+    """
     nodes, count = machines(device, devices)
     first = _precision(facts, job)
-    layout = _layout(facts, nodes, count, precision=first, tensor=tensor, pipeline=pipeline)
-    cut = replace(job, precision=first, tensor=layout.tensor, pipeline=layout.pipeline)
+    layout = layout_for(facts, nodes=nodes, count=count, precision=first, fixed=fixed)
+    if isinstance(layout, str):
+        raise ValueError(layout)
+    wider = spread(facts, layout) if fixed == OPEN else None
+    cut = replace(layout.cut(job), precision=first)
     whole = replace(cut, context=job.context or facts.context)
     asked = AcceleratorSet(device, nodes, count, whole, size_serving(facts, device, whole))
     if why := _refused(facts, device, layout, whole):
         # no memory would help, so that none is short
         return replace(asked, size=replace(asked.size, fits=False, reason=why, short_bytes=0))
     for precision in (first, *_lower(facts, job, device, layout)):
-        if held := _opened(facts, asked, replace(cut, precision=precision)):
-            return replace(held, lowered=_less(precision, first))
+        for way in (each for each in (layout, wider) if each):
+            if way is wider and _refused(facts, device, way, whole):
+                continue
+            if held := _opened(facts, asked, replace(way.cut(job), precision=precision)):
+                return replace(held, lowered=_less(precision, first))
     return asked
 
 
@@ -320,26 +338,6 @@ def _refused(facts: ModelFacts, device: Accelerator, layout: Layout, job: Servin
     return _engine_refuses(facts, device, layout, job)
 
 
-def _layout(
-    facts: ModelFacts, nodes: int, count: int, *, precision: str, tensor: int | None, pipeline: int | None
-) -> Layout:
-    devices = nodes * count
-    if tensor is None and pipeline is None:
-        found = layout_for(facts, nodes=nodes, count=count, precision=precision)
-        if isinstance(found, str):
-            raise ValueError(found)
-        return found
-    ranks = tensor or max(1, devices // (pipeline or 1))
-    stages = pipeline or max(1, devices // ranks)
-    if ranks * stages != devices:
-        raise ValueError(f"tensor {ranks} x pipeline {stages} do not take {devices} accelerators")
-    if uncut := indivisible(facts, ranks, precision=precision):
-        raise ValueError(f"tensor {ranks}: {uncut}")
-    if stages > facts.layers:
-        raise ValueError(f"{facts.layers} layers do not fill {stages} stages")
-    return Layout(nodes, count, ranks, stages)
-
-
 def _serving_sets(
     facts: ModelFacts,
     job: ServingJob,
@@ -349,9 +347,13 @@ def _serving_sets(
     sort: Sort,
 ) -> Sets:
     """Return every set that holds a served model; several machines only where one is too few."""
-    makes = once_per_kind(partial(_makes, facts, job.engine))
+
+    def takes(device: Accelerator, layout: Layout) -> bool:
+        return _engine_refuses(facts, device, layout, job) is None
+
     found = choose(
-        facts, job, devices, counts=COUNTS, max_nodes=MOST_NODES, least_context=LEAST_CONTEXT, makes=makes
+        facts, job, devices, counts=COUNTS, max_nodes=MOST_NODES, least_context=LEAST_CONTEXT,
+        makes=once_per_kind(partial(_makes, facts, job.engine)), takes=once_per_kind(takes),
     )  # fmt: skip
     refused = Counter(m.reason for m in found.missed if m.nodes == 1)
     fitting: list[AcceleratorSet] = []
@@ -384,7 +386,8 @@ def _engine_refuses(facts: ModelFacts, device: Accelerator, layout: Layout, job:
         return None
     placed = replace(
         _engine_job(facts, device), count=layout.count, nodes=layout.nodes,
-        tensor=layout.tensor, pipeline=layout.pipeline, context_tokens=job.context,
+        tensor=layout.tensor, pipeline=layout.pipeline, data=layout.data, expert=layout.expert,
+        context_tokens=job.context,
     )  # fmt: skip
     return engine(job.engine).refuses(placed)
 
@@ -533,12 +536,15 @@ def _serving_speed(facts: ModelFacts, job: ServingJob, held: AcceleratorSet, cou
         input_tokens=min(INPUT_TOKENS, (job.context or INPUT_TOKENS + made) - made),
         output_tokens=made,
         concurrency=job.concurrency, tensor=job.tensor, pipeline=job.pipeline,
+        data=job.data, expert=job.expert,
         weight_format=job.precision, kv_dtype="bf16" if job.kv_cache == "auto" else job.kv_cache,
         engine=job.engine, engine_version=job.engine_version,
         kv_cache_tokens=held.size.kv_cache_tokens or None, max_sequences=held.size.max_num_seqs or None,
         counted=counted(job.precision),
     )  # fmt: skip
-    return Speed(found.output_tokens_s, found.low, found.high, found.ttft_s, found.tpot_s)
+    return Speed(
+        found.output_tokens_s, found.low, found.high, found.ttft_s, found.tpot_s, cautions=found.cautions
+    )
 
 
 def _training_speed(facts: ModelFacts, job: TrainingJob, held: AcceleratorSet, counted: _Counted) -> Speed:

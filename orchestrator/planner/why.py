@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,13 +10,10 @@ from orchestrator.catalog.values import Accelerator, ModelFacts, PriceRow
 from orchestrator.errors import WhyNot
 from orchestrator.planner.choose import Missed, contradictions
 from orchestrator.planner.demand import AcceleratorDemand
-from orchestrator.planner.parallelism import Layout, indivisible, layout_for
+from orchestrator.planner.parallelism import OPEN, Degrees, Layout, indivisible, layout_for, spread
 from orchestrator.planner.sets import Price, serving_answer
 from orchestrator.planner.sizing import Measured, ServingJob
 from orchestrator.planner.sizing.weights import published_format
-
-_TENSOR = re.compile(r"--(?:tensor-parallel-size|tp-size|tp|num-shard)(?:=|$)")
-"""How vLLM, SGLang and TGI call the ranks that share every layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +96,22 @@ def _price_text(price: Price) -> str:
     return f"{place} at ${price.usd_hour:.4g}/h, price as of {row.as_of or 'no known day'}"
 
 
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """What of a spec contradicts itself or its model, and the field that says it."""
+
+    field: str
+    text: str
+
+
 def objections(
     facts: ModelFacts,
     job: ServingJob,
     wanted: AcceleratorDemand | None,
     accelerators: Mapping[str, Accelerator],
     *,
-    args: Sequence[str] = (),
-) -> tuple[str, ...]:
+    fixed: Degrees = OPEN,
+) -> tuple[Objection, ...]:
     """Return what of a hand-written spec contradicts its model, each with its numbers.
 
     Args:
@@ -115,25 +119,25 @@ def objections(
         job: What the spec asks, without degrees of parallelism.
         wanted: The accelerators it names. Only where every one of them contradicts is it said.
         accelerators: The catalog's, by name.
-        args: The user's own arguments for the engine.
+        fixed: Degrees of parallelism that the user's own arguments fix.
 
     >>> from orchestrator.catalog import accelerators, model
     >>> llama = model("meta-llama/Llama-3.1-70B-Instruct")
     >>> objections(llama, ServingJob(precision="bf16", context=8192), None, accelerators(),
-    ...            args=("--tensor-parallel-size", "3"))
-    ('--tensor-parallel-size 3: 64 attention heads do not divide by 3',)
+    ...            fixed=Degrees(tensor=3))
+    (Objection(field='args', text='tensor 3: 64 attention heads do not divide by 3'),)
     """
-    found: list[str] = []
+    found: list[Objection] = []
     if job.context and facts.context and job.context > facts.context:
-        found.append(f"a context of {job.context:,} is beyond the model's {facts.context:,}")
+        text = f"a context of {job.context:,} is beyond the model's {facts.context:,}"
+        found.append(Objection("model", text))
     precision = published_format(facts) if job.precision == "auto" else job.precision
-    tensor = tensor_of(args)
-    if tensor and (uncut := indivisible(facts, tensor, precision=precision)):
-        found.append(f"--tensor-parallel-size {tensor}: {uncut}")
+    if fixed.tensor and (uncut := indivisible(facts, fixed.tensor, precision=precision)):
+        found.append(Objection("args", f"tensor {fixed.tensor}: {uncut}"))
     bounded = replace(job, context=min(job.context or 1, facts.context or job.context or 1))
-    each = [_on(facts, bounded, accelerators[n], wanted) for n in _named(wanted) if n in accelerators]
+    each = [_on(facts, bounded, accelerators[n], wanted, fixed) for n in _named(wanted) if n in accelerators]
     if each and all(each):
-        found += each[0]
+        found += [Objection("model", text) for text in each[0]]
     return tuple(found)
 
 
@@ -142,25 +146,19 @@ def _named(wanted: AcceleratorDemand | None) -> list[str]:
 
 
 def _on(
-    facts: ModelFacts, job: ServingJob, device: Accelerator, wanted: AcceleratorDemand | None
+    facts: ModelFacts,
+    job: ServingJob,
+    device: Accelerator,
+    wanted: AcceleratorDemand | None,
+    fixed: Degrees,
 ) -> tuple[str, ...]:
     """Return what contradicts on as many of a device as the spec allows on one machine."""
     asked = wanted.count.high if wanted and wanted.count.high is not None else device.max_per_node
     count = max(1, min(int(asked), device.max_per_node))
-    layout = layout_for(facts, nodes=1, count=count)
+    layout = layout_for(facts, nodes=1, count=count, fixed=fixed)
     if not isinstance(layout, Layout):
         return (layout,)
-    return contradictions(facts, replace(job, tensor=layout.tensor, pipeline=layout.pipeline), device)
-
-
-def tensor_of(args: Sequence[str]) -> int | None:
-    """Return the tensor parallelism that a user's own arguments ask for.
-
-    >>> tensor_of(("--seed", "1", "--tensor-parallel-size", "4")), tensor_of(("--tp=2",)), tensor_of(())
-    (4, 2, None)
-    """
-    for at, word in enumerate(args):
-        if found := _TENSOR.match(word):
-            value = word[found.end() :] or (args[at + 1] if at + 1 < len(args) else "")
-            return int(value) if value.isascii() and value.isdigit() and int(value) else None
-    return None
+    wider = spread(facts, layout) if fixed == OPEN else None
+    if wider and not contradictions(facts, wider.cut(job), device):
+        return ()
+    return contradictions(facts, layout.cut(job), device)

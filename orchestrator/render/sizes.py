@@ -86,10 +86,9 @@ def layout_text(each: AcceleratorSet) -> str:
     if each.devices == 1:
         return ""
     job = each.job
-    layout = str(Layout(each.nodes, each.count, job.tensor, job.pipeline))
     if isinstance(job, TrainingJob):
         return "copies" if job.sharding == "none" else job.sharding
-    return layout
+    return str(Layout(each.nodes, each.count, job.tensor, job.pipeline, job.data, job.expert))
 
 
 def _verdict(asked: AcceleratorSet) -> str:
@@ -229,8 +228,7 @@ def size_json(facts: ModelFacts, answer: Answer) -> str:
         "accelerator": asked.accelerator.name,
         "nodes": asked.nodes,
         "count": asked.count,
-        "tensor": job.tensor,
-        "pipeline": job.pipeline,
+        **_degrees(job),
         "precision": job.precision,
         "context_tokens": job.context if isinstance(job, ServingJob) else None,
         "lowered": _lowered(asked),
@@ -249,6 +247,11 @@ def size_json(facts: ModelFacts, answer: Answer) -> str:
     return to_json("modelyard/size/v1", body)
 
 
+def _degrees(job: ServingJob | TrainingJob) -> dict[str, object]:
+    copies = job.data if isinstance(job, ServingJob) else job.devices // job.tensor // job.pipeline
+    return {"tensor": job.tensor, "pipeline": job.pipeline, "data": copies, "expert": job.expert}
+
+
 def _lowered(each: AcceleratorSet) -> str:
     return "; ".join(text for text in (each.lowered, each.shortened) if text)
 
@@ -261,8 +264,7 @@ def _set_object(each: AcceleratorSet) -> dict[str, object]:
         "accelerator": each.accelerator.name,
         "nodes": each.nodes,
         "count": each.count,
-        "tensor": job.tensor,
-        "pipeline": job.pipeline,
+        **_degrees(job),
         "sharding": job.sharding if isinstance(job, TrainingJob) else None,
         "precision": job.precision,
         "context_tokens": job.context if isinstance(job, ServingJob) else None,
@@ -273,6 +275,7 @@ def _set_object(each: AcceleratorSet) -> dict[str, object]:
         "tokens_s": speed.tokens_s if speed else None,
         "tokens_s_low": speed.low if speed else None,
         "tokens_s_high": speed.high if speed else None,
+        "cautions": list(speed.cautions) if speed else [],
         "price_usd_hour": price.usd_hour if price else None,
         "usd_per_million_tokens": each.usd_per_million_tokens,
         "provider": row.provider if row else None,

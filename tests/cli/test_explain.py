@@ -70,6 +70,27 @@ def test_strict_refuses_what_contradicts_itself(cli: Cli) -> None:
     assert "a context of 90,000 is beyond the model's 40,960" in result.err
 
 
+def test_strict_refuses_args_that_say_less_than_the_spec_where_they_stand(cli: Cli) -> None:
+    spec = FITS + "traffic: {concurrency: 16}\nargs: {max-model-len: 2048, max-num-seqs: 4}\n"
+
+    told = cli("plan", "-f", cli.write("less.yaml", spec))
+    refused = cli("plan", "-f", cli.write("less.yaml", spec), "--strict")
+
+    assert (told.code, refused.code) == (0, 65)
+    for said in ("args hold requests of 2,048 tokens", "args run 4 requests at once"):
+        assert said in told.out
+        assert f"less.yaml:{spec.count(chr(10))}:7: {said}" in refused.err
+
+
+def test_args_that_the_engine_does_not_read_are_refused_where_they_stand(cli: Cli) -> None:
+    spec = FITS + "args: {kv-cache-dtype: banana}\n"
+
+    result = cli("plan", "-f", cli.write("banana.yaml", spec))
+
+    assert result.code == 65
+    assert f"banana.yaml:{spec.count(chr(10))}:7: args: --kv-cache-dtype takes one of auto" in result.err
+
+
 @pytest.mark.parametrize("sort", ["price", "throughput", "latency"])
 def test_a_plan_is_sorted_by_what_is_asked_for(cli: Cli, sort: str) -> None:
     assert cli("plan", "-f", cli.write("chat.yaml", FITS), "--sort", sort).code == 0

@@ -283,7 +283,7 @@ def test_a_method_within_its_precision_is_no_contradiction(cli: Cli, precision: 
         ((LLAMA, "--train", "full", "--targets", "mlp"), "--targets is about an adapter"),
         ((LLAMA, "--train", "qlora", "--precision", "fp8"), "qlora keeps its base in 4 bits"),
         ((LLAMA, "--gpu", "H100", "--tensor", "3"), "32 attention heads do not divide by 3"),
-        ((LLAMA, "--gpu", "H100:4", "--tensor", "8"), "tensor 8 x pipeline 1 do not take 4"),
+        ((LLAMA, "--gpu", "H100:4", "--tensor", "8"), "tensor 8 does not take 4 accelerators"),
         ((LLAMA, "--gpu", "H100", "--engine", "nope"), "unknown engine 'nope'"),
         ((LLAMA, "--gpu", "H100", "--quantization", "nope"), "unknown weight format 'nope'"),
         ((LLAMA, "--context", "-1"), "-1 is not in the range"),

@@ -6,8 +6,9 @@ Run by the engine's interpreter, never by ours::
     $MODELYARD_VLLM_PYTHON ../../../tests/engines/record.py flags vllm > vllm-0.33.0.flags.jsonl
     $MODELYARD_VLLM_PYTHON ../../../tests/engines/record.py architectures vllm > vllm-0.33.0.architectures.txt
 
-Only facts are kept. Options are one JSON object per line: names, how many values follow, defaults
-and closed choices. Architectures are one class name per line; ``!`` marks one that was taken out.
+Only facts are kept. Options are one JSON object per line: names, how many values follow, defaults,
+what a value is read as, closed choices, and ``known`` ones that an image of one's own may add to.
+Architectures are one class name per line; ``!`` marks one that was taken out.
 """
 
 from __future__ import annotations
@@ -50,6 +51,54 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool) else None
 
 
+READS: dict[str, str] = {
+    "int": "int",
+    "float": "float",
+    "human_readable_int": "count",
+    "human_readable_int_or_auto": "count?",
+}
+"""What a parser's type function reads, by its name; ``?`` allows a word such as ``auto`` too."""
+
+
+def reads(kind: Any) -> str | None:
+    """Return what a value is read as, None where it is text or an object."""
+    name = getattr(kind, "__name__", "")
+    if name == "_optional_type":  # vLLM's reads the word None, else what it closes over
+        inner = dict(zip(kind.__code__.co_freevars, kind.__closure__, strict=True))["return_type"]
+        found = reads(inner.cell_contents)
+        return found and found.rstrip("?") + "?"
+    return READS.get(name)
+
+
+def vllm_known() -> dict[str, list[str]]:
+    """Return the values that vLLM itself knows, of options whose parser takes any text."""
+    typing = importlib.import_module("typing")
+    cache: Any = importlib.import_module("vllm.config.cache")
+    quantization: Any = importlib.import_module("vllm.model_executor.layers.quantization")
+    loader: Any = importlib.import_module("vllm.model_executor.model_loader")
+    backends: Any = importlib.import_module("vllm.v1.attention.backends.registry")
+    tools: Any = importlib.import_module("vllm.tool_parsers").ToolParserManager
+    reasoning: Any = importlib.import_module("vllm.reasoning").ReasoningParserManager
+    return {
+        "--kv-cache-dtype": list(typing.get_args(cache.CacheDType)),
+        "--quantization": quantization.QUANTIZATION_METHODS,
+        "--load-format": list(loader._LOAD_FORMAT_TO_MODEL_LOADER),
+        "--attention-backend": [each.name for each in backends.AttentionBackendEnum],
+        "--tool-call-parser": tools.list_registered(),
+        "--reasoning-parser": reasoning.list_registered(),
+    }
+
+
+def vllm_flags() -> Iterator[dict[str, Any]]:
+    """Yield one record per option of ``vllm serve``."""
+    parser, known = vllm(), vllm_known()
+    for record in from_argparse(parser):
+        for name in record["names"]:
+            if name in known:
+                record["known"] = sorted(known[name])
+        yield record
+
+
 def from_argparse(parser: argparse.ArgumentParser) -> Iterator[dict[str, Any]]:
     """Yield one record per option of an argparse parser."""
     names: dict[argparse.Action, list[str]] = {}
@@ -62,6 +111,8 @@ def from_argparse(parser: argparse.ArgumentParser) -> Iterator[dict[str, Any]]:
         record: dict[str, Any] = {"names": spellings, "takes": takes}
         if (default := plain(action.default)) is not None:
             record["default"] = default
+        if found := reads(action.type):
+            record["reads"] = found
         if action.choices:
             record["choices"] = sorted(str(c) for c in action.choices)
         yield record
@@ -155,7 +206,7 @@ def main(what: str, engine: str, *reference: str) -> None:
     warnings.simplefilter("ignore")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     recorders: dict[tuple[str, str], Callable[[], Iterator[Any]]] = {
-        ("flags", "vllm"): lambda: from_argparse(vllm()),
+        ("flags", "vllm"): vllm_flags,
         ("flags", "sglang"): lambda: from_argparse(sglang()),
         ("flags", "transformers"): transformers,
         ("flags", "trl"): trl,

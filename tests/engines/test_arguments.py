@@ -54,7 +54,13 @@ def test_negative_number_is_a_value() -> None:
         (["--max-lora-rank", "20"], "takes one of"),
         (["--max-model-len"], "takes one value, got none"),
         (["--enforce-eager", "yes"], "takes no value, got 'yes'"),
-        (["--max-num-seqs", "many"], "--max-num-seqs takes a number, got 'many'"),
+        (["--max-num-seqs", "many"], "--max-num-seqs takes a whole number, got 'many'"),
+        (["--kv-cache-dtype", "banana"], "--kv-cache-dtype takes one of auto, bfloat16"),
+        (["--attention-backend", "flash_atn"], "--attention-backend takes one of AMX_MLA"),
+        (["--tool-call-parser", "lama"], "--tool-call-parser takes one of"),
+        (["--block-size", "16.5"], "--block-size takes a whole number, got '16.5'"),
+        (["--cpu-offload-gb", "4GB"], "--cpu-offload-gb takes a number, got '4GB'"),
+        (["--max-num-batched-tokens", "8Ki"], "--max-num-batched-tokens takes a number, got '8Ki'"),
         (["-tp", "4"], "tensor 4 x pipeline 1 x data 1 is 4 accelerators, not 1"),
         (["--max-model-len", "1M"], "a context of 1048576 is beyond the model's 131072"),
         (["--gpu-memory-utilization", "90"], "memory utilization 90 is not a fraction of 1"),
@@ -64,6 +70,27 @@ def test_negative_number_is_a_value() -> None:
 )
 def test_contradiction_is_refused_by_name(args: list[str], reason: str) -> None:
     assert reason in (engine("vllm").refuses(job(args=tuple(args))) or "accepted")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--attention-backend", "flash_attn"),
+        ("--kv-cache-memory-bytes", "None"),
+        ("--max-model-len", "auto"),
+        ("--max-num-batched-tokens", "25.6k"),
+        ("--kv-cache-dtype", "fp8_e5m2"),
+        ("--compilation-config.level", "high"),
+    ],
+)
+def test_what_the_parser_reads_passes(args: tuple[str, ...]) -> None:
+    assert engine("vllm").refuses(job(args=args)) is None
+
+
+def test_image_of_ones_own_may_know_more_than_the_published_one() -> None:
+    args = ("--tool-call-parser", "ours")
+    assert "takes one of" in (engine("vllm").refuses(job(args=args)) or "")
+    assert engine("vllm").refuses(job(args=args, image="local/vllm:ours")) is None
 
 
 def test_secret_is_not_repeated_in_the_reason() -> None:
@@ -98,6 +125,7 @@ def test_version_without_an_image_needs_one_named() -> None:
     [
         ("sglang", ("--host", "127.0.0.1"), "listen on every address"),
         ("sglang", ("--quantization", "int4"), "takes one of"),
+        ("sglang", ("--max-running-requests", "1k"), "takes a whole number"),
         ("sglang", ("--tp_size", "2"), "did you mean --tp-size"),
         ("tgi", ("--quantize", "exl2"), "are not exl2"),
         ("tgi", ("--otlp-endpoint", "a b"), "splits 'a b' at its spaces"),

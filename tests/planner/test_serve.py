@@ -18,10 +18,10 @@ from orchestrator.planner.choose import choose
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.groups import any_of, group
 from orchestrator.planner.index import OfferIndex
+from orchestrator.planner.parallelism import Degrees, Layout
 from orchestrator.planner.plan import SHOWN, Placed, Sort
 from orchestrator.planner.serve import Question, Served, place_model
 from orchestrator.planner.throughput.work import work
-from orchestrator.planner.why import objections, tensor_of
 from orchestrator.spec.models import Model, Traffic
 from orchestrator.units import GIB
 
@@ -282,6 +282,10 @@ def wanted(name: str, count: int = 1) -> AcceleratorDemand:
         (LLAMA, "bf16", 8192, None, ("--tensor-parallel-size", "3"), "32 attention heads do not divide by 3"),
         (LLAMA, "fp8", 8192, "V100-16GB", (), "V100-16GB neither computes nor widens fp8"),
         (LLAMA, "bf16", 200000, None, (), "a context of 200,000 is beyond the model's 131,072"),
+        (LLAMA, "bf16", 8192, None, ("--max-model-len", "4k"), "4,000 tokens, fewer than the context of"),
+        (LLAMA, "bf16", None, None, ("--max-model-len=1k",), "1,000 tokens, fewer than the traffic's 1,800"),
+        (LLAMA, "bf16", 8192, None, ("--max-num-seqs", "8"), "8 requests at once, fewer than the traffic"),
+        (LLAMA, "bf16", 8192, None, ("--max-model-len", "200k"), "context of 200,000 is beyond the model"),
     ],
 )
 def test_contradictions_are_told_with_their_numbers(
@@ -290,28 +294,108 @@ def test_contradictions_are_told_with_their_numbers(
     asked = question(id, precision=precision, context=context, args=args)
     demand = wanted(accelerator) if accelerator else None
 
-    found = objections(asked.facts, asked.job, demand, accelerators(), args=args)
+    found = asked.objections(demand, accelerators())
 
-    assert any(said in each for each in found)
+    assert any(said in each.text for each in found)
 
 
 @pytest.mark.parametrize("name", ["H100-80GB", "L40S-48GB"])
 def test_what_fits_contradicts_nothing(name: str) -> None:
     asked = question()
 
-    assert objections(asked.facts, asked.job, wanted(name), accelerators()) == ()
+    assert asked.objections(wanted(name), accelerators()) == ()
 
 
 def test_one_device_that_would_do_is_enough_to_contradict_nothing() -> None:
     asked = question("meta-llama/Llama-3.1-70B-Instruct", precision="bf16")
     either = replace(wanted("RTX4090-24GB", 2), names=frozenset({"RTX4090-24GB", "B200-180GB"}))
 
-    assert objections(asked.facts, asked.job, either, accelerators()) == ()
+    assert asked.objections(either, accelerators()) == ()
 
 
-@pytest.mark.parametrize("args", [("--tensor-parallel-size",), ("--tp", "x"), ("--tp=0",), ("--seed", "2")])
-def test_arguments_without_a_number_say_nothing_of_tensors(args: tuple[str, ...]) -> None:
-    assert tensor_of(args) is None
+def test_a_kv_cache_that_args_and_spec_keep_in_two_ways_is_told() -> None:
+    asked = question(args=("--kv-cache-dtype", "bfloat16"))
+    asked = replace(asked, model=asked.model.model_copy(update={"kv_cache": "fp8"}))
+
+    (found,) = asked.objections(None, accelerators())
+
+    assert (found.field, found.text) == ("args", "args keep the KV cache in bf16, kv_cache says fp8")
+
+
+@pytest.mark.parametrize(
+    "args", [("--tensor-parallel-size",), ("--tensor-parallel-size", "x"), ("-tp=0",), ("--seed", "2")]
+)
+def test_arguments_without_a_number_fix_no_degree(args: tuple[str, ...]) -> None:
+    assert question(args=args).degrees == Degrees()
+
+
+def test_arguments_of_another_engine_that_auto_may_take_are_read() -> None:
+    assert question(args=("--tp-size", "2")).degrees == Degrees(tensor=2)
+
+
+def test_what_args_say_of_the_batch_and_the_context_is_what_is_sized() -> None:
+    _, plain = placed([offer("H100-80GB")], question(context=8192))
+    args = ("--max-num-seqs", "32", "--max-model-len", "9000", "--gpu-memory-utilization", "0.5")
+
+    _, served = placed([offer("H100-80GB")], question(context=8192, args=args))
+
+    assert (served.job.context, served.size.max_num_seqs, served.size.memory_utilization) == (9000, 32, 0.5)
+    assert served.size.kv_cache_tokens < plain.size.kv_cache_tokens / 2
+    assert served.size.device.activations_bytes < plain.size.device.activations_bytes
+    assert not [note for note in served.notes if "replaces" in note]
+
+
+def test_a_longer_context_in_args_needs_the_memory_for_it() -> None:
+    with pytest.raises(NothingFits):
+        placed([offer("L4-24GB")], question(context=4096, args=("--max-model-len", "131072")))
+
+
+def test_degrees_in_args_are_how_the_model_is_cut() -> None:
+    args = ("-tp", "2", "-pp", "4")
+
+    _, served = placed([offer("H100-80GB", 8), offer("H100-80GB", 4)], question(args=args))
+
+    assert served.layout == Layout(1, 8, tensor=2, pipeline=4)
+    assert served.launch.command.count("--tensor-parallel-size") + served.launch.command.count("-tp") == 1
+
+
+DEEPSEEK = "deepseek-ai/DeepSeek-V3"
+
+
+def test_data_ranks_in_args_share_the_experts() -> None:
+    _, served = placed([offer("H200-141GB", 8)], question(DEEPSEEK, args=("-dp", "8")))
+
+    assert str(served.layout) == "data 8 x expert 8"
+    assert "--enable-expert-parallel" in served.launch.command
+
+
+def loaded(concurrency: int, *, engine: str = "vllm") -> Question:
+    """Return DeepSeek V3 under a load of requests of 32k."""
+    return replace(question(DEEPSEEK, context=32768), traffic=Traffic(concurrency=concurrency), engine=engine)
+
+
+def test_a_cache_that_tensor_ranks_would_repeat_is_spread_over_data_ranks() -> None:
+    machines = [offer("H200-141GB", 8)]
+    _, few = placed(machines, loaded(16))
+    _, many = placed(machines, loaded(64))
+
+    assert str(few.layout) == "tensor 8"
+    assert str(many.layout) == "data 8 x expert 8"
+    assert many.size.kv_cache_tokens > 4 * few.size.kv_cache_tokens
+    assert ("--data-parallel-size", "8") in zip(many.launch.command, many.launch.command[1:], strict=False)
+    assert many.speed
+    assert many.speed.sequences == 64
+
+
+def test_a_load_that_data_ranks_hold_contradicts_nothing() -> None:
+    assert loaded(64).objections(wanted("H200-141GB", 8), accelerators()) == ()
+    assert loaded(512).objections(wanted("H200-141GB", 8), accelerators()) != ()
+
+
+def test_an_engine_without_data_ranks_takes_another_machine_instead() -> None:
+    _, served = placed([offer("H200-141GB", 8)], loaded(64, engine="sglang"))
+
+    assert (served.layout.nodes, served.layout.data) == (2, 1)
 
 
 L70_FP8 = "meta-llama/Llama-3.1-70B-Instruct"

@@ -92,8 +92,9 @@ def _workspace_bytes(facts: ModelFacts, job: ServingJob, batch: Batch) -> float:
 def non_torch_bytes(profile: EngineProfile, job: ServingJob) -> int:
     """Return what the engine's profiler finds outside torch: context, NCCL, kernels' buffers."""
     one, group, doubling = profile.non_torch_bytes
-    if job.tensor > 1:
-        return one + group + round(doubling * max(0.0, math.log2(job.tensor) - 1))
+    ranks = job.tensor * job.data
+    if ranks > 1:
+        return one + group + round(doubling * max(0.0, math.log2(ranks) - 1))
     if job.pipeline > 1 and profile.stage_non_torch_bytes is not None:
         return profile.stage_non_torch_bytes
     return one

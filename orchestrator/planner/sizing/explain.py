@@ -55,6 +55,7 @@ def explain_serving(facts: ModelFacts, device: Accelerator, job: ServingJob) -> 
 def _cut(job: ServingJob | TrainingJob) -> str:
     cuts = [f"tensor {job.tensor}"] if job.tensor > 1 else []
     cuts += [f"pipeline {job.pipeline}, fullest stage"] if job.pipeline > 1 else []
+    cuts += [f"experts over {job.expert}"] if job.expert > 1 else []
     return ", cut by " + ", ".join(cuts) if cuts else ""
 
 

@@ -249,6 +249,8 @@ def serving_ceiling(
     concurrency: float,
     tensor: int,
     pipeline: int,
+    data: int = 1,
+    expert: int = 1,
     weight_format: str,
     engine: str,
     engine_version: str | None = None,
@@ -259,7 +261,7 @@ def serving_ceiling(
 
     No step is shorter than reading what one token takes of the weights, the launches of all layers
     and the latency of their all-reduces, and none gives more than ``concurrency`` tokens. No prompt
-    is read faster than its products are made. One data-parallel rank, and no measured rows.
+    is read faster than its products are made. No measured rows.
 
     Raises:
         ValueError: the catalog has no bandwidth for the accelerator, or the format is unknown.
@@ -280,8 +282,8 @@ def serving_ceiling(
         factors=factors,
         tensor=tensor,
         pipeline=pipeline,
-        data=1,
-        expert=1,
+        data=data,
+        expert=expert,
         weight_format=weight_format,
         element_bytes=0.0,  # what steps take of the cache comes on top
         input_tokens=input_tokens,
@@ -293,8 +295,8 @@ def serving_ceiling(
     step_s = _weights_s(replica, 1.0) + _allreduce_s(replica, 0.0) + speed.layer_s * facts.layers
     flying = 1 + (pipeline - 1) * factors.pipeline
     prompt_s = _products_s(replica, max(input_tokens, 1.0)) / flying
-    took = (prompt_s + step_s * later / max(concurrency, 1.0)) / speed.rate + speed.request_s
-    return Ceiling(output_tokens / took, speed.request_s, step_s / speed.rate if later else 0.0)
+    took = (prompt_s + step_s * later / max(concurrency / data, 1.0)) / speed.rate + speed.request_s
+    return Ceiling(data * output_tokens / took, speed.request_s, step_s / speed.rate if later else 0.0)
 
 
 def engine_speed(name: str, version: str | None = None, factors: ServingFactors = SERVING) -> EngineSpeed:
