@@ -582,9 +582,12 @@ class Local:
                 continue  # a loop wrote in between: ask of what it wrote
 
     def _asked(self, run: Run, wanted: Wanted) -> Turn:
-        state = run.state.value
-        event = RunEvent(run.id, run.name, self._clock(), run.name, state, state, f"{wanted.value} asked for")
-        return Turn(replace(run, wanted=wanted), event)
+        asked = run.asked(wanted)
+        before, after = run.state.value, asked.state.value
+        return Turn(
+            asked,
+            RunEvent(run.id, run.name, self._clock(), run.name, before, after, f"{wanted.value} asked for"),
+        )
 
     # Places ----------------------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str]) -> Turn:
     else:
         run = replace(
             old, spec=spec, spec_hash=plan.spec_hash, template=plan.template, since=now,
-            wanted=Wanted.RUN, state=RunState.QUEUED, reason="", was_ready=False, ready=0,
+            wanted=Wanted.RUN, state=RunState.QUEUED, reason="", was_ready=False,
             set_name=plan.set_name, plan=plan.serving,
         )  # fmt: skip
     before = old.state.value if old else ""
@@ -80,9 +80,9 @@ def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str]) -> Turn:
 
 
 def _ending(run: Run, reason: str, now: datetime) -> Turn:
-    state = run.state.value
-    event = RunEvent(run.id, run.name, now, run.name, state, state, f"prune: {reason}")
-    return Turn(replace(run, wanted=Wanted.DELETE), event)
+    asked = run.asked(Wanted.DELETE)
+    before, after = run.state.value, asked.state.value
+    return Turn(asked, RunEvent(run.id, run.name, now, run.name, before, after, f"prune: {reason}"))
 
 
 def _captured(plans: Sequence[RunPlan], store: Store, environ: Mapping[str, str]) -> dict[str, str]:

@@ -15,8 +15,8 @@ from datetime import datetime, timedelta
 
 from orchestrator.backend import Instance, Phase
 from orchestrator.errors import AuthFailed, BackendError, NoCapacity, Quota, Temporary
-from orchestrator.reconcile.ledger import Ledger
-from orchestrator.reconcile.retry import Again, GiveUp, failures_in_a_row, next_attempt
+from orchestrator.reconcile.ledger import Ledger, word_of
+from orchestrator.reconcile.retry import Again, GiveUp, failures_in_a_row, next_attempt, told
 from orchestrator.reconcile.values import (
     Action,
     Forget,
@@ -89,6 +89,8 @@ class _Pass(Ledger[Action]):
     def __init__(self, run: Run, jobs: Sequence[Job], observed: Observed, now: datetime) -> None:
         super().__init__(run, sorted(jobs, key=lambda j: (j.replica, j.node, j.attempt)), now)
         self.observed = observed
+        self.waiting: list[str] = []
+        """What the replicas that are to be tried again wait for."""
         self.seen: dict[str, Instance] = {
             i.name: i for found in observed.instances.values() if found is not None for i in found
         }
@@ -166,13 +168,13 @@ class _Pass(Ledger[Action]):
             message=instance.message,
         )
         if state is not job.state:
-            self._put(fresh, cause)
+            self._put(fresh, None if job.stop_asked_at else cause)
         elif (fresh.ports, fresh.devices, fresh.address) != (job.ports, job.devices, job.address):
             self._put(fresh, None)
 
     def _alive_state(self, job: Job, instance: Instance) -> tuple[JobState, str]:
         if instance.phase is Phase.PENDING:
-            return JobState.STARTING, "accepted"
+            return JobState.STARTING, "starts again" if job.started_at else "accepted"
         if self.run.type == "task":
             return JobState.RUNNING, "started"
         if instance.ready is None and job.state is JobState.READY:
@@ -223,7 +225,7 @@ class _Pass(Ledger[Action]):
         attempts = self._attempts(replica)
         latest = attempts[-1] if attempts else []
         if not latest:
-            self._begin(replica, 0, stale)
+            self._begin(replica, 0, stale, cause=f"replaces {stale[0].name}" if stale else "applied")
             return None
         if any(not job.state.is_final for job in latest):
             self._keep_attempt(latest, stale)
@@ -266,22 +268,21 @@ class _Pass(Ledger[Action]):
     def _after_failures(self, replica: int, row: list[Job], stale: list[Job]) -> str | None:
         template = self.run.template
         if not row:  # scaled down, and up again
-            self._begin(replica, 0, stale)
+            self._begin(replica, 0, stale, cause="scaled up")
             return None
         limit = None if self.run.was_ready else template.retry.attempts
         verdict = next_attempt(row, policy=template.retry, backends=len(template.backends), limit=limit)
         match verdict:
             case GiveUp(why):
-                last = row[-1]
-                told = last.message or last.reason
-                told = told if last.name in told else f"{last.name}: {told}"
-                return f"{told} ({why})" if why else told
+                return f"{told(row)} ({why})" if why else told(row)
             case Again(at, backend):
                 if self._is_due(at):
-                    self._begin(replica, backend, stale)
+                    self._begin(replica, backend, stale, cause=f"attempt {len(row) + 1}")
+                else:
+                    self.waiting.append(f"{told(row[-1:])}; tries again at {at:%Y-%m-%dT%H:%M:%SZ}")
                 return None
 
-    def _begin(self, replica: int, backend: int, stale: list[Job]) -> None:
+    def _begin(self, replica: int, backend: int, stale: list[Job], *, cause: str) -> None:
         """Write down and start the next attempt of a replica, once nothing stands in its way."""
         template = self.run.template
         if stale and not template.surge:
@@ -298,18 +299,14 @@ class _Pass(Ledger[Action]):
                 self.run.id, name, replica, node, attempt, self.run.spec_hash, place,
                 JobState.PROVISIONING, self.now,
             )  # fmt: skip
-            self._put(job, "applied" if attempt == 0 else f"attempt {attempt + 1}")
+            self._put(job, cause)
             self._start(job)
 
     def _summarize(self, failed: list[str]) -> None:
         """Turn the run into what its replicas make of it."""
         live = self._live()
         current = [j for j in live if self._is_current(j)]
-        ready = sum(
-            1
-            for r in range(self.run.template.replicas)
-            if (a := [j for j in current if j.replica == r]) and all(j.state is JobState.READY for j in a)
-        )
+        ready = len(_ready_replicas(current) & set(range(self.run.template.replicas)))
         if failed and (self.run.type == "task" or len(failed) == self.run.template.replicas):
             if self.run.type == "task" and live:
                 for job in live:
@@ -321,12 +318,13 @@ class _Pass(Ledger[Action]):
         if self.run.type == "task" and not live and self._all_succeeded():
             self._turn(RunState.SUCCEEDED, cause="every node ended with exit code 0")
             return
+        serving = len(_ready_replicas(live) & set(range(self.run.template.replicas)))
         if failed and len(live) > len(current):  # the older spec's replicas go on serving
-            serving = any(j.state is JobState.READY for j in live)
             state = RunState.READY if serving else RunState.RUNNING
-            self._turn(state, reason=f"rollout failed: {failed[0]}", ready=ready)
+            self._turn(state, reason=f"rollout failed: {failed[0]}", ready=serving, answered=ready > 0)
             return
-        self._turn(self._live_state(current, ready), reason=failed[0] if failed else "", ready=ready)
+        reason = next(iter([*failed, *self.waiting]), "")
+        self._turn(self._live_state(current, ready), reason=reason, ready=serving, answered=ready > 0)
 
     def _live_state(self, current: list[Job], ready: int) -> RunState:
         if self.run.type != "task" and ready == self.run.template.replicas:
@@ -388,8 +386,8 @@ class _Pass(Ledger[Action]):
     def _ask_stop(self, job: Job, cause: str, message: str = "") -> None:
         if job.stop_asked_at is None:
             job = replace(job, stop_asked_at=self.now, stop_cause=cause, message=message or job.message)
+            event = self._event(job.name, word_of(self.jobs[job.name]), word_of(job), cause, message)
             self.jobs[job.name] = job
-            event = self._event(job.name, job.state.value, "stopping", cause, message)
             self.actions.append(Record(job, event))
         if self._is_known(job) and job.name in self.seen:
             self.actions.append(Stop(job.backend, job.name, self.run.template.launch.stop_grace_s))
@@ -420,6 +418,14 @@ def _verdict(attempt: list[Job]) -> Job:
     """Return the job that stands for a whole attempt: the first node that failed by itself."""
     own = [j for j in attempt if j.state is JobState.FAILED and j.reason != "node-failed"]
     return (own or attempt)[0]
+
+
+def _ready_replicas(jobs: Sequence[Job]) -> set[int]:
+    """Return the replicas of which every node of one attempt is ready."""
+    attempts: dict[tuple[int, int], list[Job]] = defaultdict(list)
+    for job in jobs:
+        attempts[job.replica, job.attempt].append(job)
+    return {r for (r, _), nodes in attempts.items() if all(job.state is JobState.READY for job in nodes)}
 
 
 def _adopted(run: Run, backend: str, instance: Instance, now: datetime) -> Job:

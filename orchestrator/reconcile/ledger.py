@@ -31,14 +31,20 @@ class Ledger(Generic[Act]):
         self.jobs[job.name] = job
         event = None
         if cause is not None:
-            was = before.state.value if before else ""
-            event = self._event(job.name, was, job.state.value, cause, job.message)
+            was = word_of(before) if before else ""
+            event = self._event(job.name, was, word_of(job), cause, job.message)
         self.actions.append(Record(job, event))
 
-    def _turn(self, state: RunState, *, cause: str = "", reason: str = "", ready: int = 0) -> None:
-        """Write the run down where anything of it is new, with an event where its state or reason is."""
+    def _turn(
+        self, state: RunState, *, cause: str = "", reason: str = "", ready: int = 0, answered: bool = False
+    ) -> None:
+        """Write the run down where anything of it is new, with an event where its state or reason is.
+
+        ``ready`` counts the replicas that answer, of whatever spec; ``answered`` says that one of
+        the present spec does.
+        """
         run = self.run
-        fresh = replace(run, state=state, reason=reason, ready=ready, was_ready=run.was_ready or ready > 0)
+        fresh = replace(run, state=state, reason=reason, ready=ready, was_ready=run.was_ready or answered)
         if fresh == run:
             return
         self.run = fresh
@@ -51,3 +57,8 @@ class Ledger(Generic[Act]):
             self.run.id, self.run.name, self.now, subject, before, after, cause,
             action=f"{subject}:{after}", message=message,
         )  # fmt: skip
+
+
+def word_of(job: Job) -> str:
+    """Return the state of a job as events tell it: one that was asked to end is stopping until it has."""
+    return "stopping" if job.stop_asked_at and not job.state.is_final else job.state.value

@@ -70,6 +70,28 @@ def next_attempt(
     return Again(due, 0)
 
 
+def told(failures: Sequence[Job]) -> str:
+    """Return the reason of every failed attempt, those that failed alike in a row together.
+
+    >>> from datetime import UTC
+    >>> t = datetime(2026, 1, 1, tzinfo=UTC)
+    >>> two = [
+    ...     Job("1", f"chat-0-0-{n}", 0, 0, n, "", "sim", JobState.FAILED, t, message="exit code 1")
+    ...     for n in (3, 4)
+    ... ]
+    >>> told(two)
+    'chat-0-0-3 to chat-0-0-4: exit code 1'
+    """
+    rows: list[tuple[str, list[str]]] = []
+    for job in failures:
+        why = (job.message or job.reason).removeprefix(f"{job.name}: ")
+        if rows and rows[-1][0] == why:
+            rows[-1][1].append(job.name)
+        else:
+            rows.append((why, [job.name]))
+    return "; ".join(f"{' to '.join(dict.fromkeys((names[0], names[-1])))}: {why}" for why, names in rows)
+
+
 def failures_in_a_row(attempts: Sequence[Job], *, steady_s: float) -> list[Job]:
     """Return the failed attempts since the last that stayed ready for ``steady_s`` seconds."""
     row: list[Job] = []

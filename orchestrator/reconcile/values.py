@@ -107,6 +107,8 @@ class Template:
     def at(self, replica: int, node: int, attempt: int) -> Launch:
         """Return the launch of one place and attempt, with its node variables.
 
+        A place where launches share the machine's ports puts another ``MODELYARD_PORT`` in.
+
         >>> template = Template(Launch("chat-0-0-0", "chat"), ("docker",))
         >>> template.at(1, 0, 2).name
         'chat-1-0-2'
@@ -120,6 +122,8 @@ class Template:
             "MODELYARD_GPUS_PER_NODE": str(first.resources.accelerators),
             "MODELYARD_GPUS_NUM": str(first.resources.accelerators * self.nodes),
         }
+        if first.ports:
+            own["MODELYARD_PORT"] = str(first.ports[0].container)
         env = tuple({**own, **dict(first.env)}.items())
         name = f"{first.run}-{replica}-{node}-{attempt}"
         return replace(first, name=name, replica=replica, node=node, attempt=attempt, env=env)
@@ -153,6 +157,12 @@ class Run:
     updated_at: datetime | None = None
     set_name: str = ""
     """The set it was applied under and is pruned with, "" where none was named."""
+
+    def asked(self, wanted: Wanted) -> Run:
+        """Return the run as it is once it was asked to end; one that has ended stays as it is."""
+        if self.state.is_final:
+            return replace(self, wanted=wanted)
+        return replace(self, wanted=wanted, state=RunState.STOPPING, reason="", ready=0)
 
 
 @dataclass(frozen=True, slots=True)

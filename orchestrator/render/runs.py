@@ -165,7 +165,7 @@ def event_text(event: RunEvent) -> str:
 
 
 def _extra(event: RunEvent) -> str:
-    return "" if event.message == event.cause else event.message
+    return event.message.removeprefix(event.cause).removeprefix(": ")
 
 
 def _change(event: RunEvent) -> str:

@@ -70,6 +70,20 @@ def test_a_service_is_ready_updated_in_place_and_replaced(cli: Cli) -> None:
     assert live(cli, "web") == ["web-0-0-1", "web-1-0-1"]
 
 
+def test_a_rollout_that_fails_says_why_and_shows_what_serves(cli: Cli) -> None:
+    config = (cli.folder / "config.yaml").read_text()
+    cli.write("config.yaml", config.replace('"web-*"', '"web-0-0-1": {refuse: rejected}, "web-*"'))
+    file = cli.write("web.yaml", WEB)
+    cli("apply", "-y", "-f", file)
+    cli.write("web.yaml", WEB.replace("serve", "serve better"))
+    assert cli("apply", "-y", "-f", file).code == 1
+    row = cli("ps").out.splitlines()[1]
+    assert row.split()[2:4] == ["ready", "1/1"]
+    assert "rollout failed: web-0-0-1: " in row
+    causes = [e["cause"] for e in events(cli) if e["subject"] == "web-0-0-1"]
+    assert causes[0] == "replaces web-0-0-0"
+
+
 def test_stop_ends_a_run_and_apply_brings_it_back(cli: Cli) -> None:
     file = cli.write("web.yaml", WEB)
     cli("apply", "-y", "-f", file)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from orchestrator.backend import Instance, Phase
-from orchestrator.reconcile import Forget, Job, Observed, Remove, RunState, decide, reconcile
+from orchestrator.reconcile import Forget, Job, Observed, Remove, RunEvent, RunState, decide, reconcile
 from orchestrator.reconcile.decide import _Pass
 from tests.reconcile.histories import Broken, play_all
 
@@ -48,8 +49,8 @@ class LetsTheGangStand(_Pass):
 class DoesNotWaitForTheOld(_Pass):
     """Starts a successor beside the old one where there is no room for both."""
 
-    def _begin(self, replica: int, backend: int, stale: list[Job]) -> None:
-        super()._begin(replica, backend, [])
+    def _begin(self, replica: int, backend: int, stale: list[Job], *, cause: str) -> None:
+        super()._begin(replica, backend, [], cause=cause)
 
 
 class ForgetsTooEarly(_Pass):
@@ -85,17 +86,24 @@ class SweepsTheLiving(_Pass):
 class ReusesNames(_Pass):
     """Numbers attempts by what is live, so that a name comes back."""
 
-    def _begin(self, replica: int, backend: int, stale: list[Job]) -> None:
+    def _begin(self, replica: int, backend: int, stale: list[Job], *, cause: str) -> None:
         every, self.jobs = self.jobs, {n: j for n, j in self.jobs.items() if not j.state.is_final}
-        super()._begin(replica, backend, stale)
+        super()._begin(replica, backend, stale, cause=cause)
         self.jobs = every | self.jobs
 
 
 class GivesNoReason(_Pass):
     """Fails a run without saying why."""
 
-    def _turn(self, state: RunState, *, cause: str = "", reason: str = "", ready: int = 0) -> None:
-        super()._turn(state, cause=cause, ready=ready)
+    def _turn(self, state: RunState, *, cause: str = "", reason: str = "", **rest: Any) -> None:
+        super()._turn(state, cause=cause, **rest)
+
+
+class TellsTheOldState(_Pass):
+    """Tells the end of a launch as if nobody had asked it to end."""
+
+    def _event(self, subject: str, before: str, *rest: Any, **more: Any) -> RunEvent:
+        return super()._event(subject, "running" if before == "stopping" else before, *rest, **more)
 
 
 class IgnoresExits(_Pass):
@@ -107,7 +115,7 @@ class IgnoresExits(_Pass):
 
 TWINS = [
     UnknownIsGone, StartsTheLostAgain, AdoptsNothing, LetsTheGangStand, DoesNotWaitForTheOld, ForgetsTooEarly,
-    NeverStops, KeepsTheOldSpec, SweepsTheLiving, ReusesNames, GivesNoReason, IgnoresExits,
+    NeverStops, KeepsTheOldSpec, SweepsTheLiving, ReusesNames, GivesNoReason, IgnoresExits, TellsTheOldState,
 ]  # fmt: skip
 
 

@@ -50,6 +50,7 @@ def play(seed: int, steps: int, reconcile: Reconcile) -> World:
         raise Broken(str(error)) from None
     hold_laws(world)
     hold_rest(world)
+    hold_chain(world)
     return world
 
 
@@ -105,6 +106,17 @@ def hold_rest(world: World) -> None:
         rest = RunState.RUNNING if run.type == "task" else RunState.READY
         if not run.state.is_final and run.state is not rest:
             raise Broken(f"{run.name} came to rest as {run.state}")
+
+
+def hold_chain(world: World) -> None:
+    """Check that the events of a launch hang together: each begins where the one before ended."""
+    told: dict[str, str] = {}
+    for event in world.events:
+        before, told[event.subject] = told.get(event.subject, ""), event.after
+        # "": it was found again; a start may be refused after the launch was asked to end
+        expected = (before, "", "provisioning") if event.after == "failed" else (before, "")
+        if event.subject != event.run and event.before not in expected:
+            raise Broken(f"{event.subject} was {before} and went from {event.before} to {event.after}")
 
 
 # Moves -------------------------------------------------------------------------------------------

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 
 from backends.sim import Script
 from orchestrator.reconcile import Observed, Retry, Start, Stop, Wanted, reconcile
 from tests.reconcile.world import ANSWERS, PATIENT, World
+
+
+def reconcile_wake(world: World) -> datetime:
+    """Return when the next pass over ``chat`` is due."""
+    run = world.runs["chat"]
+    seen = {name: tuple(place.instances()) for name, place in world.places.items()}
+    step = reconcile(run, list(world.jobs[run.id].values()), Observed(seen), now=world.clock())
+    assert step.wake_at is not None
+    return step.wake_at
 
 
 def names(world: World, run: str = "chat") -> list[str]:
@@ -53,8 +64,43 @@ def test_retries_end_with_the_duration() -> None:
     world.apply("sft", type="task", retry=Retry(frozenset({"error"}), duration_s=30, first_s=4))
     world.settle()
     assert world.state("sft") == "failed"
-    assert "retry.duration is over" in world.runs["sft"].reason
     assert 2 <= len(world.started()) <= 4
+    last = max(world.started())
+    assert world.runs["sft"].reason == f"sft-0-0-0 to {last}: exit code 3 (retry.duration is over)"
+
+
+def test_a_run_ends_with_the_reason_of_every_attempt() -> None:
+    scripts = [Script(refuse="no-capacity"), Script(run_s=1, exit_code=3), Script(run_s=1, exit_code=3)]
+    world = World(scripts={f"sft-0-0-{n}": script for n, script in enumerate(scripts)})
+    world.apply("sft", type="task", retry=Retry(PATIENT.on, attempts=3, first_s=1))
+    world.settle()
+    reason = world.runs["sft"].reason
+    assert reason.startswith("sft-0-0-0: ")
+    assert reason.endswith("; sft-0-0-1 to sft-0-0-2: exit code 3 (3 attempts failed)")
+
+
+def test_a_run_that_is_tried_again_says_why_and_when() -> None:
+    world = World(scripts={"chat-0-0-0": Script(run_s=1, exit_code=3)})
+    world.apply(retry=PATIENT)
+    world.step()
+    world.step()
+    world.clock.advance(1)
+    world.step()
+    due = reconcile_wake(world)
+    assert world.runs["chat"].reason == f"chat-0-0-0: exit code 3; tries again at {due:%Y-%m-%dT%H:%M:%SZ}"
+    assert [e.after for e in world.events if e.cause == world.runs["chat"].reason] == ["queued"]
+    world.settle()
+    assert (world.state(), world.runs["chat"].reason) == ("ready", "")
+
+
+def test_a_launch_that_is_to_end_is_stopping_until_it_has() -> None:
+    world = World(scripts={"chat": Script(stubborn=True)})
+    world.apply()
+    world.settle()
+    world.want("chat", Wanted.STOP)
+    world.settle()
+    told = [(e.before, e.after) for e in world.events if e.subject == "chat-0-0-0"]
+    assert told[-2:] == [("ready", "stopping"), ("stopping", "stopped")]
 
 
 def test_an_interruption_is_another_event_than_an_error() -> None:
@@ -180,7 +226,20 @@ def test_a_rollout_that_fails_keeps_the_old_replicas() -> None:
     world.settle()
     assert names(world) == ["chat-0-0-0"]
     assert world.state() == "ready"
-    assert world.runs["chat"].reason == "rollout failed: chat-0-0-3: exit code 1 (3 attempts failed)"
+    why = "rollout failed: chat-0-0-1 to chat-0-0-3: exit code 1 (3 attempts failed)"
+    assert (world.runs["chat"].reason, world.runs["chat"].ready) == (why, 1)
+    assert not world.runs["chat"].was_ready  # no replica of this spec was
+
+
+def test_replicas_of_the_older_spec_count_as_ready_while_they_serve() -> None:
+    world = World(scripts={"chat-0-0-1": Script(boot_s=30, ready_s=30)})
+    world.apply(surge=True)
+    world.settle()
+    world.apply(spec_hash="b", surge=True)
+    world.step()
+    assert (world.state(), world.runs["chat"].ready) == ("provisioning", 1)
+    world.settle()
+    assert (world.state(), world.runs["chat"].ready) == ("ready", 1)
 
 
 def test_scaling_to_zero_only_stops() -> None:
