@@ -124,7 +124,7 @@ class Process:
             try:
                 self._refuse_missing(launch, env.get("PATH"), draft)
                 env |= self._own_environment(record)
-                self._hand_over(launch, env, draft)
+                self._hand_over(launch, env, draft, taken=self._taken(record))
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
             return self._started(launch.name)
@@ -345,7 +345,18 @@ class Process:
             path.chmod(file.mode)
         return draft
 
-    def _hand_over(self, launch: Launch, env: Mapping[str, str], draft: Path) -> None:
+    def _taken(self, record: Record) -> str:
+        """Say what stands in the way of a program that opens its own port and not the one it is given."""
+        holders = {host: held.name for held in self._held() for host in held.ports.values()}
+        told = [
+            f"port {container} is held by {holders.get(container, 'another program')}: "
+            f"listen on ${'MODELYARD_PORT' if at == 0 else f'MODELYARD_PORT_{container}'}"
+            for at, (container, host) in enumerate(record.ports.items())
+            if host != container and (container in holders or not _is_free(container))
+        ]
+        return "; ".join(told)
+
+    def _hand_over(self, launch: Launch, env: Mapping[str, str], draft: Path, *, taken: str) -> None:
         """Give the folder its name, start the supervisor and wait until it has tried the command."""
         folder = self._shelf.folder(launch.name)
         shutil.rmtree(folder, ignore_errors=True)  # half started, by someone who was killed
@@ -361,6 +372,7 @@ class Process:
                 "umask": _umask(),
                 "alive": alive,
                 "control": control,
+                "taken": taken,
             }
             _supervise(folder, order)
 

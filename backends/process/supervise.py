@@ -34,6 +34,8 @@ BACKOFF_S, STEADY_S = 0.2, 60.0
 DRAIN_S, FULL_S = 1.0, 1.0
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 NOT_FOUND, NOT_RUNNABLE = 127, 126  # what a shell says, POSIX 2.8.2
+IN_USE = (b"address already in use", b"eaddrinuse")
+"""How programs tell that a port is taken, in lower case: strerror(3) of EADDRINUSE, and its name."""
 
 
 def start_ticks(pid: int) -> int | None:
@@ -135,6 +137,7 @@ class Supervisor:
         self._kill_at: float | None = None
         self._killed = False
         self._oom = False
+        self._in_use = False
         self._ready = selectors.DefaultSelector()
         self._libc = ctypes.CDLL(None, use_errno=True)
         self.status: dict[str, Any] = {
@@ -167,7 +170,7 @@ class Supervisor:
             if failures > RESTARTS or not self._may_restart():
                 return
             pause_s = BACKOFF_S * 2 ** (failures - 1)
-            self._tell(phase="pending", message=f"restarts in {pause_s:g} s")
+            self._tell(phase="pending", message=f"{self._why_failed()}, starts again in {pause_s:g} s")
             self._rest(pause_s)
             if self._is_told():
                 return
@@ -178,7 +181,7 @@ class Supervisor:
         return failed and self._order["restart"] and not self._is_told()
 
     def _live(self) -> None:
-        self._killed = False
+        self._killed = self._in_use = False
         kills_before = _oom_kills()
         try:
             child = self._spawn()
@@ -247,7 +250,11 @@ class Supervisor:
             return {"reason": "no-start"}
         if self._oom:
             return {"reason": "oom", "message": "the kernel killed it: this machine ran out of memory"}
-        return {"reason": "error" if code else ""}
+        return {"reason": "error", "message": self._why_failed()} if code else {"reason": ""}
+
+    def _why_failed(self) -> str:
+        code = f"exit code {self.status['exit_code']}"
+        return f"{code}: {self._order['taken']}" if self._in_use else code
 
     # --- waiting
 
@@ -288,6 +295,8 @@ class Supervisor:
             return False
         if chunk:
             self._log.take(letter, chunk)
+            if self._order["taken"] and any(words in chunk.lower() for words in IN_USE):
+                self._in_use = True
             return True
         self._close(pipe)
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,7 +13,7 @@ from orchestrator.apply.sets import NO_SET, Deletion, Scope, deletions, joined, 
 from orchestrator.backend import Can, Launch, Mount, Offer
 from orchestrator.errors import NothingFits, SpecError, UsageError
 from orchestrator.planner.ask import Names, Work, demand_of, runs_bare
-from orchestrator.planner.compose import Inputs, compose
+from orchestrator.planner.compose import Inputs, compose, opens_itself
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.plan import Action, Placed, Sort, place
@@ -227,12 +227,15 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
         launch = engine.onto(launch, engine.launch)
     follower = engine.onto(launch, engine.follower) if engine and engine.follower else None
     surge = surge and isinstance(spec, Service) and all(port.host is None for port in launch.ports)
+    own = opens_itself(spec) if _shares_ports(placed, world) else False
+    surge = surge and own is not True
     template = Template(launch, placed.backends, follower, nodes=demand.nodes, surge=surge)
     return replace(
         plan, demand=demand, placed=placed,
         served=engine.served if engine else None, trained=engine.trained if engine else None,
         template=updated(template, spec, least_grace_s=engine.launch.stop_grace_s if engine else 0.0),
-        notes=_notes(action, surge, engine, run), serving=_serving(engine.served if engine else None),
+        notes=(*_notes(action, surge, engine, run), *_port_notes(spec, action, own)),
+        serving=_serving(engine.served if engine else None),
     )  # fmt: skip
 
 
@@ -461,6 +464,24 @@ def _notes(action: Action, surge: bool, engine: _Engine | None, run: Run | None)
     if loses_work(action, run):
         notes.append("it is running: apply needs --allow-replace")
     return tuple(notes)
+
+
+def _shares_ports(placed: Placed, world: World) -> bool:
+    """Return whether launches of the chosen place share the ports of one machine: no image, no network."""
+    return Can.IMAGES not in world.places[placed.choices[0].offer.backend]
+
+
+def _port_notes(spec: Work, action: Action, own: bool | None) -> Iterator[str]:
+    """Say what becomes of a service whose commands open a port of their own choice."""
+    if own is False or not isinstance(spec, Service) or not spec.port or not spec.commands:
+        return
+    number = spec.port.container_port
+    if own and (spec.replicas.max or 0) > 1:
+        yield f"its commands open port {number}: a second replica here has to listen on $MODELYARD_PORT"
+    elif own:
+        yield f"its commands open port {number}: to be replaced without a gap, listen on $MODELYARD_PORT"
+    elif action == "replace":
+        yield f"the new replica has to listen on $MODELYARD_PORT: the old one has port {number}"
 
 
 def loses_work(action: Action, run: Run | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -126,6 +127,24 @@ def _ports(spec: Work) -> tuple[Port, ...]:
     if isinstance(spec, Service) and spec.port:
         ports.insert(0, Port(spec.port.container_port, spec.port.local_port))
     return tuple(ports)
+
+
+def opens_itself(spec: Work) -> bool | None:
+    """Return whether a program opens a port of its own choice, and not the one it is given.
+
+    None where the commands say neither: what they start may look at ``MODELYARD_PORT``. That
+    matters where launches share the machine's ports, and only one of them can have a number.
+
+    >>> serve = Service(name="a", port=8000, commands=["serve --port 8000"])
+    >>> opens_itself(serve), opens_itself(serve.model_copy(update={"commands": ("serve :$MODELYARD_PORT",)}))
+    (True, False)
+    """
+    if not isinstance(spec, Service) or not spec.port or not spec.commands:
+        return None
+    text = "\n".join((*spec.setup, *(spec.entrypoint or ()), *spec.commands))
+    if re.search(r"\b(MODELYARD_)?PORT\b", text):
+        return False
+    return True if re.search(rf"(?<!\d){spec.port.container_port}(?!\d)", text) else None
 
 
 def _mount(mount: MountPoint) -> Mount:

@@ -54,6 +54,28 @@ ones left out; `-` is stdin. Relative paths count from the file's folder.
 the file is read, anywhere in text. `${{{{ secrets.NAME }}}}` stays a reference until a container starts, and
 may stand in `env` and `registry_auth` only. A variable whose name says that it is a secret
 (`HF_TOKEN`, `API_KEY`) is not written into plans: give its bare name in `env`.
+
+## Ports
+
+In a container a program listens on its `port`, and any free port of the machine leads there; `ps`
+and `show` tell which. Commands that run without a container (the `process` backend) share the
+ports of their machine: the launch is given `port` itself where that is free, and another one where
+it is not, as it is while an older replica still serves. A program that listens on
+**`$MODELYARD_PORT`** is right everywhere: it is the port it was given, and in a container the
+`port` of the spec. (The process backend also sets `PORT`, and `MODELYARD_PORT_<number>` for each
+further port.) A service whose commands name the number instead cannot run twice on one machine:
+its old replica is stopped before the new one starts, and the plan says so.
+
+## What a program is told
+
+| variable | holds |
+|---|---|
+| `MODELYARD_RUN_NAME`, `MODELYARD_REPLICA` | the run, and the number of the replica from 0 |
+| `MODELYARD_PORT` | the port to listen on, where the spec names any |
+| `MODELYARD_NODES_NUM`, `MODELYARD_NODE_RANK` | how many nodes there are, and this one's rank from 0 |
+| `MODELYARD_MASTER_NODE_IP` | the address of rank 0, where there are several nodes |
+| `MODELYARD_NODES_IPS` | the addresses of all, one a line by rank; not in a cluster, where they come and go |
+| `MODELYARD_GPUS_NUM`, `MODELYARD_GPUS_PER_NODE` | accelerators of all nodes together, and of each |
 """
 
 

@@ -465,6 +465,25 @@ def test_port_in_use_is_replaced_by_a_free_one(place: Process) -> None:
     assert said == f"{given} {given}"
 
 
+@pytest.mark.parametrize("words", ["OSError: [Errno 98] Address already in use", "Error: listen EADDRINUSE"])
+def test_program_that_opens_a_taken_port_is_told_which_to_open(place: Process, words: str) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        run(place, shell(f"echo '{words}' >&2; exit 1", ports=(Port(port),)))
+    assert (
+        only(place).message
+        == f"exit code 1: port {port} is held by another program: listen on $MODELYARD_PORT"
+    )
+
+
+def test_program_that_fails_for_itself_is_told_nothing_of_ports(place: Process) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        run(place, shell("exit 1", ports=(Port(other.getsockname()[1]),)))
+    assert only(place).message == "exit code 1"
+
+
 def test_fixed_port_that_is_taken_names_its_holder(place: Process) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -109,6 +110,42 @@ def test_the_quickstart_answers_on_the_printed_address(real: Cli) -> None:
     with urllib.request.urlopen(address[1]) as answer:
         assert answer.read() == b"hello from modelyard\n"
     assert real("delete", "-y", "web", "hello").code == 0
+
+
+def test_a_service_that_opens_its_own_port_is_replaced_with_a_gap_that_the_plan_tells(real: Cli) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spec = (
+        f"type: service\nname: own\nbackends: [process]\nport: {port}\nstop_duration: 2s\n"
+        f"commands: [exec python3 -m http.server {port}]\n"
+    )
+    note = f"its commands open port {port}: to be replaced without a gap, listen on $MODELYARD_PORT"
+    file = real.write("own.yaml", spec)
+    assert note in real("plan", "-f", file).out
+    assert real("apply", "-y", "-f", file).code == 0
+    real.write("own.yaml", spec.replace(f"{port}]", f"{port} --directory .]"))
+    planned = real("plan", "-f", file).out
+    assert [line.split("note     ")[1] for line in planned.splitlines() if " note " in line] == [
+        "the old one is stopped first", note,
+    ]  # fmt: skip
+    applied = real("apply", "-y", "-f", file)
+    assert applied.code == 0, applied.err
+    assert f"own answers at http://127.0.0.1:{port}\n" in applied.err
+    real("delete", "-y", "own")
+
+
+def test_a_program_that_may_open_its_own_port_is_told_of_before_it_is_replaced(real: Cli) -> None:
+    spec = "type: service\nname: hid\nbackends: [process]\nport: 8080\ncommands: [sleep 300]\n"
+    file = real.write("hid.yaml", spec + "stop_duration: 1s\n")
+    note = "the new replica has to listen on $MODELYARD_PORT: the old one has port 8080"
+    assert note not in real("plan", "-f", file).out
+    real("apply", "-y", "-d", "-f", file)
+    real.write("hid.yaml", spec.replace("300", "301"))
+    assert note in real("plan", "-f", file).out
+    real.write("hid.yaml", spec.replace("sleep 300", "'sleep 300 $MODELYARD_PORT'"))
+    assert note not in real("plan", "-f", file).out
+    real("delete", "-y", "hid")
 
 
 @pytest.mark.docker
