@@ -14,6 +14,7 @@ from typing import Any
 
 from backends.kubernetes.attach import execute
 from backends.kubernetes.client import Cluster, parse_time, path_of, path_of_object
+from backends.kubernetes.devices import NO_DEVICES, Devices
 from backends.kubernetes.inventory import Inventory, amount_of, inventory
 from backends.kubernetes.names import HASH, LAUNCH, MANAGER, RUN, VOLUME, fitting, label_value, selector
 from backends.kubernetes.pod import CONTAINER, image_of, registry_secret, secret_name
@@ -31,6 +32,7 @@ from backends.kubernetes.settings import (
     PROMETHEUS,
     Access,
     Autoscaler,
+    Mig,
     Multinode,
     Security,
     Tasks,
@@ -52,7 +54,15 @@ from orchestrator.backend import (
     Rendering,
     Volume,
 )
-from orchestrator.errors import ConfigError, ModelyardError, NoCapacity, NotFound, Rejected, Unreachable
+from orchestrator.errors import (
+    AuthFailed,
+    ConfigError,
+    ModelyardError,
+    NoCapacity,
+    NotFound,
+    Rejected,
+    Unreachable,
+)
 from orchestrator.units import parse_bytes
 
 Json = dict[str, Any]
@@ -125,6 +135,7 @@ class Kubernetes:
         user_id: int | None = 1000,
         multinode: Multinode = "leader-worker-set",
         tasks: Tasks = "job",
+        mig: Mig = "mixed",
         autoscaler: Autoscaler = "none",
         prometheus: str = PROMETHEUS,
         disruption_budget: bool = True,
@@ -154,7 +165,7 @@ class Kubernetes:
             name,
             {
                 "namespace": namespace, "security": security, "user_id": user_id, "multinode": multinode,
-                "tasks": tasks, "autoscaler": autoscaler, "prometheus": prometheus,
+                "tasks": tasks, "mig": mig, "autoscaler": autoscaler, "prometheus": prometheus,
                 "disruption_budget": disruption_budget, "queue": queue, "queue_priority": queue_priority,
                 "priority_class": priority_class, "default_image": default_image,
                 "cache_claim": cache_claim, "storage_class": storage_class, "volume_access": volume_access,
@@ -185,8 +196,20 @@ class Kubernetes:
         pods, _ = self._cluster.list(
             "/api/v1/pods", fieldSelector="status.phase!=Succeeded,status.phase!=Failed"
         )
-        slices, _ = self._cluster.list("/apis/resource.k8s.io/v1/resourceslices")
-        return inventory(nodes, pods, self.settings, backend=self.name, slices=slices)
+        return inventory(nodes, pods, self.settings, backend=self.name, devices=self._devices())
+
+    def _devices(self) -> Devices:
+        """Return what dynamic resource allocation says, where we are let see it."""
+        root = "/apis/resource.k8s.io/v1"
+        try:
+            slices, _ = self._cluster.list(f"{root}/resourceslices")
+            if not slices:
+                return NO_DEVICES
+            classes, _ = self._cluster.list(f"{root}/deviceclasses")
+            claims, _ = self._cluster.list(f"{root}/resourceclaims")
+        except AuthFailed:
+            return NO_DEVICES
+        return Devices.of(slices, classes, claims)
 
     # -- groups ----------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from backends.kubernetes.placement import RESOURCES
+from backends.kubernetes.devices import NO_DEVICES, Device, Devices
+from backends.kubernetes.placement import AMD_DEVICES, RESOURCES
 from backends.kubernetes.settings import Pool, Settings
 from orchestrator.backend import Offer
 
@@ -15,21 +16,19 @@ Json = dict[str, Any]
 
 _SHARED = re.compile(r"-SHARED$", re.IGNORECASE)
 _MIG_RESOURCE = re.compile(r"nvidia\.com/mig-(\d+g\.\d+gb)")
-_BETA = "beta.amd.com/gpu."
 
-_AMD_DEVICES = {
-    "738c": ("MI100", 32), "740c": ("MI250X", 64), "740f": ("MI210", 64),
-    "7408": ("MI250X", 64), "74a0": ("MI300A", 128), "74a1": ("MI300X", 192), "74a2": ("MI308X", 192),
-    "74a5": ("MI325X", 256), "75a0": ("MI350X", 288), "75a3": ("MI355X", 288),
+_AMD_GIB = {
+    "MI100": 32, "MI210": 64, "MI250": 64, "MI250X": 64, "MI300A": 128, "MI300X": 192, "MI308X": 192,
+    "MI325X": 256, "MI350X": 288, "MI355X": 288,
 }  # fmt: skip
-"""PCI device ids (pci.ids; ROCm docs, "GPU hardware specifications", read 2026-11) and GiB."""
+"""Of one device as ROCm counts them: half of an MI250 (ROCm docs, "Accelerator hardware
+specifications"); asked only where the labeller does not say it."""
 
 _TPU_GIB = {
-    "tpu-v3-slice": ("v3", 32), "tpu-v3-device": ("v3", 32), "tpu-v4-podslice": ("v4", 32),
-    "tpu-v5-lite-podslice": ("v5e", 16), "tpu-v5-lite-device": ("v5e", 16), "tpu-v5p-slice": ("v5p", 95),
-    "tpu-v6e-slice": ("v6e", 32), "tpu-v6e-device": ("v6e", 32), "tpu7x": ("tpu7x", 192),
+    "tpu-v4-podslice": ("v4", 32), "tpu-v5-lite-podslice": ("v5e", 16), "tpu-v5p-slice": ("v5p", 95),
+    "tpu-v6e-slice": ("v6e", 32), "tpu7x": ("tpu7x", 192),
 }  # fmt: skip
-"""GKE docs, "About TPUs in GKE", read 2026-11."""
+"""Keys as in ``TPU_SLICES``; memory from Google's page on each, "System architecture"."""
 
 _GKE_GIB = {
     "nvidia-tesla-t4": ("Tesla-T4", 16), "nvidia-tesla-v100": ("V100", 16), "nvidia-tesla-p100": ("P100", 16),
@@ -39,7 +38,10 @@ _GKE_GIB = {
     "nvidia-h200-141gb": ("H200-141GB", 141), "nvidia-b200": ("B200", 180), "nvidia-gb200": ("GB200", 186),
     "nvidia-rtx-pro-6000": ("RTX-PRO-6000", 96),
 }  # fmt: skip
-"""GKE docs, "About GPUs in GKE", read 2026-11. CoreWeave's nodes carry the key with other values."""
+"""Keys as in ``GKE_LABELS``; CoreWeave's nodes carry the label with other values."""
+
+_GKE_SHARING = "cloud.google.com/gke-gpu-sharing-strategy"
+_GKE_SLICE = "cloud.google.com/gke-gpu-partition-size"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ class Facts:
     vram_bytes: int = 0
     capability: tuple[int, int] | None = None
     shared_by: int = 1
+    unclear: str = ""
+    """Why a labeller that knows the node says nothing of use."""
 
     def filled(self, other: Facts) -> Facts:
         """Return these facts with what they lack taken from ``other``."""
@@ -76,6 +80,7 @@ class Facts:
             self.vram_bytes or other.vram_bytes,
             self.capability or other.capability,
             max(self.shared_by, other.shared_by),
+            self.unclear or other.unclear,
         )
 
 
@@ -94,7 +99,7 @@ def inventory(
     settings: Settings,
     *,
     backend: str,
-    slices: Sequence[Json] = (),
+    devices: Devices = NO_DEVICES,
 ) -> Inventory:
     """Return what the cluster can give now.
 
@@ -103,7 +108,7 @@ def inventory(
         pods: All pods that have not ended, of everybody.
         settings: Which nodes may be used, and which pools exist on demand.
         backend: The backend's name, for the offers.
-        slices: ResourceSlices of dynamic resource allocation, where the cluster has them.
+        devices: What dynamic resource allocation says, where the cluster has it.
     """
     held = _held(pods)
     offers: list[Offer] = []
@@ -114,8 +119,7 @@ def inventory(
         if why:
             left_out.append(LeftOut(name, why))
             continue
-        told = _sliced(slices, name).filled(_declared(node, settings.pools))
-        found, partly = _offers(node, held.get(name, {}), backend, told)
+        found, partly = _offers(node, held.get(name, {}), backend, settings, devices)
         offers += found
         left_out += [LeftOut(name, one) for one in partly]
     offers += [_pool_offer(pool, backend) for pool in settings.pools]
@@ -214,12 +218,18 @@ def amount_of(text: str | float) -> float:
 
 
 def _offers(
-    node: Json, held: Mapping[str, float], backend: str, told: Facts
+    node: Json, held: Mapping[str, float], backend: str, settings: Settings, devices: Devices
 ) -> tuple[list[Offer], list[str]]:
     """Return what one node offers: itself, or its accelerators, and what of it is not offered."""
     meta, labels = node["metadata"], node["metadata"].get("labels") or {}
     whole = {k: amount_of(v) for k, v in (node["status"].get("allocatable") or {}).items()}
     free = {k: max(0.0, v - held.get(k, 0)) for k, v in whole.items()}
+    published = devices.nodes.get(meta["name"], ())
+    resource = RESOURCES["nvidia"]
+    if published and not whole.get(resource) and resource in devices.extended:
+        # no device plugin counts them: the scheduler turns requests into claims
+        whole[resource] = float(len(published))
+        free[resource] = float(sum(one.is_free for one in published))
     base = {
         "backend": backend,
         "instance_type": labels.get("node.kubernetes.io/instance-type") or meta["name"],
@@ -238,10 +248,12 @@ def _offers(
     for resource in sorted(whole):
         if not whole[resource] or not _is_accelerator(resource):
             continue
-        facts = facts_of(resource, labels)
+        labelled = facts_of(resource, labels)
         if resource in RESOURCES.values():
-            facts = facts.filled(told)
-        why = _unusable(resource, facts)
+            labelled = labelled.filled(_declared(node, settings.pools))
+        told = _published(published) if resource == RESOURCES["nvidia"] else Facts()
+        facts = labelled.filled(told)
+        why = _unusable(resource, facts, labelled, settings)
         if why:
             partly.append(why)
             continue
@@ -262,11 +274,17 @@ def _is_accelerator(resource: str) -> bool:
     )
 
 
-def _unusable(resource: str, facts: Facts) -> str:
+def _unusable(resource: str, facts: Facts, labelled: Facts, settings: Settings) -> str:
     if resource.endswith(".shared") or facts.shared_by > 1:
         return f"{resource} is shared by {max(2, facts.shared_by)} pods each: its memory is nobody's own"
     if not facts.name:
-        return f"no label tells which accelerator {resource} is"
+        return facts.unclear or f"no label tells which accelerator {resource} is"
+    if not labelled.name:
+        return f"{resource} is {facts.name} by its ResourceSlices alone, and pods choose nodes by labels"
+    if not facts.vram_bytes and not _MIG_RESOURCE.fullmatch(resource):  # its name says its size
+        return f"no label tells how much memory {facts.name} has"
+    if resource == RESOURCES["nvidia"] and "-MIG-" in facts.name and settings.mig != "single":
+        return f"{resource} counts slices {facts.name}: say mig: single for this backend"
     return ""
 
 
@@ -324,7 +342,8 @@ def _coreweave(labels: Mapping[str, str]) -> Facts:
     vram = labels.get("gpu.nvidia.com/vram", "0")
     if not model:
         return Facts()
-    return Facts(model.replace("_", "-"), "nvidia", int(vram) * 2**30 if vram.isdigit() else 0)
+    model = model.replace("_NVLINK", "").replace("_", "-")
+    return Facts(model, "nvidia", int(vram) * 2**30 if vram.isdigit() else 0)
 
 
 def _karpenter(labels: Mapping[str, str]) -> Facts:
@@ -336,25 +355,36 @@ def _karpenter(labels: Mapping[str, str]) -> Facts:
 
 
 def _gke(labels: Mapping[str, str]) -> Facts:
+    """Return what GKE says; a node that shares or slices its GPUs has labels for that as well."""
     known = _GKE_GIB.get(labels.get("cloud.google.com/gke-accelerator", ""))
-    return Facts(known[0], "nvidia", known[1] * 2**30) if known else Facts()
+    if known is None:
+        return Facts()
+    if profile := labels.get(_GKE_SLICE):
+        return Facts(f"{known[0]}-MIG-{profile}", "nvidia")
+    clients = labels.get("cloud.google.com/gke-max-shared-clients-per-gpu", "")
+    shared = max(2, int(clients) if clients.isdigit() else 2) if _GKE_SHARING in labels else 1
+    return Facts(known[0], "nvidia", known[1] * 2**30, shared_by=shared)
 
 
 def _amd(labels: Mapping[str, str]) -> Facts:
     """Return what AMD's labeller says, in its new spelling or, value in the key, its older one."""
-    device = (labels.get("amd.com/gpu.device-id") or _beta(labels, "device-id")).lower()
-    known = _AMD_DEVICES.get(device)
-    product = labels.get("amd.com/gpu.product-name") or _beta(labels, "product-name")
-    vram = labels.get("amd.com/gpu.vram") or _beta(labels, "vram")
-    size = re.match(r"(\d+)G", vram)
-    name = known[0] if known else product
-    gib = int(size[1]) if size else known[1] if known else 0
-    return Facts(name, "amd", gib * 2**30)
+    kinds = _beta(labels, "device-id")
+    if len(kinds) > 1:
+        return Facts(unclear=f"one resource counts devices of {len(kinds)} kinds: {', '.join(kinds)}")
+    device = (labels.get("amd.com/gpu.device-id") or "".join(kinds)).lower()
+    name = AMD_DEVICES.get(device) or labels.get("amd.com/gpu.product-name") or _first(labels, "product-name")
+    size = re.match(r"(\d+)G", labels.get("amd.com/gpu.vram") or _first(labels, "vram"))
+    return Facts(name, "amd", (int(size[1]) if size else _AMD_GIB.get(name, 0)) * 2**30)
 
 
-def _beta(labels: Mapping[str, str], what: str) -> str:
-    prefix = f"{_BETA}{what}."
-    return next((key.removeprefix(prefix) for key in sorted(labels) if key.startswith(prefix)), "")
+def _beta(labels: Mapping[str, str], what: str) -> list[str]:
+    """Return the values that the older spelling has in its keys: one for each kind of device."""
+    prefix = f"beta.amd.com/gpu.{what}."
+    return [key.removeprefix(prefix) for key in sorted(labels) if key.startswith(prefix)]
+
+
+def _first(labels: Mapping[str, str], what: str) -> str:
+    return next(iter(_beta(labels, what)), "")
 
 
 def _tpu(labels: Mapping[str, str]) -> Facts:
@@ -362,23 +392,13 @@ def _tpu(labels: Mapping[str, str]) -> Facts:
     return Facts(known[0], "google", known[1] * 2**30) if known else Facts()
 
 
-def _sliced(slices: Sequence[Json], node: str) -> Facts:
-    """Return what NVIDIA's DRA driver publishes of a node's whole GPUs."""
-    for one in slices:
-        spec = one["spec"]
-        if spec.get("driver") != "gpu.nvidia.com" or spec.get("nodeName") != node:
-            continue
-        for device in spec.get("devices") or ():
-            basic = device.get("basic") or device
-            attributes = {k: next(iter(v.values())) for k, v in (basic.get("attributes") or {}).items()}
-            memory = (basic.get("capacity") or {}).get("memory") or {}
-            if attributes.get("type", "gpu") == "gpu" and attributes.get("productName"):
-                size = memory.get("value", "0") if isinstance(memory, dict) else memory
-                capability = str(attributes.get("cudaComputeCapability", "")).split(".")
-                return Facts(
-                    "-".join(str(attributes["productName"]).split()), "nvidia", int(amount_of(size)),
-                    (int(capability[0]), int(capability[1])) if len(capability) >= 2 else None,
-                )  # fmt: skip
+def _published(devices: Sequence[Device]) -> Facts:
+    """Return what NVIDIA's driver publishes of a node's GPUs."""
+    kinds = sorted({one.product for one in devices})
+    if len(kinds) > 1:
+        return Facts(unclear=f"one resource counts devices of {len(kinds)} kinds: {', '.join(kinds)}")
+    for one in devices:
+        return Facts(one.product, "nvidia", int(amount_of(one.memory)), one.capability)
     return Facts()
 
 

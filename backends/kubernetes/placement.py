@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -41,7 +42,10 @@ TPU_SLICES: Mapping[str, Mapping[int, str]] = MappingProxyType(
         "tpu7x": _3D,
     }
 )
-"""Chips of a slice to its topology (GKE docs, "About TPUs in GKE", read 2026-11)."""
+"""Chips of a slice to its topology, by ``cloud.google.com/gke-tpu-accelerator``.
+
+Source: AI-Hypercomputer/xpk, ``src/xpk/core/system_characteristics.py`` at 073d687.
+"""
 
 _TPU_LABELS = {
     "TPU-V4": "tpu-v4-podslice",
@@ -51,7 +55,7 @@ _TPU_LABELS = {
     "TPU-V7X": "tpu7x",
 }
 
-_GKE_LABELS = {
+GKE_LABELS: Mapping[str, tuple[str, ...]] = {
     "T4-16GB": ("nvidia-tesla-t4",),
     "V100-16GB": ("nvidia-tesla-v100",),
     "P100-16GB": ("nvidia-tesla-p100",),
@@ -64,7 +68,24 @@ _GKE_LABELS = {
     "GB200-186GB": ("nvidia-gb200",),
     "RTX-PRO-6000-96GB": ("nvidia-rtx-pro-6000",),
 }
-"""``cloud.google.com/gke-accelerator`` of each (GKE docs, "About GPUs in GKE", read 2026-11)."""
+"""``cloud.google.com/gke-accelerator`` of each.
+
+Sources: skypilot-org/skypilot, ``sky/provision/kubernetes/utils.py`` at 6daea0f (T4 to H200);
+AI-Hypercomputer/xpk, ``src/xpk/core/system_characteristics.py`` at 073d687 (A100 to GB200);
+manifests of dcgm-exporter for GKE (RTX PRO 6000).
+"""
+
+AMD_DEVICES: Mapping[str, str] = MappingProxyType(
+    {
+        "738c": "MI100", "738e": "MI100", "7408": "MI250X", "740c": "MI250", "740f": "MI210",
+        "74a0": "MI300A", "74a1": "MI300X", "74a2": "MI308X", "74a5": "MI325X", "74a9": "MI300X",
+        "74b5": "MI300X", "74b9": "MI325X", "74bd": "MI300X", "75a0": "MI350X", "75a3": "MI355X",
+    }
+)  # fmt: skip
+"""PCI device ids of AMD's Instinct line, virtual functions included (pci.ids 2026.08.22).
+
+740c is both MI250X and MI250; the smaller of the two is named.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +108,7 @@ def placement(resources: Resources, settings: Settings, *, nodes: int) -> Placem
     selector = dict(settings.node_selector)
     if not resources.accelerators:
         return Placement({}, selector, None, tuple(tolerations))
-    resource = resource_of(resources)
+    resource = resource_of(resources, settings)
     tolerations.append({"key": _taint(resource), "operator": "Exists"})
     if resources.vendor == "google":
         selector |= _slice(resources, nodes)
@@ -98,19 +119,21 @@ def placement(resources: Resources, settings: Settings, *, nodes: int) -> Placem
     return Placement(asked, selector, affinity, tuple(tolerations))
 
 
-def resource_of(resources: Resources) -> str:
+def resource_of(resources: Resources, settings: Settings) -> str:
     """Return the extended resource that counts these accelerators.
 
-    A MIG slice is counted by its profile (NVIDIA device plugin, strategy ``mixed``).
+    A MIG slice is counted by its profile, or as a GPU of its own with the strategy ``single``
+    (NVIDIA/k8s-device-plugin, README, "MIG Support").
 
     Raises:
         Rejected: no device plugin that we know counts them.
 
-    >>> resource_of(Resources(accelerator="H100-80GB-MIG-1g.10gb", vendor="nvidia", accelerators=1))
-    'nvidia.com/mig-1g.10gb'
+    >>> slice = Resources(accelerator="H100-80GB-MIG-1g.10gb", vendor="nvidia", accelerators=1)
+    >>> resource_of(slice, Settings()), resource_of(slice, Settings(mig="single"))
+    ('nvidia.com/mig-1g.10gb', 'nvidia.com/gpu')
     """
     name = resources.accelerator or ""
-    if resources.vendor == "nvidia" and "-MIG-" in name:
+    if resources.vendor == "nvidia" and "-MIG-" in name and settings.mig == "mixed":
         return "nvidia.com/mig-" + name.rpartition("-MIG-")[2]
     found = RESOURCES.get(resources.vendor or "nvidia")
     if found is None:
@@ -147,7 +170,8 @@ def _affinity(resources: Resources, settings: Settings) -> Json | None:
     One term per labeller, any of which suffices: feature discovery labels a node when it is up,
     Karpenter and GKE know theirs before there is a node, so a pool at zero can grow.
     """
-    terms = [t for t in (_discovered(resources), _karpenter(resources), _gke(resources)) if t]
+    by_vendor = {"nvidia": _nvidia, "amd": _amd}.get(resources.vendor or "nvidia")
+    terms = by_vendor(resources, settings) if by_vendor else []
     terms += [_pool(pool) for pool in settings.pools if _is_of(pool, resources)]
     if not terms:
         return None
@@ -156,7 +180,8 @@ def _affinity(resources: Resources, settings: Settings) -> Json | None:
 
 
 def _expression(key: str, operator: str, *values: object) -> Json:
-    return {"key": key, "operator": operator, "values": [str(value) for value in values]}
+    found: Json = {"key": key, "operator": operator}
+    return {**found, "values": [str(value) for value in values]} if values else found
 
 
 def _between(key: str, mib: float, slack: float = MEMORY_SLACK) -> list[Json]:
@@ -166,16 +191,21 @@ def _between(key: str, mib: float, slack: float = MEMORY_SLACK) -> list[Json]:
     ]
 
 
-def _discovered(resources: Resources) -> list[Json]:
-    """Return what GPU feature discovery, or AMD's node labeller, says of such a node."""
+def _nvidia(resources: Resources, settings: Settings) -> list[list[Json]]:
     if not resources.vram_bytes:
         return []
-    if resources.vendor == "amd":
-        # the labeller writes whole GiB, as 192G (ROCm/k8s-device-plugin, cmd/k8s-node-labeller)
-        return [_expression("amd.com/gpu.vram", "In", f"{round(resources.vram_bytes / 2**30)}G")]
-    if resources.vendor != "nvidia" or "-MIG-" in (resources.accelerator or ""):
-        return []  # a slice's resource says its size
+    if "-MIG-" in (resources.accelerator or ""):
+        # with the strategy "mixed" the resource says the size, with "single" the labels do
+        return [_discovered(resources)] if settings.mig == "single" else []
+    found = [_discovered(resources), _karpenter(resources), *_coreweave(resources)]
+    names = GKE_LABELS.get(resources.accelerator or "")
+    return [*found, _gke(names)] if names else found
+
+
+def _discovered(resources: Resources) -> list[Json]:
+    """Return what GPU feature discovery says of such a node; shared devices are nobody's own."""
     term = _between("nvidia.com/gpu.memory", resources.vram_bytes / 2**20)
+    term.append(_expression("nvidia.com/gpu.sharing-strategy", "NotIn", "time-slicing", "mps"))
     if resources.compute_capability:
         major, minor = resources.compute_capability
         term += [
@@ -185,20 +215,48 @@ def _discovered(resources: Resources) -> list[Json]:
     return term
 
 
+def _gke(names: tuple[str, ...]) -> list[Json]:
+    return [
+        _expression("cloud.google.com/gke-accelerator", "In", *names),
+        _expression("cloud.google.com/gke-gpu-partition-size", "DoesNotExist"),
+        _expression("cloud.google.com/gke-gpu-sharing-strategy", "DoesNotExist"),
+    ]
+
+
 def _karpenter(resources: Resources) -> list[Json]:
-    if resources.vendor != "nvidia" or not resources.vram_bytes or "-MIG-" in (resources.accelerator or ""):
-        return []
     model = (resources.accelerator or "").partition("-")[0].lower()
     return [
         _expression("karpenter.k8s.aws/instance-gpu-name", "In", model),
         *_between("karpenter.k8s.aws/instance-gpu-memory", resources.vram_bytes / 2**20, NOMINAL_SLACK),
-        _expression("karpenter.k8s.aws/instance-gpu-count", "Gt", resources.accelerators - 1),
     ]
 
 
-def _gke(resources: Resources) -> list[Json]:
-    names = _GKE_LABELS.get(resources.accelerator or "")
-    return [_expression("cloud.google.com/gke-accelerator", "In", *names)] if names else []
+def _coreweave(resources: Resources) -> list[list[Json]]:
+    """Return what CoreWeave says of its nodes: a model, with or without link and size, and GB."""
+    model, _, size = (resources.accelerator or "").partition("-")
+    names = (model, f"{model}_{size}", f"{model}_NVLINK_{size}")
+    vram = _between("gpu.nvidia.com/vram", resources.vram_bytes / 2**30, NOMINAL_SLACK)
+    return [[_expression(f"gpu.nvidia.com/{key}", "In", *names), *vram] for key in ("model", "class")]
+
+
+def _amd(resources: Resources, _: Settings) -> list[list[Json]]:
+    """Return what AMD's labeller says: the PCI id, else whole GiB; in its older form in the key.
+
+    The labels without ``beta`` have a value only where all devices of a node are alike
+    (ROCm/k8s-device-plugin, ``cmd/k8s-node-labeller``).
+    """
+    model = (resources.accelerator or "").partition("-")[0]
+    ids = [device for device, name in AMD_DEVICES.items() if name == model]
+    if ids:
+        terms = [[_expression("amd.com/gpu.device-id", "In", *ids)]]
+        return terms + [[_expression(f"beta.amd.com/gpu.device-id.{one}", "Exists")] for one in ids]
+    if not resources.vram_bytes:
+        return []
+    size = f"{math.ceil(resources.vram_bytes / 2**30)}G"  # a little is kept from programs
+    return [
+        [_expression("amd.com/gpu.vram", "In", size)],
+        [_expression(f"beta.amd.com/gpu.vram.{size}", "Exists")],
+    ]
 
 
 def _pool(pool: Pool) -> list[Json]:

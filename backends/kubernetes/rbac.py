@@ -57,7 +57,7 @@ def _wide() -> list[Json]:
     return [
         _rule("", ("nodes", "pods"), _SEEN),
         _rule("", ("namespaces",), ("get",)),
-        _rule("resource.k8s.io", ("resourceslices",), _SEEN),
+        _rule("resource.k8s.io", ("resourceslices", "deviceclasses", "resourceclaims"), _SEEN),
     ]
 
 

@@ -13,6 +13,7 @@ Security = Literal["restricted", "baseline", "image-default"]
 Multinode = Literal["leader-worker-set", "statefulset"]
 Tasks = Literal["job", "jobset"]
 Autoscaler = Literal["none", "hpa", "keda"]
+Mig = Literal["mixed", "single"]
 Access = Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]
 
 
@@ -75,6 +76,7 @@ class Settings:
             namespace gives one out, as on OpenShift.
         multinode: What keeps a service that spans nodes.
         tasks: What runs a task that spans nodes; a JobSet starts all of it again when one fails.
+        mig: How NVIDIA's device plugin counts slices of GPUs: each by its profile, or as a GPU.
         autoscaler: What moves a service's replicas; the number is left out of its object then.
         prometheus: Where KEDA finds the series, for ``keda``.
         disruption_budget: Whether a service of several replicas gets one.
@@ -102,6 +104,7 @@ class Settings:
     user_id: int | None = 1000
     multinode: Multinode = "leader-worker-set"
     tasks: Tasks = "job"
+    mig: Mig = "mixed"
     autoscaler: Autoscaler = "none"
     prometheus: str = PROMETHEUS
     disruption_budget: bool = True
@@ -171,7 +174,7 @@ def _part(name: str, option: str, kind: type[_Part], given: Any) -> _Part:
 
 def _check_choices(name: str, settings: Settings) -> None:
     hints = get_type_hints(Settings)
-    for option in ("security", "multinode", "tasks", "autoscaler", "volume_access"):
+    for option in ("security", "multinode", "tasks", "mig", "autoscaler", "volume_access"):
         allowed = get_args(hints[option])
         value = getattr(settings, option)
         if value not in allowed:

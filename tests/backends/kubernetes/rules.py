@@ -89,3 +89,40 @@ def custom_violations(one: Json) -> list[str]:
     return [f"lacks {k}" for k in sorted(required - keys)] + [
         f"unknown {k}" for k in sorted(keys - required - known)
     ]
+
+
+def admits(where: Any, labels: Mapping[str, str]) -> bool:
+    """Return whether a placement lets a pod onto a node, as the scheduler matches labels."""
+    if not dict(where.node_selector).items() <= labels.items():
+        return False
+    if not where.affinity:
+        return True
+    required = where.affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    return term_admits(required, labels)
+
+
+def term_admits(required: Any, labels: Mapping[str, str]) -> bool:
+    """Return whether any term of a required node affinity holds, with every expression of it."""
+    return any(
+        all(_holds(expression, labels) for expression in term["matchExpressions"])
+        for term in required["nodeSelectorTerms"]
+    )
+
+
+def _holds(expression: Any, labels: Mapping[str, str]) -> bool:
+    value = labels.get(expression["key"])
+    operator = expression["operator"]
+    if operator == "DoesNotExist":
+        return value is None
+    if operator == "NotIn":
+        return value not in expression["values"]
+    if value is None:
+        return False
+    if operator == "Exists":
+        return True
+    if operator == "In":
+        return value in expression["values"]
+    if not value.lstrip("-").isdigit():
+        return False
+    (bound,) = expression["values"]
+    return int(value) > int(bound) if operator == "Gt" else int(value) < int(bound)

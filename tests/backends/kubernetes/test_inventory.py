@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from backends.kubernetes.devices import Devices
 from backends.kubernetes.inventory import amount_of, facts_of, inventory
 from backends.kubernetes.settings import Pool, Settings
 from orchestrator.backend import Offer
@@ -77,7 +78,7 @@ SITES: dict[str, tuple[dict[str, str], str, str]] = {
     ),
     "coreweave": (
         {
-            "gpu.nvidia.com/class": "H100_NVLINK_80GB", "gpu.nvidia.com/model": "H100",
+            "gpu.nvidia.com/class": "H100", "gpu.nvidia.com/model": "H100_NVLINK_80GB",
             "gpu.nvidia.com/vram": "80",
             "cloud.google.com/gke-accelerator": "H100_NVLINK_80GB",
         },
@@ -86,6 +87,15 @@ SITES: dict[str, tuple[dict[str, str], str, str]] = {
     "amd": (
         {"amd.com/gpu.device-id": "74a1", "amd.com/gpu.vram": "192G", "amd.com/gpu.product-name": "x"},
         "amd.com/gpu", "MI300X-192GB",
+    ),
+    "amd-virtual": (
+        {"beta.amd.com/gpu.device-id.74b5": "8"}, "amd.com/gpu", "MI300X-192GB",
+    ),
+    "amd-mi308x": (
+        {"amd.com/gpu.device-id": "74a2", "amd.com/gpu.vram": "192G"}, "amd.com/gpu", "MI308X-192GB",
+    ),
+    "gke-h100-mega": (
+        {"cloud.google.com/gke-accelerator": "nvidia-h100-mega-80gb"}, "nvidia.com/gpu", "H100-80GB",
     ),
     "amd-beta": (
         {"beta.amd.com/gpu.device-id.74a1": "8", "beta.amd.com/gpu.vram.192G": "8"},
@@ -149,7 +159,10 @@ def test_slice_of_the_strategy_mixed_is_its_own_device() -> None:
 
 
 def test_slice_of_the_strategy_single_is_no_whole_device() -> None:
-    (offer,) = offers(gpu_node(gfd("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", 4864, 8, 0), count=56))
+    slices = gpu_node(gfd("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", 4864, 8, 0), count=56)
+    assert [o.count for o in offers(slices)] == [0]
+    assert "mig: single" in why(slices)[0]
+    (offer,) = offers(slices, settings=Settings(mig="single"))
     assert (offer.accelerator, offer.vram_bytes) == ("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", 4864 * MIB)
 
 
@@ -162,19 +175,80 @@ def test_two_kinds_in_one_node_are_two_offers() -> None:
     ]
 
 
-def test_resource_slices_tell_what_no_label_does() -> None:
-    device = {
+def h100(name: str, **attributes: Any) -> dict[str, Any]:
+    told = {"type": "gpu", "productName": "NVIDIA H100 80GB HBM3", **attributes}
+    return {
+        "name": name,
         "attributes": {
-            "type": {"string": "gpu"},
-            "productName": {"string": "NVIDIA H100 80GB HBM3"},
+            **{key: {"string": value} for key, value in told.items()},
             "cudaComputeCapability": {"version": "9.0.0"},
         },
         "capacity": {"memory": {"value": "81559Mi"}},
     }
-    one = {"spec": {"driver": "gpu.nvidia.com", "nodeName": "n1", "devices": [device]}}
-    (offer,) = inventory([gpu_node({})], (), Settings(), backend="k8s", slices=[one]).offers
-    assert (offer.accelerator, offer.vram_bytes) == ("NVIDIA-H100-80GB-HBM3", 81559 * MIB)
-    assert offer.compute_capability == (9, 0)
+
+
+def sliced(*devices: Any, node: str = "n1") -> dict[str, Any]:
+    return {
+        "spec": {"driver": "gpu.nvidia.com", "nodeName": node, "pool": {"name": node}, "devices": devices}
+    }
+
+
+EXTENDED = {"spec": {"extendedResourceName": "nvidia.com/gpu"}}
+
+
+def claim(*devices: str) -> dict[str, Any]:
+    results = [{"driver": "gpu.nvidia.com", "pool": "n1", "device": one} for one in devices]
+    return {"status": {"allocation": {"devices": {"results": results}}}}
+
+
+def test_resource_slices_are_counted_where_no_plugin_counts() -> None:
+    slices = [sliced(h100("gpu-0"), h100("gpu-1")), sliced(h100("gpu-2"), h100("mig", type="mig"))]
+    told = Devices.of(slices, [EXTENDED], [claim("gpu-1"), {}])
+    bare = node(labels=gfd("NVIDIA-H100-80GB-HBM3", 81559, 9, 0))
+    (offer,) = inventory([bare], (), Settings(), backend="k8s", devices=told).offers
+    assert (offer.accelerator, offer.count) == ("NVIDIA-H100-80GB-HBM3", 2)
+    unasked = Devices.of(slices, [], [])
+    (offer,) = inventory([bare], (), Settings(), backend="k8s", devices=unasked).offers
+    assert offer.count == 0  # no class lets a pod ask by resource
+
+
+def test_resource_slices_fill_in_what_the_labels_lack() -> None:
+    told = Devices.of([sliced(h100("gpu-0"))], [], [])
+    named = gpu_node({"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "nvidia.com/gpu.memory": "81559"})
+    (offer,) = inventory([named], (), Settings(), backend="k8s", devices=told).offers
+    assert (offer.count, offer.compute_capability) == (8, (9, 0))
+
+
+def test_device_that_no_label_names_is_left_out_whatever_its_slices_say() -> None:
+    told = Devices.of([sliced(h100("gpu-0"))], [], [])
+    found = inventory([gpu_node({})], (), Settings(), backend="k8s", devices=told)
+    assert [o.count for o in found.offers] == [0]
+    assert "ResourceSlices alone" in found.left_out[0].why
+    pool = Pool("h", {"pool": "h"}, 96, 2**40, "H100-80GB", "nvidia", 8, 85_029_027_840, most=0)
+    declared = inventory(
+        [gpu_node({"pool": "h"})], (), Settings(pools=(pool,)), backend="k8s", devices=told
+    ).offers
+    assert [o.count for o in declared] == [8, 8]
+
+
+def test_two_kinds_under_one_resource_are_left_out() -> None:
+    both = gpu_node({"beta.amd.com/gpu.device-id.74a1": "4", "beta.amd.com/gpu.device-id.74a5": "4"},
+                    resource="amd.com/gpu")  # fmt: skip
+    assert [o.count for o in offers(both)] == [0]
+    assert why(both) == ["one resource counts devices of 2 kinds: 74a1, 74a5"]
+
+
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        ({"cloud.google.com/gke-gpu-partition-size": "1g.5gb"}, "how much memory A100-40GB-MIG-1g.5gb"),
+        ({"cloud.google.com/gke-gpu-sharing-strategy": "time-sharing"}, "shared by 2"),
+    ],
+)
+def test_gpus_that_gke_slices_or_shares_are_no_whole_ones(label: dict[str, str], says: str) -> None:
+    cut = gpu_node({"cloud.google.com/gke-accelerator": "nvidia-tesla-a100", **label})
+    assert [o.count for o in offers(cut)] == [0]
+    assert says in why(cut)[0]
 
 
 def test_unlabelled_device_is_left_out_with_the_reason() -> None:

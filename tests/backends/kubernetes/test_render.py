@@ -291,35 +291,17 @@ def test_affinity_admits_the_planned_device_and_no_other(wanted: str) -> None:
     admitted = [
         name
         for name, facts in NODES.items()
-        if admits(required, {f"nvidia.com/gpu.{k}": str(v) for k, v in facts.items()})
+        if rules.term_admits(required, {f"nvidia.com/gpu.{k}": str(v) for k, v in facts.items()})
     ]
     assert admitted == [wanted]
-
-
-def admits(required: Any, labels: dict[str, str]) -> bool:
-    """Match as the scheduler does: any term, every expression of it."""
-
-    def holds(expression: Any) -> bool:
-        value = labels.get(expression["key"])
-        if value is None:
-            return False
-        match expression["operator"]:
-            case "In":
-                return value in expression["values"]
-            case "Gt":
-                return int(value) > int(expression["values"][0])
-            case _:
-                return int(value) < int(expression["values"][0])
-
-    return any(all(map(holds, term["matchExpressions"])) for term in required["nodeSelectorTerms"])
 
 
 def test_pool_at_zero_is_reached_by_the_labels_its_operator_declared() -> None:
     pool = Pool("h100", {"pool": "h100"}, 96, 2**40, "H100-80GB", "nvidia", 8, 85_029_027_840)
     spec = render_group(SERVICE, Settings(pools=(pool,))).objects[0]["spec"]["template"]["spec"]
     required = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
-    assert admits(required, {"pool": "h100"})
-    assert not admits(required, {"pool": "a100"})
+    assert rules.term_admits(required, {"pool": "h100"})
+    assert not rules.term_admits(required, {"pool": "a100"})
 
 
 def test_tpu_is_asked_for_by_slice() -> None:
