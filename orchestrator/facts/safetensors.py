@@ -17,6 +17,17 @@ _LENGTH_BYTES = 8
 _LARGEST_HEADER = 100_000_000  # the limit of the reference implementation
 _INDEX_BYTES = 256 * 2**20
 
+_BITS = {
+    8: "BOOL U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ",
+    16: "U16 I16 F16 BF16",
+    32: "U32 I32 F32",
+    64: "U64 I64 F64 C64",
+    6: "F6_E2M3 F6_E3M2",
+    4: "F4",
+}
+BITS = {dtype: bits for bits, dtypes in _BITS.items() for dtype in dtypes.split()}
+"""Bits of an element by the name of its type (safetensors 0.7, ``Dtype``)."""
+
 Read: TypeAlias = Callable[[int, int], bytes]
 """Returns ``length`` bytes from ``start``, fewer at the end: a file, or a range of a URL."""
 
@@ -110,6 +121,8 @@ def _tensor(file: str, name: str, described: Any) -> Tensor:
         raise _broken(file, f"tensor {name!r} has no shape, dtype or offsets") from error
     if end < start or start < 0 or any(size < 0 for size in shape):
         raise _broken(file, f"tensor {name!r} has negative sizes")
+    if dtype in BITS and prod(shape) * BITS[dtype] != (end - start) * 8:
+        raise _broken(file, f"tensor {name!r} of {list(shape)} in {dtype} does not take {end - start} bytes")
     return Tensor(name, shape, dtype, end - start, start)
 
 

@@ -65,6 +65,29 @@ def test_negative_sizes_are_refused() -> None:
         reading(len(header).to_bytes(8, "little") + header)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "end", "whole"),
+    [
+        ("BF16", 12, True),
+        ("BF16", 6, False),
+        ("F8_E4M3", 6, True),
+        ("F4", 3, True),
+        ("F4", 6, False),
+        ("X9", 5, True),
+    ],
+)
+def test_a_tensor_takes_the_bytes_of_its_shape(dtype: str, end: int, whole: bool) -> None:
+    described = {"a": {"dtype": dtype, "shape": [2, 3], "data_offsets": [0, end]}}
+    raw = json.dumps(described).encode()
+    raw = len(raw).to_bytes(8, "little") + raw
+    if whole:
+        assert reading(raw) == 1
+    else:
+        with pytest.raises(ModelError) as caught:
+            reading(raw)
+        assert f"of [2, 3] in {dtype} does not take {end} bytes" in caught.value.what
+
+
 def test_a_file_shorter_than_its_tensors_is_refused() -> None:
     raw = safetensors({"a": (64,)})
     with pytest.raises(ModelError) as caught:
