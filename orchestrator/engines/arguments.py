@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from orchestrator.engines.flags import Flag, Flags, load
 from orchestrator.engines.job import KvDtype, ServingJob, Stated
@@ -233,85 +235,77 @@ class Settled:
         return render(merged), (*self.warnings, *told)
 
 
-Refusal = Callable[[ServingJob], str | None]
-"""Why an engine cannot serve a job, the user's options already read into it; None when it can."""
+class Optioned(ABC):
+    """What engines that take options share: the user's are read, checked and merged into the job.
 
-
-def accept(settled: Settled, refusal: Refusal) -> Settled:
-    """Return ``settled`` where nothing speaks against its job.
-
-    Raises:
-        ValueError: ``refusal`` has a reason; it is the message.
+    ``parser`` names whose options they are, and in which versions, where they are not the
+    engine's own; the engine's version then says nothing of them.
     """
-    if why := refusal(settled.job):
-        raise ValueError(why)
-    return settled
 
+    name: ClassVar[str]
+    versions: ClassVar[tuple[str, ...]]
+    rules: ClassVar[Rules]
+    parser: ClassVar[tuple[str, tuple[str, ...]] | None] = None
 
-def refused(accepted: Callable[[ServingJob], Settled], job: ServingJob) -> str | None:
-    """Return the reason that ``accepted`` raises for ``job``, None when it raises none."""
-    try:
-        accepted(job)
-    except ValueError as objection:
-        return str(objection)
-    return None
+    @abstractmethod
+    def refusal(self, job: ServingJob) -> str | None:
+        """Say why the engine cannot serve ``job``, the user's options already read into it."""
 
+    def refuses(self, job: ServingJob) -> str | None:
+        """Say in one phrase why the engine cannot serve ``job``, or None when it can."""
+        try:
+            self.accepted(job)
+        except ValueError as objection:
+            return str(objection)
+        return None
 
-def settle(job: ServingJob, engine: str, versions: Sequence[str], rules: Rules) -> Settled:
-    """Return ``job`` as it will be once the user's own options have won.
+    def accepted(self, job: ServingJob) -> Settled:
+        """Return ``job`` as it will be once the user's own options have won.
 
-    Options of a version that was never recorded are checked against the newest that was, with a
-    warning.
+        Options of a version that was never recorded are checked against the newest that was, with
+        a warning.
 
-    Raises:
-        ValueError: an option cannot be passed on or read; the message says which and why.
-    """
-    known = _recorded(engine, versions, job.version)
-    user, said = _read(job.args, known, rules, own_image=job.image is not None)
-    untold = f"options of {engine} {job.version} are not recorded, checked against {known.version}"
-    warnings = (untold,) if job.version not in (None, known.version) else ()
-    changed = replace(job, **said) if said else job  # type: ignore[arg-type]  # the job's own fields
-    return Settled(changed, user, known, warnings)
+        Raises:
+            ValueError: the engine refuses ``job``, or an option cannot be passed on or read.
+        """
+        known = self._flags(job.version)
+        user, said = _read(job.args, known, self.rules, own_image=job.image is not None)
+        untold = f"options of {self.name} {job.version} are not recorded, checked against {known.version}"
+        told = (untold,) if not self.parser and job.version not in (None, known.version) else ()
+        changed = replace(job, **said) if said else job  # type: ignore[arg-type]  # the job's own fields
+        if why := self.refusal(changed):
+            raise ValueError(why)
+        return Settled(changed, user, known, told)
 
+    def states(self, args: Sequence[str]) -> Stated:
+        """Return what a user's ``args`` say of a job; nothing where they cannot be read.
 
-def stated(args: Sequence[str], engine: str, versions: Sequence[str], rules: Rules) -> Stated:
-    """Return what ``args`` say of a job; nothing where the engine cannot be given them.
+        >>> from orchestrator.engines import engine
+        >>> engine("vllm").states(("--max-model-len", "32k", "--seed", "1")).context_tokens
+        32000
+        """
+        try:
+            _, said = _read(args, self._flags(None), self.rules, own_image=True)
+        except ValueError:  # the engine refuses it, with its reason
+            return Stated()
+        return Stated(**said)  # type: ignore[arg-type]  # as in ``accepted``
 
-    >>> from orchestrator.engines import engine
-    >>> engine("vllm").states(("--max-model-len", "32k", "--seed", "1")).context_tokens
-    32000
-    """
-    try:
-        _, said = _read(args, _recorded(engine, versions, None), rules, own_image=True)
-    except ValueError:  # the engine refuses it, with its reason
-        return Stated()
-    return Stated(**said)  # type: ignore[arg-type]  # as in ``settle``
+    def objects(self, args: Sequence[str], *, version: str | None, own_image: bool) -> str | None:
+        """Say which of a user's ``args`` this engine cannot be given, and why; None when it can all.
 
+        >>> from orchestrator.engines import engine
+        >>> engine("vllm").objects(("--seed", "x"), version=None, own_image=False)
+        "args: --seed takes a whole number, got 'x'"
+        """
+        try:
+            _read(args, self._flags(version), self.rules, own_image=own_image)
+        except ValueError as unread:
+            return str(unread)
+        return None
 
-def objects(
-    args: Sequence[str],
-    engine: str,
-    versions: Sequence[str],
-    rules: Rules,
-    *,
-    version: str | None,
-    own_image: bool,
-) -> str | None:
-    """Say which of ``args`` the engine cannot be given, whatever the job, and why; None when it can all.
-
-    >>> from orchestrator.engines import engine
-    >>> engine("vllm").objects(("--seed", "x"), version=None, own_image=False)
-    "args: --seed takes a whole number, got 'x'"
-    """
-    try:
-        _read(args, _recorded(engine, versions, version), rules, own_image=own_image)
-    except ValueError as unread:
-        return str(unread)
-    return None
-
-
-def _recorded(engine: str, versions: Sequence[str], version: str | None) -> Flags:
-    return load(engine, version if version in versions else versions[0])
+    def _flags(self, version: str | None) -> Flags:
+        name, versions = self.parser or (self.name, self.versions)
+        return load(name, version if version in versions and not self.parser else versions[0])
 
 
 def _read(

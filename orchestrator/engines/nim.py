@@ -6,14 +6,12 @@ command line are vLLM's and win over its environment variables and profiles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import PurePosixPath
 
 from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, images, startup, vllm
-from orchestrator.engines.arguments import Option, option
-from orchestrator.engines.job import EngineLaunch, Metrics, Profile, ServingJob, Stated
+from orchestrator.engines.arguments import Option, Optioned, option
+from orchestrator.engines.job import EngineLaunch, Metrics, Profile, ServingJob
 
 PORT = 8000
 CACHE = "/opt/nim/.cache"
@@ -32,30 +30,23 @@ METRICS = Metrics(
 )
 
 
-class Nim:
+class Nim(Optioned):
     """The model-free NIM container: NVIDIA devices, one node."""
 
     name = "nim"
     versions = ("2.1.6",)
+    rules = vllm.RULES
+    parser = ("vllm", vllm.Vllm.versions)
 
-    def refuses(self, job: ServingJob) -> str | None:
-        """Say in one phrase why NIM cannot serve ``job``, or None when it can."""
-        return arguments.refused(_accepted, job)
-
-    def states(self, args: Sequence[str]) -> Stated:
-        """Return what a user's ``args`` say of a job; nothing where they cannot be read."""
-        return arguments.stated(args, "vllm", vllm.ENGINE.versions, vllm.RULES)
-
-    def objects(
-        self,
-        args: Sequence[str],
-        *,
-        version: str | None,  # noqa: ARG002  # NIM's own, which says nothing of the vLLM inside
-        own_image: bool,
-    ) -> str | None:
-        """Say which of a user's ``args`` this engine cannot be given, and why; None when it can all."""
-        inner = vllm.ENGINE.versions
-        return arguments.objects(args, "vllm", inner, vllm.RULES, version=None, own_image=own_image)
+    def refusal(self, job: ServingJob) -> str | None:
+        """Say why it cannot serve ``job``, the user's options already read into it."""
+        if job.family != "cuda":
+            return f"nim runs on NVIDIA devices only, not on {job.family}"
+        if job.nodes > 1:
+            return "nim serves from one node"
+        if KEY not in {name for name, _ in (*job.secrets, *job.env)}:
+            return f"nim needs {KEY} in env to be pulled and to start"
+        return vllm.refusal(job, "nim") or _adapters(job)
 
     def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
         """Return the container of one replica of ``job``; ``node_rank`` is 0, NIM spans no nodes.
@@ -65,7 +56,7 @@ class Nim:
         """
         if node_rank:
             raise ValueError("nim serves from one node")
-        settled = _accepted(job)
+        settled = self.accepted(job)
         words, told = settled.words(_options(job))
         secrets = dict(job.secrets)
         return EngineLaunch(
@@ -90,22 +81,6 @@ class Nim:
             profile=Profile(writable=(CACHE, "/tmp", "/dev/shm")),
             warnings=(*told, *vllm.cautions(settled.job)),
         )
-
-
-def _accepted(job: ServingJob) -> arguments.Settled:
-    # the version is NIM's own, the options are those of the vLLM inside
-    inner = arguments.settle(replace(job, version=None), "vllm", vllm.ENGINE.versions, vllm.RULES)
-    return arguments.accept(replace(inner, job=replace(inner.job, version=job.version)), _refusal)
-
-
-def _refusal(job: ServingJob) -> str | None:
-    if job.family != "cuda":
-        return f"nim runs on NVIDIA devices only, not on {job.family}"
-    if job.nodes > 1:
-        return "nim serves from one node"
-    if KEY not in {name for name, _ in (*job.secrets, *job.env)}:
-        return f"nim needs {KEY} in env to be pulled and to start"
-    return vllm.refusal(job, "nim") or _adapters(job)
 
 
 def _adapters(job: ServingJob) -> str | None:

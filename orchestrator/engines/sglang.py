@@ -5,12 +5,12 @@ Options and figures are those of SGLang 0.5.23, from its documentation and its o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, checks, images, nodes, quantization, startup
-from orchestrator.engines.arguments import Option, Rules, option, positive
-from orchestrator.engines.job import EngineLaunch, Metrics, Profile, ServingJob, Stated
+from orchestrator.engines.arguments import Option, Optioned, Rules, option, positive
+from orchestrator.engines.job import EngineLaunch, Metrics, Profile, ServingJob
 from orchestrator.engines.quantization import Choice, Method
 
 PORT = 30000
@@ -96,23 +96,32 @@ RULES = Rules(
 )
 
 
-class Sglang:
+class Sglang(Optioned):
     """SGLang's OpenAI server, one process group per replica."""
 
     name = "sglang"
     versions = ("0.5.23",)
+    rules = RULES
 
-    def refuses(self, job: ServingJob) -> str | None:
-        """Say in one phrase why SGLang cannot serve ``job``, or None when it can."""
-        return arguments.refused(_accepted, job)
-
-    def states(self, args: Sequence[str]) -> Stated:
-        """Return what a user's ``args`` say of a job; nothing where they cannot be read."""
-        return arguments.stated(args, self.name, self.versions, RULES)
-
-    def objects(self, args: Sequence[str], *, version: str | None, own_image: bool) -> str | None:
-        """Say which of a user's ``args`` this engine cannot be given, and why; None when it can all."""
-        return arguments.objects(args, self.name, self.versions, RULES, version=version, own_image=own_image)
+    def refusal(self, job: ServingJob) -> str | None:
+        """Say why it cannot serve ``job``, the user's options already read into it."""
+        if job.unprivileged:
+            return "sglang's image has no user but root"
+        return (
+            images.refuses(job, self.name)
+            or checks.gfx(job, GFX, self.name)
+            or checks.borrowed(job, self.name, self.versions[0])
+            or checks.world(job)
+            or checks.divides(job)
+            or _spread(job)
+            or checks.source(job, ("hub", "folder"), self.name)
+            or _weights(job)
+            or checks.kv_cache(job)
+            or checks.gated(job)
+            or checks.context(job)
+            or _fraction(job)
+            or checks.batch(job)
+        )
 
     def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
         """Return the container of node ``node_rank`` of one replica of ``job``.
@@ -120,7 +129,7 @@ class Sglang:
         Raises:
             ValueError: SGLang refuses ``job``; the message is the reason.
         """
-        settled = _accepted(job)
+        settled = self.accepted(job)
         words, told = settled.words(_options(job))
         command = ("python3", "-m", "sglang.launch_server", "--model-path", job.source.reference, *words)
         if job.nodes > 1:
@@ -145,30 +154,6 @@ class Sglang:
             profile=Profile(writable=("/root/.cache", "/root/.triton", "/tmp", "/dev/shm")),
             warnings=(*told, *_cautions(settled.job)),
         )
-
-
-def _accepted(job: ServingJob) -> arguments.Settled:
-    return arguments.accept(arguments.settle(job, Sglang.name, Sglang.versions, RULES), _refusal)
-
-
-def _refusal(job: ServingJob) -> str | None:
-    if job.unprivileged:
-        return "sglang's image has no user but root"
-    return (
-        images.refuses(job, "sglang")
-        or checks.gfx(job, GFX, "sglang")
-        or checks.borrowed(job, "sglang", Sglang.versions[0])
-        or checks.world(job)
-        or checks.divides(job)
-        or _spread(job)
-        or checks.source(job, ("hub", "folder"), "sglang")
-        or _weights(job)
-        or checks.kv_cache(job)
-        or checks.gated(job)
-        or checks.context(job)
-        or _fraction(job)
-        or checks.batch(job)
-    )
 
 
 def _spread(job: ServingJob) -> str | None:

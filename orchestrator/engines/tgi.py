@@ -6,12 +6,12 @@ to 3.3.5; options as in its launcher's reference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, checks, images, quantization, startup
-from orchestrator.engines.arguments import Rules, positive
-from orchestrator.engines.job import Adapter, EngineLaunch, Metrics, Profile, ServingJob, Stated
+from orchestrator.engines.arguments import Optioned, Rules, positive
+from orchestrator.engines.job import Adapter, EngineLaunch, Metrics, Profile, ServingJob
 from orchestrator.engines.quantization import Choice, Method
 
 PORT = 8080
@@ -62,23 +62,35 @@ RULES = Rules(
 )
 
 
-class Tgi:
+class Tgi(Optioned):
     """The last images of TGI, one node, tensor parallelism only."""
 
     name = "tgi"
     versions = ("3.3.5",)
+    rules = RULES
 
-    def refuses(self, job: ServingJob) -> str | None:
-        """Say in one phrase why TGI cannot serve ``job``, or None when it can."""
-        return arguments.refused(_accepted, job)
-
-    def states(self, args: Sequence[str]) -> Stated:
-        """Return what a user's ``args`` say of a job; nothing where they cannot be read."""
-        return arguments.stated(args, self.name, self.versions, RULES)
-
-    def objects(self, args: Sequence[str], *, version: str | None, own_image: bool) -> str | None:
-        """Say which of a user's ``args`` this engine cannot be given, and why; None when it can all."""
-        return arguments.objects(args, self.name, self.versions, RULES, version=version, own_image=own_image)
+    def refusal(self, job: ServingJob) -> str | None:
+        """Say why it cannot serve ``job``, the user's options already read into it."""
+        if job.nodes > 1 or max(job.pipeline, job.data, job.expert) > 1:
+            return "tgi spreads a model by tensor parallelism on one node only"
+        if job.unprivileged:
+            return "tgi's image has no user but root"
+        if spaced := next((a for a in job.args if any(c.isspace() for c in a)), None):
+            return f"args: tgi's entry script splits {spaced!r} at its spaces, use env"
+        return (
+            images.refuses(job, self.name)
+            or checks.gfx(job, _CDNA, self.name)
+            or checks.architecture(job, self.name, self.versions[0])
+            or checks.world(job)
+            or checks.divides(job)
+            or checks.source(job, ("hub", "folder"), self.name)
+            or _weights(job)
+            or checks.kv_cache(job)
+            or _named_apart(job)
+            or checks.gated(job)
+            or checks.context(job)
+            or checks.utilization(job)
+        )
 
     def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
         """Return the container of one replica of ``job``; ``node_rank`` is 0, TGI spans no nodes.
@@ -91,7 +103,7 @@ class Tgi:
         """
         if node_rank:
             raise ValueError("tgi serves from one node")
-        settled = _accepted(job)
+        settled = self.accepted(job)
         words, told = settled.words(())
         return EngineLaunch(
             image=images.reference(job, self.name),
@@ -114,33 +126,6 @@ class Tgi:
             profile=Profile(writable=("/data", "/tmp", "/dev/shm")),
             warnings=(ENDED, *told, *_cautions(settled.job)),
         )
-
-
-def _accepted(job: ServingJob) -> arguments.Settled:
-    return arguments.accept(arguments.settle(job, Tgi.name, Tgi.versions, RULES), _refusal)
-
-
-def _refusal(job: ServingJob) -> str | None:
-    if job.nodes > 1 or max(job.pipeline, job.data, job.expert) > 1:
-        return "tgi spreads a model by tensor parallelism on one node only"
-    if job.unprivileged:
-        return "tgi's image has no user but root"
-    if spaced := next((a for a in job.args if any(c.isspace() for c in a)), None):
-        return f"args: tgi's entry script splits {spaced!r} at its spaces, use env"
-    return (
-        images.refuses(job, "tgi")
-        or checks.gfx(job, _CDNA, "tgi")
-        or checks.architecture(job, "tgi", Tgi.versions[0])
-        or checks.world(job)
-        or checks.divides(job)
-        or checks.source(job, ("hub", "folder"), "tgi")
-        or _weights(job)
-        or checks.kv_cache(job)
-        or _named_apart(job)
-        or checks.gated(job)
-        or checks.context(job)
-        or checks.utilization(job)
-    )
 
 
 def _weights(job: ServingJob) -> str | None:

@@ -6,12 +6,12 @@ versioned: a general image gets it by pip at the start.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, checks, images, quantization, startup
-from orchestrator.engines.arguments import Option, Rules, option
-from orchestrator.engines.job import EngineLaunch, Profile, ServingJob, Stated
+from orchestrator.engines.arguments import Option, Optioned, Rules, option
+from orchestrator.engines.job import EngineLaunch, Profile, ServingJob
 from orchestrator.engines.quantization import Choice, Method
 
 PORT = 8000
@@ -59,23 +59,31 @@ RULES = Rules(
 )
 
 
-class Transformers:
+class Transformers(Optioned):
     """transformers' own server; requests are answered one after another on a CPU."""
 
     name = "transformers"
     versions = ("5.23.0",)
+    rules = RULES
 
-    def refuses(self, job: ServingJob) -> str | None:
-        """Say in one phrase why it cannot serve ``job``, or None when it can."""
-        return arguments.refused(_accepted, job)
-
-    def states(self, args: Sequence[str]) -> Stated:
-        """Return what a user's ``args`` say of a job; nothing where they cannot be read."""
-        return arguments.stated(args, self.name, self.versions, RULES)
-
-    def objects(self, args: Sequence[str], *, version: str | None, own_image: bool) -> str | None:
-        """Say which of a user's ``args`` this engine cannot be given, and why; None when it can all."""
-        return arguments.objects(args, self.name, self.versions, RULES, version=version, own_image=own_image)
+    def refusal(self, job: ServingJob) -> str | None:
+        """Say why it cannot serve ``job``, the user's options already read into it."""
+        count = job.count if job.accelerator else 1
+        if max(count, job.nodes, job.tensor, job.pipeline, job.data, job.expert) > 1:
+            return "transformers serves from one device"
+        if job.adapters:
+            return "transformers serves no adapters beside the base, merge them first"
+        if job.kv_dtype == "fp8":
+            return "transformers has no fp8 KV cache"
+        return (
+            images.refuses(job, self.name)
+            or checks.architecture(job, self.name, self.versions[0])
+            or checks.source(job, ("hub", "folder"), self.name)
+            or _weights(job)
+            or checks.gated(job)
+            or checks.context(job)
+            or checks.utilization(job)
+        )
 
     def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
         """Return the container of one replica of ``job``; ``node_rank`` is 0, it spans no nodes.
@@ -85,7 +93,7 @@ class Transformers:
         """
         if node_rank:
             raise ValueError("transformers serves from one device")
-        settled = _accepted(job)
+        settled = self.accepted(job)
         words, told = settled.words(_options(job))
         setup = "" if job.image else SETUP[job.family].format(version=job.version or self.versions[0])
         start_s = startup.start_s(job, compiles=False) + (INSTALL_S if setup else 0.0)
@@ -106,31 +114,6 @@ class Transformers:
             profile=Profile(writable=("/root/.cache", "/tmp", "/usr/local", "/opt")),
             warnings=(*told, *_cautions(job)),
         )
-
-
-def _accepted(job: ServingJob) -> arguments.Settled:
-    return arguments.accept(arguments.settle(job, Transformers.name, Transformers.versions, RULES), _refusal)
-
-
-def _refusal(job: ServingJob) -> str | None:
-    if (
-        max(job.count if job.accelerator else 1, job.nodes, job.tensor, job.pipeline, job.data, job.expert)
-        > 1
-    ):
-        return "transformers serves from one device"
-    if job.adapters:
-        return "transformers serves no adapters beside the base, merge them first"
-    if job.kv_dtype == "fp8":
-        return "transformers has no fp8 KV cache"
-    return (
-        images.refuses(job, "transformers")
-        or checks.architecture(job, "transformers", Transformers.versions[0])
-        or checks.source(job, ("hub", "folder"), "transformers")
-        or _weights(job)
-        or checks.gated(job)
-        or checks.context(job)
-        or checks.utilization(job)
-    )
 
 
 def _weights(job: ServingJob) -> str | None:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, checks, images, nodes, quantization, startup
-from orchestrator.engines.arguments import Option, Rules, option, positive
-from orchestrator.engines.job import Adapter, EngineLaunch, Metrics, Profile, ServingJob, Stated
+from orchestrator.engines.arguments import Option, Optioned, Rules, option, positive
+from orchestrator.engines.job import Adapter, EngineLaunch, Metrics, Profile, ServingJob
 from orchestrator.engines.quantization import Choice, Method
 from orchestrator.units import GIB
 
@@ -116,23 +116,16 @@ _FLOAT16_UNSTABLE = ("Gemma2", "Gemma3", "Glm4For")
 """Architectures that vLLM refuses in float16 (its config/model.py)."""
 
 
-class Vllm:
+class Vllm(Optioned):
     """vLLM's OpenAI server, one process group per replica."""
 
     name = "vllm"
     versions = ("0.33.0",)
+    rules = RULES
 
-    def refuses(self, job: ServingJob) -> str | None:
-        """Say in one phrase why vLLM cannot serve ``job``, or None when it can."""
-        return arguments.refused(_accepted, job)
-
-    def states(self, args: Sequence[str]) -> Stated:
-        """Return what a user's ``args`` say of a job; nothing where they cannot be read."""
-        return arguments.stated(args, self.name, self.versions, RULES)
-
-    def objects(self, args: Sequence[str], *, version: str | None, own_image: bool) -> str | None:
-        """Say which of a user's ``args`` this engine cannot be given, and why; None when it can all."""
-        return arguments.objects(args, self.name, self.versions, RULES, version=version, own_image=own_image)
+    def refusal(self, job: ServingJob) -> str | None:
+        """Say why it cannot serve ``job``, the user's options already read into it."""
+        return refusal(job)
 
     def launch(self, job: ServingJob, *, node_rank: int = 0) -> EngineLaunch:
         """Return the container of node ``node_rank`` of one replica of ``job``.
@@ -140,7 +133,7 @@ class Vllm:
         Raises:
             ValueError: vLLM refuses ``job``; the message is the reason.
         """
-        settled = _accepted(job)
+        settled = self.accepted(job)
         words, told = settled.words(options(job))
         command = ("vllm", "serve", job.source.reference, *words)
         if job.nodes > 1:
@@ -165,10 +158,6 @@ class Vllm:
             profile=profile(job),
             warnings=(*told, *cautions(settled.job)),
         )
-
-
-def _accepted(job: ServingJob) -> arguments.Settled:
-    return arguments.accept(arguments.settle(job, Vllm.name, Vllm.versions, RULES), refusal)
 
 
 def refusal(job: ServingJob, engine: str = "vllm") -> str | None:

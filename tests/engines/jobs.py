@@ -139,7 +139,7 @@ def job(model: ModelFacts = LLAMA_8B, accelerator: Accelerator | None = H100, **
 
 
 def shapes(model: ModelFacts, accelerator: Accelerator | None) -> Iterator[dict[str, int]]:
-    """Yield ways to spread ``model``: one device, a node, a node with experts spread, two nodes."""
+    """Yield ways to spread ``model``: one device, a node, experts spread in two ways, two nodes."""
     yield {}
     if accelerator is None:
         return
@@ -147,6 +147,7 @@ def shapes(model: ModelFacts, accelerator: Accelerator | None) -> Iterator[dict[
     yield {"count": 4, "tensor": 2, "data": 2}
     if model.experts:
         yield {"count": 8, "tensor": 8, "expert": 8}
+        yield {"count": 8, "data": 8, "expert": 8}
     yield {"count": 8, "nodes": 2, "tensor": 8, "pipeline": 2}
     yield {"count": 8, "nodes": 2, "tensor": 8, "data": 2}
 
