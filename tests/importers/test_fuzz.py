@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.catalog.hardware import known_names
@@ -90,6 +90,7 @@ LOOKS_ELSE = [
     text=st.sampled_from(LOOKS_ELSE)
     | st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t"))
 )
+@example("1e3")
 @settings(max_examples=200, deadline=None)
 def test_text_that_is_written_reads_back_as_text(text: str) -> None:
     problems = Problems()
