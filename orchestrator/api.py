@@ -604,7 +604,9 @@ class Local:
         return Offers(tuple(found), silent)
 
     def _priced(self, offer: Offer) -> Offer:
-        """Return an offer with what the owner of the machine counts for it."""
+        """Return an offer with what its machine costs, and what the owner counts for one of his own."""
+        if offer.price_list:
+            offer = _listed(offer)
         own = self.places.price_usd_hour(offer.backend, offer.accelerator)
         return replace(offer, own_usd_hour=own) if own else offer
 
@@ -759,6 +761,16 @@ def _spelled(offer: Offer) -> Offer:
         return offer
     capability = offer.compute_capability or known.capability
     return replace(offer, accelerator=known.name, vendor=known.vendor, compute_capability=capability)
+
+
+def _listed(offer: Offer) -> Offer:
+    """Return an offer with the catalog's price added, as it was where the catalog has none."""
+    from orchestrator.catalog.pricing import listed  # only for places whose machines are rented
+
+    price = listed(offer.price_list, offer.region, offer.instance_type, spot=offer.spot)
+    if price is None:
+        return offer
+    return replace(offer, price_usd_hour=round(offer.price_usd_hour + price, 6), price_list="")
 
 
 def spec_of_run(run: Run) -> Mapping[str, object]:

@@ -36,6 +36,7 @@ class Can(enum.Enum):
     RESTART = "restart a launch that ended, by itself"
     NODES = "run the nodes of one replica on several machines"
     GROUPS = "keep whole groups with its own controllers"
+    RENT = "rent the machine that an offer names, and give it back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,9 @@ class Offer:
     zone: str | None = None
     fleet: str | None = None
     reservation: str | None = None
+    price_list: str = ""
+    """Whose prices in the catalog are added to ``price_usd_hour``, where the place does not tell
+    the machine's; one that is not there leaves the offer without a price, and nobody rents it."""
 
     @property
     def own_prices(self) -> tuple[float, float]:
@@ -84,6 +88,36 @@ class Offer:
         3.0
         """
         return (self.price_usd_hour + self.own_usd_hour * max(1, count)) * nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Rent:
+    """The kind of machine that one launch is rented (``Can.RENT``), as an offer named it.
+
+    ``price_usd_hour`` is what the plan counted for it, disks included. The other fields are those
+    of ``Offer``; ``accelerators`` is how many the machine has.
+    """
+
+    instance_type: str
+    region: str = ""
+    zone: str | None = None
+    spot: bool = False
+    price_usd_hour: float = 0.0
+    reservation: str | None = None
+    accelerator: str | None = None
+    vendor: str | None = None
+    accelerators: int = 0
+    vram_bytes: int = 0
+    compute_capability: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        """Return it in a few words, for people.
+
+        >>> str(Rent("g6.xlarge", "us-east-1", "us-east-1b", spot=True, price_usd_hour=0.8048))
+        'g6.xlarge spot in us-east-1b at $0.8048/h'
+        """
+        kind = f"{self.instance_type} spot" if self.spot else self.instance_type
+        return f"{kind} in {self.zone or self.region} at ${self.price_usd_hour:g}/h"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +233,7 @@ class Launch:
     stop_grace_s: float = 10.0
     host_network: bool = False
     options: tuple[tuple[str, str], ...] = ()
+    rent: Rent | None = None
 
     def probes(self) -> tuple[Probe, ...]:
         """Return every probe; all of them decide together."""
@@ -265,6 +300,8 @@ class Instance:
     machine: str = ""
     container: str = ""
     """What its container is called on that machine, for tools that attach to containers."""
+    rented: bool = False
+    """Whether ``machine`` is paid for on its account, until it is released."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,6 +400,50 @@ class Backend(Protocol):
 
     def delete_volume(self, name: str) -> None:
         """Delete a volume; unknown is no error; one in use is refused with ``Rejected``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine that is rented and carries our deployment's tag; ``launch`` is whom it was rented for.
+
+    ``expires_at`` is when it ends by itself unless somebody of ours is heard of before.
+    """
+
+    id: str
+    launch: str
+    run: str
+    instance_type: str
+    region: str
+    state: str
+    since: datetime | None = None
+    expires_at: datetime | None = None
+
+
+@runtime_checkable
+class Renter(Backend, Protocol):
+    """A place that rents a machine for each launch (``Can.RENT``).
+
+    ``start`` takes the machine that ``launch.rent`` names, one that was kept or a new one, and asks
+    for it under a key that is the launch's name: asked twice, one is rented.
+    """
+
+    def release(self, name: str, *, keep_s: float | None) -> None:
+        """Give the machine of an ended launch back, with its output kept; unknown is no error.
+
+        Args:
+            name: The launch.
+            keep_s: How long another launch may take the machine over first; None: for ever.
+        """
+
+    def machines(self) -> Sequence[Machine]:
+        """Return every machine that carries our deployment's tag, ordered by id."""
+
+    def terminate(self, machine: str) -> None:
+        """End a machine and all that belongs to it; gone is no error.
+
+        Raises:
+            Rejected: it does not carry our deployment's tag.
+        """
 
 
 @dataclass(frozen=True, slots=True)

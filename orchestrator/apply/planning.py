@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.apply.inputs import read_inputs
 from orchestrator.apply.sets import NO_SET, Deletion, Scope, deletions, joined, joining
-from orchestrator.backend import Can, Launch, Mount, Offer
+from orchestrator.backend import Can, Launch, Mount, Offer, Rent
 from orchestrator.errors import NothingFits, SpecError, UsageError
 from orchestrator.planner.ask import Names, Work, demand_of, runs_bare
 from orchestrator.planner.compose import Inputs, compose, opens_itself
@@ -229,13 +229,29 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     surge = surge and isinstance(spec, Service) and all(port.host is None for port in launch.ports)
     own = opens_itself(spec) if _shares_ports(placed, world) else False
     surge = surge and own is not True
-    template = Template(launch, placed.backends, follower, nodes=demand.nodes, surge=surge)
+    backends, rents = _places(placed, demand)
+    template = Template(launch, backends, follower, nodes=demand.nodes, surge=surge, rents=rents)
     return replace(
         plan, demand=demand, placed=placed,
         served=engine.served if engine else None, trained=engine.trained if engine else None,
         template=updated(template, spec, least_grace_s=engine.launch.stop_grace_s if engine else 0.0),
         notes=(*_notes(action, surge, engine, run), *_port_notes(spec, action, own)),
         serving=_serving(engine.served if engine else None),
+    )  # fmt: skip
+
+
+def _places(placed: Placed, demand: Demand) -> tuple[tuple[str, ...], tuple[Rent | None, ...]]:
+    """Return the backends to try, and what each rents; no rents where none does."""
+    rents = tuple(
+        _rent(offer) if Can.RENT in demand.places.get(offer.backend, ()) else None for offer in placed.tries
+    )
+    return tuple(offer.backend for offer in placed.tries), rents if any(rents) else ()
+
+
+def _rent(offer: Offer) -> Rent:
+    return Rent(
+        offer.instance_type, offer.region, offer.zone, offer.spot, offer.price_usd_hour, offer.reservation,
+        offer.accelerator, offer.vendor, offer.count, offer.vram_bytes, offer.compute_capability,
     )  # fmt: skip
 
 
@@ -416,7 +432,7 @@ def updated(template: Template, spec: Work, *, least_grace_s: float = 0.0) -> Te
     replicas = (spec.replicas.min or 0) if isinstance(spec, Service) else 1
     return replace(
         template, launch=launch, follower=follower, replicas=replicas, retry=_retry(spec),
-        max_duration_s=spec.max_duration,
+        max_duration_s=spec.max_duration, idle_s=spec.idle_duration,
     )  # fmt: skip
 
 

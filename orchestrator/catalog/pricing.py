@@ -41,6 +41,19 @@ def prices(*, overlay: Path | None = None) -> tuple[PriceRow, ...]:
     return _prices(overlay or in_use())
 
 
+def listed(provider: str, region: str, instance_type: str, *, spot: bool) -> float | None:
+    """Return the price of an instance in dollars an hour, None where the table has none.
+
+    A row for ``any`` region holds where the region has no row of its own.
+
+    >>> listed("aws", "us-east-1", "g6.xlarge", spot=False)
+    0.8048
+    """
+    known = _by_name(in_use())
+    row = known.get(f"{provider}/{region}/{instance_type}") or known.get(f"{provider}/any/{instance_type}")
+    return None if row is None else row.spot_usd_hour if spot else row.on_demand_usd_hour
+
+
 def age_days(row: PriceRow, today: date) -> int | None:
     """Return how many days old a price is on ``today``, or None when nobody dated it.
 
@@ -86,6 +99,11 @@ def _prices(overlay: Path | None) -> tuple[PriceRow, ...]:
             _check(name, row, path)
         rows.update(added)
     return tuple(_price(name, row) for name, row in sorted(rows.items()))
+
+
+@cache
+def _by_name(overlay: Path | None) -> Mapping[str, PriceRow]:
+    return {row.name: row for row in _prices(overlay)}
 
 
 def _price(name: str, row: Row) -> PriceRow:

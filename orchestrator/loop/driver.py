@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from orchestrator.backend import Backend, Group, GroupBackend, Instance, Launch, Phase
+from orchestrator.backend import Backend, Group, GroupBackend, Instance, Launch, Phase, Renter
 from orchestrator.errors import BackendError, NotFound, Rejected, StateMoved, Temporary
 from orchestrator.loop.observe import Observer
 from orchestrator.loop.probes import Prober
@@ -23,6 +23,7 @@ from orchestrator.reconcile import (
     JobState,
     Observed,
     Record,
+    Release,
     Remove,
     Run,
     RunEvent,
@@ -48,7 +49,7 @@ _REFERENCE = re.compile(r"\$\{\{\s*secrets\.([A-Za-z0-9_./-]+)\s*\}\}")
 LOOK_S = 0.2
 """How often the record is read while another process drives some of the runs."""
 
-Effect = Start | Stop | Remove | ApplyGroup | DeleteGroup
+Effect = Start | Stop | Remove | Release | ApplyGroup | DeleteGroup
 
 
 def _say_nothing(*_: object) -> None:
@@ -175,7 +176,7 @@ class Loop:
         observed = Observed(found, frozenset(self._under_way), self._asked_for)
         step = reconcile(run, jobs, observed, now=self._clock())
         for action in step.actions:
-            if isinstance(action, Start | Stop | Remove):
+            if isinstance(action, Start | Stop | Remove | Release):
                 effects.append(action)
             else:
                 writes.append(action)
@@ -286,6 +287,9 @@ class Loop:
                     backend.stop(name, grace_s=grace_s)
                 case Remove(_, name):
                     backend.remove(name)
+                case Release(_, name, keep_s):
+                    assert isinstance(backend, Renter)
+                    backend.release(name, keep_s=keep_s)
                 case ApplyGroup(_, group):
                     self._apply_group(backend, group)
                 case DeleteGroup(_, name, grace_s):

@@ -84,12 +84,6 @@ def affordable(offers: OfferSet, *, count: int, nodes: int, demand: Demand) -> O
     return offers
 
 
-def backends_of(offers: OfferSet) -> tuple[str, ...]:
-    """Return every backend with an offer among ``offers``, the one with the best first."""
-    firsts = [(next(found.ranked())[0], sample.backend) for sample, found in offers.by("backend")]
-    return tuple(backend for _, backend in sorted(firsts))
-
-
 def refusals(matched: Matched, fallen: Counter[str]) -> tuple[Refusal, ...]:
     """Return why offers fell, in matching and in sizing together, most first."""
     total = Counter({r.reason: r.offers for r in matched.refused}) + fallen

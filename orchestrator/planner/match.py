@@ -223,6 +223,12 @@ def available(offer: Offer, demand: Demand) -> str | None:
     return None
 
 
+@_stage("price_list")
+def unpriced(offer: Offer, demand: Demand) -> str | None:  # noqa: ARG001  # a stage's signature
+    """Refuse to rent what nobody knows the price of."""
+    return "price not known" if offer.price_list else None
+
+
 @_stage("own_prices")
 def own_price(offer: Offer, demand: Demand) -> str | None:
     """Refuse a machine of one's own whose share costs more than ``max_price``."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
-from orchestrator.backend import Offer
+from orchestrator.backend import Can, Offer
 from orchestrator.errors import NothingFits, Position, Refusal, WhyNot
 from orchestrator.planner.demand import Demand
 from orchestrator.planner.index import Matched, OfferIndex
@@ -15,6 +15,9 @@ from orchestrator.planner.index import Matched, OfferIndex
 Action = Literal["create", "update", "replace", "rerun", "unchanged"]
 Sort = Literal["price", "throughput", "latency"]
 """What the best offer for a served model is best in."""
+
+MOST_KINDS = 32
+"""Kinds of rented machine that one launch is tried on before it pauses."""
 
 SHOWN = 5
 """Offers a plan lists; the rest is counted."""
@@ -44,6 +47,9 @@ class Placed:
     refused: tuple[Refusal, ...]
     backends: tuple[str, ...]
     """Every backend with an offer that fits, best first."""
+    tries: tuple[Offer, ...] = field(default=(), repr=False, compare=False)
+    """Where a launch is tried, in the plan's order: each backend once, and one that rents machines
+    once for each kind."""
     why_not: Callable[[], tuple[WhyNot, ...]] = field(default=tuple, repr=False, compare=False)
     """Say of every kind of machine that fell what would admit it; asked only by who explains."""
 
@@ -74,14 +80,32 @@ def place(demand: Demand, index: OfferIndex, *, what: str, where: Position | Non
     choices = tuple(
         Choice(o, demand.nodes, o.costs_usd_hour(count=count, nodes=demand.nodes), o is best[0]) for o in best
     )
-    return Placed(choices, len(matched.fitting), matched.refused, _backends(matched, demand))
+    tries = tries_of(matched.fitting, demand)
+    return Placed(choices, len(matched.fitting), matched.refused, backends_of(tries), tries)
 
 
-def _backends(matched: Matched, demand: Demand) -> tuple[str, ...]:
-    found: dict[str, None] = {}
-    for offer in matched.fitting:
-        found.setdefault(offer.backend)
-        if len(found) == len(demand.places):
+def backends_of(tries: Iterable[Offer]) -> tuple[str, ...]:
+    """Return every backend among offers, in their order."""
+    return tuple(dict.fromkeys(offer.backend for offer in tries))
+
+
+def tries_of(offers: Iterable[Offer], demand: Demand) -> tuple[Offer, ...]:
+    """Return where a launch is tried, of offers that fit, best first.
+
+    A backend finds room for itself, so that it stands there once, with its best offer; one that
+    rents machines is asked for each kind of them.
+    """
+    rent = {name for name, can in demand.places.items() if Can.RENT in can}
+    found: list[Offer] = []
+    others: set[str] = set()
+    for offer in offers:
+        if offer.backend in rent:
+            if len(found) - len(others) < MOST_KINDS:
+                found.append(offer)
+        elif offer.backend not in others:
+            others.add(offer.backend)
+            found.append(offer)
+        if len(found) == len(demand.places) - len(rent) + (MOST_KINDS if rent else 0):
             break
     return tuple(found)
 
@@ -107,6 +131,7 @@ _ADVICE = {
     "too little device memory": "lower the memory in resources.gpu",
     "too few accelerators": "lower the count in resources.gpu",
     "too few accelerators free": "stop a run that holds some, or lower the count in resources.gpu",
+    "price not known": "add its price: modelyard catalog --help",
     "no capacity now": "try again later, or allow another region or backend",
 }
 

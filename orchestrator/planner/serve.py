@@ -34,10 +34,10 @@ from orchestrator.planner.cost import token_cost
 from orchestrator.planner.cpu import ENGINES as CPU_ENGINES
 from orchestrator.planner.cpu import cpu_groups, is_cpu
 from orchestrator.planner.demand import AcceleratorDemand, Demand
-from orchestrator.planner.groups import Groups, affordable, any_of, backends_of, group, refusals, spanning
+from orchestrator.planner.groups import Groups, affordable, any_of, group, refusals, spanning
 from orchestrator.planner.index import Matched, OfferIndex, OfferSet
 from orchestrator.planner.parallelism import Degrees, Layout
-from orchestrator.planner.plan import SHOWN, Choice, Placed, Sort, advise
+from orchestrator.planner.plan import SHOWN, Choice, Placed, Sort, advise, backends_of, tries_of
 from orchestrator.planner.sizing import Measured, ServingJob, Size
 from orchestrator.planner.sizing.weights import published_format, weight_bytes
 from orchestrator.planner.sources import adapter_source, model_source
@@ -430,7 +430,8 @@ def place_model(
     choices = tuple(replace(each.choice, chosen=each is best) for each in ranked)
     fitting = sum(len(option.offers) for option in options)
     refused = refusals(matched, groups.refused)
-    placed = Placed(choices, fitting, refused, backends_of(best.option.offers), why_not)
+    tries = tries_of(best.option.offers, demand)
+    placed = Placed(choices, fitting, refused, backends_of(tries), tries, why_not)
     return placed, best.option.fit.served(question, best.speed)
 
 

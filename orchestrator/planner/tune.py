@@ -21,10 +21,10 @@ from orchestrator.planner.choose import TOO_LITTLE
 from orchestrator.planner.choose_training import TrainingCandidate, TrainingMissed, choose_training
 from orchestrator.planner.compose import environment
 from orchestrator.planner.demand import Demand
-from orchestrator.planner.groups import Groups, affordable, any_of, backends_of, group, refusals, spanning
+from orchestrator.planner.groups import Groups, affordable, any_of, group, refusals, spanning
 from orchestrator.planner.index import OfferIndex, OfferSet
 from orchestrator.planner.parallelism import is_native
-from orchestrator.planner.plan import SHOWN, Choice, Placed, advise
+from orchestrator.planner.plan import SHOWN, Choice, Placed, advise, backends_of, tries_of
 from orchestrator.planner.sizing import Size, TrainingJob
 from orchestrator.planner.sizing.values import Method, Tuning
 from orchestrator.planner.sources import OUTPUT, data_source, model_source, output_mount
@@ -205,7 +205,8 @@ def place_training(
     best, _, first = ranked[0]
     choices = tuple(replace(c, chosen=c is first) for *_, c in ranked[:SHOWN])
     fitting = sum(len(option.offers) for option in options)
-    placed = Placed(choices, fitting, refusals(matched, groups.refused), backends_of(best.offers))
+    tries = tries_of(best.offers, demand)
+    placed = Placed(choices, fitting, refusals(matched, groups.refused), backends_of(tries), tries)
     return placed, _trained(question, best.fit)
 
 

@@ -24,6 +24,7 @@ from orchestrator.reconcile.values import (
     JobState,
     Observed,
     Record,
+    Release,
     Remove,
     Run,
     RunEvent,
@@ -50,6 +51,7 @@ def reconcile(run: Run, jobs: Sequence[Job], observed: Observed, *, now: datetim
     step = _Pass(run, jobs, observed, now)
     step.adopt()
     step.settle()
+    step.let_go()
     if run.wanted is Wanted.RUN:
         step.keep_up()
     else:
@@ -166,10 +168,11 @@ class _Pass(Ledger[Action]):
             ports=instance.ports,
             devices=instance.devices,
             message=instance.message,
+            machine=instance.machine,
         )
         if state is not job.state:
             self._put(fresh, None if job.stop_asked_at else cause)
-        elif (fresh.ports, fresh.devices, fresh.address) != (job.ports, job.devices, job.address):
+        elif _whereabouts(fresh) != _whereabouts(job):
             self._put(fresh, None)
 
     def _alive_state(self, job: Job, instance: Instance) -> tuple[JobState, str]:
@@ -183,6 +186,20 @@ class _Pass(Ledger[Action]):
             return JobState.READY, "answers its probe" if instance.ready else "started"
         return JobState.RUNNING, "does not answer its probe" if job.ready_at else "started"
 
+    def let_go(self) -> None:
+        """Give back the machines of launches whose end is on record."""
+        keep_s = self.run.template.idle_s
+        for job in self._paying():
+            if job.name not in self.observed.busy:
+                self.actions.append(Release(job.backend, job.name, keep_s))
+
+    def _paying(self) -> list[Job]:
+        """Return ended jobs whose machines are still to be given back: the run has no end before that."""
+        return [
+            job for job in self.jobs.values()
+            if job.state.is_final and (seen := self.seen.get(job.name)) and seen.rented
+        ]  # fmt: skip
+
     # Taking down -----------------------------------------------------------------------------
 
     def take_down(self) -> None:
@@ -191,6 +208,8 @@ class _Pass(Ledger[Action]):
             self._ask_stop(job, "asked to stop")
         if self._live():
             self._turn(RunState.STOPPING)
+            return
+        if self._paying():
             return
         if not self.run.state.is_final:
             self._turn(RunState.STOPPED, cause="asked to stop")
@@ -271,7 +290,7 @@ class _Pass(Ledger[Action]):
             self._begin(replica, 0, stale, cause="scaled up")
             return None
         limit = None if self.run.was_ready else template.retry.attempts
-        verdict = next_attempt(row, policy=template.retry, backends=len(template.backends), limit=limit)
+        verdict = next_attempt(row, policy=template.retry, places=template.places, limit=limit)
         match verdict:
             case GiveUp(why):
                 return f"{told(row)} ({why})" if why else told(row)
@@ -289,7 +308,7 @@ class _Pass(Ledger[Action]):
             for job in stale:
                 self._ask_stop(job, "replaced")
             return
-        place = template.backends[backend]
+        place, rent = template.places[backend]
         if not self.observed.is_known(place):
             return
         attempt = 1 + max((j.attempt for j in self.jobs.values() if j.replica == replica), default=-1)
@@ -297,9 +316,9 @@ class _Pass(Ledger[Action]):
             name = f"{self.run.name}-{replica}-{node}-{attempt}"
             job = Job(
                 self.run.id, name, replica, node, attempt, self.run.spec_hash, place,
-                JobState.PROVISIONING, self.now,
+                JobState.PROVISIONING, self.now, rent=rent,
             )  # fmt: skip
-            self._put(job, cause)
+            self._put(job, f"{cause}: {place}, {rent}" if rent else cause)
             self._start(job)
 
     def _summarize(self, failed: list[str]) -> None:
@@ -313,10 +332,12 @@ class _Pass(Ledger[Action]):
                     self._ask_stop(job, "another replica failed")
                 return
             if not live:
-                self._turn(RunState.FAILED, cause=failed[0], reason=failed[0])
+                if not self._paying():
+                    self._turn(RunState.FAILED, cause=failed[0], reason=failed[0])
                 return
         if self.run.type == "task" and not live and self._all_succeeded():
-            self._turn(RunState.SUCCEEDED, cause="every node ended with exit code 0")
+            if not self._paying():
+                self._turn(RunState.SUCCEEDED, cause="every node ended with exit code 0")
             return
         serving = len(_ready_replicas(live) & set(range(self.run.template.replicas)))
         if failed and len(live) > len(current):  # the older spec's replicas go on serving
@@ -381,7 +402,9 @@ class _Pass(Ledger[Action]):
 
     def _start(self, job: Job) -> None:
         template = self.run.template
-        self.actions.append(Start(job.backend, job, template.at(job.replica, job.node, job.attempt)))
+        self.actions.append(
+            Start(job.backend, job, template.at(job.replica, job.node, job.attempt, job.rent))
+        )
 
     def _ask_stop(self, job: Job, cause: str, message: str = "") -> None:
         if job.stop_asked_at is None:
@@ -414,6 +437,10 @@ class _Pass(Ledger[Action]):
         self._put(ended, cause)
 
 
+def _whereabouts(job: Job) -> tuple[object, ...]:
+    return job.ports, job.devices, job.address, job.machine
+
+
 def _verdict(attempt: list[Job]) -> Job:
     """Return the job that stands for a whole attempt: the first node that failed by itself."""
     own = [j for j in attempt if j.state is JobState.FAILED and j.reason != "node-failed"]
@@ -432,5 +459,5 @@ def _adopted(run: Run, backend: str, instance: Instance, now: datetime) -> Job:
     return Job(
         run.id, instance.name, instance.replica, instance.node, instance.attempt,
         instance.spec_hash, backend, JobState.STARTING, now,
-        started_at=instance.started_at,
+        started_at=instance.started_at, machine=instance.machine,
     )  # fmt: skip

@@ -7,13 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from orchestrator.backend import Rent
 from orchestrator.reconcile.values import Job, JobState, Retry, RetryEvent
 
-_NEVER = frozenset({"rejected", "image", "quota", "denied", "max-duration"})
+Place = tuple[str, Rent | None]
+"""A backend, and the kind of machine it rents out for the launch, if it does."""
+
+_NEVER = frozenset({"rejected", "image", "denied", "max-duration"})
 """Reasons that another attempt cannot change."""
 
+_REFUSED = frozenset({"no-capacity", "quota"})
+"""Reasons for which the next place is asked at once."""
+
 _EVENT: dict[str, RetryEvent] = {
-    "no-capacity": "no-capacity",
     "preempted": "interruption",
     "lost": "interruption",
     "stopped": "interruption",
@@ -36,34 +42,37 @@ class GiveUp:
 
 
 def next_attempt(
-    failures: Sequence[Job], *, policy: Retry, backends: int, limit: int | None
+    failures: Sequence[Job], *, policy: Retry, places: Sequence[Place], limit: int | None
 ) -> Again | GiveUp:
     """Decide what follows a row of failed attempts.
 
-    A backend without capacity sends the launch to the next one at once; after a whole round
-    there is a pause, as after any other failure. Pauses double, and differ by up to a quarter
-    from launch to launch so that many do not return together.
+    A place without capacity sends the launch to the next one at once; after a whole round
+    there is a pause, as after any other failure. A limit of the account holds for a whole region:
+    its other kinds of machine are passed over, and a round of nothing but limits is the end. Pauses
+    double, and differ by up to a quarter from launch to launch so that many do not return together.
 
     Args:
         failures: One job per failed attempt in a row, oldest first, at least one.
         policy: The run's own.
-        backends: How many places the plan chose.
+        places: The places that the plan chose, best first, with what each rents out.
         limit: The most attempts in a row, or None.
     """
     last = failures[-1]
     ended = last.finished_at or last.created_at
     if last.reason in _NEVER:
         return GiveUp("")
-    full = _no_capacity_in_a_row(failures)
-    if full % backends:
-        return Again(ended, full % backends)
-    kind = _EVENT.get(last.reason, "error")
+    rounds = _rounds(failures, places)
+    if rounds:
+        if (onward := _next_place(rounds[-1], places)) is not None:
+            return Again(ended, onward)
+        if all(job.reason == "quota" for job in rounds[-1]):
+            return GiveUp("")
+    kind = "no-capacity" if rounds else _EVENT.get(last.reason, "error")
     if kind not in policy.on:
         return GiveUp(f"retry does not name {kind}" if policy.on else "")
     if limit is not None and len(failures) >= limit:
         return GiveUp(f"{len(failures)} attempts failed")
-    rounds = full // backends if full else len(failures)
-    due = ended + timedelta(seconds=_pause_s(last.name, rounds, policy))
+    due = ended + timedelta(seconds=_pause_s(last.name, len(rounds) or len(failures), policy))
     first = failures[0].finished_at or failures[0].created_at
     if policy.duration_s is not None and due > first + timedelta(seconds=policy.duration_s):
         return GiveUp("retry.duration is over")
@@ -109,13 +118,39 @@ def _was_steady(job: Job, steady_s: float) -> bool:
     return (job.finished_at - job.ready_at).total_seconds() >= steady_s
 
 
-def _no_capacity_in_a_row(failures: Sequence[Job]) -> int:
-    count = 0
-    for job in reversed(failures):
-        if job.reason != "no-capacity":
-            break
-        count += 1
-    return count
+def _rounds(failures: Sequence[Job], places: Sequence[Place]) -> list[list[Job]]:
+    """Return the refused attempts at the end of a row, split where the plan's order began anew."""
+    rounds: list[list[Job]] = []
+    before = len(places)
+    for job in failures:
+        if job.reason not in _REFUSED:
+            rounds.clear()
+            before = len(places)
+            continue
+        at = _position(job, places)
+        if at <= before:
+            rounds.append([])
+        rounds[-1].append(job)
+        before = at
+    return rounds
+
+
+def _next_place(refused: Sequence[Job], places: Sequence[Place]) -> int | None:
+    """Return the next place of a round that no limit stands in front of, None where it is over."""
+    limited = {_reach(job.backend, job.rent) for job in refused if job.reason == "quota"}
+    onward = range(_position(refused[-1], places) + 1, len(places))
+    return next((at for at in onward if _reach(*places[at]) not in limited), None)
+
+
+def _position(job: Job, places: Sequence[Place]) -> int:
+    """Return where in the plan's order a job was; the end, where the plan has changed since."""
+    place = (job.backend, job.rent)
+    return places.index(place) if place in places else len(places) - 1
+
+
+def _reach(backend: str, rent: Rent | None) -> tuple[str, str]:
+    """Return how far a limit of an account reaches."""
+    return backend, rent.region if rent else ""
 
 
 def _pause_s(name: str, failures: int, policy: Retry) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
-from orchestrator.backend import Group, Instance, Launch
+from orchestrator.backend import Group, Instance, Launch, Rent, Resources
 
 RunType = Literal["task", "service", "dev-environment"]
 RetryEvent = Literal["no-capacity", "interruption", "error"]
@@ -87,8 +87,10 @@ class Template:
 
     ``launch`` is the first of them: replica 0, node 0, attempt 0; ``follower`` is the launch of the
     other nodes, where it differs. ``backends`` are the places
-    the plan chose, best first; a launch that finds no capacity goes to the next. ``surge`` says
-    whether a replica's successor may run beside it.
+    the plan chose, best first; a launch that finds no capacity goes to the next. A place that rents
+    machines is there once for each kind, and ``rents`` names it at the same position; none where
+    nothing is rented. ``surge`` says whether a replica's successor may run beside it, ``idle_s`` how
+    long a rented machine that it leaves is kept, None for ever.
     """
 
     launch: Launch
@@ -99,13 +101,21 @@ class Template:
     surge: bool = False
     retry: Retry = Retry()
     max_duration_s: int | None = None
+    rents: tuple[Rent | None, ...] = ()
+    idle_s: int | None = 300
+
+    @property
+    def places(self) -> tuple[tuple[str, Rent | None], ...]:
+        """Return every place with the kind of machine it rents out, best first."""
+        rents = self.rents or (None,) * len(self.backends)
+        return tuple(zip(self.backends, rents, strict=True))
 
     def of_node(self, node: int) -> Launch:
         """Return the launch that the node with this rank is made from."""
         return self.follower if node and self.follower else self.launch
 
-    def at(self, replica: int, node: int, attempt: int) -> Launch:
-        """Return the launch of one place and attempt, with its node variables.
+    def at(self, replica: int, node: int, attempt: int, rent: Rent | None = None) -> Launch:
+        """Return the launch of one place and attempt, with its node variables and its machine.
 
         A place where launches share the machine's ports puts another ``MODELYARD_PORT`` in.
 
@@ -114,6 +124,7 @@ class Template:
         'chat-1-0-2'
         """
         first = self.of_node(node)
+        first = replace(first, resources=_given(first.resources, rent), rent=rent) if rent else first
         own = {
             "MODELYARD_RUN_NAME": first.run,
             "MODELYARD_REPLICA": str(replica),
@@ -127,6 +138,16 @@ class Template:
         env = tuple({**own, **dict(first.env)}.items())
         name = f"{first.run}-{replica}-{node}-{attempt}"
         return replace(first, name=name, replica=replica, node=node, attempt=attempt, env=env)
+
+
+def _given(resources: Resources, rent: Rent) -> Resources:
+    """Return what a launch is given on a rented machine: all of the accelerators it has."""
+    if not resources.accelerators:
+        return resources
+    return replace(
+        resources, accelerator=rent.accelerator, vendor=rent.vendor, accelerators=rent.accelerators,
+        vram_bytes=rent.vram_bytes, compute_capability=rent.compute_capability,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +211,10 @@ class Job:
     address: str | None = None
     ports: Mapping[int, tuple[str, int]] = field(default_factory=dict)
     devices: tuple[str, ...] = ()
+    rent: Rent | None = None
+    """The kind of machine it is rented, with the price that was counted for it."""
+    machine: str = ""
+    """The machine it was seen on, as its backend calls it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +284,15 @@ class Remove:
 
 
 @dataclass(frozen=True, slots=True)
+class Release:
+    """Ask a backend to give the machine of an ended launch back, or keep it for ``keep_s``."""
+
+    backend: str
+    name: str
+    keep_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class ApplyGroup:
     """Ask a cluster to keep a group as it now is."""
 
@@ -277,7 +311,7 @@ class DeleteGroup:
 
 Write = Record | Turn | Forget
 GroupAction = Record | Turn | Forget | ApplyGroup | DeleteGroup
-Action = Record | Turn | Forget | Start | Stop | Remove
+Action = Record | Turn | Forget | Start | Stop | Remove | Release
 
 
 @dataclass(frozen=True, slots=True)

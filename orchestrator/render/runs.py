@@ -75,7 +75,7 @@ def run_text(view: RunView) -> str:
         ["state", run.state.value + (f": {run.reason}" if run.reason else "")],
         ["wanted", run.wanted.value],
         ["image", launch.image or "none: commands of the machine"],
-        ["backends", ", ".join(run.template.backends)],
+        ["backends", ", ".join(dict.fromkeys(run.template.backends))],
         ["spec", run.spec_hash[:12]],
         ["id", run.id],
     ]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from orchestrator.backend import Rent
 from orchestrator.reconcile.values import Job, JobState, Run, RunEvent, RunState, Template, Wanted
 from orchestrator.store.codec import decode, encode, from_micros, legible, to_micros
 
@@ -94,6 +95,8 @@ def job_row(job: Job) -> dict[str, Any]:
         "address": job.address,
         "ports": encode(job.ports),
         "devices": encode(job.devices),
+        "rent": encode(job.rent) if job.rent else None,
+        "machine": job.machine,
     }
 
 
@@ -120,6 +123,8 @@ def job_of(row: Row) -> Job:
         address=row["address"],
         ports=decode(Mapping[int, tuple[str, int]], row["ports"]),
         devices=decode(tuple[str, ...], row["devices"]),
+        rent=decode(Rent, row["rent"]) if row["rent"] else None,
+        machine=row["machine"],
     )
 
 

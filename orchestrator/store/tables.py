@@ -70,6 +70,8 @@ jobs = Table(
     Column("address", Text),
     Column("ports", Text, nullable=False),
     Column("devices", Text, nullable=False),
+    Column("rent", Text),
+    Column("machine", Text, nullable=False, server_default=""),
     PrimaryKeyConstraint("run_id", "name", name="jobs_pkey"),
 )
 

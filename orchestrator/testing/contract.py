@@ -41,6 +41,7 @@ from orchestrator.backend import (
     Offer,
     Phase,
     Port,
+    Renter,
     Resources,
 )
 from orchestrator.errors import BackendError, NoCapacity, NotFound, Rejected, Unreachable
@@ -272,6 +273,7 @@ class BackendContract:
         assert all(isinstance(c, Can) for c in backend.can)
         assert backend.can & {Can.IMAGES, Can.BARE}
         assert (Can.GROUPS in backend.can) == isinstance(backend, GroupBackend)
+        assert (Can.RENT in backend.can) == isinstance(backend, Renter)
 
     def test_check_never_raises(self, backend: Backend) -> None:
         """Clause 3."""

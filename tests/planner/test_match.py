@@ -73,6 +73,7 @@ def gpu(**wanted: object) -> Demand:
         (OWN, Demand(disk_bytes=Span(1000 * GB)), "too little disk"),
         (RENTED, Demand(cpu=Span(2, 8)), "more processors than asked for"),
         (RENTED, Demand(memory_bytes=Span(2 * GB, 8 * GB)), "more memory than asked for"),
+        (replace(H100, price_list="aws"), gpu(), "price not known"),
         (replace(OWN, available=0), Demand(), "no capacity now"),
         (OWNED, replace(gpu(count=Span(4)), max_price_usd_hour=7), "over max_price"),
         (OWNED, replace(gpu(count=Span(3)), max_price_usd_hour=7), None),
