@@ -241,6 +241,11 @@ class PriceRow:
         """Return the key of this row: provider, region and instance type."""
         return f"{self.provider}/{self.region}/{self.instance_type}"
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether the price has a day and a source that can be relied on."""
+        return self.as_of is not None and self.confidence != "low"
+
 
 @dataclass(frozen=True, slots=True)
 class Image:

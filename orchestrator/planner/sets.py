@@ -505,10 +505,13 @@ def _options(
 
 
 def _cheapest(rows: Iterable[PriceRow]) -> _Prices:
-    """Return the cheapest row on demand of each accelerator and count; equal prices by name."""
+    """Return the cheapest row on demand of each accelerator and count; equal prices by name.
+
+    A row that nobody dated, or whose source is weak, counts only where there is no better one.
+    """
     found: dict[tuple[str, int], PriceRow] = {}
     priced = [r for r in rows if r.accelerator and r.on_demand_usd_hour]
-    for row in sorted(priced, key=lambda r: (r.on_demand_usd_hour or 0.0, r.name)):
+    for row in sorted(priced, key=lambda r: (not r.is_sure, r.on_demand_usd_hour or 0.0, r.name)):
         found.setdefault((row.accelerator or "", row.count), row)
     return found
 

@@ -60,6 +60,18 @@ def test_a_set_costs_the_cheapest_row_on_demand_of_its_count() -> None:
     assert {each.count for each in answer.sets.fitting if each.price is None} == {2, 4}
 
 
+def test_a_price_nobody_dated_counts_only_where_there_is_no_better_one() -> None:
+    undated, weak = row("undated", "H100-80GB", 1, 1.0), row("weak", "H100-80GB", 1, 1.5)
+    rows = [
+        replace(undated, as_of=None), replace(weak, confidence="low"), row("dated", "H100-80GB", 1, 3.0),
+        replace(row("only", "H100-80GB", 2, 4.0), as_of=None),
+    ]  # fmt: skip
+
+    fitting = serving_answer(llama(), JOB, [card("H100-80GB")], rows).sets.fitting
+
+    assert {s.count: s.price.row.provider for s in fitting if s.price} == {1: "dated", 2: "only"}
+
+
 def test_every_machine_of_a_set_is_paid_for() -> None:
     answer = serving_answer(
         llama("405B"), ServingJob(precision="bf16", context=8192), [card("H100-80GB")],
