@@ -34,6 +34,7 @@ from orchestrator.apply import (
 from orchestrator.apply.lock import LockedModel, is_commit, model_of, pinned
 from orchestrator.apply.planfile import Origin, default_expiry, plan_file, read_plan, resume
 from orchestrator.apply.prices import check_prices, is_priced
+from orchestrator.apply.unset import unset
 from orchestrator.backend import Backend, Check, Instance, LogLine, Offer, Phase, Volume
 from orchestrator.catalog.digest import digest
 from orchestrator.catalog.hardware import accelerator, candidates
@@ -41,16 +42,19 @@ from orchestrator.errors import (
     BackendError,
     ModelyardError,
     NotFound,
+    Problem,
     StateMoved,
     Unreachable,
     UsageError,
 )
 from orchestrator.places import Places, read_places
+from orchestrator.planner.ask import Work
 from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Job, Run, RunEvent, RunState, Turn, Wanted
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import Model
-from orchestrator.store import current_runs, open_store
+from orchestrator.spec.models import Volume as VolumeSpec
+from orchestrator.store import current_runs, current_secrets, open_store
 from orchestrator.store.leases import this_owner
 
 if TYPE_CHECKING:  # the store imports SQLAlchemy, which a plan on a fresh machine does without
@@ -348,7 +352,7 @@ class Local:
         models: Mapping[str, LockedModel] | None = None,
     ) -> World:
         locked = {(each.id, each.commit): each for each in (models or {}).values()}
-        has_volumes = scope.prune or any(document.spec.type == "volume" for document in documents)
+        has_volumes = scope.prune or any(_speaks_of_volumes(document) for document in documents)
         return World(
             runs={run.name: run for run in current_runs(self._url)},
             volumes={v.name: v for v in self.store.volumes()} if has_volumes else {},
@@ -360,7 +364,11 @@ class Local:
             sort=sort,
             strict=strict,
             scope=scope,
+            unset=self._unset,
         )
+
+    def _unset(self, document: Document, spec: Work) -> Sequence[Problem]:
+        return unset(document, spec, environ=self._environ, secrets=lambda: current_secrets(self._url))
 
     def _offered(self) -> Sequence[Offer]:
         """Return what there is to choose from; where nothing is, a place that is silent is why."""
@@ -736,6 +744,11 @@ def _pinned(documents: Sequence[Document], models: Mapping[str, LockedModel] | N
     return (
         [pinned(document, models.get(document.spec.name)) for document in documents] if models else documents
     )
+
+
+def _speaks_of_volumes(document: Document) -> bool:
+    spec = document.spec
+    return isinstance(spec, VolumeSpec) or any(mount.name for mount in getattr(spec, "volumes", ()))
 
 
 def _origin() -> Origin:

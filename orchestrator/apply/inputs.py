@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from orchestrator.backend import File
-from orchestrator.errors import SpecError
+from orchestrator.errors import Problem, SpecError
 from orchestrator.planner.ask import Work
 from orchestrator.planner.compose import Inputs
 from orchestrator.spec.load import Document
@@ -44,6 +44,26 @@ def read_inputs(document: Document, spec: Work) -> Inputs:
     return Inputs(tuple(found), _digest(found), tuple(clones))
 
 
+def unreadable(document: Document, spec: Work) -> Iterator[Problem]:
+    """Yield a problem for each file, folder or clone of ``spec`` that is not there or cannot be read."""
+    named = [(f"files[{at}]", file.local_path) for at, file in enumerate(spec.files)]
+    named += [(f"repos[{at}]", repo.local_path) for at, repo in enumerate(spec.repos) if repo.local_path]
+    for path, local in named:
+        try:
+            if not Path(local).is_dir():
+                Path(local).open("rb").close()
+        except OSError as error:
+            yield _unreadable(document, path, error)
+
+
+def _unreadable(document: Document, path: str, error: OSError) -> Problem:
+    what = f"cannot read {error.filename}: {error.strerror}"
+    return document.problem(path, what, _CHECK)
+
+
+_CHECK = "check the path; it counts from this file's folder"
+
+
 def clone_command(repo: Repo) -> str:
     """Return the shell command that puts a repository in place.
 
@@ -63,10 +83,10 @@ def _checked(document: Document, path: str, read: Callable[[], Iterator[File]]) 
     try:
         return list(read())
     except OSError as error:
-        what = f"cannot read {error.filename}: {error.strerror}"
+        raise SpecError([_unreadable(document, path, error)]) from None
     except subprocess.CalledProcessError as error:
         what = f"git cannot list the repository: {error.stderr.strip()}"
-    raise SpecError([document.problem(path, what, "check the path; it counts from this file's folder")])
+    raise SpecError([document.problem(path, what, _CHECK)])
 
 
 def _files(mapping: FileMapping) -> Iterator[File]:

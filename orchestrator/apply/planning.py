@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from orchestrator.apply.inputs import read_inputs
 from orchestrator.apply.sets import NO_SET, Deletion, Scope, deletions, joined, joining
 from orchestrator.backend import Can, Launch, Mount, Offer, Rent
-from orchestrator.errors import NothingFits, SpecError, UsageError
+from orchestrator.errors import NothingFits, Problem, SpecError, UsageError
 from orchestrator.planner.ask import Names, Work, demand_of, runs_bare
 from orchestrator.planner.compose import Inputs, compose, opens_itself
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
@@ -21,6 +21,7 @@ from orchestrator.reconcile import Retry, Run, RunState, Template, Wanted
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import DevEnvironment, Fleet, Model, Service, Task, Volume, changes, spec_of
 from orchestrator.spec.parts import Change
+from orchestrator.spec.unheeded import unheeded
 from orchestrator.store.values import Volume as KeptVolume
 
 if TYPE_CHECKING:  # catalog, sizing and engines: a third of a plan's time, and only for a model
@@ -53,6 +54,8 @@ class World:
     strict: bool = False
     """Refuse a spec that contradicts its model, rather than note it."""
     scope: Scope = NO_SET
+    unset: Callable[[Document, Work], Sequence[Problem]] = lambda _document, _spec: ()
+    """The values that a document names and that nobody has given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,8 @@ class RunPlan:
     set_name: str = ""
     serving: str = "{}"
     """What the gateway has to know of the engine, as JSON."""
+    problems: tuple[Problem, ...] = ()
+    """What has to be put right before it can be applied: values that nobody has given."""
 
     @property
     def name(self) -> str:
@@ -133,6 +138,8 @@ class _Offers:
     """Offers, asked for once and indexed once."""
 
     world: World
+    declared: frozenset[str] = frozenset()
+    """The volumes among the documents."""
     served: dict[str, tuple[Placed, Served]] = field(default_factory=dict)
     """Answers by question: a folder of services asks few different ones."""
     _index: OfferIndex | None = None
@@ -157,7 +164,8 @@ def plan_documents(
             the world is strict.
         UsageError: a document cannot take the place of what is on record.
     """
-    offers = _Offers(world)
+    declared = frozenset(d.spec.name for d in documents if isinstance(d.spec, Volume))
+    offers = _Offers(world, declared)
     volumes: list[VolumePlan] = []
     runs: list[RunPlan] = []
     for document in documents:
@@ -214,6 +222,7 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     plan = RunPlan(document, spec, action, spec_hash, changed, run=run, set_name=joins)
     if action == "unchanged":
         return plan
+    plan = replace(plan, problems=tuple(world.unset(document, spec)))
     if action == "update" and run:
         return replace(plan, template=updated(run.template, spec))
     demand = demand_of(spec, places=world.places, names=world.names)
@@ -235,7 +244,12 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
         plan, demand=demand, placed=placed,
         served=engine.served if engine else None, trained=engine.trained if engine else None,
         template=updated(template, spec, least_grace_s=engine.launch.stop_grace_s if engine else 0.0),
-        notes=(*_notes(action, surge, engine, run), *_port_notes(spec, action, own)),
+        notes=(
+            *_notes(action, surge, engine, run),
+            *_port_notes(spec, action, own),
+            *_volume_notes(spec, offers),
+            *(f"{found.path}: {found.what}" for found in unheeded(spec)),
+        ),
         serving=_serving(engine.served if engine else None),
     )  # fmt: skip
 
@@ -498,6 +512,14 @@ def _port_notes(spec: Work, action: Action, own: bool | None) -> Iterator[str]:
         yield f"its commands open port {number}: to be replaced without a gap, listen on $MODELYARD_PORT"
     elif action == "replace":
         yield f"the new replica has to listen on $MODELYARD_PORT: the old one has port {number}"
+
+
+def _volume_notes(spec: Work, offers: _Offers) -> Iterator[str]:
+    """Say which volumes nobody declares: a place that has not got them refuses to start the launch."""
+    known = offers.declared | set(offers.world.volumes)
+    for mount in spec.volumes:
+        if mount.name and not mount.optional and mount.name not in known:
+            yield f"volume {mount.name}: neither declared here nor on record; it starts where it is there"
 
 
 def loses_work(action: Action, run: Run | None) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.apply.planning import RunPlan, VolumePlan
 from orchestrator.apply.sets import Deletion
+from orchestrator.apply.unset import unset
 from orchestrator.errors import Problem, SpecError
 from orchestrator.reconcile import Run, RunEvent, RunState, Turn, Wanted
 from orchestrator.store.values import Volume
@@ -36,8 +37,8 @@ def record(
         new_id: Makes ids for new runs.
 
     Raises:
-        SpecError: a variable is named without a value, and neither the environment nor the
-            secret store has one.
+        SpecError: a variable or a secret is named, and neither the environment nor the secret
+            store has a value; every one of them.
         StateMoved: a run changed since it was planned; nothing was written.
     """
     runs = [p for p in plans if isinstance(p, RunPlan) and p.action != "unchanged"]
@@ -87,18 +88,15 @@ def _ending(run: Run, reason: str, now: datetime) -> Turn:
 
 def _captured(plans: Sequence[RunPlan], store: Store, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the values of bare variables by the secret's name, one name space per run."""
-    found: dict[str, str] = {}
-    problems: list[Problem] = []
     known = {name for name, _ in store.secrets.list()}
+    problems: list[Problem] = []
     for plan in plans:
-        for name, value in plan.spec.env.items():
-            if value is not None:
-                continue
-            if name in environ:
-                found[f"{plan.name}/{name}"] = environ[name]
-            elif name not in known and f"{plan.name}/{name}" not in known:
-                fix = f"export {name}, or modelyard secret set {name}"
-                problems.append(plan.document.problem(f"env.{name}", f"{name} has no value", fix))
+        problems += unset(plan.document, plan.spec, environ=environ, secrets=lambda: known)
     if problems:
         raise SpecError(problems)
-    return found
+    return {
+        f"{plan.name}/{name}": environ[name]
+        for plan in plans
+        for name, value in plan.spec.env.items()
+        if value is None and name in environ
+    }

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.locking import Locked, Locking, WriteLock, save_locks
-from orchestrator.cli.shared import Config, Json, Yes, confirm, load_files, open_api
+from orchestrator.cli.shared import Config, Json, Yes, confirm, load_files, open_api, problems_of
 from orchestrator.cli.specs import AllowDestroy, AllowReplace, Prune, Rerun, SetName
-from orchestrator.errors import UsageError
+from orchestrator.errors import SpecError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.api import Local, Plans
@@ -97,6 +97,8 @@ def _carry_out(
     changed = any(plan.action != "unchanged" for plan in plans)
     typer.echo(plan_json(plans) if json and not changed else plan_text(plans), err=changed)
     require_consent(plans, consent)
+    if problems := problems_of(plans):
+        raise SpecError(problems)
     if changed and not confirm("apply?", yes=yes):
         raise typer.Abort
     names = api.apply(plans, consent=consent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,8 @@ import typer
 from orchestrator.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.api import Local
+    from orchestrator.api import Local, Plans
+    from orchestrator.errors import Problem
     from orchestrator.spec.load import Document
 
 Files = Annotated[
@@ -91,8 +92,13 @@ def use_catalog() -> None:
     use(folder if folder.is_dir() else None)
 
 
-def load_files(paths: Sequence[str], arguments: Sequence[str] = ()) -> tuple[Document, ...]:
-    """Return the documents of files, folders and stdin; every problem at once."""
+def load_files(
+    paths: Sequence[str],
+    arguments: Sequence[str] = (),
+    *,
+    also: Callable[[Document], Iterable[Problem]] = lambda _document: (),
+) -> tuple[Document, ...]:
+    """Return the documents of files, folders and stdin; every problem at once, and ``also`` those."""
     from orchestrator.catalog.hardware import known_names
     from orchestrator.spec.load import load
 
@@ -100,8 +106,25 @@ def load_files(paths: Sequence[str], arguments: Sequence[str] = ()) -> tuple[Doc
     if not paths:
         raise UsageError("no files given", fix="name them with -f, for example -f configs/")
     return load(
-        paths, stdin=sys.stdin.buffer, known_accelerators=known_names(), env=os.environ, args=arguments
-    )
+        paths, stdin=sys.stdin.buffer, known_accelerators=known_names(), env=os.environ, args=arguments,
+        also=lambda documents: [p for each in documents for p in (*_unreadable(each), *also(each))],
+    )  # fmt: skip
+
+
+def _unreadable(document: Document) -> Iterable[Problem]:
+    spec = document.spec
+    if not getattr(spec, "files", ()) and not getattr(spec, "repos", ()):
+        return ()
+    from orchestrator.apply.inputs import unreadable  # brings the planner in
+    from orchestrator.spec.models import Fleet, Volume
+
+    assert not isinstance(spec, Fleet | Volume)  # those have no files
+    return unreadable(document, spec)
+
+
+def problems_of(plans: Plans) -> list[Problem]:
+    """Return what has to be put right before plans can be applied, of all of them."""
+    return [problem for plan in plans for problem in getattr(plan, "problems", ())]
 
 
 def confirm(question: str, *, yes: bool) -> bool:

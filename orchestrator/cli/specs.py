@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from orchestrator.cli.locking import Locked, Locking, WriteLock, locked_models, save_locks, write_text
-from orchestrator.cli.shared import Config, Files, Json, load_files, open_api
-from orchestrator.errors import ModelyardError, NothingFits, UsageError
+from orchestrator.cli.shared import Config, Files, Json, default_config, load_files, open_api, problems_of
+from orchestrator.errors import ModelyardError, NothingFits, Problem, SpecError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.api import Plans
+    from orchestrator.spec.load import Document
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -65,7 +66,7 @@ def plan(
         Literal["price", "throughput", "latency"], typer.Option(help="What the chosen offer is best in.")
     ] = "price",
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse specs that contradict their model.")
+        bool, typer.Option("--strict", help="Refuse specs that contradict their model, and unset variables.")
     ] = False,
     out: Annotated[
         Path | None,
@@ -103,6 +104,11 @@ def plan(
             beside = tuple(by_lock(file, documents))
             _save(out, api.save(plans, scope=scope, consent=consent, lasts_s=lasts_s, locks=beside))
     typer.echo(_shown(plans, form, explain=explain))
+    problems = problems_of(plans)
+    for problem in problems:
+        typer.echo(str(problem), err=True)
+    if problems and strict:
+        raise typer.Exit(SpecError.exit_code)
     if detailed_exitcode and any(plan.action != "unchanged" for plan in plans):
         raise typer.Exit(CHANGES)
 
@@ -193,25 +199,59 @@ def validate(
         Literal["text", "json", "github"],
         typer.Option("--format", help="github is for the annotations of a pull request."),
     ] = "text",
+    config: Config = None,
 ) -> None:
     """Check files and report every problem; needs no backend."""
-    from orchestrator.errors import SpecError
     from orchestrator.render.problems import problems_json
+    from orchestrator.spec.notices import notices
 
     json = json or form == "json"
+    places = _place_names(config or default_config())
     try:
         with _annotating(form):
-            documents = load_files(file)
+            documents = load_files(file, also=lambda document: unknown_places(document, places))
     except SpecError as error:
         if json:
             typer.echo(problems_json(error.problems))
             raise typer.Exit(error.exit_code) from None
         raise
+    found = notices(documents)
     if json:
-        typer.echo(problems_json(()))
+        typer.echo(problems_json((), notices=found))
         return
+    if form == "github":
+        from orchestrator.render.github import notices_github
+
+        if found:
+            typer.echo(notices_github(found))
+    else:
+        for notice in found:
+            typer.echo(str(notice), err=True)
     for document in documents:
         typer.echo(f"{document.position.file}: {document.spec.type} {document.spec.name}: ok")
+
+
+def _place_names(config: Path | None) -> frozenset[str] | None:
+    """Return what the configuration calls its places, None where there is none to say so."""
+    if config is None:
+        return None
+    from orchestrator.places import read_places
+
+    return frozenset(place.name for place in read_places(config))
+
+
+def unknown_places(document: Document, places: Collection[str] | None) -> Iterator[Problem]:
+    """Yield a problem for each backend that a document names and the configuration has not."""
+    from orchestrator.spec.forms import nearest
+    from orchestrator.spec.models import Volume
+
+    named = [(f"backends[{at}]", name) for at, name in enumerate(getattr(document.spec, "backends", ()))]
+    if isinstance(document.spec, Volume) and document.spec.backend:
+        named.append(("backend", document.spec.backend))
+    for path, name in named:
+        if places is not None and name not in places:
+            fix = nearest(name, {each: each for each in places}) or f"there is {', '.join(sorted(places))}"
+            yield document.problem(path, f"no backend {name!r} is configured", fix)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from orchestrator.backend import Can
+from orchestrator.spec.parts import exact_bytes
 from orchestrator.units import format_bytes
 
 
@@ -77,7 +78,7 @@ class Demand:
         """Return the demand in a phrase, for a plan or an error.
 
         >>> Demand(cpu=Span(2), memory_bytes=Span(4 * 2**30)).summary()
-        'cpu 2.., memory 4 GiB..'
+        'cpu 2.., memory 4GiB..'
         """
         parts: list[str] = []
         if self.accelerator:
@@ -86,10 +87,16 @@ class Demand:
             parts.append(f"cpu {_span_text(self.cpu, lambda v: f'{v:g}')}")
         for word, span in (("memory", self.memory_bytes), ("disk", self.disk_bytes)):
             if span != Span():
-                parts.append(f"{word} {_span_text(span, lambda v: format_bytes(int(v)))}")
+                parts.append(f"{word} {_span_text(span, lambda v: _bytes_text(int(v)))}")
         if self.nodes > 1:
             parts.append(f"{self.nodes} nodes")
         return ", ".join(parts) or "nothing in particular"
+
+
+def _bytes_text(size: int) -> str:
+    """Return a size as one would have written it; one that nobody wrote, in a unit that is near."""
+    exact = exact_bytes(size)
+    return exact if len(exact) <= 8 else format_bytes(size)
 
 
 def _span_text(span: Span, text: Callable[[float], str]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.apply import Deletion, RunPlan, VolumePlan
-from orchestrator.errors import ModelyardError, Position, SpecError
+from orchestrator.errors import ModelyardError, Position, Problem, SpecError
 from orchestrator.render.plans import change_text, count_text
 
 
@@ -20,12 +20,19 @@ def plan_github(plans: Sequence[RunPlan | VolumePlan | Deletion]) -> str:
     What would be deleted, or stopped with its work lost, is a warning: it stands nowhere in the files.
     """
     lines = [_plan_command(plan) for plan in plans if plan.action != "unchanged"]
+    problems = [p for plan in plans if isinstance(plan, RunPlan) for p in plan.problems]
+    lines += [command("warning", "\n".join(filter(None, (p.what, p.fix))), at=p.at) for p in problems]
     return "\n".join([*lines, command("notice", f"plan: {count_text(plans)}")])
 
 
 def error_github(error: ModelyardError) -> str:
     """Return an error as annotations: one for every problem of a spec, else one for all."""
     return "\n".join(_error_commands(error))
+
+
+def notices_github(notices: Sequence[Problem]) -> str:
+    """Return what stands in the files and does nothing as annotations."""
+    return "\n".join(command("notice", notice.what, at=notice.at) for notice in notices)
 
 
 def _error_commands(error: ModelyardError) -> Iterator[str]:

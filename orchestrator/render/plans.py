@@ -10,6 +10,7 @@ from orchestrator.apply import Deletion, Difference, RunPlan, VolumePlan
 from orchestrator.backend import Launch, Offer
 from orchestrator.planner.ask import Work
 from orchestrator.planner.plan import Choice, Placed
+from orchestrator.render.problems import problem_object
 from orchestrator.render.table import columns, plural, to_json
 from orchestrator.spec.models import Service
 from orchestrator.spec.parts import Change
@@ -245,6 +246,8 @@ def _plan_object(plan: RunPlan | VolumePlan | Deletion, *, explain: bool) -> dic
         body["offers"] = [_choice_object(choice) for choice in plan.placed.choices]
         body["refused"] = [{"reason": r.reason, "offers": r.offers} for r in plan.placed.refused]
     body["notes"] = list(plan.notes)
+    if plan.problems:
+        body["problems"] = [problem_object(problem) for problem in plan.problems]
     if explain:
         from orchestrator.render.explained import explained_object
 

@@ -11,6 +11,7 @@ from orchestrator.backend import Check, Volume
 from orchestrator.reconcile import Job, Run, RunEvent
 from orchestrator.render.plans import holds, offer_object, price_text
 from orchestrator.render.table import columns, table, to_json
+from orchestrator.spec.parts import exact_bytes
 from orchestrator.units import format_bytes, format_duration
 
 
@@ -257,7 +258,7 @@ def orphans_json(orphans: Sequence[Orphan]) -> str:
 def volumes_text(volumes: Sequence[tuple[str, Volume]]) -> str:
     """Return one line per volume."""
     rows = [
-        [v.name, backend, format_bytes(v.size_bytes) if v.size_bytes else "-", ", ".join(v.used_by) or "-"]
+        [v.name, backend, exact_bytes(v.size_bytes) if v.size_bytes else "-", ", ".join(v.used_by) or "-"]
         for backend, v in volumes
     ]
     return table(["NAME", "BACKEND", "SIZE", "USED BY"], rows) if rows else "no volumes"

@@ -85,21 +85,43 @@ def _unknown_key(source: Source, root: Node, spec_type: type[Part], path: Path) 
     source.add(*place, f"unknown key {write_path(path)!r}", _meant(key, spec_type, path[:-1]))
 
 
-def _meant(key: str, spec_type: type[Part], parents: Path) -> str | None:
-    """Guess what ``key`` was to be: a key of another document, a near spelling, a key further in."""
+_THEIRS = {
+    "python": "write image: python:3.12, with the version you want",
+    "docker": "write privileged: true and an image such as docker:dind",
+    "nvcc": "name an image that has the CUDA toolkit",
+    **dict.fromkeys(("cmd", "command", "run", "script"), "write commands, one a line"),
+    **dict.fromkeys(("environment", "envs", "variables"), "write env"),
+    "restart": "a service is kept up by itself; a task is tried again by retry",
+    "ram": "write memory",
+    **dict.fromkeys(("cores", "vcpu", "vcpus"), "write cpu"),
+    **dict.fromkeys(("accelerator", "accelerators"), "write resources: {gpu: …}"),
+    "workdir": "write working_dir",
+}
+"""Keys that other tools have, and what says the same here."""
+
+
+def _meant(key: str, spec_type: type[Part], parents: Path) -> str:
+    """Guess what ``key`` was to be: a key of another document or tool, a near spelling, a key further in."""
+    import difflib  # only a mistake needs it
+
     others = [word for word, kind in TYPES.items() if not parents and key in kind.model_fields]
     if others:
         return f"that is a key of {' and '.join(others)}"
     owner = _owner(spec_type, parents)
     word = key.lower().replace("-", "_")
-    if owner is None or (guess := nearest(word, {name: name for name in owner.model_fields})):
-        return guess if owner else None
+    if owner is None:
+        return _LISTED
+    if told := _THEIRS.get(word) or nearest(word, {name: name for name in owner.model_fields}):
+        return told
     inner = {name: part for name, info in owner.model_fields.items() if (part := part_of(info.annotation))}
     deeper = {name: name for part in inner.values() for name in part.model_fields}
-    if guess := nearest(word, deeper):
-        homes = [name for name, part in inner.items() if guess.split("'")[1] in part.model_fields]
-        return f"{guess} it belongs in {' or '.join(homes)}"
-    return None
+    if found := difflib.get_close_matches(word, deeper, n=1, cutoff=0.8):
+        homes = [f"{name}.{found[0]}" for name, part in inner.items() if found[0] in part.model_fields]
+        return f"did you mean {' or '.join(homes)}?"
+    return _LISTED
+
+
+_LISTED = "docs/reference/spec.md lists the keys, as does 'modelyard schema'"
 
 
 def _owner(spec_type: type[Part], parents: Path) -> type[Part] | None:

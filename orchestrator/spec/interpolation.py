@@ -40,6 +40,16 @@ def refers_to_secret(text: str) -> bool:
     return any(found[1].startswith("secrets.") for found in _REFERENCE.finditer(text))
 
 
+def secrets_in(text: str) -> tuple[str, ...]:
+    """Return the names of the secrets that ``text`` refers to.
+
+    >>> secrets_in("Bearer ${{ secrets.API }}")
+    ('API',)
+    """
+    named = (_NAMED.fullmatch(found[1]) for found in _REFERENCE.finditer(text))
+    return tuple(found[2] for found in named if found and found[1] == "secrets")
+
+
 @dataclass(frozen=True, slots=True)
 class Interpolation:
     """Puts the environment and the run's arguments into trees; what cannot be is a problem."""

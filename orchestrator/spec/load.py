@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -57,6 +57,7 @@ def load(
     known_accelerators: Collection[str] | None = None,
     env: Mapping[str, str] | None = None,
     args: Sequence[str] = (),
+    also: Callable[[Sequence[Document]], Iterable[Problem]] = lambda _documents: (),
 ) -> tuple[Document, ...]:
     """Return the documents of ``paths`` in order.
 
@@ -67,6 +68,7 @@ def load(
         known_accelerators: Names a spec may use; None checks no name.
         env: The environment that ``${{ env.X }}`` is taken from.
         args: What ``${{ run.args }}`` stands for.
+        also: Yields what else is wrong with what could be read of the documents: told with the rest.
 
     Raises:
         SpecError: something is wrong; holds every problem of every file, by place.
@@ -78,6 +80,7 @@ def load(
     if not reader.documents and not reader.problems.found:
         nowhere = Position(paths[0] if paths else STDIN, 1, 1)
         reader.problems.add(nowhere, "no documents", "begin with type: task, for example")
+    reader.problems.found += also(reader.legible)
     return reader.settle()
 
 
@@ -166,6 +169,8 @@ class _Reader:
     args: Sequence[str]
     problems: Problems = field(default_factory=Problems)
     documents: list[Document] = field(default_factory=list)
+    legible: list[Document] = field(default_factory=list)
+    """Those, and what could be read of the others."""
 
     def read(self, content: bytes, file: str, folder: str | None) -> None:
         from orchestrator.spec.source import decode, parse  # brings PyYAML: 20 ms of CPU
@@ -177,9 +182,17 @@ class _Reader:
         filling = Interpolation(source, self.env, self.args) if "${{" in source.text else None
         for root in parse(source):
             filled, unread = filling.document(root) if filling else (root, frozenset[str]())
-            document = _document(filled, source, context, unread)
-            if document is not None:
-                self.documents.append(document)
+            self._take(filled, source, context, unread)
+
+    def _take(self, root: Node, source: Source, context: Context, unread: Collection[str]) -> None:
+        before = len(source.problems.found)
+        spec = _spec(root, source, context, unread)
+        if spec is None or not isinstance(root, Entries):
+            return
+        document = Document(spec, Position(source.file, root.line, root.column), source, root)
+        self.legible.append(document)
+        if len(source.problems.found) == before and not unread:
+            self.documents.append(document)
 
     def settle(self) -> tuple[Document, ...]:
         """Return the documents, or raise what is wrong with them."""
@@ -188,8 +201,8 @@ class _Reader:
         return tuple(self.documents)
 
 
-def _document(root: Node, source: Source, context: Context, unread: Collection[str]) -> Document | None:
-    """Return the checked document, or None when something is wrong with it.
+def _spec(root: Node, source: Source, context: Context, unread: Collection[str]) -> Spec | None:
+    """Return what could be read of a document, None for nothing; what is wrong goes to the problems.
 
     Nothing more is said about the fields in ``unread``, which could not be made sense of before.
     """
@@ -203,12 +216,9 @@ def _document(root: Node, source: Source, context: Context, unread: Collection[s
         complaints = error.errors(include_url=False)
         complain(source, root, spec_type, complaints)
         unread = {*unread, *(str(complaint["loc"][0]) for complaint in complaints)}
-        rest = spec_type.model_validate(_without(unread, written), context=context)
-        _apply_rules(root, source, rest, unread)
-        return None
-    if _apply_rules(root, source, spec, unread) or unread:
-        return None
-    return Document(spec, Position(source.file, root.line, root.column), source, root)
+        spec = spec_type.model_validate(_without(unread, written), context=context)
+    _apply_rules(root, source, spec, unread)
+    return spec
 
 
 def _without(unread: Collection[str], written: Mapping[str, Value]) -> dict[str, Value]:
@@ -255,14 +265,12 @@ def _scalar_text(node: Node) -> Value:
     return node.text if isinstance(node, Scalar) and node.value is not None else plain(node)
 
 
-def _apply_rules(root: Node, source: Source, spec: Spec, unread: Collection[str]) -> int:
-    """Add what the rules find wrong to the problems; return how much that is."""
-    found = tuple(findings(spec, unread=unread))
-    for finding in found:
+def _apply_rules(root: Node, source: Source, spec: Spec, unread: Collection[str]) -> None:
+    """Add what the rules find wrong to the problems."""
+    for finding in findings(spec, unread=unread):
         _, place = locate(root, parse_path(finding.path))
         where = f"{finding.path}: " if finding.path else ""
         source.add(*place, f"{where}{finding.what}", finding.fix)
-    return len(found)
 
 
 def _refuse_same_names(documents: Sequence[Document], problems: Problems) -> None:

@@ -12,11 +12,18 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
+from orchestrator.spec.forms import shown
 from orchestrator.spec.interpolation import refers_to_secret
 from orchestrator.spec.models import DevEnvironment, Fleet, Service, Spec, Task, Work
 from orchestrator.spec.parts import Part
 
 MAX_REPLICAS = 1000
+_NAME = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
+_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
+_HOST = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])"
+_TAG, _DIGEST = r"[\w][\w.-]{0,127}", r"[A-Za-z][\w+.-]*:[0-9a-fA-F]{32,}"
+_IMAGE = re.compile(rf"(?:{_HOST}(?::[0-9]+)?/)?{_NAME}(?:/{_NAME})*(?::{_TAG})?(?:@{_DIGEST})?", re.ASCII)
+"""An image's name: the grammar at the head of ``reference.go`` in github.com/distribution/reference."""
 _USER = re.compile(r"[a-z_][a-z0-9_-]*\$?|\d{1,10}", re.ASCII | re.I)
 
 
@@ -70,6 +77,32 @@ def _user(spec: Work) -> Iterator[Finding]:
     parts = (spec.user or "root").split(":")
     if len(parts) > 2 or not all(_USER.fullmatch(part) for part in parts):
         yield Finding("user", f"expected user or user:group, got {spec.user!r}", "for example 1000:1000")
+
+
+@_rule(Work, "image")
+def _image(spec: Work) -> Iterator[Finding]:
+    if spec.image is None or _IMAGE.fullmatch(spec.image):
+        return
+    guess = spec.image.strip().lower()
+    fix = f"did you mean {guess!r}?" if _IMAGE.fullmatch(guess) else "for example python:3.12-slim"
+    yield Finding("image", f"{shown(spec.image)} is no name of an image", fix)
+
+
+@_rule(Work, "max_duration")
+def _max_duration(spec: Work) -> Iterator[Finding]:
+    if spec.max_duration == 0:
+        yield Finding("max_duration", "it would be ended before it began", "write 12h, or off for no limit")
+
+
+@_rule(Work, "resources")
+def _resources(spec: Work) -> Iterator[Finding]:
+    resources = spec.resources
+    if resources.cpu and resources.cpu.count.max == 0:
+        yield Finding("resources.cpu", "nothing runs on 0 cores", "write 0.5, or leave it out")
+    for key in ("memory", "disk"):
+        wanted = getattr(resources, key)
+        if wanted and wanted.max == 0:
+            yield Finding(f"resources.{key}", f"nothing runs on 0 bytes of {key}", "leave it out")
 
 
 @_rule(Work, "registry_auth", "image")
@@ -173,6 +206,14 @@ def _replicas(spec: Service) -> Iterator[Finding]:
         )
     elif low == high and spec.scaling is not None:
         yield Finding("scaling", "scaling needs a range of replicas", f"write replicas: 0..{high or 1}")
+
+
+@_rule(Service, "probes")
+def _probes(spec: Service) -> Iterator[Finding]:
+    for index, probe in enumerate(spec.probes):
+        if probe.start_duration == 0:
+            what = "nothing answers within 0 s of its start"
+            yield Finding(f"probes[{index}].start_duration", what, "write 60s, or leave it out")
 
 
 @_rule(Service, "rate_limits")

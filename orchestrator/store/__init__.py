@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrator.reconcile.values import Run
-from orchestrator.store.peek import peek
+from orchestrator.store.peek import peek, peek_secrets
 from orchestrator.store.urls import sqlite_path
 
 if TYPE_CHECKING:
@@ -53,3 +53,17 @@ def current_runs(url: str) -> list[Run]:
         return found
     with open_store(url) as store:
         return store.runs()
+
+
+def current_secrets(url: str) -> set[str]:
+    """Return the names of the secrets of the store at ``url``, in the cheapest way; no value is read.
+
+    Raises:
+        ConfigError, StoreBusy, StoreError: as in ``open_store``.
+    """
+    path = sqlite_path(url)
+    found = peek_secrets(path) if path is not None else None
+    if found is not None:
+        return found
+    with open_store(url) as store:
+        return {name for name, _ in store.secrets.list()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from orchestrator.errors import StoreBusy, StoreError
@@ -29,19 +30,34 @@ def peek(path: Path) -> list[Run] | None:
         StoreBusy: another process holds the file.
         StoreError: it is no store, is damaged, cannot be read, or a newer program wrote it.
     """
+    rows = _rows(path, "SELECT * FROM runs ORDER BY name")
+    return None if rows is None else [run_of(row) for row in rows]
+
+
+def peek_secrets(path: Path) -> set[str] | None:
+    """Return the names of the secrets in the SQLite file at ``path``, None as in :func:`peek`.
+
+    Raises:
+        StoreBusy, StoreError: as in :func:`peek`.
+    """
+    rows = _rows(path, "SELECT name FROM secrets")
+    return None if rows is None else {str(row["name"]) for row in rows}
+
+
+def _rows(path: Path, query: str) -> list[dict[str, Any]] | None:
     if not path.exists():
         return []
     try:
-        return _read(path, "mode=ro")
+        return _read(path, "mode=ro", query)
     except sqlite3.OperationalError as error:
         if not _needs_log_index(error, path):
             raise sqlite_error(error, str(path)) from error
     except sqlite3.Error as error:
         raise sqlite_error(error, str(path)) from error
-    return _read_still(path)
+    return _read_still(path, query)
 
 
-def _read(path: Path, options: str) -> list[Run] | None:
+def _read(path: Path, options: str, query: str) -> list[dict[str, Any]] | None:
     uri = f"file:{quote(str(path))}?{options}"
     with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S)) as connection:
         connection.row_factory = sqlite3.Row
@@ -50,7 +66,7 @@ def _read(path: Path, options: str) -> list[Run] | None:
             return []
         if not is_current(revision, where=str(path)):
             return None
-        return [run_of(dict(row)) for row in connection.execute("SELECT * FROM runs ORDER BY name")]
+        return [dict(row) for row in connection.execute(query)]
 
 
 def _needs_log_index(error: sqlite3.OperationalError, path: Path) -> bool:
@@ -62,9 +78,9 @@ def _needs_log_index(error: sqlite3.OperationalError, path: Path) -> bool:
     return made and not path.with_name(path.name + "-wal").exists()
 
 
-def _read_still(path: Path) -> list[Run] | None:
+def _read_still(path: Path, query: str) -> list[dict[str, Any]] | None:
     try:
-        return _read(path, "mode=ro&immutable=1")
+        return _read(path, "mode=ro&immutable=1", query)
     except sqlite3.Error as error:
         raise sqlite_error(error, str(path)) from error
 

@@ -177,6 +177,76 @@ def test_a_variable_without_a_value_is_told_at_its_line_and_nothing_starts(
     assert cli("ps", "-a").out == "no runs\n"
 
 
+UNSET = """\
+type: task
+name: one
+image: a/b:c
+commands: [x]
+registry_auth: {username: me, password: "${{ secrets.REG }}"}
+env:
+  - UNSET_A
+  - B=${{ secrets.B1 }} and ${{ secrets.B2 }}
+---
+type: task
+name: two
+commands: [x]
+env: {UNSET_A: , D: "${{ secrets.B2 }}"}
+"""
+
+
+def test_a_plan_tells_every_value_that_nobody_gave_and_an_apply_asks_for_none(cli: Cli) -> None:
+    cli.program("secret", "set", "B2", stdin="canary\n")
+    file = cli.write("unset.yaml", UNSET)
+    wanted = [
+        f"{file}:5:41: secret REG is not set", f"{file}:7:5: UNSET_A has no value",
+        f"{file}:8:5: secret B1 is not set", f"{file}:13:16: UNSET_A has no value",
+    ]  # fmt: skip
+    planned = cli("plan", "-f", file)
+    assert [line for line in planned.err.splitlines() if line.startswith(file)] == wanted
+    assert (planned.code, planned.out.splitlines()[-1]) == (0, "plan: 2 to create")
+    runs = json.loads(cli("plan", "--json", "-f", file).out)["runs"]
+    assert [len(run["problems"]) for run in runs] == [3, 1]
+    assert cli("plan", "--strict", "-f", file).code == 65
+    applied = cli("apply", "-f", file)  # not even a question
+    assert (applied.code, [x for x in applied.err.splitlines() if x.startswith(file)]) == (65, wanted)
+    assert "::warning file=" in cli("plan", "--format", "github", "-f", file).out
+    assert cli("ps", "-a").out == "no runs\n"
+
+
+def test_a_plan_on_a_fresh_machine_names_what_is_unset_and_makes_no_record(cli: Cli) -> None:
+    result = cli("plan", "-f", cli.write("unset.yaml", UNSET))
+    assert result.err.count(" is not set") == 4
+    assert list(cli.folder.glob("state.db*")) == []
+
+
+def test_a_volume_that_nobody_declared_is_noted(cli: Cli) -> None:
+    file = cli.write("hello.yaml", HELLO + "volumes: [cache:/c]\nschedule: {cron: '0 3 * * *'}\n")
+    planned = cli("plan", "-f", file).out
+    assert "note     volume cache: neither declared here nor on record" in planned
+    assert "note     schedule: applying it starts it now" in planned
+    cli("apply", "-y", "-f", cli.write("cache.yaml", "type: volume\nname: cache\n"))
+    assert "volume cache" not in cli("plan", "-f", file).out
+
+
+def test_validate_looks_at_files_and_the_names_of_places_and_says_what_does_nothing(cli: Cli) -> None:
+    wrong = "max_duration: 0s\nfiles: [none.py]\nbackends: [sym]\n"  # what is wrong hides nothing
+    file = cli.write("hello.yaml", HELLO + wrong)
+    found = cli("validate", "-f", file)
+    assert [line.partition(": ")[2] for line in found.err.splitlines() if line.startswith(file)] == [
+        "max_duration: it would be ended before it began",
+        f"cannot read {cli.folder}/none.py: No such file or directory",
+        "no backend 'sym' is configured",
+    ]  # fmt: skip
+    assert "did you mean 'sim'?" in found.err
+    file = cli.write("hello.yaml", HELLO + "priority: 3\n")
+    said = cli("validate", "-f", file)
+    assert (said.code, said.out) == (0, f"{file}: task hello: ok\n")
+    assert f"{file}:4:11: notice: priority: " in said.err
+    (notice,) = json.loads(cli("validate", "--json", "-f", file).out)["notices"]
+    assert (notice["line"], notice["column"]) == (4, 11)
+    assert "::notice file=hello.yaml,line=4,col=11::" in cli("validate", "--format", "github", "-f", file).out
+
+
 def test_a_secret_set_by_hand_is_used(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     assert cli.program("secret", "set", "HF_TOKEN", stdin="hf_value\n").code == 0

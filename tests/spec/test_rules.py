@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.spec.load import read
+from orchestrator.spec.models import TYPES
+from orchestrator.spec.notices import notices
+from orchestrator.spec.unheeded import UNHEEDED
 from tests.spec.texts import place, problem_in, problems_in, service, task
 
 RUN = "type: service\nname: s\ncommands: [a]\nport: 80\n"
@@ -31,6 +35,14 @@ DEV = "type: dev-environment\nname: d\n"
         (service("rate_limits: [{rps: 1}, {rps: 2}]"), (4, 25), "rate_limits[1]: two limits for /"),
         ("type: service\nname: s\nmodel: {id: a/b, adapters: [{name: x, id: p}, {name: y, id: q}, "
          "{name: x, id: r}]}\n", (3, 72), "model.adapters[2].name: a second adapter called 'x'"),
+        ("type: task\nname: t\nimage: Python:3\n", (3, 8), "image: 'Python:3' is no name of an image"),
+        ("type: task\nname: t\nimage: a b\n", (3, 8), "image: 'a b' is no name of an image"),
+        ("type: task\nname: t\nimage: a//b\n", (3, 8), "image: 'a//b' is no name of an image"),
+        (task("max_duration: 0s"), (4, 15), "max_duration: it would be ended before it began"),
+        (task("resources: {cpu: 0}"), (4, 18), "resources.cpu: nothing runs on 0 cores"),
+        (task("resources: {memory: 0GB}"), (4, 21), "resources.memory: nothing runs on 0 bytes of memory"),
+        (RUN + "probes: [{start_duration: 0s}]\n", (5, 27),
+         "probes[0].start_duration: nothing answers within 0 s of its start"),
         (task("shell: zsh"), (4, 8), "shell: expected sh, bash or a path, got 'zsh'"),
         (task("user: a:b:c"), (4, 7), "user: expected user or user:group, got 'a:b:c'"),
         (task("user: a b"), (4, 7), "user: expected user or user:group, got 'a b'"),
@@ -90,3 +102,32 @@ def test_plain_passwords_are_not_repeated() -> None:
     (problem,) = problems_in(task("registry_auth:\n  username: u\n  password: hunter2"))
 
     assert "hunter2" not in problem.what + (problem.fix or "")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "busybox",
+        "python:3.12-slim",
+        "Registry.local:5000/team/app_x:V1",
+        "a.b/c__d@sha256:" + "0" * 64,
+        "[::1]:80/a",
+    ],
+)
+def test_names_of_images_are_taken_as_registries_take_them(image: str) -> None:
+    (document,) = read(f"type: task\nname: t\nimage: '{image}'\n")
+    assert document.spec.image == image  # type: ignore[union-attr]  # a task has one
+
+
+def test_fields_that_do_nothing_here_are_told_at_their_place() -> None:
+    text = task("priority: 3\nschedule: {cron: '0 3 * * *'}\nidle_duration: 300\nvolumes: [a:/a, b:/b]")
+    found = notices(read(text + "---\ntype: volume\nname: b\nauto_cleanup_duration: 1d\n"))
+    assert [(notice.at.line, notice.what.split(":")[1].strip()) for notice in found] == [
+        (4, "priority"), (5, "schedule"), (7, "volume 'a' is declared in none of these files"),
+        (11, "auto_cleanup_duration"),
+    ]  # fmt: skip
+
+
+def test_every_field_that_does_nothing_is_one() -> None:
+    fields = {name for kind in TYPES.values() for name in kind.model_fields}
+    assert set(UNHEEDED) <= fields

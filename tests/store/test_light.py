@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.store import open_store
 from orchestrator.store.urls import sqlite_url
-from tests.store.values import a_run, made
+from tests.store.values import T0, a_run, made
 
 
 def _imported(program: str, *arguments: str) -> set[str]:
@@ -33,6 +33,20 @@ def test_peeking_imports_neither_sqlalchemy_nor_cryptography(tmp_path: Path) -> 
 
     assert not {"sqlalchemy", "alembic", "cryptography", "pydantic"} & imported
     assert "sqlite3" in imported
+
+
+def test_the_names_of_secrets_are_read_without_their_key(tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path / "state.db")
+    with open_store(url) as store:
+        store.secrets.set("HF_TOKEN", "canary", now=T0)
+    (tmp_path / "state.db.key").unlink()
+
+    imported = _imported(
+        "from orchestrator.store import current_secrets; assert current_secrets(sys.argv[1]) == {'HF_TOKEN'}",
+        url,
+    )
+
+    assert not {"sqlalchemy", "cryptography"} & imported
 
 
 def test_a_missing_file_holds_no_runs_and_is_not_made(tmp_path: Path) -> None:

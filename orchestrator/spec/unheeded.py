@@ -1,0 +1,34 @@
+"""Fields that are read and that nothing here acts on, with what happens in place of what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from orchestrator.spec.models import Spec
+from orchestrator.spec.rules import Finding
+
+UNHEEDED: Mapping[str, str] = {
+    "schedule": "applying it starts it now, and nothing starts it by the clock",
+    "priority": "runs start as they are applied, whatever their priority",
+    "idle_duration": "no machine is rented here, so none is kept for the next run",
+    "utilization_policy": "nobody measures its accelerators: it is not ended for being idle",
+    "inactivity_duration": "it stays up until it is stopped",
+    "startup_order": "its nodes start all at once",
+    "stop_criteria": "it ends when all of its nodes have",
+    "auto_cleanup_duration": "it is kept until it is deleted",
+    "volume_id": "a volume of our own is made, or found by its name",
+}
+"""What happens in place of what a field says, by the field."""
+
+
+def unheeded(spec: Spec) -> Iterator[Finding]:
+    """Yield the fields that ``spec`` sets and that will do nothing.
+
+    >>> from orchestrator.spec.models import Task
+    >>> [found.path for found in unheeded(Task(name="a", commands=["true"], priority=7))]
+    ['priority']
+    """
+    for name, what in UNHEEDED.items():
+        info = type(spec).model_fields.get(name)
+        if info is not None and getattr(spec, name) != info.default:
+            yield Finding(name, what)
