@@ -10,7 +10,6 @@ from orchestrator.spec.rules import Finding
 UNHEEDED: Mapping[str, str] = {
     "schedule": "applying it starts it now, and nothing starts it by the clock",
     "priority": "runs start as they are applied, whatever their priority",
-    "idle_duration": "no machine is rented here, so none is kept for the next run",
     "utilization_policy": "nobody measures its accelerators: it is not ended for being idle",
     "inactivity_duration": "it stays up until it is stopped",
     "startup_order": "its nodes start all at once",
