@@ -51,6 +51,7 @@ from orchestrator.places import Places, read_places
 from orchestrator.planner.ask import Work
 from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Job, Run, RunEvent, RunState, Turn, Wanted
+from orchestrator.spec.interpolation import is_secret_name
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import Model
 from orchestrator.spec.models import Volume as VolumeSpec
@@ -150,6 +151,9 @@ class Api(Protocol):
 
     def recorded(self, name: str) -> RunView:
         """Return one run as it is on record, asking no backend."""
+
+    def on_record(self) -> list[RunView]:
+        """Return every run, by name, as it is on record, asking no backend."""
 
     def events(self, name: str | None, *, after: int = 0) -> list[tuple[int, RunEvent]]:
         """Return events with their serials, oldest first."""
@@ -476,6 +480,10 @@ class Local:
     def runs(self) -> list[RunView]:
         """Return every run, by name, brought up to date first."""
         self._settle()
+        return self.on_record()
+
+    def on_record(self) -> list[RunView]:
+        """Return every run, by name, as it is on record, asking no backend."""
         return [RunView(run, tuple(self.store.jobs(run.id))) for run in self.store.runs()]
 
     def run(self, name: str) -> RunView:
@@ -664,7 +672,7 @@ class Local:
             yield name, backend
 
     def remove_orphans(self, orphans: Sequence[Orphan]) -> None:
-        """Stop and remove them."""
+        """Stop those that run, and remove them all."""
         for orphan in orphans:
             backend = self.places[orphan.backend]
             if orphan.instance.phase is not Phase.EXITED:
@@ -694,7 +702,17 @@ class Local:
         return self.store.secrets.list()
 
     def set_secret(self, name: str, value: str) -> None:
-        """Keep a secret, encrypted."""
+        """Keep a secret, encrypted.
+
+        Raises:
+            UsageError: there is nothing in it, or no spec could name it.
+        """
+        if not is_secret_name(name.rpartition("/")[2]):
+            fix = "letters, digits, '_' and '-', not beginning with a digit"
+            raise UsageError(f"{name!r} is no name of a secret", fix=fix)
+        if not value:
+            fix = f"for example: modelyard secret set {name} < FILE"
+            raise UsageError(f"secret {name}: an empty value", fix=fix)
         self.store.secrets.set(name, value, now=self._clock())
 
     def delete_secret(self, name: str) -> None:

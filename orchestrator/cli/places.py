@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.shared import Config, Json, Yes, confirm, open_api
+from orchestrator.errors import UsageError
 
 app = typer.Typer(rich_markup_mode=None)
 backend = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Check the configured backends.")
@@ -47,18 +48,31 @@ def gc(
     remove: Annotated[
         bool, typer.Option("--remove", help="Remove them; without it they are listed.")
     ] = False,
+    running: Annotated[
+        bool, typer.Option("--running", help="With --remove: those too that still run.")
+    ] = False,
     yes: Yes = False,
     json: Json = False,
     config: Config = None,
 ) -> None:
     """Find what nobody owns, and remove it."""
+    from orchestrator.backend import Phase
     from orchestrator.render.runs import orphans_json, orphans_text
 
+    if running and not remove:
+        raise UsageError("--running says what --remove takes", fix="add --remove")
     with open_api(config) as api:
         found = api.orphans()
         typer.echo(orphans_json(found) if json else orphans_text(found))
-        if remove and found and confirm(f"remove {len(found)} of them?", yes=yes):
-            api.remove_orphans(found)
+        doomed = [orphan for orphan in found if running or orphan.instance.phase is Phase.EXITED]
+        if not remove or not found:
+            return
+        if doomed and not confirm(f"remove {len(doomed)} of them?", yes=yes):
+            raise typer.Abort
+        api.remove_orphans(doomed)
+    left = len(found) - len(doomed)
+    still = f"; {left} still running: --remove --running ends them" if left else ""
+    typer.echo(f"removed {len(doomed)}{still}", err=True)
 
 
 @app.command()
@@ -94,6 +108,7 @@ def delete_volume(
         if not confirm(f"delete volume {name} and what it holds?", yes=yes):
             raise typer.Abort
         api.delete_volume(name)
+    typer.echo(f"volume {name}: deleted", err=True)
 
 
 SecretName = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
@@ -111,6 +126,7 @@ def set_secret(name: SecretName, config: Config = None) -> None:
         value = sys.stdin.read().removesuffix("\n")
     with open_api(config) as api:
         api.set_secret(name, value)
+    typer.echo(f"secret {name}: set", err=True)
 
 
 @secret.command("list")
@@ -128,3 +144,4 @@ def delete_secret(name: SecretName, config: Config = None) -> None:
     """Forget a secret."""
     with open_api(config) as api:
         api.delete_secret(name)
+    typer.echo(f"secret {name}: deleted", err=True)

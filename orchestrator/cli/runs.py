@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from orchestrator.cli.shared import Config, Json, RunName, RunNames, Yes, confirm, open_api
 from orchestrator.errors import RunFailed, UsageError
 from orchestrator.units import parse_duration
+
+if TYPE_CHECKING:
+    from orchestrator.reconcile import Wanted
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -71,12 +74,18 @@ def logs(
     timestamps: Annotated[bool, typer.Option("-t", "--timestamps", help="When each was written.")] = False,
     replica: Replica = 0,
     node: Node = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
     config: Config = None,
 ) -> None:
     """Print a run's output."""
     start = _since(since) if since else None
     with open_api(config) as api:
         for line in api.logs(run, replica=replica, node=node, follow=follow, since=start, tail=tail):
+            if json:
+                from orchestrator.render.runs import log_json
+
+                print(log_json(line, run=run, replica=replica, node=node), flush=follow)
+                continue
             at = f"{line.at.isoformat(timespec='milliseconds')} " if timestamps and line.at else ""
             print(at + line.text, flush=follow)
 
@@ -136,39 +145,46 @@ def attach(run: RunName, replica: Replica = 0, node: Node = 0, config: Config = 
 @app.command()
 def stop(run: RunNames, yes: Yes = False, detach: Annotated[
     bool, typer.Option("-d", "--detach", help="Return once it was asked for.")] = False,
-    config: Config = None) -> None:  # fmt: skip
+    json: Json = False, config: Config = None) -> None:  # fmt: skip
     """End runs: drain, then terminate, then kill."""
     from orchestrator.reconcile import Wanted
 
-    _end(run, Wanted.STOP, yes=yes, detach=detach, config=config)
+    _end(run, Wanted.STOP, yes=yes, detach=detach, json=json, config=config)
 
 
 @app.command()
 def delete(run: RunNames, yes: Yes = False, detach: Annotated[
     bool, typer.Option("-d", "--detach", help="Return once it was asked for.")] = False,
-    config: Config = None) -> None:  # fmt: skip
+    json: Json = False, config: Config = None) -> None:  # fmt: skip
     """End runs and forget them."""
     from orchestrator.reconcile import Wanted
 
-    _end(run, Wanted.DELETE, yes=yes, detach=detach, config=config)
+    _end(run, Wanted.DELETE, yes=yes, detach=detach, json=json, config=config)
 
 
-def _end(names: list[str], wanted: object, *, yes: bool, detach: bool, config: Config) -> None:
+def _end(names: list[str], wanted: Wanted, *, yes: bool, detach: bool, json: bool, config: Config) -> None:
     from orchestrator.cli.progress import Reporter
     from orchestrator.reconcile import Wanted
+    from orchestrator.render.runs import ended_json
 
-    assert isinstance(wanted, Wanted)
+    names = list(dict.fromkeys(names))
     with open_api(config) as api:
-        for name in names:
-            api.recorded(name)  # an unknown name is an error before anyone is asked
+        before = [api.recorded(name) for name in names]  # an unknown name is an error before anyone is asked
         if not confirm(f"{wanted.value} {', '.join(names)}?", yes=yes):
             raise typer.Abort
         api.ask(names, wanted)
-        if detach:
-            return
-        with Reporter(api, [], prefix=False, terminal=sys.stderr.isatty()) as reporter:
-            goal: Literal["deleted", "ended"] = "deleted" if wanted is Wanted.DELETE else "ended"
-            api.follow(names, goal, hooks=reporter.hooks)
+        if not detach:
+            with Reporter(api, [], prefix=False, terminal=sys.stderr.isatty()) as reporter:
+                goal: Literal["deleted", "ended"] = "deleted" if wanted is Wanted.DELETE else "ended"
+                api.follow(names, goal, hooks=reporter.hooks)
+        for view in before:
+            if wanted is Wanted.STOP and view.run.state.is_final:
+                typer.echo(f"{view.run.name}: {view.run.state.value} before, nothing to stop", err=True)
+            elif detach:
+                typer.echo(f"{view.run.name}: asked to {wanted.value}", err=True)
+        if json:
+            left = {view.run.name: view for view in api.on_record()}
+            typer.echo(ended_json([(name, left.get(name)) for name in names]))
 
 
 @app.command()
@@ -178,6 +194,7 @@ def wait(
         Literal["ready", "started", "ended", "deleted"], typer.Option("--for", help="What to wait for.")
     ] = "ready",
     timeout: Annotated[str | None, typer.Option("--timeout", help="Give up after 30s, 10m, ….")] = None,
+    json: Json = False,
     config: Config = None,
 ) -> None:
     """Wait until runs are ready, started, ended or deleted."""
@@ -188,12 +205,19 @@ def wait(
         if goal != "deleted":
             for name in run:
                 api.recorded(name)
-        if not api.follow(run, goal, timeout_s=limit):
-            typer.echo(f"not {goal} within {timeout}", err=True)
-            raise typer.Exit(TIMED_OUT)
-        if goal == "deleted":
-            return
-        missed = [view.run for name in run if has_missed((view := api.recorded(name)).run, goal)]
+        in_time = api.follow(run, goal, timeout_s=limit)
+        left = {view.run.name: view.run for view in api.on_record() if view.run.name in run}
+    missed = [each for each in left.values() if goal != "deleted" and has_missed(each, goal)]
+    if json:
+        from orchestrator.api import has_reached
+        from orchestrator.render.runs import wait_json
+
+        there = {name for name, each in left.items() if has_reached(each, goal) and each not in missed}
+        gone = set(run) - set(left) if goal == "deleted" else set()
+        typer.echo(wait_json(run, left, goal=goal, reached=there | gone))
+    if not in_time:
+        typer.echo(f"not {goal} within {timeout}", err=True)
+        raise typer.Exit(TIMED_OUT)
     if missed:
         raise RunFailed(
             "\n".join(f"{r.name}: {r.state.value}" + (f": {r.reason}" if r.reason else "") for r in missed)

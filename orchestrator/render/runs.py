@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from orchestrator.api import Offers, Orphan, RunView
-from orchestrator.backend import Check, Volume
+from orchestrator.backend import Check, LogLine, Phase, Volume
 from orchestrator.reconcile import Job, Run, RunEvent
 from orchestrator.render.plans import holds, offer_object, price_text
 from orchestrator.render.table import columns, table, to_json
@@ -99,6 +99,46 @@ def _job_cells(job: Job) -> list[str]:
 def runs_json(views: Sequence[RunView]) -> str:
     """Return the runs as ``modelyard/runs/v1``."""
     return to_json("modelyard/runs/v1", {"runs": [run_object(view) for view in views]})
+
+
+def ended_json(ended: Sequence[tuple[str, RunView | None]]) -> str:
+    """Return what became of runs that were asked to end as ``modelyard/ended/v1``.
+
+    A run that is no longer on record was deleted.
+    """
+    found = [
+        {
+            "name": name,
+            "state": view.run.state.value if view else "deleted",
+            "wanted": view.run.wanted.value if view else "delete",
+            "reason": view.run.reason if view else "",
+        }
+        for name, view in ended
+    ]
+    return to_json("modelyard/ended/v1", {"runs": found})
+
+
+def wait_json(names: Sequence[str], runs: Mapping[str, Run], *, goal: str, reached: Collection[str]) -> str:
+    """Return how far each run came as ``modelyard/wait/v1``; one that is not on record was deleted."""
+    found = [
+        {
+            "name": name,
+            "state": runs[name].state.value if name in runs else "deleted",
+            "reason": runs[name].reason if name in runs else "",
+            "reached": name in reached,
+        }
+        for name in names
+    ]
+    return to_json("modelyard/wait/v1", {"goal": goal, "runs": found})
+
+
+def log_json(line: LogLine, *, run: str, replica: int, node: int) -> str:
+    """Return a line of output as ``modelyard/log/v1``, itself one line."""
+    body = {
+        "run": run, "replica": replica, "node": node,
+        "at": line.at.isoformat() if line.at else None, "stream": line.stream, "text": line.text,
+    }  # fmt: skip
+    return to_json("modelyard/log/v1", body, indent=None)
 
 
 def run_json(view: RunView) -> str:
@@ -236,9 +276,27 @@ def checks_json(checks: Sequence[tuple[str, Check]]) -> str:
 
 
 def orphans_text(orphans: Sequence[Orphan]) -> str:
-    """Return one line per instance that belongs to no run on record."""
-    rows = [[o.backend, o.instance.name, o.instance.phase.value, o.instance.run] for o in orphans]
-    return table(["BACKEND", "INSTANCE", "PHASE", "RUN"], rows) if rows else "no orphans"
+    """Return one line per instance that belongs to no run on record: what has ended, then what runs.
+
+    What runs may be another record's, on the same machine: that is for its reader to know.
+    """
+    if not orphans:
+        return "no orphans"
+    header = ["BACKEND", "INSTANCE", "PHASE", "RUN", "STARTED"]
+    ended = [o for o in orphans if o.instance.phase is Phase.EXITED]
+    alive = [o for o in orphans if o.instance.phase is not Phase.EXITED]
+    warned = "still running: nobody here owns it, but another record may"
+    lines: list[str] = []
+    for title, found in (("ended", ended), (warned, alive)):
+        if found:
+            lines += [title, table(header, [_orphan_cells(o) for o in found], indent="  ")]
+    return "\n".join(lines)
+
+
+def _orphan_cells(orphan: Orphan) -> list[str]:
+    instance = orphan.instance
+    at = _clock_text(instance.started_at) if instance.started_at else "-"
+    return [orphan.backend, instance.name, instance.phase.value, instance.run, at]
 
 
 def orphans_json(orphans: Sequence[Orphan]) -> str:
@@ -249,6 +307,7 @@ def orphans_json(orphans: Sequence[Orphan]) -> str:
             "name": o.instance.name,
             "run": o.instance.run,
             "phase": o.instance.phase.value,
+            "started_at": _time(o.instance.started_at),
         }
         for o in orphans
     ]

@@ -36,8 +36,10 @@ def _width(text: str) -> int:
     return sum(2 if east_asian_width(char) in "WF" else 1 for char in text)
 
 
-def to_json(schema: str, body: Mapping[str, object]) -> str:
+def to_json(schema: str, body: Mapping[str, object], *, indent: int | None = 2) -> str:
     """Return a JSON document under its schema's name, such as ``modelyard/plan/v1``.
+
+    Without ``indent`` it is one line.
 
     >>> print(to_json("modelyard/runs/v1", {"runs": []}))
     {
@@ -45,7 +47,7 @@ def to_json(schema: str, body: Mapping[str, object]) -> str:
       "runs": []
     }
     """
-    return json.dumps({"schema": schema, **body}, indent=2, ensure_ascii=False)
+    return json.dumps({"schema": schema, **body}, indent=indent, ensure_ascii=False)
 
 
 def plural(count: int, noun: str) -> str:

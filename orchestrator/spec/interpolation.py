@@ -40,6 +40,15 @@ def refers_to_secret(text: str) -> bool:
     return any(found[1].startswith("secrets.") for found in _REFERENCE.finditer(text))
 
 
+def is_secret_name(name: str) -> bool:
+    """Say whether a spec can refer to a secret of this name.
+
+    >>> is_secret_name("HF_TOKEN"), is_secret_name("two words")
+    (True, False)
+    """
+    return _NAMED.fullmatch(f"secrets.{name}") is not None
+
+
 def secrets_in(text: str) -> tuple[str, ...]:
     """Return the names of the secrets that ``text`` refers to.
 

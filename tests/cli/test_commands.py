@@ -269,6 +269,38 @@ def test_wait_tells_ready_from_failed_from_too_late(cli: Cli) -> None:
     assert (missed.code, missed.err) == (1, "web: stopped\n")
 
 
+def test_what_ended_waited_and_printed_is_told_to_machines_too(cli: Cli) -> None:
+    cli("apply", "-y", "-f", cli.write("hello.yaml", HELLO))
+    (line, _) = cli("logs", "hello", "--json").out.splitlines()
+    told = json.loads(line)
+    assert (told["schema"], told["run"], told["text"]) == ("modelyard/log/v1", "hello", "hi")
+    waited = json.loads(cli("wait", "hello", "--for", "ended", "--json").out)
+    assert (waited["schema"], waited["goal"]) == ("modelyard/wait/v1", "ended")
+    assert waited["runs"] == [{"name": "hello", "state": "succeeded", "reason": "", "reached": True}]
+    again = cli("stop", "-y", "hello", "--json")
+    assert again.err == "hello: succeeded before, nothing to stop\n"
+    assert json.loads(again.out)["runs"][0]["state"] == "succeeded"
+    deleted = json.loads(cli("delete", "-y", "hello", "--json").out)
+    assert deleted == {
+        "schema": "modelyard/ended/v1",
+        "runs": [{"name": "hello", "state": "deleted", "wanted": "delete", "reason": ""}],
+    }
+    assert json.loads(cli("wait", "hello", "--for", "deleted", "--json").out)["runs"][0]["reached"] is True
+
+
+def test_a_wait_that_missed_says_so_to_machines_with_its_code(cli: Cli) -> None:
+    cli("apply", "-y", "-f", cli.write("bad.yaml", BAD))
+    missed = cli("wait", "bad", "--json")
+    (run,) = json.loads(missed.out)["runs"]
+    assert (missed.code, run["state"], run["reached"]) == (1, "failed", False)
+
+
+@pytest.mark.parametrize(("name", "value"), [("EMPTY", ""), ("EMPTY", "\n"), ("two words", "x"), ("", "x")])
+def test_a_secret_that_says_nothing_or_cannot_be_named_is_refused(cli: Cli, name: str, value: str) -> None:
+    assert cli.program("secret", "set", name, stdin=value).code == 64
+    assert cli("secret", "list").out == "no secrets\n"
+
+
 def test_what_is_to_be_deleted_cannot_be_asked_to_stop_instead(cli: Cli) -> None:
     cli("apply", "-y", "-f", cli.write("web.yaml", WEB))
     cli("delete", "-y", "-d", "web")
@@ -315,8 +347,13 @@ def test_orphans_are_listed_and_removed_only_when_asked(cli: Cli) -> None:
     cli("apply", "-y", "-f", cli.write("web.yaml", WEB))
     for path in cli.folder.glob("state.db*"):
         path.unlink()
-    assert "web-0-0-0" in cli("gc").out
-    assert "web-0-0-0" in cli("gc", "--remove", "-y").out
+    listed = cli("gc").out
+    assert listed.startswith("still running: nobody here owns it")
+    assert "web-0-0-0" in listed
+    kept = cli("gc", "--remove", "-y")
+    assert (kept.out, kept.err) == (listed, "removed 0; 1 still running: --remove --running ends them\n")
+    assert cli("gc", "--running").code == 64
+    assert cli("gc", "--remove", "--running", "-y").err == "removed 1\n"
     assert cli("gc").out == "no orphans\n"
 
 
@@ -341,7 +378,9 @@ def test_volumes_are_made_listed_and_deleted(cli: Cli) -> None:
     assert cli("apply", "-y", "-f", file).code == 0
     assert "cache" in cli("volume", "list").out
     assert "cache  volume  unchanged" in cli("plan", "-f", file).out
-    assert cli("volume", "delete", "-y", "cache").code == 0
+    assert "1GB" in cli("volume", "list").out
+    deleted = cli("volume", "delete", "-y", "cache")
+    assert (deleted.code, deleted.err) == (0, "volume cache: deleted\n")
     assert cli("volume", "list").out == "no volumes\n"
 
 
