@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from orchestrator.apply.sets import Deletion
 from orchestrator.apply.unset import unset
 from orchestrator.errors import Problem, SpecError
 from orchestrator.reconcile import Run, RunEvent, RunState, Turn, Wanted
-from orchestrator.store.values import Volume
+from orchestrator.store.values import MAIN, Volume
 
 if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without
     from orchestrator.store.records import Store
@@ -26,6 +26,7 @@ def record(
     environ: Mapping[str, str],
     now: datetime,
     new_id: Callable[[], str],
+    project: str = MAIN,
 ) -> tuple[str, ...]:
     """Make the record say what the plans say, all or nothing; return the names of runs that changed.
 
@@ -35,6 +36,7 @@ def record(
         environ: Where the values of bare variables come from.
         now: The time.
         new_id: Makes ids for new runs.
+        project: Whose new runs and volumes are.
 
     Raises:
         SpecError: a variable or a secret is named, and neither the environment nor the secret
@@ -42,14 +44,16 @@ def record(
         StateMoved: a run changed since it was planned; nothing was written.
     """
     runs = [p for p in plans if isinstance(p, RunPlan) and p.action != "unchanged"]
-    captured = _captured(runs, store, environ)
+    kept = store.secrets.of(project)
+    captured = _captured(runs, {name for name, _ in kept.list()}, environ)
     for plan in plans:
         if isinstance(plan, VolumePlan) and plan.action != "unchanged":
             spec = json.dumps(plan.spec.canonical(), sort_keys=True)
-            store.put_volume(Volume(plan.name, plan.backend, spec, plan.spec.hash(), now, plan.set_name))
+            sha256 = plan.spec.hash()
+            store.put_volume(Volume(plan.name, plan.backend, spec, sha256, now, plan.set_name, project))
     for name, value in captured.items():
-        store.secrets.set(name, value, now=now)
-    turns = [_turn(plan, now=now, new_id=new_id) for plan in runs]
+        kept.set(name, value, now=now)
+    turns = [_turn(plan, now=now, new_id=new_id, project=project) for plan in runs]
     turns += [
         _ending(plan.run, plan.reason, now) for plan in plans if isinstance(plan, Deletion) and plan.run
     ]
@@ -58,14 +62,14 @@ def record(
     return tuple(plan.name for plan in runs)
 
 
-def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str]) -> Turn:
+def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str], project: str) -> Turn:
     assert plan.template is not None  # every plan that changes something has one
     spec = json.dumps(plan.spec.canonical(), sort_keys=True)
     old = plan.run
     if old is None:
         run = Run(
             new_id(), plan.name, plan.spec.type, spec, plan.spec_hash, plan.template, now, created_at=now,
-            set_name=plan.set_name, plan=plan.serving,
+            set_name=plan.set_name, plan=plan.serving, project=project,
         )  # fmt: skip
     elif plan.action == "update":
         run = replace(old, spec=spec, template=plan.template, set_name=plan.set_name)
@@ -86,9 +90,8 @@ def _ending(run: Run, reason: str, now: datetime) -> Turn:
     return Turn(asked, RunEvent(run.id, run.name, now, run.name, before, after, f"prune: {reason}"))
 
 
-def _captured(plans: Sequence[RunPlan], store: Store, environ: Mapping[str, str]) -> dict[str, str]:
+def _captured(plans: Sequence[RunPlan], known: Collection[str], environ: Mapping[str, str]) -> dict[str, str]:
     """Return the values of bare variables by the secret's name, one name space per run."""
-    known = {name for name, _ in store.secrets.list()}
     problems: list[Problem] = []
     for plan in plans:
         problems += unset(plan.document, plan.spec, environ=environ, secrets=lambda: known)

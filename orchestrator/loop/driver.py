@@ -40,6 +40,7 @@ from orchestrator.reconcile import (
 
 if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without
     from orchestrator.store.records import Store
+    from orchestrator.store.secrets import Secrets
 
 LEASE_S = 30.0
 """How long a run is ours without a renewal; a local owner that died is found out at once."""
@@ -324,21 +325,13 @@ class Loop:
     def _secrets(self, backend: str, launch: Launch) -> dict[str, str]:
         """Return the values of the launch's secrets, at the moment they are needed."""
         wanted = [*launch.secrets, *([launch.registry_secret] if launch.registry_secret else [])]
-        return {variable: self._fill(backend, launch.run, text) for variable, text in wanted}
-
-    def _fill(self, backend: str, run: str, text: str) -> str:
-        """Return ``text`` with its references replaced: a run's own secret, else the shared one."""
-
-        def value(found: re.Match[str]) -> str:
-            for name in (f"{run}/{found[1]}", found[1]):
-                try:
-                    return self._store.secrets.get(name)
-                except NotFound:
-                    continue
-            fix = f"modelyard secret set {found[1]}"
-            raise Rejected(f"secret {found[1]} is not set", backend=backend, fix=fix)
-
-        return _REFERENCE.sub(value, text)
+        if not wanted:
+            return {}
+        try:
+            kept = self._store.secrets.of(self._store.run(launch.run).project)
+        except NotFound as error:
+            raise Rejected(error.what, backend=backend) from error
+        return {variable: _filled(kept, backend, launch.run, text) for variable, text in wanted}
 
     def _collect(self) -> bool:
         """Write down what became of actions that are over; return whether any was."""
@@ -347,6 +340,21 @@ class Loop:
         if writes:
             self._commit(writes, {})
         return bool(over)
+
+
+def _filled(kept: Secrets, backend: str, run: str, text: str) -> str:
+    """Return ``text`` with its references replaced: a run's own secret, else the shared one."""
+
+    def value(found: re.Match[str]) -> str:
+        for name in (f"{run}/{found[1]}", found[1]):
+            try:
+                return kept.get(name)
+            except NotFound:
+                continue
+        fix = f"modelyard secret set {found[1]}"
+        raise Rejected(f"secret {found[1]} is not set", backend=backend, fix=fix)
+
+    return _REFERENCE.sub(value, text)
 
 
 def _is_active(run: Run) -> bool:

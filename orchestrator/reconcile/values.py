@@ -178,6 +178,8 @@ class Run:
     updated_at: datetime | None = None
     set_name: str = ""
     """The set it was applied under and is pruned with, "" where none was named."""
+    project: str = "main"
+    """Whose it is; names are taken across projects, since places know a run by its name alone."""
 
     def asked(self, wanted: Wanted) -> Run:
         """Return the run as it is once it was asked to end; one that has ended stays as it is."""

@@ -15,6 +15,7 @@ from sqlalchemy.sql import ClauseElement
 from orchestrator.errors import ModelyardError, NotFound
 from orchestrator.reconcile.values import Job, Run, RunEvent, Write
 from orchestrator.store import leases
+from orchestrator.store.access import Access
 from orchestrator.store.codec import from_micros, to_micros
 from orchestrator.store.database import Database
 from orchestrator.store.group import Group
@@ -23,7 +24,7 @@ from orchestrator.store.rows import event_of, job_of, run_of
 from orchestrator.store.secrets import Secrets
 from orchestrator.store.settle import Batch, batch_of, settle
 from orchestrator.store.tables import events, jobs, runs, volumes
-from orchestrator.store.values import Volume
+from orchestrator.store.values import MAIN, Volume
 
 _IN_LIST = 10_000
 """Values in one IN list; SQLite takes 32,766 in a statement, PostgreSQL 65,535."""
@@ -41,6 +42,7 @@ class Store:
         self.deployment = deployment
         """Tells what this store owns from what another one does on the same backend."""
         self.secrets = Secrets(database, key=secret_key)
+        self.access = Access(database)
         self._sql = _Statements(database.engine.dialect)
         self._group: Group[Batch, Mapping[str, int]] = Group(self._write)
 
@@ -102,9 +104,11 @@ class Store:
         return found
 
     def events(
-        self, run: str | None = None, *, after: int = 0, limit: int = 1_000
+        self, run: str | None = None, *, after: int = 0, limit: int = 1_000, project: str | None = None
     ) -> list[tuple[int, RunEvent]]:
         """Return events and their serials, oldest first: of the run of that name, or of all.
+
+        With ``project`` only those of its runs, deleted ones too.
 
         Serials go up and become visible in order, so that a reader who goes on ``after`` the
         last one it saw misses nothing.
@@ -112,6 +116,8 @@ class Store:
         found = sa.select(events).where(events.c.serial > after).order_by(events.c.serial).limit(limit)
         if run is not None:
             found = found.where(events.c.run == run)
+        if project is not None:
+            found = found.where(events.c.project == project)
         return [(row["serial"], event_of(row)) for row in self._rows(found)]
 
     def last_serial(self) -> int:
@@ -196,6 +202,7 @@ class Store:
             "spec_hash": volume.spec_hash,
             "created_at": to_micros(volume.created_at),
             "set_name": volume.set_name,
+            "project": volume.project,
         }
         put = insert_for(self.database.engine.dialect, volumes).values(name=volume.name, **row)
         with self.database.writing() as connection:
@@ -250,7 +257,11 @@ class _Statements:
         kept = ("id", "name", "created_at")
         self.put_runs = prepared(_upsert(dialect, runs, keep=kept))
         self.put_jobs = prepared(_upsert(dialect, jobs, keep=("run_id", "name")))
-        self.put_events = prepared(events.insert())
+        # A job's event does not say whose run it is of: the run does, and it is there.
+        owner = sa.select(runs.c.project).where(runs.c.id == sa.bindparam("run_id")).scalar_subquery()
+        of = sa.func.coalesce(sa.bindparam("project", type_=sa.Text), owner, MAIN)
+        columns: dict[str, Any] = {name: sa.bindparam(name) for name in events.c.keys() if name != "project"}  # noqa: SIM118  # columns are no dict
+        self.put_events = prepared(events.insert().values({**columns, "project": of}))
         self.leases = prepared(sa.select(runs.c.id, runs.c.lease_owner, runs.c.lease_until).where(given))
         self.take_leases = prepared(
             runs.update()
@@ -278,4 +289,5 @@ def _volume_of(row: Mapping[str, Any]) -> Volume:
         spec_hash=row["spec_hash"],
         created_at=from_micros(row["created_at"]),
         set_name=row["set_name"],
+        project=row["project"],
     )

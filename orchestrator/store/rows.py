@@ -33,6 +33,7 @@ def run_row(run: Run, *, changed_at: datetime) -> dict[str, Any]:
         "spec": run.spec,
         "plan": run.plan,
         "set_name": run.set_name,
+        "project": run.project,
     }
 
 
@@ -69,6 +70,7 @@ def run_of(row: Row) -> Run:
         created_at=from_micros(row["created_at"]),
         updated_at=from_micros(row["updated_at"]),
         set_name=row["set_name"],
+        project=row["project"],
     )
 
 

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from orchestrator.errors import ConfigError, NotFound, StoreError
+from orchestrator.errors import ConfigError, NotFound, StoreError, UsageError
 from orchestrator.store.codec import from_micros, to_micros
 from orchestrator.store.database import Database
 from orchestrator.store.prepared import insert_for
 from orchestrator.store.tables import secrets
+from orchestrator.store.values import MAIN
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
@@ -31,9 +32,18 @@ _NEW_KEY = "python -c 'from cryptography.fernet import Fernet; print(Fernet.gene
 class Secrets:
     """The secrets of one store; made without reading the key, which only values need."""
 
-    def __init__(self, database: Database, *, key: str | None) -> None:
+    def __init__(self, database: Database, *, key: str | None, prefix: str = "") -> None:
         self._database = database
         self._key = key
+        self._prefix = prefix
+
+    def of(self, project: str | None) -> Secrets:
+        """Return the secrets of one project: ``main``'s, and nobody's, are those without a prefix.
+
+        A colon stands in no reference, so that no project can name what another one keeps.
+        """
+        prefix = "" if project in (None, MAIN) else f"{project}:"
+        return Secrets(self._database, key=self._key, prefix=prefix)
 
     def set(self, name: str, value: str, *, now: datetime) -> None:
         """Keep ``value`` under ``name``, in place of what was there.
@@ -42,6 +52,9 @@ class Secrets:
             ConfigError: there is no key for a shared store, or it is no key.
             StoreError: others can read the key file, or the database failed.
         """
+        if ":" in name:
+            raise UsageError(f"{name!r} is no name for a secret", fix="letters, digits and ./_-")
+        name = self._prefix + name
         # The name is sealed in with the value: a row copied over another is noticed.
         sealed = self._fernet(make=True).encrypt(json.dumps([name, value]).encode())
         row = {"ciphertext": sealed, "updated_at": to_micros(now)}
@@ -56,17 +69,22 @@ class Secrets:
             NotFound: there is none.
             StoreError: it was written with another key, or altered.
         """
+        kept = self._prefix + name
         with self._database.reading() as connection:
-            found = connection.execute(sa.select(secrets.c.ciphertext).where(secrets.c.name == name)).first()
+            found = connection.execute(sa.select(secrets.c.ciphertext).where(secrets.c.name == kept)).first()
         if found is None:
             raise NotFound(f"no secret {name!r}", fix=f"modelyard secret set {name}")
-        return self._open(name, bytes(found[0]))
+        return self._open(kept, bytes(found[0]))
 
     def list(self) -> list[tuple[str, datetime]]:
         """Return the names, in order, and when each was last set."""
         with self._database.reading() as connection:
             rows = connection.execute(sa.select(secrets.c.name, secrets.c.updated_at)).all()
-        return sorted((row.name, from_micros(row.updated_at)) for row in rows)
+        found = ((row.name, from_micros(row.updated_at)) for row in rows)
+        return sorted((name[len(self._prefix) :], at) for name, at in found if self._has(name))
+
+    def _has(self, name: str) -> bool:
+        return name.startswith(self._prefix) if self._prefix else ":" not in name
 
     def delete(self, name: str) -> None:
         """Forget ``name``.
@@ -75,7 +93,8 @@ class Secrets:
             NotFound: there is no such secret.
         """
         with self._database.writing() as connection:
-            gone = connection.execute(secrets.delete().where(secrets.c.name == name)).rowcount
+            kept = self._prefix + name
+            gone = connection.execute(secrets.delete().where(secrets.c.name == kept)).rowcount
         if not gone:
             raise NotFound(f"no secret {name!r}")
 

@@ -76,7 +76,8 @@ def batch_of(writes: Iterable[Write], expected: Mapping[str, int]) -> Batch:
     for write in writes:
         puts.append(_put(write))
         if write.event is not None:
-            events.append(event_row(write.event))
+            project = None if isinstance(write, Record) else write.run.project
+            events.append({**event_row(write.event), "project": project})
     return Batch(tuple(puts), tuple(events), expected)
 
 

@@ -45,6 +45,7 @@ runs = Table(
     Column("spec", Text, nullable=False),
     Column("plan", Text, nullable=False),
     Column("set_name", Text, nullable=False, server_default=""),
+    Column("project", Text, nullable=False, server_default="main"),
 )
 
 jobs = Table(
@@ -91,6 +92,7 @@ events = Table(
     Column("cause", Text, nullable=False),
     Column("action", Text, nullable=False),
     Column("message", Text, nullable=False),
+    Column("project", Text, nullable=False, server_default="main"),
     Index("events_by_run", "run", "serial"),
 )
 
@@ -111,6 +113,71 @@ volumes = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("spec", Text, nullable=False),
     Column("set_name", Text, nullable=False, server_default=""),
+    Column("project", Text, nullable=False, server_default="main"),
+)
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("limits", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    # SHA-256 of the secret part, which is random: nobody can read a token off this table.
+    Column("digest", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("serial", Integer, primary_key=True, autoincrement=True),
+    Column("at", BigInteger, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("spec_hash", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+)
+
+# Answers to calls that carried an Idempotency-Key.
+answers = Table(
+    "answers",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+)
+
+# Servers that share the work, each until when it is taken to be there.
+drivers = Table(
+    "drivers",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("until", BigInteger, nullable=False),
+)
+
+# What a server remembers for the next one: what was synced, sent, or started by the clock.
+notes = Table(
+    "notes",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
 )
 
 meta = Table(

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+MAIN = "main"
+"""The project of whoever has named none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Volume:
@@ -17,3 +20,62 @@ class Volume:
     created_at: datetime
     set_name: str = ""
     """The set it was applied under, "" where none was named."""
+    project: str = MAIN
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a project may hold at once; None is no limit, ``backends`` None is every one."""
+
+    gpus: int | None = None
+    usd_hour: float | None = None
+    backends: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A name space with limits: its runs, volumes, secrets and tokens."""
+
+    name: str
+    created_at: datetime
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Who may ask, as it is kept: ``digest`` is the SHA-256 of the secret part, in hex.
+
+    ``project`` ``*`` is every project.
+    """
+
+    id: str
+    name: str
+    project: str
+    role: str
+    digest: str
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """One call that changed something: who, from where, what, and how it ended."""
+
+    at: datetime
+    who: str
+    address: str
+    project: str
+    action: str
+    subject: str
+    outcome: str
+    spec_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was answered to a call with an idempotency key; ``digest`` is that of what was asked."""
+
+    digest: str
+    status: int
+    body: str

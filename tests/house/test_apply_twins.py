@@ -91,7 +91,7 @@ def test_a_broken_twin_is_caught(
 def test_a_check_that_is_left_out_is_caught(
     scene: Callable[[Cli], None], cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.api.require_consent", lambda *_: None)
+    monkeypatch.setattr("orchestrator.api.local.require_consent", lambda *_: None)
     monkeypatch.setattr("orchestrator.apply.require_consent", lambda *_: None)
     monkeypatch.setattr(planfile, "_checked", unchecked)
     with pytest.raises(AssertionError):

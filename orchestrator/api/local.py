@@ -1,4 +1,4 @@
-"""What can be asked of Modelyard, as one protocol, and the answer of this very process."""
+"""The answer of this very process: the record is opened, and places are asked, when there is a need."""
 
 from __future__ import annotations
 
@@ -7,203 +7,40 @@ import os
 import re
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING
 
+from orchestrator.api.goals import has_arrived
+from orchestrator.api.planning import Planner
+from orchestrator.api.protocol import Goal, Offers, Orphan, Plans, RunView
 from orchestrator.apply import (
-    NO_SET,
     NOTHING_LOST,
     Consent,
     Deletion,
-    Difference,
     Drift,
-    RunPlan,
-    Scope,
     VolumePlan,
-    World,
-    diff_documents,
     drifts,
-    plan_documents,
     record,
     require_consent,
 )
-from orchestrator.apply.lock import LockedModel, is_commit, model_of, pinned
-from orchestrator.apply.planfile import Origin, default_expiry, plan_file, read_plan, resume
-from orchestrator.apply.prices import check_prices, is_priced
-from orchestrator.apply.unset import unset
-from orchestrator.backend import Backend, Check, Instance, LogLine, Offer, Phase, Volume
-from orchestrator.catalog.digest import digest
-from orchestrator.catalog.hardware import accelerator, candidates
-from orchestrator.errors import (
-    BackendError,
-    ModelyardError,
-    NotFound,
-    Problem,
-    StateMoved,
-    Unreachable,
-    UsageError,
-)
+from orchestrator.backend import Backend, Can, Check, LogLine, Offer, Phase, Volume
+from orchestrator.catalog.hardware import accelerator
+from orchestrator.errors import BackendError, ModelyardError, NotFound, StateMoved, Unreachable, UsageError
 from orchestrator.places import Places, read_places
-from orchestrator.planner.ask import Work
-from orchestrator.planner.plan import Sort
-from orchestrator.reconcile import Job, Run, RunEvent, RunState, Turn, Wanted
+from orchestrator.reconcile import Job, Run, RunEvent, Turn, Wanted
 from orchestrator.spec.interpolation import is_secret_name
-from orchestrator.spec.load import Document
-from orchestrator.spec.models import Model
-from orchestrator.spec.models import Volume as VolumeSpec
 from orchestrator.store import current_runs, current_secrets, open_store
 from orchestrator.store.leases import this_owner
+from orchestrator.store.values import MAIN
+from orchestrator.store.values import Volume as KeptVolume
 
 if TYPE_CHECKING:  # the store imports SQLAlchemy, which a plan on a fresh machine does without
-    from orchestrator.catalog import ModelFacts
     from orchestrator.loop import Hooks, Loop
     from orchestrator.store.records import Store
-
-Plans = tuple[RunPlan | VolumePlan | Deletion, ...]
-Goal = Literal["accepted", "started", "ready", "settled", "ended", "deleted"]
-"""Where to follow a run to: *accepted* by a backend, *settled* (a task has ended, what is kept up
-is ready), or what the word says. A run that has ended has reached whatever it can.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class RunView:
-    """A run with its jobs, oldest first."""
-
-    run: Run
-    jobs: tuple[Job, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Offers:
-    """What can be had, and the places that did not answer, with the reason of each."""
-
-    offers: tuple[Offer, ...]
-    silent: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Orphan:
-    """An instance that carries our labels and whose run nobody has on record."""
-
-    backend: str
-    instance: Instance
-
-
-class Api(Protocol):
-    """Everything the command line can ask for; held in process and over HTTP by the same tests."""
-
-    def plan(
-        self,
-        documents: Sequence[Document],
-        *,
-        rerun: bool = False,
-        sort: Sort = "price",
-        strict: bool = False,
-        scope: Scope = NO_SET,
-        models: Mapping[str, LockedModel] | None = None,
-    ) -> Plans:
-        """Return what ``apply`` would do, with ``models`` by run as a lock has them; changes nothing."""
-
-    def resolve_models(self, documents: Sequence[Document]) -> dict[str, LockedModel]:
-        """Return the commits that the documents' models are at now, by run; asks the hub."""
-
-    def save(
-        self,
-        plans: Plans,
-        *,
-        scope: Scope = NO_SET,
-        consent: Consent = NOTHING_LOST,
-        lasts_s: int | None = None,
-        locks: Sequence[Path] = (),
-    ) -> str:
-        """Return plans as the text of a plan file, good until the day after tomorrow or ``lasts_s``."""
-
-    def resume(self, path: str) -> tuple[Plans, Consent]:
-        """Return the plans of a file and what they may lose, or refuse when they no longer hold."""
-
-    def diff(
-        self, documents: Sequence[Document], *, models: Mapping[str, LockedModel] | None = None
-    ) -> tuple[Difference, ...]:
-        """Return how the documents differ from the record; asks no backend."""
-
-    def apply(self, plans: Plans, *, consent: Consent = NOTHING_LOST) -> tuple[str, ...]:
-        """Write down what the plans say; return the names of the runs that changed."""
-
-    def finish_deletions(self, plans: Plans, *, hooks: Hooks | None = None) -> None:
-        """See the runs off that the plans delete, then delete the plans' volumes."""
-
-    def drift(self) -> tuple[Drift, ...]:
-        """Return where the places differ from the record, which is left as it is."""
-
-    def follow(self, names: Sequence[str], goal: Goal, *, hooks: Hooks, timeout_s: float | None) -> bool:
-        """Drive the runs until each has reached ``goal`` or its end; False when time ran out."""
-
-    def runs(self) -> list[RunView]:
-        """Return every run, by name, as it is at this moment."""
-
-    def run(self, name: str) -> RunView:
-        """Return one run as it is at this moment."""
-
-    def recorded(self, name: str) -> RunView:
-        """Return one run as it is on record, asking no backend."""
-
-    def on_record(self) -> list[RunView]:
-        """Return every run, by name, as it is on record, asking no backend."""
-
-    def events(self, name: str | None, *, after: int = 0) -> list[tuple[int, RunEvent]]:
-        """Return events with their serials, oldest first."""
-
-    def output(self, launch: str, *, follow: bool) -> Iterator[LogLine]:
-        """Yield the output of one launch."""
-
-    def logs(
-        self, name: str, *, replica: int, node: int, follow: bool, since: datetime | None, tail: int | None
-    ) -> Iterator[LogLine]:
-        """Yield a run's output; with ``follow`` over all attempts until the run ends."""
-
-    def execute(self, name: str, command: Sequence[str], *, replica: int, node: int, tty: bool) -> int:
-        """Run a command inside a running job on this terminal; return its exit code."""
-
-    def container(self, name: str, *, replica: int, node: int) -> str:
-        """Return what a running job's container is called on this machine, "" where there is none."""
-
-    def ask(self, names: Sequence[str], wanted: Wanted) -> None:
-        """Write down that the runs shall stop, or be deleted."""
-
-    def offers(self) -> Offers:
-        """Return what every place offers now."""
-
-    def check(self) -> list[tuple[str, Check]]:
-        """Look whether every configured place is usable."""
-
-    def diagnose(self) -> list[tuple[str, Check]]:
-        """Look whether this installation, its record and every place are well."""
-
-    def orphans(self) -> list[Orphan]:
-        """Return instances that carry our labels and belong to no run on record."""
-
-    def remove_orphans(self, orphans: Sequence[Orphan]) -> None:
-        """Stop and remove them."""
-
-    def volumes(self) -> list[tuple[str, Volume]]:
-        """Return every volume with its backend."""
-
-    def delete_volume(self, name: str) -> None:
-        """Delete a volume and what it holds."""
-
-    def secrets(self) -> list[tuple[str, datetime]]:
-        """Return the names of the secrets, and when each was last set."""
-
-    def set_secret(self, name: str, value: str) -> None:
-        """Keep a secret, encrypted."""
-
-    def delete_secret(self, name: str) -> None:
-        """Forget a secret."""
 
 
 class _Teller:
@@ -231,7 +68,7 @@ class _Teller:
                         self._tell(event)
 
 
-class Local:
+class Local(Planner):
     """The answers of this process: nothing has to be started first.
 
     The record is opened when it is first needed, and places are built when they are first
@@ -242,6 +79,8 @@ class Local:
         config: The configuration of places, None for the defaults.
         environ: Where the values of bare variables come from.
         clock: The time, in UTC.
+        project: Whose runs, volumes and secrets are seen and made; None sees all, and makes them in
+            the project ``main``.
     """
 
     def __init__(
@@ -251,11 +90,12 @@ class Local:
         config: Path | None,
         environ: Mapping[str, str] = os.environ,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        project: str | None = None,
     ) -> None:
+        super().__init__(self, environ=environ, clock=clock)
         self._url = url
         self._config = config
-        self._environ = environ
-        self._clock = clock
+        self._project = project
         self._told: int | None = None
         """The last event before what this process asked for; what follows is told."""
 
@@ -274,130 +114,59 @@ class Local:
         if "store" in self.__dict__:
             self.store.close()
 
+    # What a plan asks ------------------------------------------------------------------------
+
+    def record_of(self, names: Collection[str] | None) -> Mapping[str, Run]:
+        """Return the runs on record by name: those of ``names``, or all; asks no place.
+
+        Raises:
+            UsageError: a name is taken by a run of another project.
+        """
+        found = {run.name: run for run in self._all_runs()}
+        for name in names or ():
+            if name in found and not self._is_ours(found[name].project):
+                raise UsageError(
+                    f"another project has a run called {name!r}", fix="choose another name for yours"
+                )
+        return {name: run for name, run in found.items() if self._is_ours(run.project)}
+
+    def _all_runs(self) -> Sequence[Run]:
+        return self.store.runs() if "store" in self.__dict__ else current_runs(self._url)
+
+    def kept_volumes(self) -> Mapping[str, KeptVolume]:
+        """Return the volumes on record by name."""
+        return {v.name: v for v in self.store.volumes() if self._is_ours(v.project)}
+
+    def secret_names(self) -> Collection[str]:
+        """Return the names of the secrets on record."""
+        if self._project in (None, MAIN) and "store" not in self.__dict__:
+            return {name for name in current_secrets(self._url) if ":" not in name}
+        return {name for name, _ in self.secrets()}
+
+    def abilities(self) -> Mapping[str, frozenset[Can]]:
+        """Return what each place is able to do, preferred ones first."""
+        return {name: backend.can for name, backend in self.places.items()}
+
+    def _is_ours(self, project: str) -> bool:
+        return self._project in (None, project)
+
+    # Apply -----------------------------------------------------------------------------------
+
     # Plan and apply --------------------------------------------------------------------------
 
-    def plan(
-        self,
-        documents: Sequence[Document],
-        *,
-        rerun: bool = False,
-        sort: Sort = "price",
-        strict: bool = False,
-        scope: Scope = NO_SET,
-        models: Mapping[str, LockedModel] | None = None,
-    ) -> Plans:
-        """Return what ``apply`` would do, with ``models`` by run as a lock has them; changes nothing."""
-        documents = _pinned(documents, models)
-        world = self._world(documents, rerun=rerun, sort=sort, strict=strict, scope=scope, models=models)
-        return plan_documents(documents, world)
-
-    def resolve_models(self, documents: Sequence[Document]) -> dict[str, LockedModel]:
-        """Return the commits that the documents' models are at now, by run; asks the hub."""
-        return {
-            document.spec.name: LockedModel(model.id, model.revision, self._commit(model))
-            for document in documents
-            if (model := model_of(document)) is not None
-        }
-
-    def _commit(self, model: Model) -> str | None:
-        from orchestrator.facts import Hub, commit_of  # asks the hub: only where a lock is written
-
-        if is_commit(model.revision):
-            return model.revision
-        if self._offline:
-            raise UsageError("a lock asks the hub, and HF_HUB_OFFLINE forbids it", fix="unset HF_HUB_OFFLINE")
-        return commit_of(model.id, revision=model.revision, hub=Hub.from_environment(self._environ))
-
-    def save(
+    def apply(
         self,
         plans: Plans,
         *,
-        scope: Scope = NO_SET,
         consent: Consent = NOTHING_LOST,
-        lasts_s: int | None = None,
-        locks: Sequence[Path] = (),
-    ) -> str:
-        """Return plans as the text of a plan file, good until the day after tomorrow or ``lasts_s``."""
-        now = self._clock()
-        return plan_file(
-            plans,
-            origin=_origin(),
-            scope=scope,
-            consent=consent,
-            expires_at=default_expiry(now) if lasts_s is None else now + timedelta(seconds=lasts_s),
-            environ=self._environ,
-            locks=locks,
-        )
-
-    def resume(self, path: str) -> tuple[Plans, Consent]:
-        """Return the plans of a file and what they may lose, or refuse when they no longer hold."""
-        saved = read_plan(path, origin=_origin(), now=self._clock())
-        volumes = {volume.name: volume for volume in self.store.volumes()}
-        plans = resume(saved, runs={run.name: run for run in self.store.runs()}, volumes=volumes)
-        if is_priced(plans):
-            found = self.offers()
-            check_prices(plans, found.offers, found.silent)
-        return plans, saved.consent
-
-    def diff(
-        self, documents: Sequence[Document], *, models: Mapping[str, LockedModel] | None = None
-    ) -> tuple[Difference, ...]:
-        """Return how the documents differ from the record; asks no backend."""
-        return diff_documents(_pinned(documents, models), self._world(documents))
-
-    def _world(
-        self,
-        documents: Sequence[Document],
-        *,
-        rerun: bool = False,
-        sort: Sort = "price",
-        strict: bool = False,
-        scope: Scope = NO_SET,
-        models: Mapping[str, LockedModel] | None = None,
-    ) -> World:
-        locked = {(each.id, each.commit): each for each in (models or {}).values()}
-        has_volumes = scope.prune or any(_speaks_of_volumes(document) for document in documents)
-        return World(
-            runs={run.name: run for run in current_runs(self._url)},
-            volumes={v.name: v for v in self.store.volumes()} if has_volumes else {},
-            places={name: backend.can for name, backend in self.places.items()},
-            offers=self._offered,
-            names=lambda name: [device.name for device in candidates(name)],
-            facts=lambda model: self._facts(model, locked.get((model.id, model.revision))),
-            rerun=rerun,
-            sort=sort,
-            strict=strict,
-            scope=scope,
-            unset=self._unset,
-        )
-
-    def _unset(self, document: Document, spec: Work) -> Sequence[Problem]:
-        return unset(document, spec, environ=self._environ, secrets=lambda: current_secrets(self._url))
-
-    def _offered(self) -> Sequence[Offer]:
-        """Return what there is to choose from; where nothing is, a place that is silent is why."""
-        found = self.offers()
-        if found.silent and not found.offers:
-            what = "; ".join(f"backend {name!r}: {why}" for name, why in sorted(found.silent.items()))
-            raise Unreachable(what, fix="see: modelyard backend check")
-        return found.offers
-
-    def _facts(self, model: Model, locked: LockedModel | None) -> ModelFacts:
-        """Return what a model is; one the catalog knows needs no hub, at whatever commit it is locked."""
-        from orchestrator.catalog import model as published  # and these: only for a model
-        from orchestrator.facts import Hub, resolve
-
-        if locked and locked.asked in (None, "main") and (known := published(model.id)):
-            return replace(known, revision=model.revision)
-        hub = Hub.from_environment(self._environ)
-        return resolve(model.id, revision=model.revision, hub=hub, offline=self._offline)
-
-    @property
-    def _offline(self) -> bool:
-        return self._environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-
-    def apply(self, plans: Plans, *, consent: Consent = NOTHING_LOST) -> tuple[str, ...]:
+        variables: Mapping[str, str] | None = None,
+    ) -> tuple[str, ...]:
         """Write down what the plans say; volumes are made at once.
+
+        Args:
+            plans: What was planned.
+            consent: What may be lost.
+            variables: Where the values of bare variables come from; None is this process's environment.
 
         Raises:
             UsageError: the plans lose what ``consent`` does not allow to be lost.
@@ -405,8 +174,9 @@ class Local:
         require_consent(plans, consent)
         self._told = self.store.last_serial()
         names = record(
-            plans, self.store, environ=self._environ, now=self._clock(), new_id=lambda: uuid.uuid4().hex
-        )
+            plans, self.store, environ=self._environ if variables is None else variables,
+            now=self._clock(), new_id=lambda: uuid.uuid4().hex, project=self._project or MAIN,
+        )  # fmt: skip
         for plan in plans:
             if isinstance(plan, VolumePlan) and plan.action != "unchanged":
                 self.places[plan.backend].create_volume(plan.name, size_bytes=plan.spec.size)
@@ -419,7 +189,7 @@ class Local:
         still hold a volume.
         """
         deletions = [plan for plan in plans if isinstance(plan, Deletion)]
-        leaving = [run.name for run in self.store.runs() if run.wanted is Wanted.DELETE]
+        leaving = [run.name for run in self._runs() if run.wanted is Wanted.DELETE]
         if deletions and leaving:
             self.follow(leaving, "deleted", hooks=hooks)
         for deletion in deletions:
@@ -428,16 +198,19 @@ class Local:
 
     def drift(self) -> tuple[Drift, ...]:
         """Return where the places differ from the record, which is left as it is."""
-        return drifts(
+        volumes = self.kept_volumes().values()
+        found = drifts(
             self.store.runs(),
             self.store.jobs(),
             instances={name: backend.instances() for name, backend in self._answering()},
-            volumes=[(volume.backend, volume.name) for volume in self.store.volumes()],
+            volumes=[(volume.backend, volume.name) for volume in volumes],
             held={
                 name: {volume.name for volume in self.places[name].volumes()}
-                for name in sorted({volume.backend for volume in self.store.volumes()})
+                for name in sorted({volume.backend for volume in volumes})
             },
         )
+        theirs = {run.name for run in self.store.runs() if not self._is_ours(run.project)}
+        return tuple(drift for drift in found if drift.run not in theirs)
 
     def follow(
         self, names: Sequence[str], goal: Goal, *, hooks: Hooks | None = None, timeout_s: float | None = None
@@ -451,7 +224,11 @@ class Local:
 
         def is_there() -> bool:
             teller.tell()
-            return self._have_reached(names, goal)
+            runs = {run.name: run for run in self._runs()}
+            return all(
+                name not in runs or has_arrived(runs[name], self.store.jobs(runs[name].id), goal)
+                for name in names
+            )
 
         with self._loop(replace(asked, event=lambda _: teller.tell())) as loop:
             found = loop.drive(is_there, timeout_s=timeout_s)
@@ -463,18 +240,6 @@ class Local:
 
         return Loop(self.store, self.places, owner=this_owner(), clock=self._clock, hooks=hooks or Hooks())
 
-    def _have_reached(self, names: Sequence[str], goal: Goal) -> bool:
-        runs = {run.name: run for run in self.store.runs()}
-        return all(name not in runs or self._has_reached(runs[name], goal) for name in names)
-
-    def _has_reached(self, run: Run, goal: Goal) -> bool:
-        if not has_reached(run, goal) or goal != "settled" or run.state.is_final:
-            return has_reached(run, goal)
-        live = [job for job in self.store.jobs(run.id) if not job.state.is_final]
-        return bool(run.reason) or all(
-            job.spec_hash == run.spec_hash and not job.stop_asked_at for job in live
-        )
-
     # Reading ---------------------------------------------------------------------------------
 
     def runs(self) -> list[RunView]:
@@ -484,7 +249,18 @@ class Local:
 
     def on_record(self) -> list[RunView]:
         """Return every run, by name, as it is on record, asking no backend."""
-        return [RunView(run, tuple(self.store.jobs(run.id))) for run in self.store.runs()]
+        runs = self._runs()
+        jobs = self.store.jobs_of([run.id for run in runs])
+        return [RunView(run, tuple(jobs[run.id])) for run in runs]
+
+    def _runs(self) -> list[Run]:
+        return [run for run in self.store.runs() if self._is_ours(run.project)]
+
+    def _run(self, name: str) -> Run:
+        run = self.store.run(name)
+        if not self._is_ours(run.project):
+            raise NotFound(f"no run {name!r}", fix="modelyard ps lists the runs")
+        return run
 
     def run(self, name: str) -> RunView:
         """Return one run, brought up to date first."""
@@ -493,14 +269,14 @@ class Local:
 
     def recorded(self, name: str) -> RunView:
         """Return one run as it is on record, asking no backend."""
-        run = self.store.run(name)
+        run = self._run(name)
         return RunView(run, tuple(self.store.jobs(run.id)))
 
     def events(self, name: str | None, *, after: int = 0) -> list[tuple[int, RunEvent]]:
         """Return events with their serials, oldest first."""
         self._settle()
         found: list[tuple[int, RunEvent]] = []
-        while page := self.store.events(name, after=found[-1][0] if found else after):
+        while page := self.store.events(name, after=found[-1][0] if found else after, project=self._project):
             found += page
         return found
 
@@ -512,7 +288,9 @@ class Local:
     def output(self, launch: str, *, follow: bool) -> Iterator[LogLine]:
         """Yield the output of one launch."""
         view = self.recorded(launch.rsplit("-", 3)[0])
-        job = next(job for job in view.jobs if job.name == launch)
+        job = next((job for job in view.jobs if job.name == launch), None)
+        if job is None:
+            raise NotFound(f"no launch {launch!r}", fix=f"modelyard show {view.run.name}")
         return self.places[job.backend].logs(launch, follow=follow)
 
     def logs(
@@ -588,7 +366,7 @@ class Local:
         """
         self._told = self.store.last_serial()
         while True:
-            runs = [self.store.run(name) for name in names]
+            runs = [self._run(name) for name in names]
             turns = [self._asked(run, wanted) for run in runs if run.wanted not in (wanted, Wanted.DELETE)]
             try:
                 if turns:
@@ -683,7 +461,7 @@ class Local:
         """Return every volume on record with its backend, as the backend has it."""
         held: dict[str, dict[str, Volume]] = {}
         found: list[tuple[str, Volume]] = []
-        for volume in self.store.volumes():
+        for volume in self.kept_volumes().values():
             if volume.backend not in held:
                 held[volume.backend] = {v.name: v for v in self.places[volume.backend].volumes()}
             found.append((volume.backend, held[volume.backend].get(volume.name, Volume(volume.name))))
@@ -691,7 +469,7 @@ class Local:
 
     def delete_volume(self, name: str) -> None:
         """Delete a volume and what it holds."""
-        volume = next((v for v in self.store.volumes() if v.name == name), None)
+        volume = self.kept_volumes().get(name)
         if volume is None:
             raise NotFound(f"no volume {name!r}", fix="modelyard volume list")
         self.places[volume.backend].delete_volume(name)
@@ -699,7 +477,7 @@ class Local:
 
     def secrets(self) -> list[tuple[str, datetime]]:
         """Return the names of the secrets, and when each was last set."""
-        return self.store.secrets.list()
+        return self.store.secrets.of(self._project).list()
 
     def set_secret(self, name: str, value: str) -> None:
         """Keep a secret, encrypted.
@@ -713,66 +491,15 @@ class Local:
         if not value:
             fix = f"for example: modelyard secret set {name} < FILE"
             raise UsageError(f"secret {name}: an empty value", fix=fix)
-        self.store.secrets.set(name, value, now=self._clock())
+        self.store.secrets.of(self._project).set(name, value, now=self._clock())
 
     def delete_secret(self, name: str) -> None:
         """Forget a secret."""
-        self.store.secrets.delete(name)
+        self.store.secrets.of(self._project).delete(name)
 
 
 _NO_OUTPUT = frozenset({"no-capacity", "rejected", "quota", "denied"})
 """Reasons of jobs that never had a container."""
-
-_UP = frozenset({RunState.RUNNING, RunState.READY})
-_ACCEPTED = _UP | {RunState.STARTING}
-
-
-def has_reached(run: Run, goal: Goal) -> bool:
-    """Return whether a run has come to ``goal``, or to an end from which it will not."""
-    if goal == "deleted":
-        return False
-    if run.state.is_final or run.reason.startswith("rollout failed"):
-        return True
-    match goal:
-        case "accepted":
-            return run.state in _ACCEPTED
-        case "started":
-            return run.state in _UP
-        case "ready":
-            return run.state is RunState.READY or (run.type == "task" and run.state is RunState.RUNNING)
-        case "settled":
-            return run.state is RunState.READY
-        case _:
-            return False
-
-
-def has_missed(run: Run, goal: Goal) -> bool:
-    """Return whether a run came to an end that is not ``goal``.
-
-    A task that succeeded was ready on the way.
-    """
-    if run.state is RunState.FAILED:
-        return True
-    if goal == "ended":
-        return False
-    return run.state is RunState.STOPPED or run.reason.startswith("rollout failed")
-
-
-def _pinned(documents: Sequence[Document], models: Mapping[str, LockedModel] | None) -> Sequence[Document]:
-    return (
-        [pinned(document, models.get(document.spec.name)) for document in documents] if models else documents
-    )
-
-
-def _speaks_of_volumes(document: Document) -> bool:
-    spec = document.spec
-    return isinstance(spec, VolumeSpec) or any(mount.name for mount in getattr(spec, "volumes", ()))
-
-
-def _origin() -> Origin:
-    from importlib.metadata import version  # email and zipfile: only for plans that are kept
-
-    return Origin(version("modelyard"), digest())
 
 
 def _without_password(url: str) -> str:

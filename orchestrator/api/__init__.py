@@ -1,0 +1,24 @@
+"""What can be asked of Modelyard, as one protocol, and the answer of this very process."""
+
+from __future__ import annotations
+
+from orchestrator.api.goals import has_arrived, has_missed, has_reached
+from orchestrator.api.local import Local, spec_of_run
+from orchestrator.api.planning import Planner, origin
+from orchestrator.api.protocol import Api, Goal, Offers, Orphan, Plans, RunView
+
+__all__ = [
+    "Api",
+    "Goal",
+    "Local",
+    "Offers",
+    "Orphan",
+    "Planner",
+    "Plans",
+    "RunView",
+    "has_arrived",
+    "has_missed",
+    "has_reached",
+    "origin",
+    "spec_of_run",
+]

@@ -1,0 +1,50 @@
+"""How far a run has come, and whether that is where its user wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.api.protocol import Goal
+from orchestrator.reconcile import Job, Run, RunState
+
+_UP = frozenset({RunState.RUNNING, RunState.READY})
+_ACCEPTED = _UP | {RunState.STARTING}
+
+
+def has_reached(run: Run, goal: Goal) -> bool:
+    """Return whether a run has come to ``goal``, or to an end from which it will not."""
+    if goal == "deleted":
+        return False
+    if run.state.is_final or run.reason.startswith("rollout failed"):
+        return True
+    match goal:
+        case "accepted":
+            return run.state in _ACCEPTED
+        case "started":
+            return run.state in _UP
+        case "ready":
+            return run.state is RunState.READY or (run.type == "task" and run.state is RunState.RUNNING)
+        case "settled":
+            return run.state is RunState.READY
+        case _:
+            return False
+
+
+def has_missed(run: Run, goal: Goal) -> bool:
+    """Return whether a run came to an end that is not ``goal``.
+
+    A task that succeeded was ready on the way.
+    """
+    if run.state is RunState.FAILED:
+        return True
+    if goal == "ended":
+        return False
+    return run.state is RunState.STOPPED or run.reason.startswith("rollout failed")
+
+
+def has_arrived(run: Run, jobs: Sequence[Job], goal: Goal) -> bool:
+    """Return whether a run has come to ``goal``; to be settled, no launch of an older spec may be left."""
+    if not has_reached(run, goal) or goal != "settled" or run.state.is_final:
+        return has_reached(run, goal)
+    live = [job for job in jobs if not job.state.is_final]
+    return bool(run.reason) or all(job.spec_hash == run.spec_hash and not job.stop_asked_at for job in live)

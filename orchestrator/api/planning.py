@@ -1,0 +1,211 @@
+"""Planning, wherever the record is: documents and facts are here, runs and offers are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from orchestrator.api.protocol import Offers, Plans
+from orchestrator.apply import (
+    NO_SET,
+    NOTHING_LOST,
+    Consent,
+    Difference,
+    Scope,
+    World,
+    diff_documents,
+    plan_documents,
+)
+from orchestrator.apply.lock import LockedModel, is_commit, model_of, pinned
+from orchestrator.apply.planfile import Origin, default_expiry, plan_file, read_plan, resume
+from orchestrator.apply.prices import check_prices, is_priced
+from orchestrator.apply.unset import unset
+from orchestrator.backend import Can, Offer
+from orchestrator.catalog.digest import digest
+from orchestrator.catalog.hardware import candidates
+from orchestrator.errors import Problem, Unreachable, UsageError
+from orchestrator.planner.ask import Work
+from orchestrator.planner.plan import Sort
+from orchestrator.reconcile import Run
+from orchestrator.spec.load import Document
+from orchestrator.spec.models import Model
+from orchestrator.spec.models import Volume as VolumeSpec
+from orchestrator.store.values import Volume as KeptVolume
+
+if TYPE_CHECKING:  # only for a model
+    from orchestrator.catalog import ModelFacts
+
+
+class Asked(Protocol):
+    """What a plan asks of whoever keeps the record and the places."""
+
+    def record_of(self, names: Collection[str] | None) -> Mapping[str, Run]:
+        """Return the runs on record by name: those of ``names``, or all; asks no place."""
+
+    def kept_volumes(self) -> Mapping[str, KeptVolume]:
+        """Return the volumes on record by name."""
+
+    def secret_names(self) -> Collection[str]:
+        """Return the names of the secrets on record."""
+
+    def abilities(self) -> Mapping[str, frozenset[Can]]:
+        """Return what each place is able to do, preferred ones first."""
+
+    def offers(self) -> Offers:
+        """Return what every place offers now."""
+
+
+class Planner:
+    """The part of the api that decides: the same in process and from afar.
+
+    Args:
+        asked: Whoever keeps the record and the places.
+        environ: The user's environment: tokens of the hub, and what a plan may not hold.
+        clock: The time, in UTC.
+    """
+
+    def __init__(self, asked: Asked, *, environ: Mapping[str, str], clock: Callable[[], datetime]) -> None:
+        self._keeper = asked
+        self._environ = environ
+        self._clock = clock
+
+    def plan(
+        self,
+        documents: Sequence[Document],
+        *,
+        rerun: bool = False,
+        sort: Sort = "price",
+        strict: bool = False,
+        scope: Scope = NO_SET,
+        models: Mapping[str, LockedModel] | None = None,
+    ) -> Plans:
+        """Return what ``apply`` would do, with ``models`` by run as a lock has them; changes nothing."""
+        documents = _pinned(documents, models)
+        world = self._world(documents, rerun=rerun, sort=sort, strict=strict, scope=scope, models=models)
+        return plan_documents(documents, world)
+
+    def resolve_models(self, documents: Sequence[Document]) -> dict[str, LockedModel]:
+        """Return the commits that the documents' models are at now, by run; asks the hub."""
+        return {
+            document.spec.name: LockedModel(model.id, model.revision, self._commit(model))
+            for document in documents
+            if (model := model_of(document)) is not None
+        }
+
+    def _commit(self, model: Model) -> str | None:
+        from orchestrator.facts import Hub, commit_of  # asks the hub: only where a lock is written
+
+        if is_commit(model.revision):
+            return model.revision
+        if self._offline:
+            raise UsageError("a lock asks the hub, and HF_HUB_OFFLINE forbids it", fix="unset HF_HUB_OFFLINE")
+        return commit_of(model.id, revision=model.revision, hub=Hub.from_environment(self._environ))
+
+    def save(
+        self,
+        plans: Plans,
+        *,
+        scope: Scope = NO_SET,
+        consent: Consent = NOTHING_LOST,
+        lasts_s: int | None = None,
+        locks: Sequence[Path] = (),
+    ) -> str:
+        """Return plans as the text of a plan file, good until the day after tomorrow or ``lasts_s``."""
+        now = self._clock()
+        return plan_file(
+            plans,
+            origin=origin(),
+            scope=scope,
+            consent=consent,
+            expires_at=default_expiry(now) if lasts_s is None else now + timedelta(seconds=lasts_s),
+            environ=self._environ,
+            locks=locks,
+        )
+
+    def resume(self, path: str) -> tuple[Plans, Consent]:
+        """Return the plans of a file and what they may lose, or refuse when they no longer hold."""
+        saved = read_plan(path, origin=origin(), now=self._clock())
+        plans = resume(saved, runs=self._keeper.record_of(None), volumes=self._keeper.kept_volumes())
+        if is_priced(plans):
+            found = self._keeper.offers()
+            check_prices(plans, found.offers, found.silent)
+        return plans, saved.consent
+
+    def diff(
+        self, documents: Sequence[Document], *, models: Mapping[str, LockedModel] | None = None
+    ) -> tuple[Difference, ...]:
+        """Return how the documents differ from the record; asks no backend."""
+        return diff_documents(_pinned(documents, models), self._world(documents))
+
+    def _world(
+        self,
+        documents: Sequence[Document],
+        *,
+        rerun: bool = False,
+        sort: Sort = "price",
+        strict: bool = False,
+        scope: Scope = NO_SET,
+        models: Mapping[str, LockedModel] | None = None,
+    ) -> World:
+        locked = {(each.id, each.commit): each for each in (models or {}).values()}
+        has_volumes = scope.prune or any(_speaks_of_volumes(document) for document in documents)
+        names = None if scope.prune else [document.spec.name for document in documents]
+        return World(
+            runs=self._keeper.record_of(names),
+            volumes=self._keeper.kept_volumes() if has_volumes else {},
+            places=self._keeper.abilities(),
+            offers=self._offered,
+            names=lambda name: [device.name for device in candidates(name)],
+            facts=lambda model: self._facts(model, locked.get((model.id, model.revision))),
+            rerun=rerun,
+            sort=sort,
+            strict=strict,
+            scope=scope,
+            unset=self._unset,
+        )
+
+    def _unset(self, document: Document, spec: Work) -> Sequence[Problem]:
+        return unset(document, spec, environ=self._environ, secrets=self._keeper.secret_names)
+
+    def _offered(self) -> Sequence[Offer]:
+        """Return what there is to choose from; where nothing is, a place that is silent is why."""
+        found = self._keeper.offers()
+        if found.silent and not found.offers:
+            what = "; ".join(f"backend {name!r}: {why}" for name, why in sorted(found.silent.items()))
+            raise Unreachable(what, fix="see: modelyard backend check")
+        return found.offers
+
+    def _facts(self, model: Model, locked: LockedModel | None) -> ModelFacts:
+        """Return what a model is; one the catalog knows needs no hub, at whatever commit it is locked."""
+        from orchestrator.catalog import model as published  # and these: only for a model
+        from orchestrator.facts import Hub, resolve
+
+        if locked and locked.asked in (None, "main") and (known := published(model.id)):
+            return replace(known, revision=model.revision)
+        hub = Hub.from_environment(self._environ)
+        return resolve(model.id, revision=model.revision, hub=hub, offline=self._offline)
+
+    @property
+    def _offline(self) -> bool:
+        return self._environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+
+
+def _pinned(documents: Sequence[Document], models: Mapping[str, LockedModel] | None) -> Sequence[Document]:
+    return (
+        [pinned(document, models.get(document.spec.name)) for document in documents] if models else documents
+    )
+
+
+def _speaks_of_volumes(document: Document) -> bool:
+    spec = document.spec
+    return isinstance(spec, VolumeSpec) or any(mount.name for mount in getattr(spec, "volumes", ()))
+
+
+def origin() -> Origin:
+    """Return what plans are made with here."""
+    from importlib.metadata import version  # email and zipfile: only for plans that are kept
+
+    return Origin(version("modelyard"), digest())

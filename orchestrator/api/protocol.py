@@ -1,0 +1,172 @@
+"""What can be asked of Modelyard, as one protocol; the values that cross it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from orchestrator.apply import (
+    NO_SET,
+    NOTHING_LOST,
+    Consent,
+    Deletion,
+    Difference,
+    Drift,
+    RunPlan,
+    Scope,
+    VolumePlan,
+)
+from orchestrator.apply.lock import LockedModel
+from orchestrator.backend import Check, Instance, LogLine, Offer, Volume
+from orchestrator.planner.plan import Sort
+from orchestrator.reconcile import Job, Run, RunEvent, Wanted
+from orchestrator.spec.load import Document
+
+if TYPE_CHECKING:  # http, ssl and threads: only where runs are driven
+    from orchestrator.loop import Hooks
+
+
+Plans = tuple[RunPlan | VolumePlan | Deletion, ...]
+Goal = Literal["accepted", "started", "ready", "settled", "ended", "deleted"]
+"""Where to follow a run to: *accepted* by a backend, *settled* (a task has ended, what is kept up
+is ready), or what the word says. A run that has ended has reached whatever it can.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run with its jobs, oldest first."""
+
+    run: Run
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Offers:
+    """What can be had, and the places that did not answer, with the reason of each."""
+
+    offers: tuple[Offer, ...]
+    silent: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """An instance that carries our labels and whose run nobody has on record."""
+
+    backend: str
+    instance: Instance
+
+
+class Api(Protocol):
+    """Everything the command line can ask for; held in process and over HTTP by the same tests."""
+
+    def plan(
+        self,
+        documents: Sequence[Document],
+        *,
+        rerun: bool = False,
+        sort: Sort = "price",
+        strict: bool = False,
+        scope: Scope = NO_SET,
+        models: Mapping[str, LockedModel] | None = None,
+    ) -> Plans:
+        """Return what ``apply`` would do, with ``models`` by run as a lock has them; changes nothing."""
+
+    def resolve_models(self, documents: Sequence[Document]) -> dict[str, LockedModel]:
+        """Return the commits that the documents' models are at now, by run; asks the hub."""
+
+    def save(
+        self,
+        plans: Plans,
+        *,
+        scope: Scope = NO_SET,
+        consent: Consent = NOTHING_LOST,
+        lasts_s: int | None = None,
+        locks: Sequence[Path] = (),
+    ) -> str:
+        """Return plans as the text of a plan file, good until the day after tomorrow or ``lasts_s``."""
+
+    def resume(self, path: str) -> tuple[Plans, Consent]:
+        """Return the plans of a file and what they may lose, or refuse when they no longer hold."""
+
+    def diff(
+        self, documents: Sequence[Document], *, models: Mapping[str, LockedModel] | None = None
+    ) -> tuple[Difference, ...]:
+        """Return how the documents differ from the record; asks no backend."""
+
+    def apply(self, plans: Plans, *, consent: Consent = NOTHING_LOST) -> tuple[str, ...]:
+        """Write down what the plans say; return the names of the runs that changed."""
+
+    def finish_deletions(self, plans: Plans, *, hooks: Hooks | None = None) -> None:
+        """See the runs off that the plans delete, then delete the plans' volumes."""
+
+    def drift(self) -> tuple[Drift, ...]:
+        """Return where the places differ from the record, which is left as it is."""
+
+    def follow(self, names: Sequence[str], goal: Goal, *, hooks: Hooks, timeout_s: float | None) -> bool:
+        """Drive the runs until each has reached ``goal`` or its end; False when time ran out."""
+
+    def runs(self) -> list[RunView]:
+        """Return every run, by name, as it is at this moment."""
+
+    def run(self, name: str) -> RunView:
+        """Return one run as it is at this moment."""
+
+    def recorded(self, name: str) -> RunView:
+        """Return one run as it is on record, asking no backend."""
+
+    def on_record(self) -> list[RunView]:
+        """Return every run, by name, as it is on record, asking no backend."""
+
+    def events(self, name: str | None, *, after: int = 0) -> list[tuple[int, RunEvent]]:
+        """Return events with their serials, oldest first."""
+
+    def output(self, launch: str, *, follow: bool) -> Iterator[LogLine]:
+        """Yield the output of one launch."""
+
+    def logs(
+        self, name: str, *, replica: int, node: int, follow: bool, since: datetime | None, tail: int | None
+    ) -> Iterator[LogLine]:
+        """Yield a run's output; with ``follow`` over all attempts until the run ends."""
+
+    def execute(self, name: str, command: Sequence[str], *, replica: int, node: int, tty: bool) -> int:
+        """Run a command inside a running job on this terminal; return its exit code."""
+
+    def container(self, name: str, *, replica: int, node: int) -> str:
+        """Return what a running job's container is called on this machine, "" where there is none."""
+
+    def ask(self, names: Sequence[str], wanted: Wanted) -> None:
+        """Write down that the runs shall stop, or be deleted."""
+
+    def offers(self) -> Offers:
+        """Return what every place offers now."""
+
+    def check(self) -> list[tuple[str, Check]]:
+        """Look whether every configured place is usable."""
+
+    def diagnose(self) -> list[tuple[str, Check]]:
+        """Look whether this installation, its record and every place are well."""
+
+    def orphans(self) -> list[Orphan]:
+        """Return instances that carry our labels and belong to no run on record."""
+
+    def remove_orphans(self, orphans: Sequence[Orphan]) -> None:
+        """Stop and remove them."""
+
+    def volumes(self) -> list[tuple[str, Volume]]:
+        """Return every volume with its backend."""
+
+    def delete_volume(self, name: str) -> None:
+        """Delete a volume and what it holds."""
+
+    def secrets(self) -> list[tuple[str, datetime]]:
+        """Return the names of the secrets, and when each was last set."""
+
+    def set_secret(self, name: str, value: str) -> None:
+        """Keep a secret, encrypted."""
+
+    def delete_secret(self, name: str) -> None:
+        """Forget a secret."""
