@@ -154,6 +154,9 @@ class File:
     content: bytes
     mode: int = 0o644
 
+    # where files cross as JSON, pydantic reads this
+    __pydantic_config__ = {"ser_json_bytes": "base64", "val_json_bytes": "base64"}  # noqa: RUF012  # no field
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:

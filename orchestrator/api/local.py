@@ -12,7 +12,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
 
 from orchestrator.api.goals import has_arrived
 from orchestrator.api.planning import Planner
@@ -39,7 +40,7 @@ from orchestrator.store.values import MAIN
 from orchestrator.store.values import Volume as KeptVolume
 
 if TYPE_CHECKING:  # the store imports SQLAlchemy, which a plan on a fresh machine does without
-    from orchestrator.loop import Hooks, Loop
+    from orchestrator.loop import Hooks
     from orchestrator.store.records import Store
 
 
@@ -66,6 +67,24 @@ class _Teller:
                     self._last = serial
                     if event.run in self._runs and event.action:  # not what the user just asked for
                         self._tell(event)
+
+
+class Driver(Protocol):
+    """What drives runs while a command waits, or looks on while somebody else does."""
+
+    def __enter__(self) -> Self:
+        """Begin."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of what was taken."""
+
+    def settle(self) -> None:
+        """See to what there is to do at this moment."""
+
+    def drive(self, until: Callable[[], bool], *, timeout_s: float | None = None) -> bool:
+        """Go on until ``until`` holds; False when time ran out first."""
 
 
 class Local(Planner):
@@ -189,7 +208,7 @@ class Local(Planner):
         still hold a volume.
         """
         deletions = [plan for plan in plans if isinstance(plan, Deletion)]
-        leaving = [run.name for run in self._runs() if run.wanted is Wanted.DELETE]
+        leaving = [run.name for run in self.runs_on_record() if run.wanted is Wanted.DELETE]
         if deletions and leaving:
             self.follow(leaving, "deleted", hooks=hooks)
         for deletion in deletions:
@@ -224,7 +243,7 @@ class Local(Planner):
 
         def is_there() -> bool:
             teller.tell()
-            runs = {run.name: run for run in self._runs()}
+            runs = {run.name: run for run in self.runs_on_record()}
             return all(
                 name not in runs or has_arrived(runs[name], self.store.jobs(runs[name].id), goal)
                 for name in names
@@ -235,7 +254,7 @@ class Local(Planner):
         teller.tell()
         return found
 
-    def _loop(self, hooks: Hooks | None = None) -> Loop:
+    def _loop(self, hooks: Hooks | None = None) -> Driver:
         from orchestrator.loop import Hooks, Loop  # http, ssl and threads: only where runs are driven
 
         return Loop(self.store, self.places, owner=this_owner(), clock=self._clock, hooks=hooks or Hooks())
@@ -249,11 +268,15 @@ class Local(Planner):
 
     def on_record(self) -> list[RunView]:
         """Return every run, by name, as it is on record, asking no backend."""
-        runs = self._runs()
+        return self.views(self.runs_on_record())
+
+    def views(self, runs: Sequence[Run]) -> list[RunView]:
+        """Return these runs with their jobs."""
         jobs = self.store.jobs_of([run.id for run in runs])
         return [RunView(run, tuple(jobs[run.id])) for run in runs]
 
-    def _runs(self) -> list[Run]:
+    def runs_on_record(self) -> list[Run]:
+        """Return every run by name, without its jobs."""
         return [run for run in self.store.runs() if self._is_ours(run.project)]
 
     def _run(self, name: str) -> Run:

@@ -106,7 +106,9 @@ class Api(Protocol):
     def drift(self) -> tuple[Drift, ...]:
         """Return where the places differ from the record, which is left as it is."""
 
-    def follow(self, names: Sequence[str], goal: Goal, *, hooks: Hooks, timeout_s: float | None) -> bool:
+    def follow(
+        self, names: Sequence[str], goal: Goal, *, hooks: Hooks | None = None, timeout_s: float | None = None
+    ) -> bool:
         """Drive the runs until each has reached ``goal`` or its end; False when time ran out."""
 
     def runs(self) -> list[RunView]:
@@ -128,14 +130,23 @@ class Api(Protocol):
         """Yield the output of one launch."""
 
     def logs(
-        self, name: str, *, replica: int, node: int, follow: bool, since: datetime | None, tail: int | None
+        self,
+        name: str,
+        *,
+        replica: int = 0,
+        node: int = 0,
+        follow: bool = False,
+        since: datetime | None = None,
+        tail: int | None = None,
     ) -> Iterator[LogLine]:
         """Yield a run's output; with ``follow`` over all attempts until the run ends."""
 
-    def execute(self, name: str, command: Sequence[str], *, replica: int, node: int, tty: bool) -> int:
+    def execute(
+        self, name: str, command: Sequence[str], *, replica: int = 0, node: int = 0, tty: bool
+    ) -> int:
         """Run a command inside a running job on this terminal; return its exit code."""
 
-    def container(self, name: str, *, replica: int, node: int) -> str:
+    def container(self, name: str, *, replica: int = 0, node: int = 0) -> str:
         """Return what a running job's container is called on this machine, "" where there is none."""
 
     def ask(self, names: Sequence[str], wanted: Wanted) -> None:

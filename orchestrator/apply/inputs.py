@@ -41,7 +41,7 @@ def read_inputs(document: Document, spec: Work) -> Inputs:
         most = format_bytes(MAX_INPUT_BYTES)
         what = f"files of {format_bytes(size)} are too large to send along: {most} at most"
         raise SpecError([document.problem("files", what, "put them into a volume or an image")])
-    return Inputs(tuple(found), _digest(found), tuple(clones))
+    return Inputs(tuple(found), digest_of(found), tuple(clones))
 
 
 def unreadable(document: Document, spec: Work) -> Iterator[Problem]:
@@ -117,7 +117,8 @@ def _file(local: Path, target: PurePosixPath) -> File:
     return File(str(target), local.read_bytes(), 0o755 if local.stat().st_mode & 0o100 else 0o644)
 
 
-def _digest(files: Sequence[File]) -> str:
+def digest_of(files: Sequence[File]) -> str:
+    """Return what tells these files from any others, "" where there are none."""
     if not files:
         return ""
     whole = hashlib.sha256()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -33,6 +33,7 @@ from orchestrator.errors import (
     UsageError,
 )
 from orchestrator.planner.ask import Work
+from orchestrator.planner.compose import Inputs
 from orchestrator.planner.plan import Choice, Placed
 from orchestrator.reconcile import Run, Template, Wanted
 from orchestrator.spec.interpolation import looks_secret, refers_to_secret
@@ -96,6 +97,32 @@ def plan_file(
         SpecError: a spec holds a secret's value itself.
     """
     _refuse_plain_secrets(plans)
+    sealed = sealed_plan(
+        plans, origin=origin, scope=scope, consent=consent, expires_at=expires_at, locks=locks
+    )
+    text = json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
+    for name, value in sorted(environ.items()):
+        if looks_secret(name) and len(value) >= _SHORTEST_SECRET and json.dumps(value)[1:-1] in text:
+            raise PlanRefused(
+                f"the plan would hold the value of {name}", fix=f"pass {name} by its bare name in env"
+            )
+    return text
+
+
+def sealed_plan(
+    plans: Sequence[Plan],
+    *,
+    origin: Origin,
+    scope: Scope,
+    consent: Consent,
+    expires_at: datetime,
+    locks: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Return plans as a plan file has them, to be sent: it may hold what a spec itself says.
+
+    Raises:
+        PlanRefused: a file of a spec changed while it was planned.
+    """
     body = {
         "schema": SCHEMA,
         "tool": origin.tool,
@@ -107,13 +134,7 @@ def plan_file(
         "inputs": _inputs(plans, locks),
         "steps": [_step(plan) for plan in plans],
     }
-    text = json.dumps({**body, "seal": _seal(body)}, indent=2, ensure_ascii=False) + "\n"
-    for name, value in sorted(environ.items()):
-        if looks_secret(name) and len(value) >= _SHORTEST_SECRET and json.dumps(value)[1:-1] in text:
-            raise PlanRefused(
-                f"the plan would hold the value of {name}", fix=f"pass {name} by its bare name in env"
-            )
-    return text
+    return {**body, "seal": _seal(body)}
 
 
 def read_plan(path: str, *, origin: Origin, now: datetime) -> Saved:
@@ -125,7 +146,19 @@ def read_plan(path: str, *, origin: Origin, now: datetime) -> Saved:
         UsageError: there is no such file, or it is no plan file.
     """
     body = _read(path)
-    seal = body.pop("seal", None)
+    saved = opened_plan(body, path=path, origin=origin, now=now)
+    with _well_formed(path):
+        _check_inputs(body["inputs"])
+    return saved
+
+
+def opened_plan(body: Mapping[str, Any], *, path: str, origin: Origin, now: datetime) -> Saved:
+    """Return a plan that was sent, once nothing in it speaks against it; ``path`` is its name in errors.
+
+    Raises:
+        PlanRefused: it was changed, has expired, or is of another version of the program or catalog.
+    """
+    seal, body = body.get("seal"), {key: value for key, value in body.items() if key != "seal"}
     with _well_formed(path):
         return _checked(path, body, seal, origin=origin, now=now)
 
@@ -142,24 +175,30 @@ def _checked(path: str, body: Mapping[str, Any], seal: object, *, origin: Origin
         raise PlanRefused(f"{path} was made with another catalog", fix=PLAN_AGAIN)
     if datetime.fromisoformat(body["expires_at"]) <= now:
         raise PlanRefused(f"{path} expired at {body['expires_at']}", fix=PLAN_AGAIN)
-    _check_inputs(body["inputs"])
     return Saved(path, Scope(body["set"], body["prune"]), Consent(**body["allow"]), tuple(body["steps"]))
 
 
-def resume(saved: Saved, *, runs: Mapping[str, Run], volumes: Mapping[str, KeptVolume]) -> tuple[Plan, ...]:
+def resume(
+    saved: Saved,
+    *,
+    runs: Mapping[str, Run],
+    volumes: Mapping[str, KeptVolume],
+    inputs: Callable[[Document, Work], Inputs] = read_inputs,
+) -> tuple[Plan, ...]:
     """Return the plans of a file, held to the record: each is of what it was made against.
 
     Args:
         saved: What ``read_plan`` returned.
         runs: Every run on record, by name.
         volumes: Every volume on record, by name.
+        inputs: Where the files of a spec come from.
 
     Raises:
         PlanRefused: a run or volume it touches moved since, one it leaves alone is no longer as
             its spec says, or a local file of a spec changed.
     """
     with _well_formed(saved.path):
-        return tuple(_resume(step, saved, runs, volumes) for step in saved.steps)
+        return tuple(_resume(step, saved, runs, volumes, inputs) for step in saved.steps)
 
 
 def reason_of(plan: Plan) -> str:
@@ -332,11 +371,15 @@ def _well_formed(path: str) -> Iterator[None]:
 
 
 def _resume(
-    step: Mapping[str, Any], saved: Saved, runs: Mapping[str, Run], volumes: Mapping[str, KeptVolume]
+    step: Mapping[str, Any],
+    saved: Saved,
+    runs: Mapping[str, Run],
+    volumes: Mapping[str, KeptVolume],
+    inputs: Callable[[Document, Work], Inputs],
 ) -> Plan:
     if step["action"] == "delete":
         return _resume_deletion(step, saved, runs, volumes)
-    return _resume_volume(step, volumes) if step["type"] == "volume" else _resume_run(step, runs)
+    return _resume_volume(step, volumes) if step["type"] == "volume" else _resume_run(step, runs, inputs)
 
 
 def _resume_deletion(
@@ -364,7 +407,9 @@ def _resume_volume(step: Mapping[str, Any], volumes: Mapping[str, KeptVolume]) -
     )
 
 
-def _resume_run(step: Mapping[str, Any], runs: Mapping[str, Run]) -> RunPlan:
+def _resume_run(
+    step: Mapping[str, Any], runs: Mapping[str, Run], inputs: Callable[[Document, Work], Inputs]
+) -> RunPlan:
     spec = spec_of(step["spec"])
     assert isinstance(spec, Task | Service | DevEnvironment)
     document, action = _document(spec, step), step["action"]
@@ -379,7 +424,7 @@ def _resume_run(step: Mapping[str, Any], runs: Mapping[str, Run]) -> RunPlan:
         return replace(plan, template=updated(run.template, spec))
     template: Template = decode(Template, json.dumps(step["template"]))
     return replace(
-        plan, template=_refilled(template, plan), placed=_placed_of(step["placed"]),
+        plan, template=_refilled(template, plan, inputs), placed=_placed_of(step["placed"]),
         serving=json.dumps(step["serving"], sort_keys=True),
     )  # fmt: skip
 
@@ -409,12 +454,12 @@ def _stale(kind: str, name: str) -> PlanRefused:
     return PlanRefused(f"the plan is stale: {kind} {name!r} moved since it was made", fix=PLAN_AGAIN)
 
 
-def _refilled(template: Template, plan: RunPlan) -> Template:
+def _refilled(template: Template, plan: RunPlan, inputs: Callable[[Document, Work], Inputs]) -> Template:
     """Return a template with the files of its spec as they are here, if they are what was planned."""
-    inputs = read_inputs(plan.document, plan.spec)
-    if fingerprint(plan.spec, inputs) != plan.spec_hash:
+    found = inputs(plan.document, plan.spec)
+    if fingerprint(plan.spec, found) != plan.spec_hash:
         raise PlanRefused(f"files of {plan.name!r} changed since the plan was made", fix=PLAN_AGAIN)
-    return _with_files(template, {file.target: file for file in inputs.files})
+    return _with_files(template, {file.target: file for file in found.files})
 
 
 def _document(spec: Work | Volume, step: Mapping[str, Any]) -> Document:

@@ -36,6 +36,7 @@ COMMANDS = {
     "wait": ("runs", "Wait until runs are ready, started, ended or deleted."),
     "volume": ("places", "List and delete volumes."),
     "gateway": ("gateway_command", "Pass requests on to the replicas of services."),
+    "server": ("server_command", "Answer for many users, and keep their runs going."),
     "secret": ("places", "Set, list and delete secrets."),
     "backend": ("places", "Check the configured backends."),
     "gc": ("places", "Find what nobody owns, and remove it."),

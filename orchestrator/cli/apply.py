@@ -13,7 +13,7 @@ from orchestrator.cli.specs import AllowDestroy, AllowReplace, Prune, Rerun, Set
 from orchestrator.errors import SpecError, UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.api import Local, Plans
+    from orchestrator.api import Api, Plans
     from orchestrator.apply import Consent
 
 app = typer.Typer(rich_markup_mode=None)
@@ -87,9 +87,7 @@ def _saved_plan(arguments: list[str], *, settled: bool) -> str:
     return arguments[0]
 
 
-def _carry_out(
-    api: Local, plans: Plans, consent: Consent, *, yes: bool, detach: bool, json: bool
-) -> list[str]:
+def _carry_out(api: Api, plans: Plans, consent: Consent, *, yes: bool, detach: bool, json: bool) -> list[str]:
     """Show plans, ask, write them down and follow them; return what failed."""
     from orchestrator.apply import require_consent
     from orchestrator.render.plans import plan_json, plan_text
@@ -112,7 +110,7 @@ def _carry_out(
     return failed
 
 
-def _see_off(api: Local, plans: Plans) -> None:
+def _see_off(api: Api, plans: Plans) -> None:
     """Wait until what is deleted is gone: a volume cannot go before the runs that use it."""
     if not any(plan.action == "delete" for plan in plans):
         return
@@ -122,7 +120,7 @@ def _see_off(api: Local, plans: Plans) -> None:
         api.finish_deletions(plans, hooks=reporter.hooks)
 
 
-def _follow(api: Local, watched: list[str], *, fresh: tuple[str, ...], detach: bool, json: bool) -> list[str]:
+def _follow(api: Api, watched: list[str], *, fresh: tuple[str, ...], detach: bool, json: bool) -> list[str]:
     """Drive what was applied to where its user wants it, and say how it goes; return what failed."""
     from orchestrator.cli.progress import Reporter
 
@@ -143,11 +141,11 @@ def _follow(api: Local, watched: list[str], *, fresh: tuple[str, ...], detach: b
     return failures
 
 
-def _is_task(api: Local, name: str) -> bool:
+def _is_task(api: Api, name: str) -> bool:
     return api.recorded(name).run.type == "task"
 
 
-def _say_addresses(api: Local, names: tuple[str, ...]) -> None:
+def _say_addresses(api: Api, names: tuple[str, ...]) -> None:
     from orchestrator.render.runs import addresses
 
     for name in names:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.shared import Config, Json, open_api
+from orchestrator.cli.shared import Config, Json, open_record, parse_address
 from orchestrator.errors import ConfigError, NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ app = typer.Typer(rich_markup_mode=None)
 gateway = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 app.add_typer(gateway, name="gateway")
 
-_ADDRESS = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
 _KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 KeyName = Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is.", show_default=False)]
@@ -63,7 +62,7 @@ def run_gateway(
         scheme="https" if tls else "http",
         log=(lambda entry: typer.echo(entry.line())) if access_log else None,
     )
-    with open_api(config) as api:
+    with open_record(config) as api:
         _run(_serve(told, api.store, host, port, tls))
 
 
@@ -84,7 +83,7 @@ def new(
     from orchestrator.gateway.keys import PREFIX, new_key
 
     key, secret = new_key(name, service or None)
-    with open_api(config) as api:
+    with open_record(config) as api:
         api.store.secrets.set(PREFIX + name, key.text(), now=datetime.now(UTC))
     typer.echo(secret)
 
@@ -94,7 +93,7 @@ def show(json: Json = False, config: Config = None) -> None:
     """List the keys and the services each opens."""
     from orchestrator.gateway.keys import Keys
 
-    with open_api(config) as api:
+    with open_record(config) as api:
         found = sorted(Keys.read(api.store.secrets).by_digest.values(), key=lambda key: key.name)
     if json:
         from orchestrator.render.table import to_json
@@ -111,26 +110,11 @@ def revoke(name: KeyName, config: Config = None) -> None:
     """Forget a key; a gateway that runs stops to take it within seconds."""
     from orchestrator.gateway.keys import PREFIX
 
-    with open_api(config) as api:
+    with open_record(config) as api:
         try:
             api.store.secrets.delete(PREFIX + name)
         except NotFound:
             raise NotFound(f"no key {name!r}", fix="modelyard gateway keys lists them") from None
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """Return the host and port that ``text`` names.
-
-    Raises:
-        UsageError: it names none.
-
-    >>> parse_address("127.0.0.1:8080"), parse_address("[::1]:0"), parse_address(":80")
-    (('127.0.0.1', 8080), ('::1', 0), ('', 80))
-    """
-    found = _ADDRESS.fullmatch(text)
-    if found is None or int(found["port"]) > 65535:
-        raise UsageError(f"{text!r} is no address and port", fix="for example --listen 127.0.0.1:8080")
-    return found["six"] or found["host"] or "", int(found["port"])
 
 
 def _tls(certificate: Path | None, private_key: Path | None) -> ssl.SSLContext | None:
@@ -152,6 +136,22 @@ def _tls(certificate: Path | None, private_key: Path | None) -> ssl.SSLContext |
 
 
 async def _serve(gateway: Gateway, store: Store, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await serve_until(stop, gateway, store, host, port, tls=tls)
+
+
+async def serve_until(
+    stop: asyncio.Event,
+    gateway: Gateway,
+    store: Store,
+    host: str,
+    port: int,
+    *,
+    tls: ssl.SSLContext | None = None,
+) -> None:
+    """Pass requests on until ``stop`` is set, then let those under way end."""
     from orchestrator.gateway.server import follow, read
 
     # Before anybody can ask: no model that is there is called unknown.
@@ -164,9 +164,6 @@ async def _serve(gateway: Gateway, store: Store, host: str, port: int, tls: ssl.
             f"cannot listen on {host or '*'}:{port}: {error.strerror or error}", fix="choose another --listen"
         ) from error
     following = asyncio.create_task(follow(gateway, store, complain=_complain))
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     shown = f"[{at}]" if ":" in at else at
     typer.echo(f"listening on {'https' if tls else 'http'}://{shown}:{bound}")
     sys.stdout.flush()

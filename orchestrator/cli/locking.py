@@ -12,7 +12,7 @@ import typer
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.api import Local, Plans
+    from orchestrator.api import Api, Plans
     from orchestrator.apply import Scope
     from orchestrator.apply.lock import Lock, LockedModel
     from orchestrator.planner.plan import Sort
@@ -40,7 +40,7 @@ class Locking:
 
     def plan(
         self,
-        api: Local,
+        api: Api,
         documents: Sequence[Document],
         *,
         rerun: bool,

@@ -13,7 +13,7 @@ from orchestrator.reconcile import RunEvent
 from orchestrator.render.runs import event_text
 
 if TYPE_CHECKING:
-    from orchestrator.api import Local
+    from orchestrator.api import Api
 
 _HAS_OUTPUT = frozenset({"running", "ready", "succeeded", "failed", "stopped"})
 
@@ -28,7 +28,7 @@ class Reporter:
         terminal: Whether stderr is one: progress then moves in place.
     """
 
-    def __init__(self, api: Local, shown: list[str], *, prefix: bool, terminal: bool) -> None:
+    def __init__(self, api: Api, shown: list[str], *, prefix: bool, terminal: bool) -> None:
         self._api = api
         self._shown = set(shown)
         self._prefix = prefix

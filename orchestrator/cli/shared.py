@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ import typer
 from orchestrator.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.api import Local, Plans
+    from orchestrator.api import Api, Local, Plans
     from orchestrator.errors import Problem
     from orchestrator.spec.load import Document
 
@@ -35,9 +36,27 @@ Config = Annotated[
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name.", show_default=False)]
 RunNames = Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs.", show_default=False)]
 
+_ADDRESS = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
+
 
 @contextmanager
-def open_api(config: Path | None) -> Iterator[Local]:
+def open_api(config: Path | None) -> Iterator[Api]:
+    """Give the api: that of the server in MODELYARD_URL, or of this process."""
+    if not os.environ.get("MODELYARD_URL"):
+        with open_record(config) as here:
+            yield here
+        return
+    from orchestrator.client import from_environment  # httpx: only where there is a server
+
+    use_catalog()
+    api = from_environment(os.environ)
+    assert api is not None  # it names one: asked above
+    with closing(api):
+        yield api
+
+
+@contextmanager
+def open_record(config: Path | None) -> Iterator[Local]:
     """Give the api of this process, on the record that the environment names."""
     from orchestrator.api import Local
 
@@ -138,3 +157,18 @@ def confirm(question: str, *, yes: bool) -> bool:
     if not sys.stdin.isatty():
         raise UsageError(f"{question.rstrip('?')}: there is no terminal to ask on", fix="add --yes")
     return typer.confirm(question, err=True)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return the host and port that ``text`` names.
+
+    Raises:
+        UsageError: it names none.
+
+    >>> parse_address("127.0.0.1:8080"), parse_address("[::1]:0"), parse_address(":80")
+    (('127.0.0.1', 8080), ('::1', 0), ('', 80))
+    """
+    found = _ADDRESS.fullmatch(text)
+    if found is None or int(found["port"]) > 65535:
+        raise UsageError(f"{text!r} is no address and port", fix="for example --listen 127.0.0.1:8080")
+    return found["six"] or found["host"] or "", int(found["port"])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from orchestrator.backend import Backend, Group, GroupBackend, Instance, Launch, Phase, Renter
 from orchestrator.errors import BackendError, NotFound, Rejected, StateMoved, Temporary
@@ -50,6 +50,9 @@ _REFERENCE = re.compile(r"\$\{\{\s*secrets\.([A-Za-z0-9_./-]+)\s*\}\}")
 LOOK_S = 0.2
 """How often the record is read while another process drives some of the runs."""
 
+AGAIN_S = 3.0
+"""How often a server asks for a run that another one drives, in case it is gone."""
+
 Effect = Start | Stop | Remove | Release | ApplyGroup | DeleteGroup
 
 
@@ -80,6 +83,9 @@ class Loop:
         owner: Who we are to other loops on this record: ``host:pid:start``.
         clock: The time, in UTC.
         hooks: What the world outside wants to know.
+        look_s: How often the record is read while others drive some of the runs; None leaves it to
+            whoever calls ``wake``.
+        share: How many of so many active runs are ours to drive; by default all that are free.
     """
 
     def __init__(
@@ -90,7 +96,11 @@ class Loop:
         owner: str,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         hooks: Hooks | None = None,
+        look_s: float | None = LOOK_S,
+        share: Callable[[int], int] = lambda active: active,
     ) -> None:
+        self._look_s = look_s
+        self._share = share
         self._store = store
         self._backends = backends
         self._owner = owner
@@ -104,6 +114,8 @@ class Loop:
         self._asked_for: frozenset[str] = frozenset()
         self._refused: dict[str, tuple[str, str]] = {}
         self._leased: dict[str, datetime] = {}
+        self._theirs: dict[str, datetime] = {}
+        """Runs that others drive, and when to ask for them again."""
         self._wake_at: datetime | None = None
         self._others_drive = False
 
@@ -115,8 +127,12 @@ class Loop:
         if self._leased:
             self._store.release(self._owner, self._leased)
 
-    def __enter__(self) -> Loop:
+    def __enter__(self) -> Self:
         return self
+
+    def wake(self) -> None:
+        """Have the record looked at soon, from any thread."""
+        self._woken.set()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -148,7 +164,7 @@ class Loop:
         A run whose record moved between reading and writing is left to the next pass.
         """
         moved = self._collect()
-        active = [run for run in self._store.runs() if _is_active(run)]
+        active = self._store.active_runs()
         runs = self._lease(active)
         self._others_drive = len(runs) < len(active)
         jobs = self._store.jobs_of([run.id for run in runs])
@@ -224,23 +240,42 @@ class Loop:
         self._prober.forget(alive)
 
     def _lease(self, runs: Sequence[Run]) -> list[Run]:
-        """Return the runs that are ours to drive, taking and renewing leases where that is due."""
+        """Return the runs that are ours to drive: leases renewed, taken up to our share, or given back."""
         now = self._clock()
+        active = {run.id for run in runs}
+        self._leased = {id: until for id, until in self._leased.items() if id in active}
+        self._theirs = {id: again for id, again in self._theirs.items() if id in active and again > now}
+        most = self._share(len(runs))
+        self._give_back([run for run in runs if run.id in self._leased][most:])
         safe = now + timedelta(seconds=LEASE_S / 2)
-        due = [run.id for run in runs if self._leased.get(run.id, now) < safe]
+        due = [id for id, until in self._leased.items() if until < safe]
+        free = [run.id for run in runs if run.id not in self._leased and run.id not in self._theirs]
+        due += free[: max(0, most - len(self._leased))]
         if due:
             until = now + timedelta(seconds=LEASE_S)
             ours = self._store.lease(due, owner=self._owner, until=until, now=now)
             for run_id in due:
                 self._leased.pop(run_id, None)
             self._leased.update(dict.fromkeys(ours, until))
+            again = now + timedelta(seconds=AGAIN_S if self._look_s is None else self._look_s / 2)
+            self._theirs.update(dict.fromkeys(set(due) - ours, again))
+            if len(ours) < len(due) < len(free):
+                self._woken.set()  # what others have was tried first: go on with the rest
         return [run for run in runs if run.id in self._leased]
+
+    def _give_back(self, surplus: Sequence[Run]) -> None:
+        """Let go of runs above our share, for a server with less; not while an action is under way."""
+        idle = [run for run in surplus if not any(_is_of(run.name, name) for name in self._under_way)]
+        if idle:
+            self._store.release(self._owner, [run.id for run in idle])
+            for run in idle:
+                del self._leased[run.id]
 
     def _pause_s(self, left: float | None) -> float:
         """Return how long nothing can be due: a change wakes us before."""
         waits = [self._observer.next_read_s(), LEASE_S / 3]
-        if self._others_drive:
-            waits.append(LOOK_S)  # what another process writes wakes nobody here
+        if self._others_drive and self._look_s is not None:
+            waits.append(self._look_s)  # what another process writes wakes nobody here
         if self._wake_at is not None:
             waits.append((self._wake_at - self._clock()).total_seconds())
         if (probe_s := self._prober.next_s()) is not None:
@@ -357,14 +392,14 @@ def _filled(kept: Secrets, backend: str, run: str, text: str) -> str:
     return _REFERENCE.sub(value, text)
 
 
-def _is_active(run: Run) -> bool:
-    """Return whether something may still be to do for a run."""
-    return not run.state.is_final or run.wanted is Wanted.DELETE
-
-
 def _homes(run: Run, jobs: Sequence[Job]) -> Collection[str]:
     """Return the backends that may hold something of a run."""
     return sorted({*run.template.backends, *(job.backend for job in jobs)})
+
+
+def _is_of(run: str, name: str) -> bool:
+    """Return whether what is under way as ``name`` is about this run."""
+    return name == _group_key(run) or name.rsplit("-", 3)[0] == run
 
 
 def _group_key(run: str) -> str:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.sql import ClauseElement
 
 from orchestrator.errors import ModelyardError, NotFound
-from orchestrator.reconcile.values import Job, Run, RunEvent, Write
+from orchestrator.reconcile.values import Job, Run, RunEvent, RunState, Wanted, Write
 from orchestrator.store import leases
 from orchestrator.store.access import Access
 from orchestrator.store.codec import from_micros, to_micros
@@ -72,6 +72,12 @@ class Store:
         """Return every run, by name."""
         # Sorted here: databases order text by the language they were made for.
         return sorted(map(run_of, self._rows(sa.select(runs))), key=lambda run: run.name)
+
+    def active_runs(self) -> list[Run]:
+        """Return the runs for which something may still be to do, by name."""
+        ended = [state.value for state in RunState if state.is_final]
+        active = runs.c.state.not_in(ended) | (runs.c.wanted == Wanted.DELETE.value)
+        return sorted(map(run_of, self._rows(sa.select(runs).where(active))), key=lambda run: run.name)
 
     def run(self, name: str) -> Run:
         """Return the run called ``name``.

@@ -1,0 +1,77 @@
+"""The server: the api over HTTP for many users, with the loop inside."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.shared import Config, database_url, default_config, parse_address, use_catalog
+from orchestrator.errors import ConfigError
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from orchestrator.server.site import Site
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command()
+def server(
+    listen: Annotated[
+        str, typer.Option("--listen", help="Address and port; port 0 is any.")
+    ] = "127.0.0.1:8470",
+    certificate: Annotated[Path | None, typer.Option("--certificate", help="PEM file, to serve TLS.")] = None,
+    private_key: Annotated[Path | None, typer.Option("--private-key", help="Its key, as PEM.")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen on the network without TLS: a proxy in front has it.")
+    ] = False,
+    gateway: Annotated[
+        str | None, typer.Option("--gateway", metavar="ADDRESS", help="Run the gateway too, at this address.")
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Answer for many users, and keep their runs going.
+
+    Told to end, it lets calls under way end.
+    """
+    try:
+        from orchestrator.server.run import Door, serve
+        from orchestrator.server.site import Site
+    except ImportError as error:
+        raise ConfigError(
+            f"the server needs a package that is not installed: {error.name}",
+            fix="pip install 'modelyard[server]'",
+        ) from error
+    host, port = parse_address(listen)
+    door = Door(host, port, certificate, private_key, insecure)
+    inner = parse_address(gateway) if gateway is not None else None
+    use_catalog()
+    site = Site(database_url(), config=config or default_config(), environ=os.environ, complain=_complain)
+    try:
+        serve(
+            site, door, say=_say,
+            beside=None if inner is None else lambda ended: _gateway(site, inner, ended),
+        )  # fmt: skip
+    finally:
+        site.close()
+
+
+async def _gateway(site: Site, at: tuple[str, int], ended: asyncio.Event) -> None:
+    from orchestrator.cli.gateway_command import serve_until
+    from orchestrator.gateway.server import Gateway
+
+    await serve_until(ended, Gateway(), site.store, *at)
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+    sys.stdout.flush()
+
+
+def _complain(text: str) -> None:
+    typer.echo(text, err=True)

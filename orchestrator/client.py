@@ -1,0 +1,514 @@
+"""The same api from afar: planned here, carried out by a server, over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from orchestrator.api import (
+    Goal,
+    Offers,
+    Orphan,
+    Planner,
+    Plans,
+    RunView,
+    has_arrived,
+    origin,
+)
+from orchestrator.apply import NOTHING_LOST, Consent, Deletion, Drift, RunPlan, Scope, require_consent
+from orchestrator.apply.inputs import read_inputs
+from orchestrator.apply.planfile import default_expiry, sealed_plan
+from orchestrator.backend import Can, Check, LogLine, Volume
+from orchestrator.errors import ModelyardError, StoreBusy, StoreError, Unreachable, UsageError
+from orchestrator.reconcile import Run, RunEvent, Wanted
+from orchestrator.store.values import MAIN
+from orchestrator.store.values import Volume as KeptVolume
+from orchestrator.wire import (
+    PROBLEM,
+    Application,
+    Applied,
+    Checked,
+    Ending,
+    EventPage,
+    Kept,
+    Lines,
+    NewToken,
+    OfferPage,
+    Orphans,
+    PlacedVolume,
+    RunPage,
+    SecretValue,
+    TokenView,
+    error_of,
+)
+
+if TYPE_CHECKING:  # http, ssl and threads: only where runs are driven
+    from orchestrator.loop import Hooks
+
+_Value = TypeVar("_Value")
+_Body = TypeVar("_Body", bound=BaseModel)
+_PAGE = 500
+_FEW = 50
+"""Names that are asked for one by one in a query; beyond them all runs are read."""
+TIMEOUT_S = 60.0
+TRIES = 4
+_AGAIN_S = 0.5
+
+_VIEW: TypeAdapter[RunView] = TypeAdapter(RunView)
+_LINE: TypeAdapter[LogLine] = TypeAdapter(LogLine)
+
+
+class Remote(Planner):
+    """The answers of a server.
+
+    Calls that read are repeated when the server does not answer; calls that change carry an
+    idempotency key, so that one that was repeated is carried out once.
+
+    Args:
+        url: Where the server is: ``https://HOST``.
+        token: What it knows us by.
+        project: Whose runs are meant.
+        environ: The user's environment.
+        clock: The time, in UTC.
+        transport: How requests travel; None is the network.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        project: str = MAIN,
+        environ: Mapping[str, str] = os.environ,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        super().__init__(self, environ=environ, clock=clock)
+        if not url.startswith(("http://", "https://")):
+            raise UsageError(f"MODELYARD_URL is no address of a server: {url!r}", fix="https://HOST")
+        self._project = project
+        self._told: int | None = None
+        self._http = httpx.Client(
+            base_url=url.rstrip("/"),
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=httpx.Timeout(TIMEOUT_S, connect=10.0),
+            transport=transport,
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # What a plan asks ------------------------------------------------------------------------
+
+    def record_of(self, names: Collection[str] | None) -> Mapping[str, Run]:
+        """Return the runs on record by name: those of ``names``, or all."""
+        return {view.run.name: view.run for view in self._views(names)}
+
+    def kept_volumes(self) -> Mapping[str, KeptVolume]:
+        """Return the volumes on record by name."""
+        found = self._list(KeptVolume, "GET", "volumes/record")
+        return {volume.name: volume for volume in found}
+
+    def secret_names(self) -> Collection[str]:
+        """Return the names of the secrets on record."""
+        return {name for name, _ in self.secrets()}
+
+    def abilities(self) -> Mapping[str, frozenset[Can]]:
+        """Return what each place is able to do, preferred ones first."""
+        found = self._ask("GET", "places").json()
+        return {name: frozenset(map(Can, can)) for name, can in found.items()}
+
+    def offers(self) -> Offers:
+        """Return what every place offers now."""
+        page = self._body(OfferPage, "GET", "offers")
+        return Offers(tuple(page.offers), page.silent)
+
+    # Apply -----------------------------------------------------------------------------------
+
+    def apply(self, plans: Plans, *, consent: Consent = NOTHING_LOST) -> tuple[str, ...]:
+        """Send the plans, which the server carries out exactly or refuses."""
+        require_consent(plans, consent)
+        self._told = self._newest()
+        runs = [plan for plan in plans if isinstance(plan, RunPlan) and plan.template is not None]
+        # deletions are held to the set that they are of; the rest of a scope is in each step
+        of = next((plan.set_name for plan in plans if isinstance(plan, Deletion)), "")
+        sealed = sealed_plan(
+            plans, origin=origin(), scope=Scope(of), consent=consent, expires_at=default_expiry(self._clock())
+        )
+        application = Application(
+            plan=sealed,
+            files={plan.name: list(read_inputs(plan.document, plan.spec).files) for plan in runs},
+            variables={
+                name: self._environ[name]
+                for plan in runs
+                if plan.action != "unchanged"
+                for name, value in plan.spec.env.items()
+                if value is None and name in self._environ
+            },
+        )
+        return tuple(self._body(Applied, "POST", "applications", application).runs)
+
+    def finish_deletions(self, plans: Plans, *, hooks: Hooks | None = None) -> None:
+        """See the runs off that the plans delete, then delete the plans' volumes."""
+        deletions = [plan for plan in plans if isinstance(plan, Deletion)]
+        if not deletions:
+            return
+        leaving = [view.run.name for view in self._views(None) if view.run.wanted is Wanted.DELETE]
+        if leaving:
+            self.follow(leaving, "deleted", hooks=hooks)
+        for deletion in deletions:
+            if deletion.run is None:
+                self.delete_volume(deletion.name)
+
+    def drift(self) -> tuple[Drift, ...]:
+        """Return where the places differ from the record."""
+        return tuple(self._list(Drift, "GET", "drift"))
+
+    def follow(
+        self, names: Sequence[str], goal: Goal, *, hooks: Hooks | None = None, timeout_s: float | None = None
+    ) -> bool:
+        """Wait until each run has reached ``goal`` or its end; False when time ran out."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        after = self._newest() if self._told is None else self._told
+        while True:
+            after = self._tell(after, frozenset(names), hooks)
+            views = {view.run.name: view for view in self._views(names)}
+            if all(name not in views or _is_there(views[name], goal) for name in names):
+                self._tell(after, frozenset(names), hooks)
+                return True
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            self._wait(after, 15.0 if left is None else min(15.0, left))
+
+    def _tell(self, after: int, names: frozenset[str], hooks: Hooks | None) -> int:
+        """Tell what happened behind ``after``; return the serial of the last."""
+        for serial, event in self.events(None, after=after):
+            after = serial
+            if hooks is not None and event.run in names and event.action:  # not what the user just asked for
+                hooks.event(event)
+        return after
+
+    def _wait(self, after: int, timeout_s: float) -> None:
+        """Wait until something happens behind ``after``, or time is up."""
+        try:
+            for kind, _ in self._stream("events/stream", {"after": after}, read_s=timeout_s):
+                if kind == "message":
+                    return
+        except httpx.TimeoutException:
+            return
+        except Unreachable:
+            time.sleep(_AGAIN_S)
+
+    def _newest(self) -> int:
+        return int(self._ask("GET", "serial").json())
+
+    # Reading ---------------------------------------------------------------------------------
+
+    def runs(self) -> list[RunView]:
+        """Return every run, by name; the server keeps them up to date."""
+        return list(self._views(None))
+
+    def on_record(self) -> list[RunView]:
+        """Return every run, by name, as it is on record."""
+        return self.runs()
+
+    def _views(self, names: Collection[str] | None) -> Iterator[RunView]:
+        wanted = None if names is None or len(names) > _FEW else sorted(names)
+        if wanted == []:
+            return
+        after = ""
+        while True:
+            params = {"limit": _PAGE, "after": after, **({"name": wanted} if wanted else {})}
+            page = self._body(RunPage, "GET", "runs", params=params)
+            yield from (view for view in page.items if names is None or view.run.name in names)
+            if page.next is None:
+                return
+            after = page.next
+
+    def run(self, name: str) -> RunView:
+        """Return one run."""
+        return _VIEW.validate_json(self._ask("GET", f"runs/{_quoted(name)}").content)
+
+    def recorded(self, name: str) -> RunView:
+        """Return one run as it is on record."""
+        return self.run(name)
+
+    def events(self, name: str | None, *, after: int = 0) -> list[tuple[int, RunEvent]]:
+        """Return events with their serials, oldest first."""
+        found: list[tuple[int, RunEvent]] = []
+        while True:
+            params: dict[str, Any] = {"after": after, **({"run": name} if name is not None else {})}
+            page = self._body(EventPage, "GET", "events", params=params)
+            found += [(told.serial, told.event) for told in page.items]
+            if page.next is None:
+                return found
+            after = int(page.next)
+
+    def output(self, launch: str, *, follow: bool) -> Iterator[LogLine]:
+        """Yield the output of one launch."""
+        return self._lines(f"launches/{_quoted(launch)}/logs/stream", {"follow": follow})
+
+    def logs(
+        self,
+        name: str,
+        *,
+        replica: int = 0,
+        node: int = 0,
+        follow: bool = False,
+        since: datetime | None = None,
+        tail: int | None = None,
+    ) -> Iterator[LogLine]:
+        """Yield a run's output; with ``follow`` over all attempts until the run ends."""
+        params: dict[str, Any] = {"replica": replica, "node": node}
+        if since is not None:
+            params["since"] = since.isoformat()
+        if tail is not None:
+            params["tail"] = tail
+        if tail is not None and not follow and tail <= 10_000:
+            return iter(self._body(Lines, "GET", f"runs/{_quoted(name)}/logs", params=params).items)
+        return self._lines(f"runs/{_quoted(name)}/logs/stream", {**params, "follow": follow})
+
+    def _lines(self, path: str, params: Mapping[str, Any]) -> Iterator[LogLine]:
+        for kind, data in self._stream(path, params):
+            if kind == "message":
+                yield _LINE.validate_json(data)
+            elif kind == "problem":
+                raise _error(data)
+            elif kind == "end":
+                return
+
+    def execute(
+        self, name: str, command: Sequence[str], *, replica: int = 0, node: int = 0, tty: bool
+    ) -> int:
+        """Refuse: a terminal does not cross.
+
+        Raises:
+            UsageError: always; says where it can be had.
+        """
+        del command, replica, node, tty
+        raise UsageError(
+            f"a command inside {name!r} takes a terminal, which a server does not carry",
+            fix="unset MODELYARD_URL on the machine of the server, and run it there",
+        )
+
+    def container(self, name: str, *, replica: int = 0, node: int = 0) -> str:
+        """Return "": a container behind a server is none of this machine."""
+        del replica, node
+        self.run(name)
+        return ""
+
+    def ask(self, names: Sequence[str], wanted: Wanted) -> None:
+        """Write down that the runs shall stop, or be deleted."""
+        self._told = self._newest()
+        self._ask("POST", "endings", Ending(runs=list(names), wanted=wanted))
+
+    # Places ----------------------------------------------------------------------------------
+
+    def check(self) -> list[tuple[str, Check]]:
+        """Look whether every configured place of the server is usable."""
+        return [(found.place, found.check) for found in self._list(Checked, "GET", "checks")]
+
+    def diagnose(self) -> list[tuple[str, Check]]:
+        """Look whether the server, its record and its places are well."""
+        where = ("server", Check("answers", True, f"{self._http.base_url}, project {self._project}"))
+        found = self._list(Checked, "GET", "checks", params={"all": "true"})
+        return [where, *((each.place, each.check) for each in found)]
+
+    def orphans(self) -> list[Orphan]:
+        """Return instances that carry our labels and belong to no run on record."""
+        return self._body(Orphans, "GET", "orphans").items
+
+    def remove_orphans(self, orphans: Sequence[Orphan]) -> None:
+        """Stop and remove them."""
+        self._ask("POST", "orphans/removal", Orphans(items=list(orphans)))
+
+    def volumes(self) -> list[tuple[str, Volume]]:
+        """Return every volume with its backend."""
+        return [(found.backend, found.volume) for found in self._list(PlacedVolume, "GET", "volumes")]
+
+    def delete_volume(self, name: str) -> None:
+        """Delete a volume and what it holds."""
+        self._ask("DELETE", f"volumes/{_quoted(name)}")
+
+    def secrets(self) -> list[tuple[str, datetime]]:
+        """Return the names of the secrets, and when each was last set."""
+        return [(kept.name, kept.set_at) for kept in self._list(Kept, "GET", "secrets")]
+
+    def set_secret(self, name: str, value: str) -> None:
+        """Keep a secret, encrypted, where the server is."""
+        self._ask("PUT", f"secrets/{quote(name)}", SecretValue(value=value))
+
+    def delete_secret(self, name: str) -> None:
+        """Forget a secret."""
+        self._ask("DELETE", f"secrets/{quote(name)}")
+
+    # Users -----------------------------------------------------------------------------------
+
+    def call(self, method: str, path: str, kind: type[_Value], body: BaseModel | None = None) -> _Value:
+        """Return what a route under ``/v1/`` answers, for commands about the server itself."""
+        answer = self._send(method, f"/v1/{path}", body, None)
+        return cast(_Value, None if answer.status_code == 204 else _parsed(kind, answer.content))
+
+    def tokens(self) -> list[TokenView]:
+        """Return the tokens that this caller may see."""
+        return self._list(TokenView, "GET", "tokens")
+
+    def new_token(self, request: BaseModel) -> NewToken:
+        """Have a token made."""
+        return self._body(NewToken, "POST", "tokens", request)
+
+    def revoke(self, id: str) -> None:
+        """Let a token open nothing from now on."""
+        self._ask("DELETE", f"tokens/{_quoted(id)}")
+
+    # HTTP ------------------------------------------------------------------------------------
+
+    def _body(
+        self,
+        kind: type[_Body],
+        method: str,
+        path: str,
+        body: BaseModel | None = None,
+        *,
+        params: Mapping[str, Any] | None = None,
+    ) -> _Body:
+        return cast(_Body, _parsed(kind, self._ask(method, path, body, params=params).content))
+
+    def _list(
+        self, kind: type[_Value], method: str, path: str, *, params: Mapping[str, Any] | None = None
+    ) -> list[_Value]:
+        made: Any = list[kind]  # type: ignore[valid-type]  # a type made here
+        return cast(list[_Value], _parsed(made, self._ask(method, path, params=params).content))
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: BaseModel | None = None,
+        *,
+        params: Mapping[str, Any] | None = None,
+    ) -> httpx.Response:
+        return self._send(method, f"/v1/projects/{_quoted(self._project)}/{path}", body, params)
+
+    def _send(
+        self, method: str, path: str, body: BaseModel | None, params: Mapping[str, Any] | None
+    ) -> httpx.Response:
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        if method == "POST":
+            headers["Idempotency-Key"] = uuid.uuid4().hex
+        content = body.model_dump_json() if body is not None else None
+        for attempt in range(TRIES):
+            try:
+                answer = self._http.request(method, path, content=content, params=params, headers=headers)
+            except httpx.HTTPError as error:
+                if attempt + 1 < TRIES:
+                    time.sleep(_AGAIN_S * 2**attempt)
+                    continue
+                raise self._silent(error) from None
+            if answer.status_code < 400:
+                return answer
+            refused = _refusal(answer)
+            if attempt + 1 < TRIES and isinstance(refused, StoreBusy):
+                time.sleep(refused.retry_after_s or _AGAIN_S * 2**attempt)
+                continue
+            raise refused
+        raise AssertionError("the last try returns or raises")
+
+    def _stream(
+        self, path: str, params: Mapping[str, Any], *, read_s: float | None = None
+    ) -> Iterator[tuple[str, str]]:
+        """Yield the kind and data of server-sent events.
+
+        Raises:
+            Unreachable: the server does not answer, or went away in the middle.
+        """
+        at = f"/v1/projects/{_quoted(self._project)}/{path}"
+        timeout = httpx.Timeout(TIMEOUT_S, connect=10.0, read=read_s or TIMEOUT_S)
+        try:
+            with self._http.stream("GET", at, params=params, timeout=timeout) as answer:
+                if answer.status_code >= 400:
+                    answer.read()
+                    raise _refusal(answer)
+                yield from _frames(answer.iter_lines())
+        except httpx.TimeoutException:
+            if read_s is None:
+                raise Unreachable("the server fell silent", backend="server") from None
+            raise
+        except httpx.HTTPError as error:
+            raise self._silent(error) from None
+
+    def _silent(self, error: httpx.HTTPError) -> Unreachable:
+        what = f"the server at {self._http.base_url} does not answer: {error or type(error).__name__}"
+        return Unreachable(what, backend="server", fix="check MODELYARD_URL, and that the server runs")
+
+
+def from_environment(environ: Mapping[str, str]) -> Remote | None:
+    """Return the server that the environment names, None where it names none.
+
+    Raises:
+        UsageError: there is no token for it.
+    """
+    url = environ.get("MODELYARD_URL")
+    if not url:
+        return None
+    token = environ.get("MODELYARD_TOKEN")
+    if not token:
+        raise UsageError("MODELYARD_URL without MODELYARD_TOKEN", fix="set it, or run modelyard login")
+    if not (token.isascii() and token.isprintable()):
+        raise UsageError("MODELYARD_TOKEN is no token", fix="it begins with my-")
+    return Remote(url, token, project=environ.get("MODELYARD_PROJECT") or MAIN, environ=environ)
+
+
+def _is_there(view: RunView, goal: Goal) -> bool:
+    return has_arrived(view.run, view.jobs, goal)
+
+
+def _refusal(answer: httpx.Response) -> ModelyardError:
+    if answer.headers.get("content-type", "").startswith(PROBLEM):
+        return _error(answer.text)
+    what = f"the server answered {answer.status_code} {answer.reason_phrase}"
+    return StoreError(what, fix="is MODELYARD_URL the address of a Modelyard server?")
+
+
+def _error(text: str) -> ModelyardError:
+    body = json.loads(text)
+    return error_of(body if isinstance(body, dict) else {})
+
+
+def _parsed(kind: Any, content: bytes) -> Any:
+    try:
+        return TypeAdapter(kind).validate_json(content)
+    except ValidationError as error:
+        raise StoreError(
+            f"the server answers in another form: {error.errors()[0]['msg']}",
+            fix="use the same version of modelyard here and there",
+        ) from None
+
+
+def _frames(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
+    """Yield the kind and data of each server-sent event; comments are left out."""
+    kind, data = "message", list[str]()
+    for line in lines:
+        if not line:
+            if data:
+                yield kind, "\n".join(data)
+            kind, data = "message", []
+        elif line.startswith("data: "):
+            data.append(line[6:])
+        elif line.startswith("event: "):
+            kind = line[7:]
+
+
+def _quoted(text: str) -> str:
+    return quote(text, safe="")

@@ -1,0 +1,85 @@
+"""The application: every route behind its gate, errors as problem documents, and the open doors."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from orchestrator.errors import Denied, ModelyardError, UsageError
+from orchestrator.server import office, runs
+from orchestrator.server.gate import Unknown, problem
+from orchestrator.server.site import Site
+
+OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})
+"""Paths that need no token: they tell nothing of what runs."""
+
+
+def application(site: Site) -> FastAPI:
+    """Return the application of one server."""
+    app = FastAPI(
+        title="Modelyard", version=version("modelyard"), docs_url=None, redoc_url=None,
+        description="Plans, runs and users; errors are problem documents after RFC 9457.",
+    )  # fmt: skip
+    app.state.site = site
+    app.include_router(runs.gate)
+    app.include_router(office.gate)
+    app.add_api_route("/healthz", _alive, methods=["GET"], tags=["health"])
+    app.add_api_route("/readyz", _ready, methods=["GET"], tags=["health"], responses={503: {}})
+    app.add_exception_handler(ModelyardError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]  # FastAPI's way to add to it
+    return app
+
+
+def _alive() -> dict[str, str]:
+    """Say that this process answers."""
+    return {"status": "ok"}
+
+
+def _ready(request: Request) -> Response:
+    """Say whether calls can be answered: the record is read, and the loop is driven."""
+    site: Site = request.app.state.site
+    try:
+        site.store.last_serial()
+    except ModelyardError as error:
+        return problem(error)
+    if site.is_closed:
+        return JSONResponse({"status": "ending"}, status_code=503)
+    return JSONResponse({"status": "ok", "servers": len(site.peers)})
+
+
+async def _on_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ModelyardError)
+    return problem(error, status=401 if isinstance(error, Unknown) else None)
+
+
+async def _on_invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    said = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:10])
+    return problem(UsageError(said or "the call cannot be read", fix="see /openapi.json"), status=422)
+
+
+async def _on_http(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    wrong: ModelyardError = UsageError(str(error.detail), fix="see /openapi.json")
+    if error.status_code == 403:
+        wrong = Denied(str(error.detail))
+    answer = problem(wrong, status=error.status_code)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = FastAPI.openapi(app)
+        schema.setdefault("components", {})["securitySchemes"] = {
+            "token": {"type": "http", "scheme": "bearer", "description": "modelyard token create"}
+        }
+        app.openapi_schema = schema
+    return app.openapi_schema

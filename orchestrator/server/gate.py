@@ -1,0 +1,206 @@
+"""Every call passes here: who asks, whether they may, once only, and what is written down of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from typing import Any, cast
+
+from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from orchestrator.errors import Denied, ModelyardError, StateMoved, UsageError
+from orchestrator.server.site import Site
+from orchestrator.server.users import Caller, Role, caller_of
+from orchestrator.store.values import Answer, Deed
+from orchestrator.wire import PROBLEM, problem_of, status_of
+
+MAX_BODY_BYTES = 64 * 2**20
+REMEMBER = timedelta(days=1)
+"""How long an idempotency key is known."""
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def problem(error: ModelyardError, *, status: int | None = None) -> JSONResponse:
+    """Return an error as an answer after RFC 9457."""
+    body = problem_of(error, status=status)
+    headers = {}
+    if body["status"] == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if (after := body.get("retry_after_s")) is not None or body["status"] == 503:
+        headers["Retry-After"] = str(max(1, round(after or 1)))
+    return JSONResponse(body, status_code=body["status"], media_type=PROBLEM, headers=headers)
+
+
+class Unknown(Denied):
+    """Nobody we know asks; answered with 401 rather than 403."""
+
+
+class Gated(APIRoute):
+    """A route with a role; its answers are kept by key, and what it changes is written down.
+
+    ``role`` and ``scope`` are read from ``openapi_extra``, so that the document, the gate and the
+    tests see one and the same table.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler behind the gate."""
+        inner = super().get_route_handler()
+        extra = self.openapi_extra or {}
+        role = Role.named(extra["x-role"])
+        action = self.name
+
+        async def handle(request: Request) -> Response:
+            site: Site = request.app.state.site
+            project = request.path_params.get("project")
+            caller = await run_in_threadpool(_authenticate, site, request, role, project)
+            request.state.caller = caller
+            if request.method in _SAFE:
+                return await inner(request)
+            await _read(request)
+            return await _changing(site, request, caller, action, inner)
+
+        return handle
+
+
+def _authenticate(site: Site, request: Request, role: Role, project: str | None) -> Caller:
+    """Return who asks.
+
+    Raises:
+        Denied: nobody we know, or somebody who may not.
+    """
+    caller = caller_of(request.headers.get("authorization"), site.store.access, now=site.clock())
+    if caller is None:
+        raise Unknown("no token, or one that nobody gave out", fix="set MODELYARD_TOKEN, or modelyard login")
+    if not caller.may(role, project):
+        where = f"in project {project!r}" if project else "on this server"
+        raise Denied(
+            f"{caller.name!r} ({caller.role.name.lower()} of {caller.project!r}) may not do this {where}",
+            fix=f"it takes a token with the role {role.name.lower()} {where}",
+        )
+    if project is not None:
+        site.store.access.project(project)
+    return caller
+
+
+async def _read(request: Request) -> None:
+    """Read the body, up to what a plan with its files may have."""
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            raise HTTPException(413, f"a body of more than {MAX_BODY_BYTES} bytes")
+        chunks.append(chunk)
+    request._body = b"".join(chunks)  # where Starlette keeps a body that was read
+
+
+async def _changing(
+    site: Site,
+    request: Request,
+    caller: Caller,
+    action: str,
+    inner: Callable[[Request], Coroutine[Any, Any, Response]],
+) -> Response:
+    key = request.headers.get("idempotency-key")
+    name = hashlib.sha256(f"{caller.id}\0{request.method}\0{key}".encode()).hexdigest() if key else ""
+    asked = hashlib.sha256(f"{request.url.path}\0".encode() + await request.body()).hexdigest()
+    if key:
+        if len(key) > 200:
+            raise UsageError("an Idempotency-Key of more than 200 characters", fix="a UUID does")
+        known = await run_in_threadpool(site.store.access.answer, name)
+        if known is not None:
+            if known.digest != asked:
+                raise UsageError("this Idempotency-Key was used for something else", fix="make a new one")
+            return Response(known.body, known.status, media_type="application/json")
+    outcome = "failed"
+    try:
+        response = await inner(request)
+        outcome = str(response.status_code)
+    except ModelyardError as error:
+        outcome = f"{status_of(error)} {type(error).__name__}"
+        raise
+    except (HTTPException, RequestValidationError) as error:
+        outcome = str(getattr(error, "status_code", 422))
+        raise
+    finally:
+        deed = Deed(
+            site.clock(), f"{caller.name} ({caller.id})", _address(request),
+            str(request.path_params.get("project") or ""), action, _subject(request), outcome,
+            getattr(request.state, "spec_hash", ""),
+        )  # fmt: skip
+        await run_in_threadpool(site.store.access.note_deed, deed)
+        site.wrote()
+    if key and response.status_code < 300:
+        body = bytes(response.body).decode()
+        answer = Answer(asked, response.status_code, body)
+        now = site.clock()
+        keep = site.store.access.keep_answer
+        await run_in_threadpool(keep, name, answer, now=now, forget_before=now - REMEMBER)
+    return response
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
+def _subject(request: Request) -> str:
+    named = getattr(request.state, "subject", None)
+    return str(named or " ".join(v for k, v in request.path_params.items() if k != "project"))[:500]
+
+
+class Gate(APIRouter):
+    """A table of routes, each with the role it takes.
+
+    Args:
+        prefix: What their paths begin with.
+        tags: What they are listed under.
+    """
+
+    def __init__(self, prefix: str, tags: list[str]) -> None:
+        super().__init__(prefix=prefix, tags=list(tags), route_class=Gated)
+
+    def route_for(
+        self, method: str, path: str, role: Role, *, status: int = 200, **kwargs: Any
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Return a decorator that puts a function behind ``method path``, for ``role`` and above."""
+        extra = {"x-role": role.name.lower(), "security": [{"token": []}]}
+        return cast(
+            Callable[[Callable[..., Any]], Callable[..., Any]],
+            self.api_route(
+                path, methods=[method], status_code=status, openapi_extra=extra, responses=PROBLEMS, **kwargs
+            ),
+        )
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "What was wrong with the call", "content": {PROBLEM: {}}},
+    "5XX": {"description": "The record or a place did not answer", "content": {PROBLEM: {}}},
+}
+
+
+def site_of(request: Request) -> Site:
+    """Return the server's site, for a route."""
+    site: Site = request.app.state.site
+    return site
+
+
+def caller(request: Request) -> Caller:
+    """Return who asks, for a route."""
+    found: Caller = request.state.caller
+    return found
+
+
+def require_serial(request: Request, serial: int) -> None:
+    """Hold an If-Match header to a run's serial.
+
+    Raises:
+        StateMoved: the run is at another one.
+    """
+    wanted = request.headers.get("if-match")
+    if wanted not in (None, "*", f'"{serial}"'):
+        raise StateMoved(f"the run is at serial {serial}, not {wanted}", fix="read it again, then decide")

@@ -1,0 +1,98 @@
+"""Hold a project to its limits: what its runs would have, against what it may."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+
+from orchestrator.api import Plans
+from orchestrator.apply import RunPlan, VolumePlan
+from orchestrator.backend import Offer
+from orchestrator.errors import Denied
+from orchestrator.reconcile import Run, Template, Wanted
+from orchestrator.spec.models import Service, Spec, spec_of
+from orchestrator.store.values import Limits, Project
+
+
+def require_limits(
+    project: Project, runs: Iterable[Run], plans: Plans, offers: Callable[[], Sequence[Offer]]
+) -> None:
+    """Refuse plans that would take a project over a limit.
+
+    What is counted is computed here from the launches themselves, never taken from a plan's own
+    words: whoever sent it may have written them.
+
+    Args:
+        project: The project and its limits.
+        runs: The project's runs as they are on record.
+        plans: What would be done.
+        offers: What can be had now, asked only where there is a limit in dollars.
+
+    Raises:
+        Denied: a limit would be passed; says which, and by how much.
+    """
+    limits = project.limits
+    if limits == Limits():
+        return
+    after = _after(runs, plans)
+    _require_backends(limits, after, plans)
+    gpus = sum(most * template.nodes * template.launch.resources.accelerators for template, most in after)
+    if limits.gpus is not None and gpus > limits.gpus:
+        raise Denied(
+            f"project {project.name!r} would hold {gpus} GPUs and may hold {limits.gpus}",
+            fix="stop a run, ask for fewer, or have an admin raise the limit",
+        )
+    if limits.usd_hour is not None:
+        found = offers()
+        costs = sum(most * usd_hour_of(template, found) for template, most in after)
+        if costs > limits.usd_hour:
+            raise Denied(
+                f"project {project.name!r} would cost ${costs:g}/h and may cost ${limits.usd_hour:g}/h",
+                fix="stop a run, ask for less, or have an admin raise the limit",
+            )
+
+
+def _after(runs: Iterable[Run], plans: Plans) -> list[tuple[Template, int]]:
+    """Return the launches of every run that would be up, each with its most replicas."""
+    found: dict[str, tuple[Template, int]] = {
+        run.name: (run.template, _most(spec_of(json.loads(run.spec)), run.template))
+        for run in runs
+        if run.wanted is Wanted.RUN and not run.state.is_final
+    }
+    for plan in plans:
+        if isinstance(plan, RunPlan) and plan.template is not None:
+            found[plan.name] = plan.template, _most(plan.spec, plan.template)
+        elif plan.action == "delete":
+            found.pop(plan.name, None)
+    return list(found.values())
+
+
+def _most(spec: Spec, template: Template) -> int:
+    """Return the most replicas that a run may come to have."""
+    most = spec.replicas.max if isinstance(spec, Service) else None
+    return max(template.replicas, most or 0)
+
+
+def _require_backends(limits: Limits, after: Sequence[tuple[Template, int]], plans: Plans) -> None:
+    if limits.backends is None:
+        return
+    used = {name for template, _ in after for name in template.backends}
+    used |= {plan.backend for plan in plans if isinstance(plan, VolumePlan)}
+    if over := sorted(used - set(limits.backends)):
+        allowed = ", ".join(limits.backends) or "none"
+        raise Denied(f"backend {over[0]!r} is not one this project may use", fix=f"backends: [{allowed}]")
+
+
+def usd_hour_of(template: Template, offers: Sequence[Offer]) -> float:
+    """Return the least that one replica costs by the hour where it may go first, 0 where nothing holds it."""
+    wanted = template.launch.resources
+    prices = [
+        offer.costs_usd_hour(count=wanted.accelerators, nodes=template.nodes)
+        for offer in offers
+        if offer.backend == template.backends[0]
+        and (not wanted.accelerators or offer.accelerator == wanted.accelerator)
+        and offer.count >= wanted.accelerators
+        and offer.cpu >= (wanted.cpu or 0)
+        and offer.memory_bytes >= (wanted.memory_bytes or 0)
+    ]
+    return min(prices, default=0.0)

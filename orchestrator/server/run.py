@@ -1,0 +1,178 @@
+"""The server as a process: its sockets, its first token, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from orchestrator.errors import UsageError
+from orchestrator.server.app import application
+from orchestrator.server.office import made
+from orchestrator.server.site import Site
+from orchestrator.server.users import EVERYWHERE
+from orchestrator.wire import TokenRequest
+
+DRAIN_S = 10
+"""How long calls under way may take once the server was told to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where calls come in."""
+
+    host: str
+    port: int
+    certificate: Path | None = None
+    private_key: Path | None = None
+    insecure: bool = False
+
+    def __post_init__(self) -> None:
+        if self.certificate is None and not self.insecure and not is_loopback(self.host):
+            raise UsageError(
+                f"tokens would cross the network to {self.host or 'every address'} in the clear",
+                fix="--certificate and --private-key, or --insecure where a proxy in front has TLS",
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine's own.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("0.0.0.0"), is_loopback("localhost")
+    (True, True, False, True)
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which also has streams end when it is told to."""
+
+    def __init__(self, config: uvicorn.Config, ending: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ending = ending
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Hear SIGTERM and SIGINT while serving.
+
+        uvicorn's own way raises them once more at the end, before the runs have been let go of.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end, number)
+        yield
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    def _end(self, number: int) -> None:
+        """Take no new call, and let those under way end; at once when told a second time by Ctrl-C."""
+        self.handle_exit(number, None)
+        self._ending()
+
+
+def first_token(site: Site) -> str | None:
+    """Make the first token, for a record that has none; it is returned this once."""
+    if site.store.access.tokens():
+        return None
+    return made(site, TokenRequest(name="first", role="admin", project=EVERYWHERE)).token
+
+
+def serve(
+    site: Site,
+    door: Door,
+    *,
+    say: Callable[[str], None],
+    beside: Callable[[asyncio.Event], Coroutine[Any, Any, None]] | None = None,
+) -> None:
+    """Answer calls until the process is told to end.
+
+    Args:
+        site: What calls share; started here, and left to its owner to close.
+        door: Where calls come in.
+        say: Told where the server listens, and the first token.
+        beside: What runs on the same event loop until its event is set.
+    """
+    opened = _listen(door)
+    token = first_token(site)
+    config = uvicorn.Config(
+        application(site), log_level="warning", access_log=False, lifespan="off", server_header=False,
+        timeout_graceful_shutdown=DRAIN_S, proxy_headers=False, http="h11", ws="none",
+    )  # fmt: skip
+    if door.certificate is not None:
+        _load(config, door)
+    site.start()
+    shown = f"[{door.host}]" if ":" in door.host else door.host
+    say(f"listening on {'https' if door.certificate else 'http'}://{shown}:{opened.getsockname()[1]}")
+    if token is not None:
+        say(f"token {token}")
+    asyncio.run(_serve(_Server(config, site.feed.end), opened, beside))
+
+
+async def _serve(
+    server: _Server,
+    opened: socket.socket,
+    beside: Callable[[asyncio.Event], Coroutine[Any, Any, None]] | None,
+) -> None:
+    ended = asyncio.Event()
+    task = asyncio.create_task(beside(ended)) if beside else None
+    await server.serve(sockets=[opened])
+    ended.set()
+    if task is not None:
+        await task
+
+
+def listener(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; said to be TCP, so that asyncio sends small answers at once.
+
+    A socket that ``socket.create_server`` made has protocol 0, and asyncio leaves Nagle's algorithm
+    on for it: 40 ms on every answer.
+
+    Raises:
+        OSError: the address is taken, or not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+        made.listen(1024)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _listen(door: Door) -> socket.socket:
+    try:
+        return listener(door.host, door.port)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {door.host or '*'}:{door.port}: {error.strerror or error}",
+            fix="choose another --listen",
+        ) from error
+
+
+def _load(config: uvicorn.Config, door: Door) -> None:
+    config.ssl_certfile = door.certificate
+    config.ssl_keyfile = door.private_key
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(
+            f"the certificate {door.certificate} cannot be used: {error}",
+            fix="name a PEM file with --certificate, and its key with --private-key",
+        ) from error

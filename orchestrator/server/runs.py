@@ -1,0 +1,401 @@
+"""Routes of a project: plans, runs, events, output, places, volumes and secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import Path, Query, Request, Response
+
+from orchestrator.api import Plans, RunView, origin
+from orchestrator.apply import Consent, Drift, RunPlan, Scope
+from orchestrator.apply.inputs import clone_command, digest_of
+from orchestrator.apply.planfile import default_expiry, opened_plan, resume, sealed_plan
+from orchestrator.apply.prices import check_prices, is_priced
+from orchestrator.backend import Can, LogLine
+from orchestrator.catalog.hardware import known_names
+from orchestrator.errors import Denied, SpecError, UsageError
+from orchestrator.planner.ask import Work
+from orchestrator.planner.compose import Inputs
+from orchestrator.reconcile import RunEvent, Wanted
+from orchestrator.server import streams
+from orchestrator.server.gate import Gate, caller, require_serial, site_of
+from orchestrator.server.limits import require_limits
+from orchestrator.server.site import Hosted, Site
+from orchestrator.server.users import EVERYWHERE, Role
+from orchestrator.spec.load import Document, read
+from orchestrator.spec.models import MAX_NAME, NAME
+from orchestrator.store.values import Volume as KeptVolume
+from orchestrator.wire import (
+    MAX_PAGE,
+    Application,
+    Applied,
+    Checked,
+    Ending,
+    EventPage,
+    Kept,
+    Lines,
+    OfferPage,
+    Orphans,
+    PlacedVolume,
+    PlanRequest,
+    RunPage,
+    SecretValue,
+    Told,
+    light,
+)
+
+gate = Gate("/v1/projects/{project}", ["runs"])
+
+Project = Annotated[str, Path(max_length=63)]
+Name = Annotated[str, Path(max_length=200)]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+Serial = Annotated[int, Query(ge=0, le=2**62)]
+Count = Annotated[int, Query(ge=0, le=1_000_000)]
+_SECRET = r"^[A-Za-z0-9_./-]{1,200}$"
+
+
+# Plans -----------------------------------------------------------------------------------------
+
+
+@gate.route_for("POST", "/plans", Role.VIEWER)
+def plan(project: Project, asked: PlanRequest, request: Request) -> dict[str, object]:
+    """Plan documents, and return a plan file: what would be done, and what POST applications takes."""
+    site = site_of(request)
+    api = site.api(project)
+    documents = [document for file in asked.files for document in _read(file.path, file.text, asked)]
+    _refuse_twins(documents)
+    for document in documents:
+        _refuse_local(document)
+    scope = Scope(asked.set, asked.prune)
+    plans = api.plan(documents, rerun=asked.rerun, sort=asked.sort, strict=asked.strict, scope=scope)
+    consent = Consent(asked.allow_destroy, asked.allow_replace)
+    now = site.clock()
+    return sealed_plan(plans, origin=origin(), scope=scope, consent=consent, expires_at=default_expiry(now))
+
+
+def _read(path: str, text: str, asked: PlanRequest) -> tuple[Document, ...]:
+    return read(text, file=path, known_accelerators=known_names(), env=asked.env, args=asked.args)
+
+
+def _refuse_twins(documents: list[Document]) -> None:
+    first: dict[tuple[bool, str], Document] = {}
+    for document in documents:
+        key = document.spec.type == "volume", document.spec.name
+        if key in first:
+            what = f"a second document named {document.spec.name!r}"
+            raise SpecError([document.problem("name", what, f"the first is at {first[key].position}")])
+        first[key] = document
+
+
+def _refuse_local(document: Document) -> None:
+    """Refuse what would be read from this server's own disk."""
+    spec = document.spec
+    repos = [repo for repo in getattr(spec, "repos", ()) if repo.local_path]
+    for field, there in (("files", getattr(spec, "files", ())), ("repos", repos)):
+        if there:
+            fix = "plan with the command line, which sends them along"
+            raise SpecError([document.problem(field, f"{field} of a disk cannot be sent by this call", fix)])
+
+
+@gate.route_for("POST", "/applications", Role.OPERATOR)
+def apply(project: Project, sent: Application, request: Request) -> Applied:
+    """Carry out a plan file exactly, or refuse it: stale, expired, changed, or over a limit."""
+    site = site_of(request)
+    plans, consent = opened(site, site.api(project), sent)
+    request.state.subject = ",".join(plan.name for plan in plans if plan.action != "unchanged")
+    request.state.spec_hash = ",".join(
+        plan.spec_hash[:16] for plan in plans if isinstance(plan, RunPlan) and plan.action != "unchanged"
+    )[:2_000]
+    return Applied(runs=list(carry_out(site, project, plans, consent, sent.variables)))
+
+
+def opened(site: Site, api: Hosted, sent: Application) -> tuple[Plans, Consent]:
+    """Return the plans that were sent, held to the record and to what machines cost now."""
+    saved = opened_plan(sent.plan, path="the plan", origin=origin(), now=site.clock())
+
+    def inputs(_document: Document, spec: Work) -> Inputs:
+        files = tuple(sent.files.get(spec.name, ()))
+        clones = tuple(clone_command(repo) for repo in spec.repos if not repo.local_path)
+        return Inputs(files, digest_of(files), clones)
+
+    plans = resume(saved, runs=api.record_of(None), volumes=api.kept_volumes(), inputs=inputs)
+    api.record_of([plan.name for plan in plans if isinstance(plan, RunPlan)])  # a name of another project
+    _refuse_strange(api, plans)
+    if is_priced(plans):
+        found = api.offers()
+        check_prices(plans, found.offers, found.silent)
+    return plans, saved.consent
+
+
+def _refuse_strange(api: Hosted, plans: Plans) -> None:
+    """Refuse launches that no plan of ours would hold: a template is the sender's to write."""
+    known = api.abilities()
+    for plan in plans:
+        if isinstance(plan, RunPlan) and plan.template is not None:
+            launch = plan.template.launch
+            if launch.run != plan.name or launch.name != f"{plan.name}-0-0-0":
+                raise Denied(f"the launch of {plan.name!r} bears another name")
+            if launch.spec_hash != plan.spec_hash and plan.action != "update":
+                raise Denied(f"the launch of {plan.name!r} is of another spec")
+            if strange := sorted(set(plan.template.backends) - set(known)):
+                raise UsageError(f"no backend {strange[0]!r} here", fix="plan again")
+            if not NAME.fullmatch(plan.name) or len(plan.name) > MAX_NAME:
+                raise UsageError(f"{plan.name!r} is no name for a run")
+
+
+def carry_out(
+    site: Site, project: str, plans: Plans, consent: Consent, variables: dict[str, str]
+) -> tuple[str, ...]:
+    """Write down what plans say, within the project's limits; return the runs that changed."""
+    api = site.api(project)
+    limits = site.store.access.project(project)
+    require_limits(limits, api.record_of(None).values(), plans, lambda: api.offers().offers)
+    names = api.apply(plans, consent=consent, variables=variables)
+    site.wrote()
+    return names
+
+
+# Runs ------------------------------------------------------------------------------------------
+
+
+@gate.route_for("GET", "/runs", Role.VIEWER)
+def runs(
+    project: Project,
+    request: Request,
+    name: Annotated[list[str] | None, Query(max_length=200)] = None,
+    after: Annotated[str, Query(max_length=200)] = "",
+    limit: Limit = 200,
+) -> RunPage:
+    """List runs with their jobs, by name: all, or those of the names given."""
+    api = site_of(request).api(project)
+    found = [run for run in api.runs_on_record() if run.name > after and (name is None or run.name in name)]
+    page = found[:limit]
+    views = [light(view) for view in api.views(page)]
+    return RunPage(items=views, next=page[-1].name if len(found) > limit else None)
+
+
+@gate.route_for("GET", "/runs/{name}", Role.VIEWER)
+def run(project: Project, name: Name, request: Request, response: Response) -> RunView:
+    """Show one run; its ETag is the serial that If-Match takes."""
+    view = light(site_of(request).api(project).recorded(name))
+    response.headers["ETag"] = f'"{view.run.serial}"'
+    return view
+
+
+@gate.route_for("POST", "/runs/{name}/stop", Role.OPERATOR, status=202)
+def stop(project: Project, name: Name, request: Request) -> RunView:
+    """Ask a run to end: drain, then terminate, then kill."""
+    return _end(project, name, Wanted.STOP, request)
+
+
+@gate.route_for("DELETE", "/runs/{name}", Role.OPERATOR, status=202)
+def delete(project: Project, name: Name, request: Request) -> RunView:
+    """Ask a run to end and be forgotten."""
+    return _end(project, name, Wanted.DELETE, request)
+
+
+def _end(project: str, name: str, wanted: Wanted, request: Request) -> RunView:
+    api = site_of(request).api(project)
+    require_serial(request, api.recorded(name).run.serial)
+    api.ask([name], wanted)
+    return light(api.recorded(name))
+
+
+@gate.route_for("POST", "/endings", Role.OPERATOR, status=202)
+def end(project: Project, ending: Ending, request: Request) -> Applied:
+    """Ask several runs to end, or to be deleted: all of them, or none."""
+    request.state.subject = ",".join(ending.runs)
+    if ending.wanted is Wanted.RUN:
+        raise UsageError("an ending ends", fix='wanted: "stop" or "delete"')
+    site_of(request).api(project).ask(ending.runs, ending.wanted)
+    return Applied(runs=ending.runs)
+
+
+# Events and output -----------------------------------------------------------------------------
+
+
+@gate.route_for("GET", "/events", Role.VIEWER)
+def events(
+    project: Project,
+    request: Request,
+    run: str | None = None,
+    after: Serial = 0,
+    limit: Limit = MAX_PAGE,
+) -> EventPage:
+    """List events, oldest first, from behind a serial."""
+    found = site_of(request).store.events(run, after=after, limit=limit, project=project)
+    items = [Told(serial=serial, event=event) for serial, event in found]
+    return EventPage(items=items, next=str(items[-1].serial) if len(items) == limit else None)
+
+
+@gate.route_for("GET", "/serial", Role.VIEWER)
+def serial(project: Project, request: Request) -> int:  # noqa: ARG001  # the gate reads the project
+    """Return the serial of the newest event, to go on behind."""
+    return site_of(request).store.last_serial()
+
+
+@gate.route_for("GET", "/events/stream", Role.VIEWER, response_class=streams.EventStream)
+async def stream(
+    project: Project, request: Request, run: str | None = None, after: Serial = 0
+) -> streams.EventStream:
+    """Follow events as server-sent events; Last-Event-ID goes on where a stream was cut."""
+    site = site_of(request)
+    last = request.headers.get("last-event-id", "")
+    start = int(last) if last.isdecimal() and len(last) < 19 else after
+
+    def page(serial: int) -> list[tuple[int, RunEvent]]:
+        return site.store.events(run, after=serial, project=project)
+
+    return streams.EventStream(streams.events(site.feed, page, after=start))
+
+
+@gate.route_for("GET", "/runs/{name}/logs", Role.VIEWER)
+def logs(
+    project: Project,
+    name: Name,
+    request: Request,
+    replica: Count = 0,
+    node: Count = 0,
+    since: datetime | None = None,
+    tail: Annotated[int, Query(ge=0, le=10_000)] = 1_000,
+) -> Lines:
+    """Return the last lines of a run's output."""
+    api = site_of(request).api(project)
+    found = api.logs(name, replica=replica, node=node, follow=False, since=_zoned(since), tail=tail)
+    return Lines(items=list(found))
+
+
+@gate.route_for("GET", "/runs/{name}/logs/stream", Role.VIEWER, response_class=streams.EventStream)
+async def follow_logs(
+    project: Project,
+    name: Name,
+    request: Request,
+    replica: Count = 0,
+    node: Count = 0,
+    follow: bool = True,
+    since: datetime | None = None,
+    tail: Annotated[int | None, Query(ge=0)] = None,
+) -> streams.EventStream:
+    """Follow a run's output as server-sent events, over all attempts until the run ends."""
+    site = site_of(request)
+    api = site.api(project)
+
+    def source() -> Iterator[LogLine]:
+        return api.logs(name, replica=replica, node=node, follow=follow, since=_zoned(since), tail=tail)
+
+    return streams.EventStream(streams.lines(source, site.feed))
+
+
+@gate.route_for("GET", "/launches/{name}/logs/stream", Role.VIEWER, response_class=streams.EventStream)
+async def follow_output(
+    project: Project, name: Name, request: Request, follow: bool = True
+) -> streams.EventStream:
+    """Follow the output of one launch as server-sent events."""
+    site = site_of(request)
+    api = site.api(project)
+    return streams.EventStream(streams.lines(lambda: api.output(name, follow=follow), site.feed))
+
+
+def _zoned(at: datetime | None) -> datetime | None:
+    if at is not None and at.tzinfo is None:
+        raise UsageError("since: a time without a zone", fix="for example 2026-01-31T12:00:00Z")
+    return at
+
+
+# Places ----------------------------------------------------------------------------------------
+
+
+@gate.route_for("GET", "/places", Role.VIEWER)
+def places(project: Project, request: Request) -> dict[str, list[Can]]:
+    """Return what each place is able to do, preferred ones first."""
+    can = site_of(request).api(project).abilities()
+    return {name: sorted(able, key=lambda each: each.name) for name, able in can.items()}
+
+
+@gate.route_for("GET", "/offers", Role.VIEWER)
+def offers(project: Project, request: Request) -> OfferPage:
+    """Return what can be had where, for how much."""
+    found = site_of(request).api(project).offers()
+    return OfferPage(offers=list(found.offers), silent=dict(found.silent))
+
+
+@gate.route_for("GET", "/checks", Role.VIEWER)
+def checks(project: Project, request: Request, all: bool = False) -> list[Checked]:
+    """Look whether every place is usable; with ``all`` also whether the server and its record are."""
+    api = site_of(request).api(project)
+    found = api.diagnose() if all else api.check()
+    return [Checked(place=place, check=check) for place, check in found]
+
+
+@gate.route_for("GET", "/drift", Role.VIEWER)
+def drift(project: Project, request: Request) -> list[Drift]:
+    """Return where the places differ from the record."""
+    return list(site_of(request).api(project).drift())
+
+
+@gate.route_for("GET", "/orphans", Role.ADMIN)
+def orphans(project: Project, request: Request) -> Orphans:
+    """Return instances that carry our labels and belong to no run on record."""
+    _require_everywhere(request)
+    return Orphans(items=site_of(request).api(project).orphans())
+
+
+@gate.route_for("POST", "/orphans/removal", Role.ADMIN)
+def remove_orphans(project: Project, gone: Orphans, request: Request) -> Applied:
+    """Stop and remove instances, if nobody owns them still."""
+    _require_everywhere(request)
+    api = site_of(request).api(project)
+    there = {(orphan.backend, orphan.instance.name): orphan for orphan in api.orphans()}
+    wanted = [(orphan.backend, orphan.instance.name) for orphan in gone.items]
+    api.remove_orphans([there[key] for key in wanted if key in there])
+    return Applied(runs=[name for _, name in wanted])
+
+
+def _require_everywhere(request: Request) -> None:
+    """Hold back what concerns every project from who may only see one."""
+    if caller(request).project != EVERYWHERE:
+        raise Denied("what nobody owns is for an admin of every project", fix="token create --project '*'")
+
+
+# Volumes and secrets ---------------------------------------------------------------------------
+
+
+@gate.route_for("GET", "/volumes", Role.VIEWER)
+def volumes(project: Project, request: Request) -> list[PlacedVolume]:
+    """List volumes as their places have them."""
+    found = site_of(request).api(project).volumes()
+    return [PlacedVolume(backend=backend, volume=volume) for backend, volume in found]
+
+
+@gate.route_for("GET", "/volumes/record", Role.VIEWER)
+def kept_volumes(project: Project, request: Request) -> list[KeptVolume]:
+    """List volumes as they are on record."""
+    return list(site_of(request).api(project).kept_volumes().values())
+
+
+@gate.route_for("DELETE", "/volumes/{name}", Role.OPERATOR, status=204)
+def delete_volume(project: Project, name: Name, request: Request) -> None:
+    """Delete a volume and what it holds."""
+    site_of(request).api(project).delete_volume(name)
+
+
+@gate.route_for("GET", "/secrets", Role.VIEWER)
+def secrets(project: Project, request: Request) -> list[Kept]:
+    """List the names of secrets; values are shown nowhere."""
+    return [Kept(name=name, set_at=at) for name, at in site_of(request).api(project).secrets()]
+
+
+@gate.route_for("PUT", "/secrets/{name:path}", Role.OPERATOR, status=204)
+def set_secret(
+    project: Project, name: Annotated[str, Path(pattern=_SECRET)], secret: SecretValue, request: Request
+) -> None:
+    """Keep a secret, encrypted."""
+    site_of(request).api(project).set_secret(name, secret.value)
+
+
+@gate.route_for("DELETE", "/secrets/{name:path}", Role.OPERATOR, status=204)
+def delete_secret(project: Project, name: Annotated[str, Path(pattern=_SECRET)], request: Request) -> None:
+    """Forget a secret."""
+    site_of(request).api(project).delete_secret(name)
