@@ -421,7 +421,7 @@ def _resume_run(
         notes=tuple(step.get("notes", ())),
     )  # fmt: skip
     if action == "update" and run:
-        return replace(plan, template=updated(run.template, spec))
+        return replace(plan, template=updated(run.template, spec, kept=run.template.replicas))
     template: Template = decode(Template, json.dumps(step["template"]))
     return replace(
         plan, template=_refilled(template, plan, inputs), placed=_placed_of(step["placed"]),

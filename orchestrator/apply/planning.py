@@ -224,7 +224,7 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
         return plan
     plan = replace(plan, problems=tuple(world.unset(document, spec)))
     if action == "update" and run:
-        return replace(plan, template=updated(run.template, spec))
+        return replace(plan, template=updated(run.template, spec, kept=run.template.replicas))
     demand = demand_of(spec, places=world.places, names=world.names)
     replaced = run if action == "replace" else None
     placing = _Placing(document, spec, demand, offers, replaced)
@@ -243,7 +243,10 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     return replace(
         plan, demand=demand, placed=placed,
         served=engine.served if engine else None, trained=engine.trained if engine else None,
-        template=updated(template, spec, least_grace_s=engine.launch.stop_grace_s if engine else 0.0),
+        template=updated(
+            template, spec, least_grace_s=engine.launch.stop_grace_s if engine else 0.0,
+            kept=run.template.replicas if action == "replace" and run else 0,
+        ),
         notes=(
             *_notes(action, surge, engine, run),
             *_port_notes(spec, action, own),
@@ -436,18 +439,31 @@ def _with_back(offer: Offer, template: Template) -> Offer:
     )
 
 
-def updated(template: Template, spec: Work, *, least_grace_s: float = 0.0) -> Template:
+def updated(template: Template, spec: Work, *, least_grace_s: float = 0.0, kept: int = 0) -> Template:
     """Return ``template`` with what a spec may change in place.
 
-    An engine that drains its requests is given at least as long as it takes for that.
+    An engine that drains its requests is given at least as long as it takes for that. Of a service
+    that scales, ``kept`` replicas are kept, as far as the spec's range goes: what the load took
+    before, it takes after.
     """
     launch: Launch = replace(template.launch, stop_grace_s=max(least_grace_s, _grace_s(spec)))
     follower = template.follower and replace(template.follower, stop_grace_s=launch.stop_grace_s)
-    replicas = (spec.replicas.min or 0) if isinstance(spec, Service) else 1
+    replicas = _replicas(spec, kept) if isinstance(spec, Service) else 1
     return replace(
         template, launch=launch, follower=follower, replicas=replicas, retry=_retry(spec),
         max_duration_s=spec.max_duration, idle_s=spec.idle_duration,
     )  # fmt: skip
+
+
+def _replicas(spec: Service, kept: int) -> int:
+    """Return how many replicas there are, before the load has its say.
+
+    >>> service = Service.model_validate({"name": "chat", "replicas": "1..4", "port": 80})
+    >>> _replicas(service, 0), _replicas(service, 3), _replicas(service, 9)
+    (1, 3, 4)
+    """
+    least = spec.replicas.min or 0
+    return max(least, min(kept, spec.replicas.max or least))
 
 
 NO_LIMIT_S = 10 * 365 * 86_400.0

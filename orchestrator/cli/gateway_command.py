@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,12 +45,18 @@ def run_gateway(
     certificate: Annotated[Path | None, typer.Option("--certificate", help="PEM file, to serve TLS.")] = None,
     private_key: Annotated[Path | None, typer.Option("--private-key", help="Its key, as PEM.")] = None,
     access_log: Annotated[bool, typer.Option("--access-log", help="Print a JSON line per request.")] = False,
+    scale: Annotated[
+        bool,
+        typer.Option(
+            "--scale/--no-scale", help="Scale services by their load and keep runs going; one gateway does."
+        ),
+    ] = True,
     config: Config = None,
 ) -> None:
-    """Pass requests on to the replicas of services.
+    """Pass requests on to the replicas of services, and scale them.
 
     Models answer under /v1 by their names, every service under /services/NAME. Told to end, it
-    takes no new request and lets those under way end.
+    takes no new request and lets those under way end; the replicas go on.
     """
     if context.invoked_subcommand is not None:
         return
@@ -63,7 +70,15 @@ def run_gateway(
         log=(lambda entry: typer.echo(entry.line())) if access_log else None,
     )
     with open_record(config) as api:
-        _run(_serve(told, api.store, host, port, tls))
+        if not scale:
+            _run(_serve(told, api.store, host, port, tls))
+            return
+        from orchestrator.loop import Hooks, Keeper, Loop
+        from orchestrator.store.leases import this_owner
+
+        loop = Loop(api.store, api.places, owner=this_owner(), hooks=Hooks(serving=told.serving))
+        with Keeper(loop, complain=_complain):
+            _run(_serve(told, api.store, host, port, tls, wake=loop.wake))
 
 
 @gateway.command("key")
@@ -135,11 +150,19 @@ def _tls(certificate: Path | None, private_key: Path | None) -> ssl.SSLContext |
     return context
 
 
-async def _serve(gateway: Gateway, store: Store, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+async def _serve(
+    gateway: Gateway,
+    store: Store,
+    host: str,
+    port: int,
+    tls: ssl.SSLContext | None,
+    *,
+    wake: Callable[[], None] | None = None,
+) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await serve_until(stop, gateway, store, host, port, tls=tls)
+    await serve_until(stop, gateway, store, host, port, tls=tls, wake=wake)
 
 
 async def serve_until(
@@ -150,9 +173,13 @@ async def serve_until(
     port: int,
     *,
     tls: ssl.SSLContext | None = None,
+    wake: Callable[[], None] | None = None,
 ) -> None:
-    """Pass requests on until ``stop`` is set, then let those under way end."""
-    from orchestrator.gateway.server import follow, read
+    """Pass requests on until ``stop`` is set, then let those under way end.
+
+    With ``wake``, which wakes whoever keeps the runs going, services are scaled too.
+    """
+    from orchestrator.gateway.server import follow, read, scale
 
     # Before anybody can ask: no model that is there is called unknown.
     routes, keys = await asyncio.to_thread(read, store, -1, with_keys=True)
@@ -163,14 +190,19 @@ async def serve_until(
         raise UsageError(
             f"cannot listen on {host or '*'}:{port}: {error.strerror or error}", fix="choose another --listen"
         ) from error
-    following = asyncio.create_task(follow(gateway, store, complain=_complain))
+    beside = [asyncio.create_task(follow(gateway, store, complain=_complain, moved=wake or (lambda: None)))]
+    if wake is not None:
+        clock = functools.partial(datetime.now, UTC)
+        scaling = scale(gateway, store, clock=clock, complain=_complain, wrote=wake)
+        beside.append(asyncio.create_task(scaling))
     shown = f"[{at}]" if ":" in at else at
     typer.echo(f"listening on {'https' if tls else 'http'}://{shown}:{bound}")
     sys.stdout.flush()
     await stop.wait()
     # Followed on while draining: what waits for a replica may still get one.
     await gateway.close()
-    following.cancel()
+    for task in beside:
+        task.cancel()
 
 
 def _complain(text: str) -> None:

@@ -65,7 +65,9 @@ async def _gateway(site: Site, at: tuple[str, int], ended: asyncio.Event) -> Non
     from orchestrator.cli.gateway_command import serve_until
     from orchestrator.gateway.server import Gateway
 
-    await serve_until(ended, Gateway(), site.store, *at)
+    told = Gateway()
+    site.serving = told.serving
+    await serve_until(ended, told, site.store, *at, wake=site.wrote)
 
 
 def _say(text: str) -> None:

@@ -46,6 +46,7 @@ _PARTS = frozenset(
         "architectures",
         "arguments",
         "checks",
+        "exposition",
         "flags",
         "images",
         "job",

@@ -141,8 +141,10 @@ class Metrics:
     """Where an engine tells its load, and under which names; every spelling its versions used.
 
     ``queue`` counts waiting requests, ``running`` those being worked on, ``kv_cache`` is the used
-    fraction from 0 to 1, ``ttft`` a histogram of seconds to the first token. An empty tuple means
-    that the engine does not tell this.
+    fraction from 0 to 1, ``ttft`` a histogram of seconds to the first token. ``steps`` counts
+    something that grows with every step of a generation, not only with its end: while requests
+    run and it stands still, the engine hangs. An empty tuple means that the engine does not tell
+    this.
     """
 
     path: str = "/metrics"
@@ -150,6 +152,7 @@ class Metrics:
     running: tuple[str, ...] = ()
     kv_cache: tuple[str, ...] = ()
     ttft: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ METRICS = Metrics(
     running=vllm.METRICS.running,
     kv_cache=vllm.METRICS.kv_cache,
     ttft=vllm.METRICS.ttft,
+    steps=vllm.METRICS.steps,
 )
 
 

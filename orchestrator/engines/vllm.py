@@ -68,6 +68,7 @@ METRICS = Metrics(
     running=("vllm:num_requests_running",),
     kv_cache=("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
     ttft=("vllm:time_to_first_token_seconds",),
+    steps=("vllm:iteration_tokens_total_count",),
 )
 
 ROUTES = (

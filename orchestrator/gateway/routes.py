@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from orchestrator.engines.job import Metrics
 from orchestrator.gateway.limits import Rate
+from orchestrator.gateway.scaling import Rule, rule_of
 from orchestrator.reconcile.values import Job, JobState, Run, Wanted
 from orchestrator.spec.models import Service, spec_of
 
@@ -34,13 +36,25 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
+class Scaled:
+    """How many replicas a service is to have, and by what rule that changes.
+
+    ``metrics`` is where its engine tells its load, None where it does not.
+    """
+
+    rule: Rule
+    replicas: int
+    metrics: Metrics | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceRoute:
     """One service as the gateway sees it.
 
     ``models`` maps what clients call a model to what the engine does. ``paths`` are all that may
     be asked for, None where the program is the user's own. A service that is ``over`` will not
     come back by itself, so that nobody waits for it. ``most_outstanding`` requests are with one
-    replica at once.
+    replica at once. ``scaled`` is None where its number of replicas does not follow the load.
     """
 
     name: str
@@ -52,6 +66,7 @@ class ServiceRoute:
     over: bool = False
     most_outstanding: int = LEAST_OUTSTANDING
     created_s: int = 0
+    scaled: Scaled | None = None
 
     def allows(self, path: str) -> bool:
         """Return whether requests to ``path`` are passed on.
@@ -140,7 +155,24 @@ def _service(run: Run, jobs: Sequence[Job]) -> ServiceRoute:
         over=over,
         most_outstanding=max(LEAST_OUTSTANDING, 4 * spec.traffic.concurrency),
         created_s=int(run.created_at.timestamp()) if run.created_at else 0,
+        scaled=None if over else _scaled(run, spec, serving),
     )
+
+
+def _scaled(run: Run, spec: Service, serving: Mapping[str, Any]) -> Scaled | None:
+    rule = rule_of(spec)
+    if rule is None:
+        return None
+    told = serving.get("metrics")
+    return Scaled(rule, run.template.replicas, _metrics(told) if told else None)
+
+
+def _metrics(told: Mapping[str, Any]) -> Metrics:
+    """Return what ``apply`` wrote down of an engine's metrics, whichever of them it knew."""
+    queue, running, kv_cache, ttft, steps = (
+        tuple(map(str, told.get(name, ()))) for name in ("queue", "running", "kv_cache", "ttft", "steps")
+    )
+    return Metrics(str(told.get("path", "/metrics")), queue, running, kv_cache, ttft, steps)
 
 
 def _replica(job: Job, port: int) -> Replica | None:

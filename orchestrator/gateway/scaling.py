@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from orchestrator.spec.models import Service
+
 Metric = Literal["queue", "running", "rps", "kv_cache", "ttft"]
 
 STALE_S = 30.0
@@ -69,6 +71,22 @@ class Rule:
     up_delay_s: float = 300.0
     down_delay_s: float = 600.0
     slots: int = 16
+
+
+def rule_of(spec: Service) -> Rule | None:
+    """Return the rule of a spec, None where its number of replicas is fixed."""
+    if spec.scaling is None:
+        return None
+    scaling, least = spec.scaling, spec.replicas.min or 0
+    return Rule(
+        scaling.metric,
+        float(scaling.target),
+        least,
+        max(least, spec.replicas.max or 0),
+        float(scaling.scale_up_delay),
+        float(scaling.scale_down_delay),
+        slots=spec.traffic.concurrency,
+    )
 
 
 @dataclass(frozen=True, slots=True)

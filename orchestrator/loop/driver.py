@@ -65,13 +65,15 @@ class Hooks:
     """What the world outside may want to know; each is called from any thread.
 
     ``boundary`` is told of every step before and after it takes effect, by name: tests that kill
-    the process do it there.
+    the process do it there. ``serving`` is asked how many requests launches work on, where a gateway
+    runs beside the loop.
     """
 
     event: Callable[[RunEvent], None] = _say_nothing
     progress: Callable[[str, str], None] = _say_nothing
     postponed: Callable[[str, str], None] = _say_nothing
     boundary: Callable[[str], None] = _say_nothing
+    serving: Callable[[], Mapping[str, int]] = dict
 
 
 class Loop:
@@ -190,7 +192,7 @@ class Loop:
         if run.type == "service" and run.wanted is Wanted.RUN:
             ready = {job.name for job in jobs if job.state is JobState.READY}
             found = {name: self._probed(seen, run.template, ready) for name, seen in found.items()}
-        observed = Observed(found, frozenset(self._under_way), self._asked_for)
+        observed = Observed(found, frozenset(self._under_way), self._asked_for, self._hooks.serving())
         step = reconcile(run, jobs, observed, now=self._clock())
         for action in step.actions:
             if isinstance(action, Start | Stop | Remove | Release):

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 
 from orchestrator.backend import Instance, Probe
 
-FIRST_S = 0.1
+FIRST_S = 0.05
 """Until the first success a launch is asked this often at first, then ever less often."""
+
+PATIENCE = 0.02
+"""Of the time it has taken so far, how long until it is asked again: what it takes longer by at most."""
 
 HANGS_UP_S = 0.1
 """How soon a proxy without a program behind it closes a connection."""
@@ -56,7 +59,8 @@ class _Patient:
     ready: bool = False
     hits: int = 0
     misses: int = 0
-    pause_s: float = FIRST_S
+    since: float = 0.0
+    """When it was first asked."""
     next_at: float = 0.0
     asked: Future[bool] | None = None
     is_over: bool = False
@@ -87,7 +91,9 @@ class Prober:
         return all(answers)  # not before the last: each has to be asked
 
     def _answers(self, instance: Instance, at: int, probe: Probe, before: bool) -> bool:
-        patient = self._patients.setdefault((instance.name, at), _Patient(ready=before))
+        patient = self._patients.setdefault(
+            (instance.name, at), _Patient(ready=before, since=self.monotonic())
+        )
         if patient.asked is not None and patient.asked.done():
             self._take(patient, probe, patient.asked.result())
         patient.is_over = patient.ready and probe.until_ready
@@ -116,5 +122,6 @@ class Prober:
         else:
             patient.hits, patient.misses = 0, patient.misses + 1
             patient.ready = patient.ready and patient.misses < probe.failures
-        patient.pause_s = probe.interval_s if patient.ready else min(probe.interval_s, patient.pause_s * 1.5)
-        patient.next_at = self.monotonic() + patient.pause_s
+        now = self.monotonic()
+        soon_s = max(FIRST_S, PATIENCE * (now - patient.since))
+        patient.next_at = now + (probe.interval_s if patient.ready else min(probe.interval_s, soon_s))

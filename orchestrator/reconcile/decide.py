@@ -35,6 +35,13 @@ from orchestrator.reconcile.values import (
     Wanted,
 )
 
+DEREGISTER_S = 1.0
+"""From taking a replica out of the routes until it is told to end: gateways look every 0.2 s, and one
+that still sent a request would see it refused."""
+
+DRAIN_LOOK_S = 0.5
+"""How often to look whether the requests of a replica that drains have ended."""
+
 KEPT_ATTEMPTS = 2
 """Ended launches kept per replica and node, so that the output of the last failure can be read."""
 
@@ -232,11 +239,21 @@ class _Pass(Ledger[Action]):
             self._clean()
             return
         failed = [why for r in range(self.run.template.replicas) if (why := self._keep_replica(r))]
-        for job in self._live():
-            if job.replica >= self.run.template.replicas:
-                self._ask_stop(job, "scaled down")
+        self._scale_down()
         self._summarize(failed)
         self._clean()
+
+    def _scale_down(self) -> None:
+        """Stop the replicas above the number, the highest first; those that answer, once enough others do."""
+        wanted, live = self.run.template.replicas, self._live()
+        serving = _ready_replicas([job for job in live if job.stop_asked_at is None])
+        for replica in sorted({job.replica for job in live if job.replica >= wanted}, reverse=True):
+            if replica in serving and len(serving) <= wanted:
+                continue
+            serving.discard(replica)
+            for job in live:
+                if job.replica == replica:
+                    self._ask_stop(job, "scaled down")
 
     def _keep_replica(self, replica: int) -> str | None:
         """Bring one replica forward; return why it will not be tried again, if so."""
@@ -412,8 +429,24 @@ class _Pass(Ledger[Action]):
             event = self._event(job.name, word_of(self.jobs[job.name]), word_of(job), cause, message)
             self.jobs[job.name] = job
             self.actions.append(Record(job, event))
-        if self._is_known(job) and job.name in self.seen:
+        if self._is_known(job) and job.name in self.seen and self._has_drained(job):
             self.actions.append(Stop(job.backend, job.name, self.run.template.launch.stop_grace_s))
+
+    def _has_drained(self, job: Job) -> bool:
+        """Return whether a replica that another one stands in for has let its requests end, or had time to.
+
+        It has left the routes by now. An engine drains by itself too; a program of the user's own may not.
+        """
+        asked, template = job.stop_asked_at, self.run.template
+        hands_over = job.stop_cause in ("scaled down", "replaced") and job.ready_at is not None
+        if not hands_over or asked is None or self.run.type != "service" or not template.launch.ports:
+            return True
+        if not self._is_due(asked + timedelta(seconds=DEREGISTER_S)):
+            return False
+        if not self.observed.serving.get(job.name):
+            return True
+        self._is_due(self.now + timedelta(seconds=DRAIN_LOOK_S))
+        return self._is_due(asked + timedelta(seconds=template.launch.stop_grace_s))
 
     def _end(
         self,

@@ -330,12 +330,14 @@ class Observed:
 
     ``busy`` names launches on which an action is under way; they are left alone meanwhile.
     ``asked`` names launches that this process asked to start: of one that another asked for
-    and that is still pending, nobody can know whether the asking came to its end.
+    and that is still pending, nobody can know whether the asking came to its end. ``serving``
+    counts the requests that launches work on, where a gateway of this process knows.
     """
 
     instances: Mapping[str, Sequence[Instance] | None]
     busy: frozenset[str] = frozenset()
     asked: frozenset[str] = frozenset()
+    serving: Mapping[str, int] = field(default_factory=dict)
 
     def is_known(self, backend: str) -> bool:
         """Return whether ``backend`` answered."""

@@ -60,10 +60,12 @@ class Site:
         self.passes = 0
         """How often the loop has looked, for whoever asks whether it still does."""
         self.peers: Sequence[str] = (self.owner,)
+        self.serving: Callable[[], Mapping[str, int]] = dict
+        """How many requests each replica works on, where a gateway runs here too."""
         self._closed = threading.Event()
         self.loop = Loop(
-            self.store, self.places, owner=self.owner, clock=clock, hooks=Hooks(event=self._written),
-            look_s=None, share=self._share,
+            self.store, self.places, owner=self.owner, clock=clock,
+            hooks=Hooks(event=self._written, serving=lambda: self.serving()), look_s=None, share=self._share,
         )  # fmt: skip
         self.feed = Feed(self.store.last_serial, self.loop.wake)
         self._driver = threading.Thread(target=self._drive, name="loop", daemon=True)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.gateway import keys, model_key, routes, scaling, wire
+from orchestrator.engines import exposition
+from orchestrator.gateway import keys, model_key, routes, sampling, scaling, wire
 from orchestrator.gateway.limits import Buckets
 from orchestrator.gateway.routes import Replica, ServiceRoute
-from orchestrator.gateway.server import exchange, gateway, inbound, outbound
+from orchestrator.gateway.server import exchange, gateway, inbound, outbound, scaler
 from orchestrator.gateway.server.exchange import Exchange
 from orchestrator.reconcile.values import Job, JobState
 from tests.gateway import (
@@ -20,6 +23,7 @@ from tests.gateway import (
     test_moving,
     test_parts,
     test_passing,
+    test_scale,
     test_scaling,
     test_wire,
 )
@@ -29,6 +33,11 @@ HEADS = {
     "two lengths": test_wire.START + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\n",
     "both": test_wire.START + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
 }
+
+
+def in_a_folder(test: Callable[[Path], None]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        test(Path(folder))
 
 
 def repeats_everything(patch: Patch) -> None:
@@ -191,6 +200,23 @@ def adds_one_by_one(patch: Patch) -> None:
     patch.setattr(scaling, "_replicas_for", lambda *a: min(right(*a), a[3] + 1))
 
 
+def takes_silence_for_nothing(patch: Patch) -> None:
+    patch.setattr(sampling, "_sum", lambda values, count: sum(value or 0 for value in values))
+
+
+def counts_both_spellings(patch: Patch) -> None:
+    patch.setattr(exposition, "_first", lambda found, names: [v for n in names for v in found.get(n, ())])
+
+
+def writes_over_what_moved(patch: Patch) -> None:
+    def commit(self: scaler.Scaler, name: str, before: int, decided: scaling.Scale) -> bool:
+        run = self._store.run(name)
+        self._store.commit([scaler.scaled(run, decided, now=self._clock())])
+        return True
+
+    patch.setattr(scaler.Scaler, "_commit", commit)
+
+
 CAUGHT: list[tuple[Callable[[Patch], None], Callable[[], object]]] = [
     (repeats_everything, test_failing.test_an_order_of_the_users_own_program_is_not_placed_twice),
     (never_gives_up, test_failing.test_a_request_that_brings_replicas_down_does_not_reach_all),
@@ -262,6 +288,15 @@ CAUGHT: list[tuple[Callable[[Patch], None], Callable[[], object]]] = [
         lambda: test_scaling.test_from_zero_the_first_request_wakes_it_whatever_the_delays(1.0, 1),
     ),
     (adds_one_by_one, test_scaling.test_replicas_are_added_at_once_and_all_of_them),
+    (
+        takes_silence_for_nothing,
+        test_scale.test_engines_that_all_are_silent_make_nothing_known_but_what_the_gateway_knows,
+    ),
+    (counts_both_spellings, test_scale.test_of_two_spellings_one_is_counted),
+    (
+        writes_over_what_moved,
+        lambda: in_a_folder(test_scale.test_a_run_that_was_stopped_meanwhile_is_not_scaled),
+    ),
     (queues_without_end, test_failing.test_the_queue_is_bounded_and_says_when_to_come_back),
 ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from orchestrator.backend import Instance, Phase
 from orchestrator.reconcile import Forget, Job, Observed, Remove, RunEvent, RunState, decide, reconcile
 from orchestrator.reconcile.decide import _Pass
+from tests.reconcile import test_decide
 from tests.reconcile.histories import Broken, play_all
 
 HISTORIES, STEPS = 60, 60
@@ -124,3 +125,37 @@ def test_histories_catch_a_broken_twin(twin: type[_Pass], monkeypatch: pytest.Mo
     monkeypatch.setattr(decide, "_Pass", twin)
     with pytest.raises(Broken):
         play_all(range(HISTORIES), STEPS, reconcile)
+
+
+class ScalesTheHealthyAway(_Pass):
+    """Stops what is above the number, whoever answers."""
+
+    def _scale_down(self) -> None:
+        for job in self._live():
+            if job.replica >= self.run.template.replicas:
+                self._ask_stop(job, "scaled down")
+
+
+class CutsRequests(_Pass):
+    """Tells a replica to end as soon as another one stands in for it."""
+
+    def _has_drained(self, job: Job) -> bool:
+        return True
+
+
+CASES = [
+    (ScalesTheHealthyAway, test_decide.test_the_last_replica_that_answers_is_not_scaled_away),
+    (
+        CutsRequests,
+        test_decide.test_a_replica_that_hands_over_leaves_the_routes_and_ends_its_requests_first,
+    ),
+]
+
+
+@pytest.mark.parametrize(("twin", "test"), CASES, ids=[twin.__name__ for twin, _ in CASES])
+def test_a_case_catches_a_broken_twin(
+    twin: type[_Pass], test: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decide, "_Pass", twin)
+    with pytest.raises(AssertionError):
+        test()

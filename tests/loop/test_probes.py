@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from orchestrator.backend import Instance, Phase, Probe
-from orchestrator.loop.probes import FIRST_S, Prober, ask
+from orchestrator.loop.probes import FIRST_S, PATIENCE, Prober, ask
 
 HTTP = Probe("http", 80, path="/health", interval_s=5.0)
 
@@ -137,8 +137,12 @@ def test_until_ready_is_not_asked_again() -> None:
 def test_it_is_asked_often_at_first_and_at_its_interval_once_ready() -> None:
     patient = Patient(HTTP)
     patient.after(False)
-    assert patient.prober.next_s() == pytest.approx(FIRST_S * 1.5)
-    patient.after(*[False] * 20)
+    assert patient.prober.next_s() == pytest.approx(FIRST_S)
+    patient.time += 100
+    patient.after(False)
+    assert patient.prober.next_s() == pytest.approx(PATIENCE * 100, rel=0.1)
+    patient.time += 10_000
+    patient.after(False)
     assert patient.prober.next_s() == pytest.approx(HTTP.interval_s)
 
 

@@ -7,7 +7,8 @@ from datetime import datetime
 import pytest
 
 from backends.sim import Script
-from orchestrator.reconcile import Observed, Retry, Start, Stop, Wanted, reconcile
+from orchestrator.backend import Port
+from orchestrator.reconcile import JobState, Observed, Retry, Start, Stop, Wanted, reconcile
 from tests.reconcile.world import ANSWERS, PATIENT, World
 
 
@@ -252,6 +253,48 @@ def test_scaling_to_zero_only_stops() -> None:
     assert names(world) == []
     assert not any(isinstance(a, Start) for a in world.asked)
     assert world.state() == "ready"
+
+
+def test_the_last_replica_that_answers_is_not_scaled_away() -> None:
+    world = World(scripts={"chat-0-0-0": Script(ready_s=500)})
+    world.apply(replicas=2, probe=ANSWERS, retry=PATIENT)
+    world.scripts["chat-1-0-0"] = Script(ready_s=0)
+    world.step()
+    world.clock.advance(5)
+    world.step()
+    assert world.job("chat-1-0-0").state is JobState.READY
+    world.apply(replicas=1, probe=ANSWERS, retry=PATIENT)
+    world.step()
+    assert world.job("chat-1-0-0").stop_asked_at is None
+    world.clock.advance(40)
+    world.scripts["chat-0-0-1"] = Script(ready_s=0)
+    world.settle()
+    assert names(world) == ["chat-0-0-1"]
+
+
+def test_a_replica_that_hands_over_leaves_the_routes_and_ends_its_requests_first() -> None:
+    world = World()
+    world.apply(replicas=2, ports=(Port(80),))
+    world.settle()
+    world.apply(replicas=1, ports=(Port(80),))
+    world.serving["chat-1-0-0"] = 3
+    assert not any(isinstance(a, Stop) for a in world.step())
+    assert world.job("chat-1-0-0").stop_cause == "scaled down"
+    world.clock.advance(5)
+    assert not any(isinstance(a, Stop) for a in world.step())
+    world.serving.clear()
+    assert [a.name for a in world.step() if isinstance(a, Stop)] == ["chat-1-0-0"]
+
+
+def test_requests_that_do_not_end_hold_a_replica_for_its_grace_and_no_longer() -> None:
+    world = World()
+    world.apply(replicas=1, ports=(Port(80),))
+    world.settle()
+    world.apply(replicas=0, ports=(Port(80),))
+    world.serving["chat-0-0-0"] = 1
+    world.step()
+    world.clock.advance(world.runs["chat"].template.launch.stop_grace_s)
+    assert any(isinstance(a, Stop) for a in world.step())
 
 
 def test_scaled_down_and_up_again_starts_anew() -> None:

@@ -52,6 +52,8 @@ class World:
     forgotten: set[str] = field(default_factory=set)
     asked_here: set[str] = field(default_factory=set)
     """Launches that this process asked to start; a crash forgets them."""
+    serving: dict[str, int] = field(default_factory=dict)
+    """Requests that a gateway beside the loop has with each launch."""
 
     def __post_init__(self) -> None:
         self.places = {
@@ -72,9 +74,9 @@ class World:
         spec_hash = str(changes.pop("spec_hash", "a"))
         kind = changes.pop("type", old.type if old else "service")
         probe = changes.pop("probe", None)
-        template = Template(
-            Launch(f"{name}-0-0-0", name, spec_hash=spec_hash, probe=probe), ("near", "far"), **changes
-        )  # type: ignore[arg-type]
+        ports = changes.pop("ports", ())
+        launch = Launch(f"{name}-0-0-0", name, spec_hash=spec_hash, probe=probe, ports=ports)  # type: ignore[arg-type]
+        template = Template(launch, ("near", "far"), **changes)  # type: ignore[arg-type]
         if old is None:
             run = Run(f"id-{name}-{len(self.forgotten)}", name, kind, "{}", spec_hash, template, self.clock())  # type: ignore[arg-type]
         elif old.spec_hash == spec_hash and not old.state.is_final and old.wanted is Wanted.RUN:
@@ -100,7 +102,7 @@ class World:
             if run.state.is_final and run.wanted is not Wanted.DELETE:
                 continue
             seen = {name: self._observe(place, run.name) for name, place in self.places.items()}
-            observed = Observed(seen, asked=frozenset(self.asked_here))
+            observed = Observed(seen, asked=frozenset(self.asked_here), serving=dict(self.serving))
             jobs = list(self.jobs.get(run.id, {}).values())
             step = self.reconcile(run, jobs, observed, now=self.clock())
             actions += step.actions

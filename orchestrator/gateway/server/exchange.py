@@ -241,7 +241,7 @@ class Exchange:
             self._wait_until = self._wait_until or gateway.now + gateway.limits.queue_s
             self.deadline = self._wait_until
             self._timed_out = (503, "no replica became free in time")
-            desk.waiting[self] = None
+            gateway.wait_in(desk, self)
 
     def wake(self) -> None:
         """Try again: a replica came, or has room."""

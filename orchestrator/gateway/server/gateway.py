@@ -123,10 +123,13 @@ class Gateway:
         self._trusted = trusted
         self._log = log
         self._lanes: dict[Replica, Lane] = {}
+        self._leaving: list[Lane] = []
+        """Replicas that left the routes, while requests are still with them."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._ticking: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event | None = None
+        self._asked_for_sleeper = asyncio.Event()
 
     # Open and close ------------------------------------------------------------------------------
 
@@ -208,8 +211,11 @@ class Gateway:
         if keys is not None:
             self.keys = keys
         wanted = {replica for service in routes.services.values() for replica in service.replicas}
+        self._leaving = [lane for lane in self._leaving if lane.outstanding]
         for replica in [replica for replica in self._lanes if replica not in wanted]:
-            self._lanes.pop(replica).leave()
+            lane = self._lanes.pop(replica)
+            lane.leave()
+            self._leaving.append(lane)
         gone = [name for name in self.desks if name not in routes.services]
         for name, service in routes.services.items():
             desk = self.desks.get(name)
@@ -240,6 +246,25 @@ class Gateway:
             del desk.waiting[exchange]
             exchange.wake()
         desk.is_serving = False
+
+    def has_sleepers(self) -> bool:
+        """Return whether a request waits for a service that has no replica."""
+        return any(desk.waiting and not desk.lanes for desk in self.desks.values())
+
+    def wait_in(self, desk: Desk, exchange: Exchange) -> None:
+        """Have a request wait for a replica."""
+        if not desk.waiting and not desk.lanes:
+            self._asked_for_sleeper.set()
+        desk.waiting[exchange] = None
+
+    async def wait_for_sleeper(self, patience_s: float) -> None:
+        """Wait until somebody asks for a service that has no replica, at most ``patience_s``."""
+        try:
+            async with asyncio.timeout(patience_s):
+                await self._asked_for_sleeper.wait()
+        except TimeoutError:
+            return
+        self._asked_for_sleeper.clear()
 
     def connect(self, lane: Lane, exchange: Exchange) -> None:
         """Open a connection for ``exchange``."""
@@ -307,6 +332,10 @@ class Gateway:
     def metrics(self) -> str:
         """Return the counters in Prometheus' text format."""
         return exposition(self.desks, self.accounts, self.refused)
+
+    def serving(self) -> Mapping[str, int]:
+        """Return how many requests are with each replica, those that left the routes too; from any thread."""
+        return {lane.replica.name: lane.outstanding for lane in [*list(self._lanes.values()), *self._leaving]}
 
     def load(self) -> Mapping[str, tuple[int, int, int]]:
         """Return each service's waiting requests, those with replicas, and arrivals so far."""

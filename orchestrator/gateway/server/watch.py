@@ -16,12 +16,20 @@ if TYPE_CHECKING:  # it imports SQLAlchemy
 
 LOOK_S = 0.2
 """How often the record's serial is asked for."""
+LOOK_AWAITED_S = 0.02
+"""The same while somebody waits for a service that has no replica: it may be ready any moment."""
 KEYS_S = 2.0
 """How often the keys are read: a key has no event, and one that is revoked shall not last."""
 
 
-async def follow(gateway: Gateway, store: Store, *, complain: Callable[[str], None]) -> None:
-    """Keep ``gateway`` on the routes of ``store`` until cancelled.
+async def follow(
+    gateway: Gateway,
+    store: Store,
+    *,
+    complain: Callable[[str], None],
+    moved: Callable[[], None] = lambda: None,
+) -> None:
+    """Keep ``gateway`` on the routes of ``store`` until cancelled; ``moved`` is called when it has moved.
 
     While the record cannot be read the last routes stand: replicas do not stop to answer because
     a database does.
@@ -43,9 +51,10 @@ async def follow(gateway: Gateway, store: Store, *, complain: Callable[[str], No
                 keys_at = now
             if routes is not None:
                 serial = routes.serial
+                moved()
             if routes is not None or (keys is not None and keys != gateway.keys):
                 gateway.update(routes if routes is not None else gateway.routes, keys)
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(LOOK_AWAITED_S if gateway.has_sleepers() else LOOK_S)
 
 
 def read(store: Store, serial: int, *, with_keys: bool) -> tuple[Routes | None, Keys | None]:
