@@ -232,6 +232,8 @@ class Launch:
     files: tuple[File, ...] = ()
     probe: Probe | None = None
     more_probes: tuple[Probe, ...] = ()
+    writable: tuple[str, ...] = ()
+    """Folders of the image that the program writes to, where its engine states them."""
     restart: bool = False
     stop_grace_s: float = 10.0
     host_network: bool = False

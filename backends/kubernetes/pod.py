@@ -181,6 +181,10 @@ def quantity(size_bytes: int) -> str:
     return str(size_bytes)
 
 
+_SYSTEM = ("/bin", "/etc", "/lib", "/opt", "/sbin", "/usr", "/var/lib")
+"""Where an image keeps its programs: a folder laid over them would hide them."""
+
+
 def _refuse(launch: Launch, settings: Settings) -> None:
     profile = f"Pod Security {settings.security!r}"
     if settings.security != "image-default" and (launch.privileged or launch.host_network):
@@ -190,6 +194,12 @@ def _refuse(launch: Launch, settings: Settings) -> None:
         )
     if settings.security == "restricted" and _user(launch)[0] == 0:
         raise Rejected(f"{profile} refuses user {launch.user!r}", fix="leave user out, or security: baseline")
+    installs = next((w for w in launch.writable if w.startswith(_SYSTEM)), None)
+    if settings.security == "restricted" and installs:
+        raise Rejected(
+            f"{profile} lets nobody install into {installs!r}, as run {launch.run!r} does at its start",
+            fix="set security: baseline for this backend, or image with everything in it",
+        )
     folder = next((m for m in launch.mounts if m.kind == "folder"), None)
     if folder:
         raise Rejected(
@@ -289,7 +299,7 @@ def _env(
     if not launch.resources.accelerators:
         # images made for CUDA ask for every GPU, and get them where NVIDIA's runtime is the default
         plain["NVIDIA_VISIBLE_DEVICES"] = "void"
-    given = {k: v for k, v in launch.env if not k.startswith("MODELYARD_")}
+    given = {k: _redirected(v, settings) for k, v in launch.env if not k.startswith("MODELYARD_")}
     plain |= {**settings.env, **fabric_env, **given}
     found: list[Json] = [{"name": name, "value": literal(value)} for name, value in sorted(plain.items())]
     found += [_secret_variable(launch.run, name, settings) for name, _ in sorted(launch.secrets)]
@@ -372,12 +382,21 @@ class _Volumes:
             self._writable("workspace", WORKSPACE)
         for mount in launch.mounts:
             self._mount(mount, settings)
+        if settings.security == "restricted":
+            self._opened(launch)
         if launch.files:
             self._files(launch)
 
     def _writable(self, name: str, target: str, **limits: str) -> None:
         self.sources.append({"name": name, "emptyDir": limits})
         self.mounts.append({"name": name, "mountPath": target})
+
+    def _opened(self, launch: Launch) -> None:
+        """Lay a writable folder over each that the program writes to and nothing is mounted at."""
+        for target in launch.writable:
+            held = [m["mountPath"] for m in self.mounts] + ["/root"]  # root's own are moved to HOME
+            if not any(target == path or target.startswith(path + "/") for path in held):
+                self._writable(fitting(f"writable-{target.strip('/')}", 60), target)
 
     def _shared_memory(self, launch: Launch) -> int:
         given = launch.resources

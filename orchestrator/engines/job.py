@@ -243,6 +243,7 @@ class EngineLaunch:
             mounts=(*launch.mounts, *self.caches),
             files=(*launch.files, *self.files),
             probe=launch.probe or self.probe,
+            writable=self.profile.writable if self.image else (),
             stop_grace_s=self.stop_grace_s,
         )
 

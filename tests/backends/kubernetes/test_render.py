@@ -29,7 +29,7 @@ from tests.backends.kubernetes.samples import (
 )
 
 GOLDEN = Path(__file__).parent / "golden"
-VERSIONS = ("1.30", "1.32", "1.34", "1.36", "1.37")
+VERSIONS = tuple(f"1.{minor}" for minor in range(30, 38))
 SETTINGS = {
     "plain": Settings(),
     "site": Settings(
@@ -251,6 +251,31 @@ def test_caches_of_root_move_to_a_home_that_is_writable() -> None:
     assert env(owner)["TRITON_CACHE_DIR"] == f"{HOME}/.cache/triton"
     baseline = render_group(SERVICE, Settings(security="baseline")).objects[0]
     assert "/root/.cache/huggingface" in {m["mountPath"] for m in container(baseline)["volumeMounts"]}
+
+
+def test_variable_that_names_a_folder_of_root_moves_with_it() -> None:
+    home = replace(SERVE, env=(("HF_HOME", "/root/.cache/huggingface"), ("NOTE", "/rooted")))
+    made = env(render_group(replace(SERVICE, template=home), Settings()).objects[0])
+    assert made["HF_HOME"] == f"{HOME}/.cache/huggingface"
+    assert made["NOTE"] == "/rooted"
+    kept = render_group(replace(SERVICE, template=home), Settings(security="baseline")).objects[0]
+    assert env(kept)["HF_HOME"] == "/root/.cache/huggingface"
+
+
+def test_folder_that_the_program_writes_to_is_writable() -> None:
+    trains = replace(JOB.template, files=(), writable=("/workspace/data", "/root/.cache", "/tmp"))
+    (owner, *_) = render_group(replace(JOB, template=trains), Settings()).objects
+    mounts = {m["mountPath"]: m["name"] for m in container(owner)["volumeMounts"]}
+    assert mounts["/workspace/data"].startswith("writable-workspace-data")
+    assert "/root/.cache" not in mounts
+
+
+def test_program_that_installs_itself_asks_for_baseline() -> None:
+    installs = replace(JOB, template=replace(JOB.template, writable=("/usr/local",)))
+    with pytest.raises(Rejected, match="install into '/usr/local'") as refused:
+        render_group(installs, Settings())
+    assert "security: baseline" in (refused.value.fix or "")
+    assert render_group(installs, Settings(security="baseline")).objects
 
 
 def test_cpu_pod_sees_no_accelerator_and_tolerates_no_taint() -> None:
