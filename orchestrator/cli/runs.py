@@ -110,6 +110,11 @@ def _since(text: str) -> datetime:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
+def _on_terminal() -> bool:
+    """Return whether somebody types: a program may be started without any stdin."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 @app.command("exec", context_settings={"allow_interspersed_args": False})
 def execute(
     run: RunName,
@@ -123,7 +128,7 @@ def execute(
     if not words:
         raise UsageError("no command given", fix=f"modelyard exec {run} -- ls")
     with open_api(config) as api:
-        code = api.execute(run, words, replica=replica, node=node, tty=sys.stdin.isatty())
+        code = api.execute(run, words, replica=replica, node=node, tty=_on_terminal())
     raise typer.Exit(code)
 
 
@@ -138,7 +143,7 @@ def attach(run: RunName, replica: Replica = 0, node: Node = 0, config: Config = 
         for line in (*ports_text(view), *editor_link(view, container)):
             typer.echo(line, err=True)
         shell = ["/bin/sh", "-c", "command -v bash >/dev/null && exec bash -l || exec sh -l"]
-        code = api.execute(run, shell, replica=replica, node=node, tty=sys.stdin.isatty())
+        code = api.execute(run, shell, replica=replica, node=node, tty=_on_terminal())
     raise typer.Exit(code)
 
 
