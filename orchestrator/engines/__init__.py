@@ -47,6 +47,7 @@ _PARTS = frozenset(
         "arguments",
         "checks",
         "exposition",
+        "failures",
         "flags",
         "images",
         "job",

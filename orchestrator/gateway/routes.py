@@ -13,6 +13,7 @@ from typing import Any
 from orchestrator.engines.job import Metrics
 from orchestrator.gateway.limits import Rate
 from orchestrator.gateway.scaling import Rule, rule_of
+from orchestrator.reconcile.serving import metrics_of, serving_of
 from orchestrator.reconcile.values import Job, JobState, Run, Wanted
 from orchestrator.spec.models import Service, spec_of
 
@@ -140,7 +141,7 @@ def routes_of(runs: Sequence[Run], jobs: Sequence[Job], *, serial: int = 0) -> R
 
 
 def _service(run: Run, jobs: Sequence[Job]) -> ServiceRoute:
-    spec, serving = _spec(run.spec), _serving(run.plan)
+    spec, serving = _spec(run.spec), serving_of(run.plan)
     over = run.wanted is not Wanted.RUN or run.state.is_final
     ports = run.template.launch.ports
     port = ports[0].container if ports else 0
@@ -155,24 +156,15 @@ def _service(run: Run, jobs: Sequence[Job]) -> ServiceRoute:
         over=over,
         most_outstanding=max(LEAST_OUTSTANDING, 4 * spec.traffic.concurrency),
         created_s=int(run.created_at.timestamp()) if run.created_at else 0,
-        scaled=None if over else _scaled(run, spec, serving),
+        scaled=None if over else _scaled(run, spec),
     )
 
 
-def _scaled(run: Run, spec: Service, serving: Mapping[str, Any]) -> Scaled | None:
+def _scaled(run: Run, spec: Service) -> Scaled | None:
     rule = rule_of(spec)
     if rule is None:
         return None
-    told = serving.get("metrics")
-    return Scaled(rule, run.template.replicas, _metrics(told) if told else None)
-
-
-def _metrics(told: Mapping[str, Any]) -> Metrics:
-    """Return what ``apply`` wrote down of an engine's metrics, whichever of them it knew."""
-    queue, running, kv_cache, ttft, steps = (
-        tuple(map(str, told.get(name, ()))) for name in ("queue", "running", "kv_cache", "ttft", "steps")
-    )
-    return Metrics(str(told.get("path", "/metrics")), queue, running, kv_cache, ttft, steps)
+    return Scaled(rule, run.template.replicas, metrics_of(run.plan))
 
 
 def _replica(job: Job, port: int) -> Replica | None:
@@ -204,15 +196,9 @@ def _rates(spec: Service) -> list[Rate]:
     ]
 
 
-# Specs and plans outlive the many changes of their runs' jobs.
+# A spec outlives the many changes of its run's jobs.
 @functools.lru_cache(maxsize=1024)
 def _spec(text: str) -> Service:
     spec = spec_of(json.loads(text))
     assert isinstance(spec, Service)
     return spec
-
-
-@functools.lru_cache(maxsize=1024)
-def _serving(plan: str) -> Mapping[str, Any]:
-    found = json.loads(plan).get("serving")
-    return found if isinstance(found, dict) else {}

@@ -15,6 +15,8 @@ from orchestrator.backend import Backend, Group, GroupBackend, Instance, Launch,
 from orchestrator.errors import BackendError, NotFound, Rejected, StateMoved, Temporary
 from orchestrator.loop.observe import Observer
 from orchestrator.loop.probes import Prober
+from orchestrator.loop.pulse import Pulse
+from orchestrator.loop.words import Words
 from orchestrator.reconcile import (
     ApplyGroup,
     DeleteGroup,
@@ -37,6 +39,7 @@ from orchestrator.reconcile import (
     reconcile_group,
     start_failed,
 )
+from orchestrator.reconcile.serving import metrics_of
 
 if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without
     from orchestrator.store.records import Store
@@ -112,6 +115,8 @@ class Loop:
         self._pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="loop")
         self._observer = Observer(backends, self._pool, time.monotonic, self._woken.set)
         self._prober = Prober(self._pool, time.monotonic, self._woken.set)
+        self._pulse = Pulse(self._pool, time.monotonic, self._woken.set)
+        self._words = Words(backends, self._pool, time.monotonic, self._woken.set)
         self._under_way: dict[str, Future[Write | None]] = {}
         self._asked_for: frozenset[str] = frozenset()
         self._refused: dict[str, tuple[str, str]] = {}
@@ -192,7 +197,11 @@ class Loop:
         if run.type == "service" and run.wanted is Wanted.RUN:
             ready = {job.name for job in jobs if job.state is JobState.READY}
             found = {name: self._probed(seen, run.template, ready) for name, seen in found.items()}
-        observed = Observed(found, frozenset(self._under_way), self._asked_for, self._hooks.serving())
+        words, unread = self._words.read(found, {job.name for job in jobs if _may_tell(job)})
+        observed = Observed(
+            found, frozenset(self._under_way) | unread, self._asked_for, self._hooks.serving(),
+            self._sick(run, jobs, found), words,
+        )  # fmt: skip
         step = reconcile(run, jobs, observed, now=self._clock())
         for action in step.actions:
             if isinstance(action, Start | Stop | Remove | Release):
@@ -233,6 +242,23 @@ class Loop:
         answers = self._prober.is_ready(instance, probes, before=instance.name in ready)
         return replace(instance, ready=answers)
 
+    def _sick(
+        self, run: Run, jobs: Sequence[Job], found: Mapping[str, Sequence[Instance] | None]
+    ) -> Mapping[str, str]:
+        """Return which replicas that were ready do their work no longer, and what shows it."""
+        ready = {job.name for job in jobs if job.ready_at and _may_tell(job)}
+        if run.type != "service" or run.wanted is not Wanted.RUN or not ready:
+            return {}
+        metrics, ports = metrics_of(run.plan), run.template.launch.ports
+        sick: dict[str, str] = {}
+        for instance in (i for seen in found.values() for i in seen or () if i.name in ready):
+            why = self._prober.silence(instance.name)
+            if why is None and metrics and metrics.steps and ports and not instance.node:
+                why = self._pulse.sick(instance, metrics, ports[0].container)
+            if why is not None:
+                sick[instance.name] = why
+        return sick
+
     def _observe(self, runs: Sequence[Run], jobs: Mapping[str, Sequence[Job]]) -> None:
         names = {home for run in runs for home in _homes(run, jobs.get(run.id, ()))}
         self._observer.watch(names)
@@ -240,6 +266,8 @@ class Loop:
         alive = {job.name for found in jobs.values() for job in found if not job.state.is_final}
         self._asked_for &= alive
         self._prober.forget(alive)
+        self._pulse.forget(alive)
+        self._words.forget(alive)
 
     def _lease(self, runs: Sequence[Run]) -> list[Run]:
         """Return the runs that are ours to drive: leases renewed, taken up to our share, or given back."""
@@ -280,8 +308,7 @@ class Loop:
             waits.append(self._look_s)  # what another process writes wakes nobody here
         if self._wake_at is not None:
             waits.append((self._wake_at - self._clock()).total_seconds())
-        if (probe_s := self._prober.next_s()) is not None:
-            waits.append(probe_s)
+        waits += [s for each in (self._prober, self._pulse) if (s := each.next_s()) is not None]
         if left is not None:
             waits.append(left)
         return max(0.005, min(waits))
@@ -392,6 +419,11 @@ def _filled(kept: Secrets, backend: str, run: str, text: str) -> str:
         raise Rejected(f"secret {found[1]} is not set", backend=backend, fix=fix)
 
     return _REFERENCE.sub(value, text)
+
+
+def _may_tell(job: Job) -> bool:
+    """Return whether the end of a job would be its own."""
+    return not job.state.is_final and job.stop_asked_at is None
 
 
 def _homes(run: Run, jobs: Sequence[Job]) -> Collection[str]:

@@ -16,6 +16,10 @@ FIRST_S = 0.05
 PATIENCE = 0.02
 """Of the time it has taken so far, how long until it is asked again: what it takes longer by at most."""
 
+SILENT_S = 180.0
+"""How long a launch that was ready may not answer before another one takes its place. An engine that is
+full answers late, and one that is replaced for that makes the others fuller."""
+
 HANGS_UP_S = 0.1
 """How soon a proxy without a program behind it closes a connection."""
 
@@ -61,6 +65,8 @@ class _Patient:
     misses: int = 0
     since: float = 0.0
     """When it was first asked."""
+    was_ready: bool = False
+    silent_since: float | None = None
     next_at: float = 0.0
     asked: Future[bool] | None = None
     is_over: bool = False
@@ -92,7 +98,7 @@ class Prober:
 
     def _answers(self, instance: Instance, at: int, probe: Probe, before: bool) -> bool:
         patient = self._patients.setdefault(
-            (instance.name, at), _Patient(ready=before, since=self.monotonic())
+            (instance.name, at), _Patient(ready=before, since=self.monotonic(), was_ready=before)
         )
         if patient.asked is not None and patient.asked.done():
             self._take(patient, probe, patient.asked.result())
@@ -103,6 +109,13 @@ class Prober:
             patient.asked = self.pool.submit(ask, probe, address)
             patient.asked.add_done_callback(lambda _: self.wake())
         return patient.ready
+
+    def silence(self, name: str) -> str | None:
+        """Return how long a launch that was ready has not answered, None where that is no reason to act."""
+        silent = [p.silent_since for (n, _), p in self._patients.items() if n == name and p.was_ready]
+        since = min((at for at in silent if at is not None), default=None)
+        lasted_s = 0.0 if since is None else self.monotonic() - since
+        return f"no answer for {lasted_s:.0f} s" if lasted_s >= SILENT_S else None
 
     def forget(self, alive: Collection[str]) -> None:
         """Drop all but these launches."""
@@ -116,12 +129,15 @@ class Prober:
 
     def _take(self, patient: _Patient, probe: Probe, answered: bool) -> None:
         patient.asked = None
+        now = self.monotonic()
         if answered:
             patient.hits, patient.misses = patient.hits + 1, 0
             patient.ready = patient.ready or patient.hits >= probe.ready_after
+            patient.silent_since = None
         else:
             patient.hits, patient.misses = 0, patient.misses + 1
+            patient.silent_since = now if patient.silent_since is None else patient.silent_since
             patient.ready = patient.ready and patient.misses < probe.failures
-        now = self.monotonic()
+        patient.was_ready = patient.was_ready or patient.ready
         soon_s = max(FIRST_S, PATIENCE * (now - patient.since))
         patient.next_at = now + (probe.interval_s if patient.ready else min(probe.interval_s, soon_s))

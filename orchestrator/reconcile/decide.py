@@ -150,13 +150,18 @@ class _Pass(Ledger[Action]):
             ended = f"a {self.run.type} must not end"
             self._end(job, JobState.FAILED, instance, reason="error", cause=ended, message=ended)
         else:
+            failure = self.observed.words.get(job.name)
+            if failure is not None:
+                cause, told = f"exit code {instance.exit_code}", failure.told()
+                self._end(job, JobState.FAILED, instance, reason=failure.reason(), cause=cause, message=told)
+                return
             reason = instance.reason or "error"
             cause = f"exit code {instance.exit_code}" if reason == "error" else reason
             self._end(job, JobState.FAILED, instance, reason=reason, cause=cause, message=instance.message)
 
     def _end_stopped(self, job: Job, instance: Instance | None) -> None:
         """End a job that we asked to stop; some causes make it a failure."""
-        if job.stop_cause in ("max-duration", "not-ready", "node-failed"):
+        if job.stop_cause in ("max-duration", "not-ready", "node-failed", "hung"):
             self._end(job, JobState.FAILED, instance, reason=job.stop_cause, cause=job.stop_cause)
         else:
             self._end(job, JobState.STOPPED, instance, cause=job.stop_cause or "stopped")
@@ -260,6 +265,8 @@ class _Pass(Ledger[Action]):
         stale = [j for j in self._live() if j.replica == replica and not self._is_current(j)]
         attempts = self._attempts(replica)
         latest = attempts[-1] if attempts else []
+        if not latest and stale and not self._may_roll(replica, stale):
+            return None
         if not latest:
             self._begin(replica, 0, stale, cause=f"replaces {stale[0].name}" if stale else "applied")
             return None
@@ -270,6 +277,24 @@ class _Pass(Ledger[Action]):
             return None
         row = failures_in_a_row([_verdict(a) for a in attempts], steady_s=self.run.template.retry.most_s)
         return self._after_failures(replica, row, stale)
+
+    def _may_roll(self, replica: int, stale: list[Job]) -> bool:
+        """Return whether a replica of an older spec may be replaced now.
+
+        One after the other, so that a spec that does not work costs one replica; where they may stand
+        beside each other and one has become ready, a quarter of them at once. What does not answer, or
+        is to end anyway, has nothing to lose.
+        """
+        if any(job.state is not JobState.READY or job.stop_asked_at for job in stale):
+            return True
+        wanted = range(self.run.template.replicas)
+        live = [job for job in self._live() if job.stop_asked_at is None]
+        done = _ready_replicas([job for job in live if self._is_current(job)])
+        untouched = {job.replica for job in live if not self._is_current(job)}
+        begun = {r for r in wanted if self._attempts(r)} | (set(wanted) - untouched)
+        moving = begun - done - {replica}
+        most = len(wanted) // 4 if self.run.template.surge and done else 1
+        return len(moving) < max(1, most)
 
     def _keep_attempt(self, attempt: list[Job], stale: list[Job]) -> None:
         """Watch a live attempt: the gang falls together, and time limits hold."""
@@ -288,6 +313,9 @@ class _Pass(Ledger[Action]):
     def _keep_limits(self, job: Job) -> None:
         if job.stop_asked_at:
             self._ask_stop(job, job.stop_cause)
+            return
+        if why := self.observed.sick.get(job.name):
+            self._ask_stop(job, "hung", why)
             return
         started, limit = job.started_at, self.run.template.max_duration_s
         if started and limit is not None and self._is_due(started + timedelta(seconds=limit)):

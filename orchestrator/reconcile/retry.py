@@ -13,7 +13,7 @@ from orchestrator.reconcile.values import Job, JobState, Retry, RetryEvent
 Place = tuple[str, Rent | None]
 """A backend, and the kind of machine it rents out for the launch, if it does."""
 
-_NEVER = frozenset({"rejected", "image", "denied", "max-duration"})
+_NEVER = frozenset({"rejected", "image", "denied", "max-duration", "config"})
 """Reasons that another attempt cannot change."""
 
 _REFUSED = frozenset({"no-capacity", "quota"})

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Literal
 
 from orchestrator.backend import Group, Instance, Launch, Rent, Resources
+from orchestrator.engines.failures import Failure
 
 RunType = Literal["task", "service", "dev-environment"]
 RetryEvent = Literal["no-capacity", "interruption", "error"]
@@ -331,13 +332,17 @@ class Observed:
     ``busy`` names launches on which an action is under way; they are left alone meanwhile.
     ``asked`` names launches that this process asked to start: of one that another asked for
     and that is still pending, nobody can know whether the asking came to its end. ``serving``
-    counts the requests that launches work on, where a gateway of this process knows.
+    counts the requests that launches work on, where a gateway of this process knows. ``sick`` are
+    launches that run and do their work no longer, with what shows it; ``words`` is what the output
+    of launches says they ended of.
     """
 
     instances: Mapping[str, Sequence[Instance] | None]
     busy: frozenset[str] = frozenset()
     asked: frozenset[str] = frozenset()
     serving: Mapping[str, int] = field(default_factory=dict)
+    sick: Mapping[str, str] = field(default_factory=dict)
+    words: Mapping[str, Failure] = field(default_factory=dict)
 
     def is_known(self, backend: str) -> bool:
         """Return whether ``backend`` answered."""

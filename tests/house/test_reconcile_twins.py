@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
 
 from orchestrator.backend import Instance, Phase
-from orchestrator.reconcile import Forget, Job, Observed, Remove, RunEvent, RunState, decide, reconcile
+from orchestrator.reconcile import Forget, Job, Observed, Remove, Run, RunEvent, RunState, decide, reconcile
 from orchestrator.reconcile.decide import _Pass
 from tests.reconcile import test_decide
 from tests.reconcile.histories import Broken, play_all
@@ -143,7 +145,36 @@ class CutsRequests(_Pass):
         return True
 
 
+class RollsAllAtOnce(_Pass):
+    """Replaces every replica without seeing whether the first one works."""
+
+    def _may_roll(self, replica: int, stale: list[Job]) -> bool:
+        return True
+
+
+class BelievesTheHung(_Pass):
+    """Keeps a replica that says it is well."""
+
+    def __init__(self, run: Run, jobs: Sequence[Job], observed: Observed, now: datetime) -> None:
+        super().__init__(run, jobs, replace(observed, sick={}), now)
+
+
+class TriesInVain(_Pass):
+    """Does not heed what a launch said it ended of."""
+
+    def __init__(self, run: Run, jobs: Sequence[Job], observed: Observed, now: datetime) -> None:
+        super().__init__(run, jobs, replace(observed, words={}), now)
+
+
 CASES = [
+    (RollsAllAtOnce, lambda: test_decide.test_a_spec_that_does_not_work_costs_one_replica(True)),
+    (BelievesTheHung, test_decide.test_a_hung_replica_is_replaced_and_every_next_time_later),
+    (
+        TriesInVain,
+        lambda: test_decide.test_what_output_says_an_engine_ended_of_is_told_and_not_tried_again_in_vain(
+            "config", 1
+        ),
+    ),
     (ScalesTheHealthyAway, test_decide.test_the_last_replica_that_answers_is_not_scaled_away),
     (
         CutsRequests,
@@ -157,5 +188,5 @@ def test_a_case_catches_a_broken_twin(
     twin: type[_Pass], test: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decide, "_Pass", twin)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, KeyError, StopIteration)):
         test()

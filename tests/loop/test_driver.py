@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from backends.sim import Script, Sim
 from orchestrator.backend import Launch, Probe
-from orchestrator.loop import Hooks, Loop
+from orchestrator.loop import Hooks, Loop, pulse
 from orchestrator.reconcile import RunEvent, RunState, Turn, Wanted
 from orchestrator.store import open_store
 from orchestrator.store.records import Store
@@ -151,3 +153,46 @@ def test_what_nobody_recorded_is_not_touched(store: Store) -> None:
     with Loop(store, {"sim": sim}, owner="me:1:1") as loop:
         loop.drive(lambda: state(store, "sft") is RunState.RUNNING, timeout_s=10)
     assert {c.name for c in sim.calls[sim_calls:] if c.method in ("stop", "remove")} == set()
+
+
+def test_the_last_lines_of_what_failed_are_read_before_its_end_is_written_down(store: Store) -> None:
+    put(store, "chat", type="service", retry=replace(RETRY, attempts=3))
+    said = "serve: error: unrecognized arguments: --swap-space 4"
+    drive(store, Sim(script={"chat-*": Script(run_s=0.01, exit_code=2, prints=("loading", said))}), "chat")
+    (job,) = store.jobs("id-chat")
+    assert (job.reason, said in job.message) == ("config", True)
+    assert said in store.run("chat").reason
+
+
+class Hung(BaseHTTPRequestHandler):
+    """An engine that is healthy by its own word and makes no step."""
+
+    def do_GET(self) -> None:
+        body = b"vllm:num_requests_running 3\nvllm:iteration_tokens_total_count 5\n"
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing on stderr."""
+
+
+def test_an_engine_that_hangs_is_found_by_its_own_figures_and_replaced(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulse, "EVERY_S", 0.05)
+    monkeypatch.setattr(pulse, "HUNG_S", 0.2)
+    told = {"running": ["vllm:num_requests_running"], "steps": ["vllm:iteration_tokens_total_count"]}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hung) as engine:
+        threading.Thread(target=engine.serve_forever).start()
+        where = {80: ("127.0.0.1", engine.server_address[1])}
+        run = put(store, "chat", type="service", probe=Probe(port=80), retry=RETRY)
+        store.commit([Turn(replace(run, plan=json.dumps({"serving": {"metrics": told}})), None)])
+        sim = Sim(script={"chat-0-0-0": Script(ports=where), "chat-*": Script()})
+        with Loop(store, {"sim": sim}, owner="me:1:1") as loop:
+            assert loop.drive(lambda: len(store.jobs("id-chat")) == 2, timeout_s=20)
+        engine.shutdown()
+    first, _ = store.jobs("id-chat")
+    assert first.reason == "hung"
+    assert first.message.startswith("3 requests run and no step was made for")

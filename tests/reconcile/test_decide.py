@@ -8,6 +8,7 @@ import pytest
 
 from backends.sim import Script
 from orchestrator.backend import Port
+from orchestrator.engines.failures import Failure, Kind
 from orchestrator.reconcile import JobState, Observed, Retry, Start, Stop, Wanted, reconcile
 from tests.reconcile.world import ANSWERS, PATIENT, World
 
@@ -241,6 +242,86 @@ def test_replicas_of_the_older_spec_count_as_ready_while_they_serve() -> None:
     assert (world.state(), world.runs["chat"].ready) == ("provisioning", 1)
     world.settle()
     assert (world.state(), world.runs["chat"].ready) == ("ready", 1)
+
+
+@pytest.mark.parametrize("surge", [True, False])
+def test_a_spec_that_does_not_work_costs_one_replica(surge: bool) -> None:
+    world = World()
+    world.apply(replicas=3, surge=surge, retry=Retry(PATIENT.on, attempts=2))
+    world.settle()
+    world.scripts["chat"] = Script(run_s=0, exit_code=1)
+    world.apply(replicas=3, spec_hash="b", surge=surge, retry=Retry(PATIENT.on, attempts=2))
+    world.settle()
+    begun = {job.name for job in world.jobs["id-chat-0"].values() if job.spec_hash == "b"}
+    assert begun == {"chat-0-0-1", "chat-0-0-2"}
+    assert len(names(world)) == (3 if surge else 2)
+    assert world.runs["chat"].reason.startswith("rollout failed: chat-0-0-1 to chat-0-0-2: exit code 1")
+
+
+@pytest.mark.parametrize(("surge", "most"), [(True, 2), (False, 1)])
+def test_replicas_are_replaced_one_first_then_a_quarter_at_once(surge: bool, most: int) -> None:
+    world = World(scripts={"chat": Script(boot_s=5)})
+    world.apply(replicas=8, surge=surge)
+    world.settle()
+    world.apply(replicas=8, spec_hash="b", surge=surge)
+    at_once, least = [], 8
+    for _ in range(120):
+        world.step()
+        jobs = [job for job in world.jobs["id-chat-0"].values() if not job.state.is_final]
+        at_once.append(sum(job.spec_hash == "b" and job.state is not JobState.READY for job in jobs))
+        least = min(least, sum(job.state is JobState.READY for job in jobs))
+        world.clock.advance(1)
+    assert {i.spec_hash for i in world.alive("chat")} == {"b"}
+    assert len(names(world)) == 8
+    assert max(at_once) == most
+    assert least >= (8 if surge else 7)
+
+
+def test_a_replica_that_does_not_answer_is_replaced_without_waiting_for_others() -> None:
+    world = World(scripts={"chat": Script(ready_s=1000)})
+    world.apply(replicas=2, probe=ANSWERS)
+    world.step()
+    world.scripts["chat"] = Script(ready_s=0)
+    world.apply(replicas=2, spec_hash="b", probe=ANSWERS, surge=True)
+    world.step()
+    begun = {job.name for job in world.jobs["id-chat-0"].values() if job.spec_hash == "b"}
+    assert begun == {"chat-0-0-1", "chat-1-0-1"}
+
+
+def test_a_hung_replica_is_replaced_and_every_next_time_later() -> None:
+    world = World()
+    world.apply(replicas=1, retry=PATIENT)
+    world.settle()
+    pauses = []
+    for attempt in range(3):
+        world.sick = {f"chat-0-0-{attempt}": "3 requests run and no step was made for 300 s"}
+        world.step()
+        ended = world.clock()
+        world.step()
+        job = world.job(f"chat-0-0-{attempt}")
+        assert (job.state, job.reason) == (JobState.FAILED, "hung")
+        assert job.message.startswith("3 requests run")
+        while f"chat-0-0-{attempt + 1}" not in names(world):
+            world.clock.advance(0.25)
+            world.step()
+        pauses.append((world.clock() - ended).total_seconds())
+        world.sick = {}
+        world.step()
+    assert pauses == sorted(pauses)
+    assert pauses[2] > 2 * pauses[0]
+
+
+@pytest.mark.parametrize(("kind", "attempts"), [("config", 1), ("denied", 1), ("device-memory", 3)])
+def test_what_output_says_an_engine_ended_of_is_told_and_not_tried_again_in_vain(
+    kind: Kind, attempts: int
+) -> None:
+    world = World(scripts={"chat": Script(run_s=0, exit_code=1)})
+    world.words = {f"chat-0-0-{at}": Failure(kind, "what the engine said") for at in range(3)}
+    world.apply(replicas=1, retry=Retry(PATIENT.on, attempts=3))
+    world.settle()
+    assert world.state() == "failed"
+    assert len(world.started()) == attempts
+    assert "what the engine said" in world.runs["chat"].reason
 
 
 def test_scaling_to_zero_only_stops() -> None:

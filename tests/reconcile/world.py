@@ -8,6 +8,7 @@ from datetime import datetime
 
 from backends.sim import Hand, Script, Sim
 from orchestrator.backend import Instance, Launch, Phase, Probe
+from orchestrator.engines.failures import Failure
 from orchestrator.errors import BackendError, Temporary
 from orchestrator.reconcile import (
     Action,
@@ -54,6 +55,8 @@ class World:
     """Launches that this process asked to start; a crash forgets them."""
     serving: dict[str, int] = field(default_factory=dict)
     """Requests that a gateway beside the loop has with each launch."""
+    sick: dict[str, str] = field(default_factory=dict)
+    words: dict[str, Failure] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.places = {
@@ -102,7 +105,9 @@ class World:
             if run.state.is_final and run.wanted is not Wanted.DELETE:
                 continue
             seen = {name: self._observe(place, run.name) for name, place in self.places.items()}
-            observed = Observed(seen, asked=frozenset(self.asked_here), serving=dict(self.serving))
+            observed = Observed(
+                seen, asked=frozenset(self.asked_here), serving=self.serving, sick=self.sick, words=self.words
+            )
             jobs = list(self.jobs.get(run.id, {}).values())
             step = self.reconcile(run, jobs, observed, now=self.clock())
             actions += step.actions

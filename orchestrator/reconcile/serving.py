@@ -1,0 +1,34 @@
+"""What ``apply`` wrote down of the engine it chose, for whoever passes requests on or looks after it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.engines.job import Metrics
+
+
+# A plan outlives the many changes of its run's jobs.
+@functools.lru_cache(maxsize=1024)
+def serving_of(plan: str) -> Mapping[str, Any]:
+    """Return what a run's plan says of its engine; nothing where the program is the user's own."""
+    found = json.loads(plan).get("serving")
+    return found if isinstance(found, dict) else {}
+
+
+@functools.lru_cache(maxsize=1024)
+def metrics_of(plan: str) -> Metrics | None:
+    """Return where a run's engine tells its load, whichever of it the plan knew; None where it does not.
+
+    >>> metrics_of('{"serving": {"metrics": {"path": "/m", "queue": ["waiting"]}}}').queue
+    ('waiting',)
+    """
+    told = serving_of(plan).get("metrics")
+    if not told:
+        return None
+    queue, running, kv_cache, ttft, steps = (
+        tuple(map(str, told.get(name, ()))) for name in ("queue", "running", "kv_cache", "ttft", "steps")
+    )
+    return Metrics(str(told.get("path", Metrics().path)), queue, running, kv_cache, ttft, steps)
