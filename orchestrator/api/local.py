@@ -133,6 +133,11 @@ class Local(Planner):
         if "store" in self.__dict__:
             self.store.close()
 
+    @property
+    def has_asked(self) -> bool:
+        """Whether this process wrote down that something shall be, or shall end."""
+        return self._told is not None
+
     # What a plan asks ------------------------------------------------------------------------
 
     def record_of(self, names: Collection[str] | None) -> Mapping[str, Run]:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
-import gc
-import importlib
+import signal
 import sys
-from typing import Any
 
-import typer
-from typer.core import TyperGroup
+# Until there is someone to catch it, an interrupt ends the program as the system has it: importing
+# what follows is most of a short command, and Python would answer with a traceback.
+_IS_PROGRAM = sys.argv[0].rpartition("/")[2] in ("modelyard", "-m")
+if _IS_PROGRAM:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from orchestrator.errors import ModelyardError, UsageError
+import difflib  # noqa: E402  # see above, as for the rest
+import gc  # noqa: E402
+import importlib  # noqa: E402
+from typing import Any  # noqa: E402
+
+import typer  # noqa: E402
+from typer.core import TyperGroup  # noqa: E402
+
+from orchestrator.errors import ModelyardError, UsageError  # noqa: E402
 
 COMMANDS = {
     "plan": ("specs", "Show what apply would do, and why."),
@@ -109,6 +117,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; what went wrong is said on stderr."""
     # collecting while modules load, and once more at the end, finds nothing: a tenth of a short command
     gc.set_threshold(50_000, 20, 20)
+    if _IS_PROGRAM:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     code = run(arguments)
     gc.freeze()
     sys.exit(code)

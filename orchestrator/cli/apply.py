@@ -13,7 +13,9 @@ from orchestrator.cli.specs import AllowDestroy, AllowReplace, Prune, Rerun, Set
 from orchestrator.errors import SpecError, UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.api import Api, Plans
+    from collections.abc import Sequence
+
+    from orchestrator.api import Api, Plans, RunView
     from orchestrator.apply import Consent
 
 app = typer.Typer(rich_markup_mode=None)
@@ -133,11 +135,15 @@ def _follow(api: Api, watched: list[str], *, fresh: tuple[str, ...], detach: boo
     if detach:
         return []
     failures = []
+    left = {view.run.name: view for view in api.on_record()}
     for name in fresh:
-        run = api.recorded(name).run
+        if name not in left:
+            failures.append(f"{name}: deleted meanwhile")
+            continue
+        run = left[name].run
         if run.state.value in ("failed", "stopped") or run.reason:
-            failures.append(f"{name}: {run.state.value}: {run.reason or 'stopped'}")
-    _say_addresses(api, fresh)
+            failures.append(f"{name}: {run.state.value}" + (f": {run.reason}" if run.reason else ""))
+    _say_addresses([left[name] for name in fresh if name in left])
     return failures
 
 
@@ -145,11 +151,10 @@ def _is_task(api: Api, name: str) -> bool:
     return api.recorded(name).run.type == "task"
 
 
-def _say_addresses(api: Api, names: tuple[str, ...]) -> None:
+def _say_addresses(views: Sequence[RunView]) -> None:
     from orchestrator.render.runs import addresses
 
-    for name in names:
-        view = api.recorded(name)
+    for view in views:
         found = list(addresses(view))
         if found and not view.run.state.is_final:
-            typer.echo(f"{name} answers at {', '.join(found)}", err=True)
+            typer.echo(f"{view.run.name} answers at {', '.join(found)}", err=True)

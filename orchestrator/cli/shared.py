@@ -65,7 +65,8 @@ def open_record(config: Path | None) -> Iterator[Local]:
     try:
         yield api
     except KeyboardInterrupt:
-        typer.echo("interrupted: what was applied goes on, and 'modelyard ps' lists it", err=True)
+        if api.has_asked:
+            typer.echo("interrupted: what was applied goes on, and 'modelyard ps' lists it", err=True)
         raise
     finally:
         api.close()

@@ -149,7 +149,9 @@ def _files(path: str, problems: Problems) -> list[str]:
     for folder, inner, files in os.walk(path):
         inner[:] = [name for name in inner if not name.startswith(".")]
         shown_here = (name for name in files if name.endswith(SUFFIXES) and name[0] != ".")
-        found += [str(Path(folder) / name) for name in shown_here]
+        paths = [Path(folder) / name for name in shown_here]
+        # a pipe or a device that happens to lie there would be waited for; a broken link is told
+        found += [str(each) for each in paths if each.is_file() or not each.exists()]
     if not found:
         problems.add(
             Position(path, 1, 1), "a folder without *.yaml or *.yml", "name a file or another folder"

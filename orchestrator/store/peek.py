@@ -6,6 +6,7 @@ Nothing is written: no file is made, no schema is touched.
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +19,8 @@ from orchestrator.store.revisions import is_current
 from orchestrator.store.rows import run_of
 
 BUSY_S = 30.0
+LOG_INDEX_BYTES = 32 * 2**10
+"""What SQLite makes beside a log at once: https://sqlite.org/walformat.html, section 2."""
 
 
 def peek(path: Path) -> list[Run] | None:
@@ -104,11 +107,19 @@ def sqlite_error(error: sqlite3.Error, where: str) -> StoreError:
             f"{where} is damaged or no database",
             fix="put back a copy of it, or move it away: what runs is found again by its labels",
         )
-    if kind == sqlite3.SQLITE_FULL:
+    if kind == sqlite3.SQLITE_FULL or (kind == sqlite3.SQLITE_IOERR and _is_full(where)):
         return StoreError(f"no space left for {where}", fix="make room on that disk, then try again")
     if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return StoreError(
             f"{where} cannot be read or written",
             fix="give this user the right to read and write the file and its folder",
         )
-    return StoreError(f"{where}: {error}")
+    return StoreError(f"{where}: {error}", fix="look whether that disk is well")
+
+
+def _is_full(where: str) -> bool:
+    """Return whether there is no room for the log's index, which SQLite calls an I/O error."""
+    try:
+        return shutil.disk_usage(Path(where).parent).free < LOG_INDEX_BYTES
+    except OSError:
+        return False

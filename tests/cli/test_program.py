@@ -53,6 +53,31 @@ def test_an_interrupt_ends_with_130_and_the_run_goes_on(real: Cli) -> None:
     assert real("delete", "-y", "long").code == 0
 
 
+def test_an_interrupt_while_modules_load_leaves_no_traceback_and_later_ones_are_caught() -> None:
+    """The handler is the system's as long as nobody could catch an interrupt, and Python's after."""
+    program = """
+import signal, sys
+sys.argv = ["/usr/bin/modelyard"]
+import orchestrator.cli
+assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+try:
+    orchestrator.cli.main(["--version"])
+except SystemExit:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_interrupted_plan_promises_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.api.planning.plan_documents", interrupted)
+    result = cli("plan", "-f", cli.write("long.yaml", LONG))
+    assert (result.code, result.err) == (130, "")
+
+
 def test_a_killed_apply_is_picked_up_by_the_next_command(real: Cli) -> None:
     file = real.write("long.yaml", LONG.replace("sleep 300", "echo down"))
     command = [sys.executable, "-m", "orchestrator.cli", "apply", "-y", "-f", file]

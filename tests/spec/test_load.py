@@ -54,6 +54,13 @@ def test_folders_are_searched_in_order_of_name(tmp_path: Path) -> None:
     assert documents[0].source.file == str(tmp_path / "a" / "a.yaml")
 
 
+def test_what_is_no_file_is_passed_over_in_a_folder(tmp_path: Path) -> None:
+    put(tmp_path, "a.yaml", volume("a"))
+    os.mkfifo(tmp_path / "b.yaml")  # to open it would be to wait for a writer
+
+    assert names(load([str(tmp_path)])) == ["a"]
+
+
 def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
     path = put(tmp_path, "a.yaml", volume("a"))
 

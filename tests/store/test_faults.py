@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import tempfile
@@ -17,7 +18,7 @@ import sqlalchemy as sa
 from orchestrator.errors import ConfigError, ModelyardError, StoreBusy, StoreError
 from orchestrator.reconcile.values import Run, RunState, Turn
 from orchestrator.store import current_runs, open_store
-from orchestrator.store.peek import peek
+from orchestrator.store.peek import peek, sqlite_error
 from orchestrator.store.records import Store
 from orchestrator.store.urls import sqlite_url
 from tests.store.values import T0, a_job, a_run, an_event, made, recorded, turned
@@ -303,6 +304,19 @@ def test_a_folder_that_cannot_be_written_is_said(open_folder: Path) -> None:
 
     _as_nobody(work)
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(("free", "said"), [(0, "no space left for"), (2**30, "disk I/O error")])
+def test_an_error_of_the_disk_is_told_from_a_full_one(
+    path: Path, free: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR | 19 << 8  # of the log's index: rescode.html
+    found = sqlite_error(error, str(path))
+    assert said in found.what
+    assert found.fix
 
 
 def test_a_store_that_cannot_be_written_can_be_peeked_at(open_folder: Path) -> None:
