@@ -43,7 +43,7 @@ COMMANDS = {
     "delete": ("runs", "End runs and forget them."),
     "wait": ("runs", "Wait until runs are ready, started, ended or deleted."),
     "volume": ("places", "List and delete volumes."),
-    "gateway": ("gateway_command", "Pass requests on to the replicas of services."),
+    "gateway": ("gateway_command", "Pass requests on to the replicas of services, and scale them."),
     "server": ("server_command", "Answer for many users, and keep their runs going."),
     "secret": ("places", "Set, list and delete secrets."),
     "backend": ("places", "Check the configured backends."),
