@@ -37,16 +37,20 @@ from orchestrator.wire import (
     Application,
     Applied,
     Checked,
+    DeedPage,
     Ending,
     EventPage,
     Kept,
     Lines,
     NewToken,
+    NotedDeed,
     OfferPage,
     Orphans,
     PlacedVolume,
+    ProjectBody,
     RunPage,
     SecretValue,
+    TokenRequest,
     TokenView,
     error_of,
 )
@@ -364,13 +368,35 @@ class Remote(Planner):
         """Return the tokens that this caller may see."""
         return self._list(TokenView, "GET", "tokens")
 
-    def new_token(self, request: BaseModel) -> NewToken:
+    def new_token(self, request: TokenRequest) -> NewToken:
         """Have a token made."""
         return self._body(NewToken, "POST", "tokens", request)
 
     def revoke(self, id: str) -> None:
         """Let a token open nothing from now on."""
         self._ask("DELETE", f"tokens/{_quoted(id)}")
+
+    def projects(self) -> list[ProjectBody]:
+        """Return every project."""
+        return self.call("GET", "projects", list[ProjectBody])
+
+    def put_project(self, body: ProjectBody) -> None:
+        """Make a project, or give it other limits."""
+        self.call("PUT", "projects", ProjectBody, body)
+
+    def delete_project(self, name: str) -> None:
+        """Forget a project that holds nothing, and its tokens."""
+        self.call("DELETE", f"projects/{_quoted(name)}", type(None))
+
+    def audit(self, *, after: int = 0) -> list[NotedDeed]:
+        """Return the audit log from behind a serial."""
+        found: list[NotedDeed] = []
+        while True:
+            page = self._body(DeedPage, "GET", "audit", params={"after": after})
+            found += page.items
+            if page.next is None:
+                return found
+            after = int(page.next)
 
     # HTTP ------------------------------------------------------------------------------------
 

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.shared import Config, Json, Yes, confirm, open_api
+from orchestrator.cli.shared import Config, Json, Yes, confirm, open_api, open_record
 from orchestrator.errors import UsageError
 
 app = typer.Typer(rich_markup_mode=None)
 backend = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Check the configured backends.")
 volume = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List and delete volumes.")
-secret = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Set, list and delete secrets.")
+secret = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Set, list, delete and reseal secrets."
+)
 app.add_typer(backend, name="backend")
 app.add_typer(volume, name="volume")
 app.add_typer(secret, name="secret")
@@ -145,3 +147,14 @@ def delete_secret(name: SecretName, config: Config = None) -> None:
     with open_api(config) as api:
         api.delete_secret(name)
     typer.echo(f"secret {name}: deleted", err=True)
+
+
+@secret.command("rotate")
+def rotate_secrets(config: Config = None) -> None:
+    """Seal every secret anew, where the record is.
+
+    A SQLite record makes a new key itself. A shared one takes the first of the keys in
+    MODELYARD_SECRET_KEY, which are parted by commas; the others only open what they sealed.
+    """
+    with open_record(config) as api:
+        typer.echo(f"sealed anew: {api.store.secrets.rotate()}", err=True)

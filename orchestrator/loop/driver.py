@@ -53,7 +53,7 @@ _REFERENCE = re.compile(r"\$\{\{\s*secrets\.([A-Za-z0-9_./-]+)\s*\}\}")
 LOOK_S = 0.2
 """How often the record is read while another process drives some of the runs."""
 
-AGAIN_S = 3.0
+AGAIN_S = 0.5
 """How often a server asks for a run that another one drives, in case it is gone."""
 
 Effect = Start | Stop | Remove | Release | ApplyGroup | DeleteGroup
@@ -280,17 +280,16 @@ class Loop:
         safe = now + timedelta(seconds=LEASE_S / 2)
         due = [id for id, until in self._leased.items() if until < safe]
         free = [run.id for run in runs if run.id not in self._leased and run.id not in self._theirs]
-        due += free[: max(0, most - len(self._leased))]
+        room = max(0, most - len(self._leased))
+        due += free if room else []
         if due:
             until = now + timedelta(seconds=LEASE_S)
-            ours = self._store.lease(due, owner=self._owner, until=until, now=now)
+            ours = self._store.lease(due, owner=self._owner, until=until, now=now, most=room)
             for run_id in due:
                 self._leased.pop(run_id, None)
             self._leased.update(dict.fromkeys(ours, until))
             again = now + timedelta(seconds=AGAIN_S if self._look_s is None else self._look_s / 2)
             self._theirs.update(dict.fromkeys(set(due) - ours, again))
-            if len(ours) < len(due) < len(free):
-                self._woken.set()  # what others have was tried first: go on with the rest
         return [run for run in runs if run.id in self._leased]
 
     def _give_back(self, surplus: Sequence[Run]) -> None:
@@ -304,6 +303,8 @@ class Loop:
     def _pause_s(self, left: float | None) -> float:
         """Return how long nothing can be due: a change wakes us before."""
         waits = [self._observer.next_read_s(), LEASE_S / 3]
+        if self._theirs and self._look_s is None:
+            waits.append(AGAIN_S)  # they were not let go of, and may be by then
         if self._others_drive and self._look_s is not None:
             waits.append(self._look_s)  # what another process writes wakes nobody here
         if self._wake_at is not None:

@@ -7,10 +7,10 @@ from typing import Annotated
 from fastapi import Path, Query, Request
 
 from orchestrator.errors import Denied, NotFound
+from orchestrator.server.desk import Desk, view_of
 from orchestrator.server.gate import Gate, caller, site_of
-from orchestrator.server.site import Site
-from orchestrator.server.users import EVERYWHERE, Caller, Role, new_token
-from orchestrator.store.values import Project, Token
+from orchestrator.server.users import EVERYWHERE, Caller, Role
+from orchestrator.store.values import Token
 from orchestrator.wire import (
     MAX_PAGE,
     DeedPage,
@@ -25,6 +25,11 @@ from orchestrator.wire import (
 gate = Gate("/v1", ["users"])
 
 
+def _desk(request: Request) -> Desk:
+    site = site_of(request)
+    return Desk(site.store.access, site.clock)
+
+
 @gate.route_for("GET", "/projects/{project}/me", Role.VIEWER)
 def me(project: str, request: Request) -> Me:  # noqa: ARG001  # the gate reads the project
     """Say who asks."""
@@ -35,23 +40,21 @@ def me(project: str, request: Request) -> Me:  # noqa: ARG001  # the gate reads 
 @gate.route_for("GET", "/projects", Role.ADMIN)
 def projects(request: Request) -> list[ProjectBody]:
     """List every project and its limits."""
-    found = site_of(request).store.access.projects()
-    return [ProjectBody(name=project.name, limits=project.limits) for project in found]
+    return _desk(request).projects()
 
 
 @gate.route_for("PUT", "/projects", Role.ADMIN)
 def put_project(body: ProjectBody, request: Request) -> ProjectBody:
     """Make a project, or give it other limits."""
     request.state.subject = body.name
-    site = site_of(request)
-    site.store.access.put_project(Project(body.name, site.clock(), body.limits))
+    _desk(request).put_project(body)
     return body
 
 
 @gate.route_for("DELETE", "/projects/{name}", Role.ADMIN, status=204)
 def delete_project(name: Annotated[str, Path(max_length=63)], request: Request) -> None:
     """Forget a project that holds nothing, and its tokens."""
-    site_of(request).store.access.delete_project(name)
+    _desk(request).delete_project(name)
 
 
 @gate.route_for("GET", "/projects/{project}/tokens", Role.ADMIN)
@@ -70,18 +73,7 @@ def create_token(project: str, asked: TokenRequest, request: Request) -> NewToke
     own = caller(request)
     if own.project not in (EVERYWHERE, asked.project):
         raise Denied(f"an admin of {own.project!r} makes no tokens for {asked.project!r}")
-    return made(site_of(request), asked)
-
-
-def made(site: Site, asked: TokenRequest) -> NewToken:
-    """Make a token and write it down."""
-    if asked.project != EVERYWHERE:
-        site.store.access.project(asked.project)
-    token, text = new_token(
-        asked.name, project=asked.project, role=asked.role, now=site.clock(), lasts_s=asked.lasts_s
-    )
-    site.store.access.add_token(token)
-    return NewToken(token=text, view=view_of(token))
+    return _desk(request).new_token(asked)
 
 
 @gate.route_for("DELETE", "/projects/{project}/tokens/{id}", Role.ADMIN, status=204)
@@ -110,11 +102,3 @@ def audit(
     found = site_of(request).store.access.deeds(None if everywhere else project, after=after, limit=limit)
     items = [NotedDeed(serial=serial, deed=deed) for serial, deed in found]
     return DeedPage(items=items, next=str(items[-1].serial) if len(items) == limit else None)
-
-
-def view_of(token: Token) -> TokenView:
-    """Return a token as it is listed."""
-    return TokenView(
-        id=token.id, name=token.name, project=token.project, role=token.role, created_at=token.created_at,
-        expires_at=token.expires_at, revoked_at=token.revoked_at,
-    )  # fmt: skip

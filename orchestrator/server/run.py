@@ -17,7 +17,7 @@ import uvicorn
 
 from orchestrator.errors import UsageError
 from orchestrator.server.app import application
-from orchestrator.server.office import made
+from orchestrator.server.desk import Desk
 from orchestrator.server.site import Site
 from orchestrator.server.users import EVERYWHERE
 from orchestrator.wire import TokenRequest
@@ -88,7 +88,8 @@ def first_token(site: Site) -> str | None:
     """Make the first token, for a record that has none; it is returned this once."""
     if site.store.access.tokens():
         return None
-    return made(site, TokenRequest(name="first", role="admin", project=EVERYWHERE)).token
+    asked = TokenRequest(name="first", role="admin", project=EVERYWHERE)
+    return Desk(site.store.access, site.clock).new_token(asked).token
 
 
 def serve(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,10 +18,13 @@ from orchestrator.places import Places, read_places
 from orchestrator.reconcile import RunEvent
 from orchestrator.server.feed import Feed
 from orchestrator.store import open_store
-from orchestrator.store.leases import this_owner
+from orchestrator.store.leases import is_gone, this_owner
 
-THERE_S = 15.0
+THERE_S = 12.0
 """How long a server is taken to be there after it last said so."""
+SAY_S = 3.0
+LOOK_S = 0.5
+"""How soon a server of this machine that was killed is found out."""
 PAUSE_S = 1.0
 """How long the loop waits after a pass that failed."""
 
@@ -137,7 +141,12 @@ class Site:
         return self._closed.is_set()
 
     def _be_there(self) -> None:
-        while not self._closed.wait(THERE_S / 3):
+        said = time.monotonic()
+        while not self._closed.wait(LOOK_S):
+            self._take_peers([peer for peer in self.peers if not is_gone(peer)])
+            if time.monotonic() - said < SAY_S:
+                continue
+            said = time.monotonic()
             try:
                 self._say_there()
             except ModelyardError as error:
@@ -145,10 +154,14 @@ class Site:
 
     def _say_there(self) -> None:
         now = self.clock()
-        before = self.peers
         until = now + timedelta(seconds=THERE_S)
-        self.peers = self.store.access.be_there(self.owner, until=until, now=now)
-        if self.peers != before:
+        found = self.store.access.be_there(self.owner, until=until, now=now)
+        self._take_peers([peer for peer in found if not is_gone(peer)])
+
+    def _take_peers(self, peers: Sequence[str]) -> None:
+        """Go on with the servers that are there; the loop sees at once what that leaves to drive."""
+        if list(peers) != list(self.peers):
+            self.peers = tuple(peers)
             self.loop.wake()
 
     def _share(self, active: int) -> int:

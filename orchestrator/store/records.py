@@ -159,17 +159,18 @@ class Store:
         until: datetime,
         now: datetime,
         is_gone: Callable[[str], bool] = leases.is_gone,
+        most: int | None = None,
     ) -> set[str]:
         """Take or renew the right to drive runs; return the ids of those that ``owner`` now has.
 
         Held by another and not run out means not taken, unless ``is_gone`` says that the other
-        has ended.
+        has ended. Of those that ``owner`` did not have, ``most`` are taken, in the order given.
         """
         gone = functools.cache(is_gone)
         with self.database.writing() as connection:
             held = self._sql.leases.run(connection, ids=json.dumps(list(run_ids)))
-            taken = {
-                row.id
+            free = {
+                row.id: row.lease_owner == owner
                 for row in held
                 if leases.is_free(
                     row.lease_owner,
@@ -179,6 +180,8 @@ class Store:
                     gone=row.lease_owner not in (None, owner) and gone(row.lease_owner),
                 )
             }
+            new = [id for id in run_ids if id in free and not free[id]]
+            taken = {id for id, ours in free.items() if ours}.union(new if most is None else new[:most])
             self._sql.take_leases.run(
                 connection, ids=json.dumps(list(taken)), owner=owner, until=to_micros(until)
             )

@@ -102,6 +102,19 @@ def job_row(job: Job) -> dict[str, Any]:
     }
 
 
+# Most jobs of a pass have the ports and devices they had in the last one.
+@functools.lru_cache(maxsize=16_384)
+def _ports_of(text: str) -> Mapping[int, tuple[str, int]]:
+    ports: Mapping[int, tuple[str, int]] = decode(Mapping[int, tuple[str, int]], text)
+    return ports
+
+
+@functools.lru_cache(maxsize=16_384)
+def _devices_of(text: str) -> tuple[str, ...]:
+    devices: tuple[str, ...] = decode(tuple[str, ...], text)
+    return devices
+
+
 def job_of(row: Row) -> Job:
     """Return the job that a row holds."""
     return Job(
@@ -123,8 +136,8 @@ def job_of(row: Row) -> Job:
         ready_at=_time(row["ready_at"]),
         finished_at=_time(row["finished_at"]),
         address=row["address"],
-        ports=decode(Mapping[int, tuple[str, int]], row["ports"]),
-        devices=decode(tuple[str, ...], row["devices"]),
+        ports=_ports_of(row["ports"]),
+        devices=_devices_of(row["devices"]),
         rent=decode(Rent, row["rent"]) if row["rent"] else None,
         machine=row["machine"],
     )

@@ -10,6 +10,7 @@ import json
 import os
 import stat
 import tempfile
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from orchestrator.store.tables import secrets
 from orchestrator.store.values import MAIN
 
 if TYPE_CHECKING:
-    from cryptography.fernet import Fernet
+    from cryptography.fernet import MultiFernet
 
 _NEW_KEY = "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
 
@@ -112,8 +113,30 @@ class Secrets:
             ) from None
         return str(value)
 
-    def _fernet(self, *, make: bool) -> Fernet:
-        from cryptography.fernet import Fernet
+    def rotate(self) -> int:
+        """Seal every secret of every project anew with the first key; return how many there are.
+
+        A SQLite store makes that key itself. Its file holds both keys until the last secret is
+        sealed, so that a process killed halfway leaves nothing that cannot be opened.
+
+        Raises:
+            StoreError: one was written with a key that is gone; none was changed.
+        """
+        own = key_file(self._database.path) if self._key is None and self._database.path else None
+        if own is not None:
+            _put_keys(own, [_new_key(), *_split(key_of(own, make=True))])
+        with self._database.writing() as connection:
+            rows = connection.execute(sa.select(secrets.c.name, secrets.c.ciphertext)).all()
+            for name, sealed in rows:
+                value = json.dumps([name, self._open(name, bytes(sealed))]).encode()
+                again = self._fernet(make=False).encrypt(value)
+                connection.execute(secrets.update().where(secrets.c.name == name).values(ciphertext=again))
+        if own is not None:
+            _put_keys(own, _split(key_of(own, make=False))[:1])
+        return len(rows)
+
+    def _fernet(self, *, make: bool) -> MultiFernet:
+        from cryptography.fernet import Fernet, MultiFernet
 
         key = self._key
         if key is None:
@@ -123,11 +146,35 @@ class Secrets:
                 )
             key = key_of(key_file(self._database.path), make=make)
         try:
-            return Fernet(key)
+            return MultiFernet([Fernet(each) for each in _split(key)])
         except ValueError:
             raise ConfigError(
                 "the secret key is not 32 bytes in URL-safe base64", fix=f"make one: {_NEW_KEY}"
             ) from None
+
+
+def _split(keys: str) -> list[str]:
+    """Return the keys of a text: the first seals, each opens."""
+    return [key.strip() for key in keys.split(",") if key.strip()]
+
+
+def _new_key() -> str:
+    from cryptography.fernet import Fernet
+
+    return Fernet.generate_key().decode()
+
+
+def _put_keys(path: Path, keys: Sequence[str]) -> None:
+    """Write keys in place of those in the file, all or nothing."""
+    try:
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
+        with os.fdopen(handle, "w") as file:
+            file.write(",".join(keys))
+            file.flush()
+            os.fsync(file.fileno())
+        Path(draft).replace(path)
+    except OSError as error:
+        raise StoreError(f"the key {path} cannot be written: {error.strerror}") from error
 
 
 def key_file(database: Path) -> Path:

@@ -15,7 +15,7 @@ import uvicorn
 
 from orchestrator.client import Remote
 from orchestrator.server.app import application
-from orchestrator.server.office import made
+from orchestrator.server.desk import Desk
 from orchestrator.server.run import listener
 from orchestrator.server.site import Site
 from orchestrator.wire import TokenRequest
@@ -39,7 +39,11 @@ class Served:
 
     def token(self, role: str = "admin", project: str = "*", **how: int) -> str:
         """Make a token."""
-        return made(self.site, TokenRequest(name=role, role=role, project=project, **how)).token  # type: ignore[arg-type]  # a word
+        return (
+            Desk(self.site.store.access, self.site.clock)
+            .new_token(TokenRequest(name=role, role=role, project=project, **how))
+            .token
+        )  # type: ignore[arg-type]  # a word
 
     def client(self, role: str = "admin", project: str = "main", *, of: str = "*") -> Remote:
         """Return a client with a token of its own."""

@@ -16,7 +16,7 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance
 
 from orchestrator.server.app import application
-from orchestrator.server.office import made
+from orchestrator.server.desk import Desk
 from orchestrator.server.site import Site
 from orchestrator.wire import TokenRequest
 from tests.cli.conftest import CONFIG
@@ -37,7 +37,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def _token(site: Site) -> str:
-    return made(site, TokenRequest(name="fuzz", role="admin", project="*")).token
+    return Desk(site.store.access).new_token(TokenRequest(name="fuzz", role="admin", project="*")).token
 
 
 EXAMPLES = settings(

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ _ENGLISH = ("--locale=C", "--locale-provider=icu", "--icu-locale=en")
 """Text ordered as people order it, so that a test sees where we count on another order."""
 
 
-def _programs() -> Path | None:
+def programs_of_postgres() -> Path | None:
     """Debian keeps the server's programs off the PATH, one folder per version."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[4]))
     if found:
@@ -39,13 +40,20 @@ def _unprivileged() -> dict[str, object]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """A PostgreSQL server of our own, on a Unix socket in a folder of its own; its URL without a database."""
-    programs = _programs()
+    """A PostgreSQL server of our own; its URL without a database."""
+    programs = programs_of_postgres()
     if programs is None:
         reason = "PostgreSQL's server programs are not installed (Debian: postgresql)"
         if "postgres" in os.environ.get("MODELYARD_REQUIRE", "").split(","):
             pytest.fail(reason)
         pytest.skip(reason)
+    with cluster(programs) as url:
+        yield url
+
+
+@contextmanager
+def cluster(programs: Path) -> Iterator[str]:
+    """Run a server on a Unix socket in a folder of its own; gives its URL without a database."""
     as_user = _unprivileged()
     # Not under pytest's own temporary folder: a socket's path must be short, and that folder
     # is closed to other users.

@@ -1,0 +1,70 @@
+"""Tokens, projects and the audit log, for people and for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.render.table import table, to_json
+from orchestrator.wire import NotedDeed, ProjectBody, TokenView
+
+
+def tokens_text(tokens: Sequence[TokenView]) -> str:
+    """Return one line per token."""
+    if not tokens:
+        return "no tokens"
+    return table(["ID", "NAME", "PROJECT", "ROLE", "STATE"], [_token_cells(token) for token in tokens])
+
+
+def _token_cells(token: TokenView) -> list[str]:
+    state = "good"
+    if token.revoked_at is not None:
+        state = "revoked"
+    elif token.expires_at is not None:
+        state = f"until {token.expires_at.isoformat(timespec='minutes')}"
+    return [token.id, token.name, token.project, token.role, state]
+
+
+def tokens_json(tokens: Sequence[TokenView]) -> str:
+    """Return tokens as JSON."""
+    return to_json("modelyard/tokens/v1", {"tokens": [token.model_dump(mode="json") for token in tokens]})
+
+
+def projects_text(projects: Sequence[ProjectBody]) -> str:
+    """Return one line per project."""
+    rows = [
+        [
+            each.name,
+            "-" if each.limits.gpus is None else str(each.limits.gpus),
+            "-" if each.limits.usd_hour is None else f"${each.limits.usd_hour:g}/h",
+            "all" if each.limits.backends is None else ", ".join(each.limits.backends) or "none",
+        ]
+        for each in projects
+    ]
+    return table(["PROJECT", "GPUS", "COSTS", "BACKENDS"], rows)
+
+
+def projects_json(projects: Sequence[ProjectBody]) -> str:
+    """Return projects as JSON."""
+    found = [each.model_dump(mode="json") for each in projects]
+    return to_json("modelyard/projects/v1", {"projects": found})
+
+
+def audit_text(deeds: Sequence[NotedDeed]) -> str:
+    """Return one line per deed."""
+    if not deeds:
+        return "nothing was changed"
+    rows = [
+        [
+            noted.deed.at.isoformat(timespec="seconds").replace("+00:00", "Z"),
+            noted.deed.who, noted.deed.address, noted.deed.project or "-", noted.deed.action,
+            noted.deed.subject or "-", noted.deed.outcome,
+        ]
+        for noted in deeds
+    ]  # fmt: skip
+    return table(["AT", "WHO", "FROM", "PROJECT", "DID", "WHAT", "OUTCOME"], rows)
+
+
+def audit_json(deeds: Sequence[NotedDeed]) -> str:
+    """Return the audit log as JSON."""
+    found = [{"serial": noted.serial, **noted.model_dump(mode="json")["deed"]} for noted in deeds]
+    return to_json("modelyard/audit/v1", {"deeds": found})

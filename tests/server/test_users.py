@@ -1,0 +1,106 @@
+"""Tokens, projects and the audit log at the prompt: with a server, and on its machine without."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import StoreError
+from orchestrator.store import open_store
+from orchestrator.store.secrets import key_file
+from tests.cli.conftest import Cli
+from tests.server.conftest import Served
+from tests.store.values import T0
+
+
+@pytest.fixture(params=["here", "afar"])
+def prompt(request: pytest.FixtureRequest) -> Cli:
+    """The prompt on the server's machine, or on any other."""
+    found: Cli = request.getfixturevalue("cli" if request.param == "here" else "afar")
+    return found
+
+
+def test_a_project_has_tokens_that_end(prompt: Cli) -> None:
+    assert prompt("project", "set", "lab", "--gpus", "8", "--backend", "sim").code == 0
+    assert "lab      8     -      sim" in prompt("project", "list").out
+    made = prompt("token", "create", "ci", "--project", "lab", "--role", "viewer", "--expires", "30d")
+    assert made.out.startswith("my-")
+    (token,) = [t for t in json.loads(prompt("token", "list", "--json").out)["tokens"] if t["name"] == "ci"]
+    assert (token["project"], token["role"], token["revoked_at"]) == ("lab", "viewer", None)
+    assert made.out.strip()[16:] not in prompt("token", "list").out
+    assert prompt("token", "revoke", token["id"]).code == 0
+    assert "revoked" in prompt("token", "list").out
+    assert prompt("project", "delete", "-y", "lab").code == 0
+    assert "lab" not in prompt("project", "list").out
+    assert "ci" not in prompt("token", "list").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ("token create x --project none", 64, "no project 'none'"),
+        ("token revoke none", 64, "no token 'none'"),
+        ("token create x --expires soon", 64, "--expires"),
+        ("project set Lab", 64, "no name for a project"),
+        ("project delete -y main", 64, "project 'main' stays"),
+    ],
+)
+def test_what_cannot_be_is_refused(prompt: Cli, arguments: str, code: int, said: str) -> None:
+    result = prompt(*arguments.split())
+    assert (result.code, said in result.err) == (code, True), result.err
+
+
+def test_the_audit_log_is_read_from_anywhere(afar: Cli, served: Served) -> None:
+    afar("project", "set", "lab")
+    text = afar("audit").out
+    assert "put_project" in text
+    assert "lab" in text
+    served.site.store.access.put_project(served.site.store.access.project("lab"))
+    viewer = served.client("viewer", of="main")
+    with pytest.raises(Exception, match="may not do this"):
+        viewer.audit()
+
+
+def test_secrets_are_sealed_anew_and_the_old_key_opens_nothing(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/state.db"
+    with open_store(url) as store:
+        store.secrets.set("A", "one", now=T0)
+        store.secrets.of("lab").set("A", "two", now=T0)
+        key = key_file(tmp_path / "state.db")
+        old = key.read_text()
+        assert store.secrets.rotate() == 2
+        assert (store.secrets.get("A"), store.secrets.of("lab").get("A")) == ("one", "two")
+        assert key.read_text() != old
+        assert "," not in key.read_text()
+    with open_store(url, secret_key=old) as store, pytest.raises(StoreError, match="another key"):
+        store.secrets.get("A")
+
+
+def test_a_key_before_the_old_one_seals_and_both_open(tmp_path: Path) -> None:
+    from cryptography.fernet import Fernet
+
+    url = f"sqlite:///{tmp_path}/state.db"
+    old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+    with open_store(url, secret_key=old) as store:
+        store.secrets.set("A", "one", now=T0)
+    with open_store(url, secret_key=f"{new},{old}") as store:
+        assert store.secrets.get("A") == "one"
+        store.secrets.rotate()
+    with open_store(url, secret_key=new) as store:
+        assert store.secrets.get("A") == "one"
+
+
+def test_a_secret_sealed_with_a_lost_key_stops_the_rotation_whole(tmp_path: Path) -> None:
+    from cryptography.fernet import Fernet
+
+    url = f"sqlite:///{tmp_path}/state.db"
+    old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+    with open_store(url, secret_key=old) as store:
+        store.secrets.set("A", "one", now=T0)
+    with open_store(url, secret_key=new) as store:
+        store.secrets.set("B", "two", now=T0)
+        with pytest.raises(StoreError, match="secret 'A' cannot be opened"):
+            store.secrets.rotate()
+        assert store.secrets.get("B") == "two"
