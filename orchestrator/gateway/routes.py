@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import re
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -23,6 +24,9 @@ PATHS_OF_ANY_ENGINE = frozenset({"/v1/chat/completions", "/v1/completions"})
 LEAST_OUTSTANDING = 256
 """Requests one replica is given at once at the least: vLLM's ``max_num_seqs`` on most devices
 (vLLM 0.33 docs, engine arguments). More wait here, where another replica can still take them."""
+
+FEW_STARTS = 5
+"""Of the starts on record how many say how long the next one takes."""
 
 _ESCAPES = re.compile(r"//|\\|%2e|%2f|%5c|%00|/\.{1,2}(?:/|$)", re.IGNORECASE)
 
@@ -156,15 +160,17 @@ def _service(run: Run, jobs: Sequence[Job]) -> ServiceRoute:
         over=over,
         most_outstanding=max(LEAST_OUTSTANDING, 4 * spec.traffic.concurrency),
         created_s=int(run.created_at.timestamp()) if run.created_at else 0,
-        scaled=None if over else _scaled(run, spec),
+        scaled=None if over else _scaled(run, spec, jobs),
     )
 
 
-def _scaled(run: Run, spec: Service) -> Scaled | None:
+def _scaled(run: Run, spec: Service, jobs: Sequence[Job]) -> Scaled | None:
     rule = rule_of(spec)
     if rule is None:
         return None
-    return Scaled(rule, run.template.replicas, metrics_of(run.plan))
+    came_s = [(job.ready_at - job.created_at).total_seconds() for job in jobs if job.ready_at]
+    start_s = statistics.median(came_s[-FEW_STARTS:]) if came_s else rule.start_s
+    return Scaled(replace(rule, start_s=start_s), run.template.replicas, metrics_of(run.plan))
 
 
 def _replica(job: Job, port: int) -> Replica | None:

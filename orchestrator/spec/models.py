@@ -540,8 +540,19 @@ class Scaling(Part):
         in_place("What is watched: waiting or running requests, requests a second, cache use, first token."),
     ]
     target: Annotated[Positive, in_place("The value of the metric to keep per replica.")]
-    scale_up_delay: Annotated[Seconds, in_place("Least time between two increases.", unit="seconds")] = 300
-    scale_down_delay: Annotated[Seconds, in_place("Least time between two decreases.", unit="seconds")] = 600
+    scale_up_delay: Annotated[
+        Seconds | None,
+        in_place(
+            "Least time between two increases; unset: half of what a replica takes to come.", unit="seconds"
+        ),
+    ] = None
+    scale_down_delay: Annotated[
+        Seconds | None,
+        in_place(
+            "How long the load has to be low; unset: from how long a replica takes to come and was needed.",
+            unit="seconds",
+        ),
+    ] = None
 
 
 class Header(Part):

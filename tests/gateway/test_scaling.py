@@ -18,8 +18,8 @@ RULES = st.builds(
     target=st.sampled_from([0.5, 1.0, 4.0]),
     least=st.integers(0, 2),
     most=st.integers(2, 12),
-    up_delay_s=st.sampled_from([0.0, 30.0]),
-    down_delay_s=st.sampled_from([60.0, 120.0]),
+    up_delay_s=st.sampled_from([None, 0.0, 30.0]),
+    down_delay_s=st.sampled_from([None, 60.0, 120.0]),
     slots=st.sampled_from([4, 16]),
 )
 
@@ -87,8 +87,10 @@ def test_right_after_a_change_nothing_shrinks_and_nothing_grows_again(
 @example(Rule("rps", 100.0, 0, 8, slots=1, down_delay_s=100.0), [4.0] * 20, 8)
 def test_what_runs_keeps_its_place(rule: Rule, loads: list[float], replicas: int) -> None:
     replicas = min(max(replicas, rule.least), rule.most)
-    scale = decide(rule, seen(*loads), replicas=replicas, now_s=1000.0)
-    in_delay = [s.running or 0 for s in seen(*loads) if s.at_s > 1000.0 - rule.down_delay_s]
+    samples = [replace(sample, queue=0.0) for sample in seen(*loads)]
+    scale = decide(rule, samples, replicas=replicas, now_s=1000.0)
+    since_s = 0.0 if rule.down_delay_s is None else rule.down_delay_s
+    in_delay = [s.running or 0 for s in seen(*loads) if s.at_s >= 1000.0 or s.at_s > 1000.0 - since_s]
     if scale.replicas < replicas:
         assert scale.replicas * rule.slots >= max(in_delay)
 
@@ -131,6 +133,41 @@ def test_an_empty_queue_takes_no_busy_replica_away() -> None:
     rule = Rule("queue", 4.0, 1, 8, down_delay_s=100.0, slots=16)
     busy = [replace(sample, queue=0.0, running=60.0) for sample in seen(*[0.0] * 12)]
     assert decide(rule, busy, replicas=4, now_s=1000.0).replicas == 4
+
+
+@pytest.mark.parametrize(("since_s", "replicas"), [(30.0, 4), (100.0, 1)])
+def test_without_a_delay_a_replica_is_held_for_a_third_of_what_one_takes_to_come(
+    since_s: float, replicas: int
+) -> None:
+    rule = Rule("rps", 2.0, 1, 8, start_s=120.0)
+    samples = [Sample(float(at), 0.0, 2.0, 8.0 if at < 1000 - since_s else 0.5) for at in range(700, 1001)]
+    assert decide(rule, samples, replicas=4, now_s=1000.0, up_at_s=900.0).replicas == replicas
+
+
+def test_what_was_needed_for_long_is_held_for_longer() -> None:
+    rule = Rule("rps", 2.0, 1, 8, start_s=60.0)
+    samples = [Sample(float(at), 0.0, 2.0, 8.0 if at < 900 else 0.5) for at in range(600, 1001)]
+    assert decide(rule, samples, replicas=4, now_s=1000.0, up_at_s=800.0).replicas == 1
+    assert decide(rule, samples, replicas=4, now_s=1000.0, up_at_s=-2000.0).replicas == 4
+
+
+def test_a_quick_start_asks_for_little_patience_and_a_slow_one_for_more() -> None:
+    calm = [Sample(float(at), 0.0, 0.0, 8.0 if at < 970 else 0.0) for at in range(600, 1001)]
+    zero = [
+        decide(Rule("rps", 2.0, 0, 8, start_s=s), calm, replicas=4, now_s=1000.0, up_at_s=990.0).replicas
+        for s in (30.0, 300.0)
+    ]
+    assert zero == [0, 4]
+
+
+def test_what_chance_may_add_adds_no_replica() -> None:
+    noisy = [Sample(float(at), 0.0, 2.0, 1.9 if at % 40 else 2.4) for at in range(900, 1001)]
+    assert decide(Rule("rps", 2.0, 1, 8), noisy, replicas=1, now_s=1000.0).replicas == 1
+
+
+def test_nothing_is_taken_away_while_requests_wait() -> None:
+    waiting = [Sample(float(at), 3.0, 2.0, 0.5) for at in range(700, 1001)]
+    assert decide(Rule("rps", 2.0, 1, 8), waiting, replicas=4, now_s=1000.0).replicas == 4
 
 
 def test_near_the_target_nothing_moves() -> None:

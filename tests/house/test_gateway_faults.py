@@ -178,7 +178,7 @@ def shrinks_at_once(patch: Patch) -> None:
 
 
 def takes_silence_for_quiet(patch: Patch) -> None:
-    patch.setattr(scaling, "_now", lambda rule, fresh, replicas: (rule.least, "quiet"))
+    patch.setattr(scaling, "_now", lambda rule, *_: (rule.least, "quiet"))
     patch.setattr(scaling, "_shrink", lambda rule, *_: scaling.Scale(rule.least, "quiet"))
 
 
@@ -189,6 +189,15 @@ def forgets_what_runs(patch: Patch) -> None:
         return right(replace(rule, slots=10**6), *rest)
 
     patch.setattr(scaling, "_shrink", shrink)
+
+
+def holds_nothing(patch: Patch) -> None:
+    patch.setattr(scaling.Rule, "held_s", lambda rule, since_up_s: 1.0)
+
+
+def believes_every_window(patch: Patch) -> None:
+    patch.setattr(scaling, "DOUBT", 0.0)
+    patch.setattr(scaling, "TOLERANCE", 0.0)
 
 
 def sleeps_on(patch: Patch) -> None:
@@ -283,6 +292,13 @@ CAUGHT: list[tuple[Callable[[Patch], None], Callable[[], object]]] = [
     (shrinks_at_once, test_scaling.test_one_low_moment_takes_nothing_away),
     (takes_silence_for_quiet, test_scaling.test_nothing_is_scaled_without_data),
     (forgets_what_runs, test_scaling.test_what_runs_keeps_its_place),
+    (
+        holds_nothing,
+        lambda: test_scaling.test_without_a_delay_a_replica_is_held_for_a_third_of_what_one_takes_to_come(
+            30.0, 4
+        ),
+    ),
+    (believes_every_window, test_scaling.test_what_chance_may_add_adds_no_replica),
     (
         sleeps_on,
         lambda: test_scaling.test_from_zero_the_first_request_wakes_it_whatever_the_delays(1.0, 1),

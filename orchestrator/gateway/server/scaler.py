@@ -14,7 +14,7 @@ from orchestrator.engines.exposition import load_of
 from orchestrator.errors import NotFound, StateMoved, StoreError
 from orchestrator.gateway.routes import Replica, Scaled
 from orchestrator.gateway.sampling import Told, sample_of
-from orchestrator.gateway.scaling import STALE_S, UP_WINDOW_S, Sample, Scale, decide
+from orchestrator.gateway.scaling import UP_WINDOW_S, Sample, Scale, decide
 from orchestrator.gateway.server.gateway import Gateway
 from orchestrator.gateway.server.scrape import fetch
 from orchestrator.reconcile.values import Run, RunEvent, Turn, Wanted
@@ -120,7 +120,7 @@ class Scaler:
                 continue
             book = self._books[name]
             book.samples.append(self._sample(name, each, load[name], now_s))
-            kept_s = max(each.rule.down_delay_s, STALE_S) + 2 * EVERY_S
+            kept_s = each.rule.watched_s + 2 * EVERY_S
             while book.samples[0].at_s < now_s - kept_s:
                 book.samples.popleft()
             decided = decide(
