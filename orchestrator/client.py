@@ -28,9 +28,9 @@ from orchestrator.apply import NOTHING_LOST, Consent, Deletion, Drift, RunPlan, 
 from orchestrator.apply.inputs import read_inputs
 from orchestrator.apply.planfile import default_expiry, sealed_plan
 from orchestrator.backend import Can, Check, LogLine, Volume
-from orchestrator.errors import ModelyardError, StoreBusy, StoreError, Unreachable, UsageError
+from orchestrator.errors import ModelyardError, NotFound, StoreBusy, StoreError, Unreachable, UsageError
 from orchestrator.reconcile import Run, RunEvent, Wanted
-from orchestrator.store.values import MAIN
+from orchestrator.store.values import MAIN, Artifact
 from orchestrator.store.values import Volume as KeptVolume
 from orchestrator.wire import (
     PROBLEM,
@@ -126,6 +126,13 @@ class Remote(Planner):
     def secret_names(self) -> Collection[str]:
         """Return the names of the secrets on record."""
         return {name for name, _ in self.secrets()}
+
+    def left_by(self, name: str) -> Sequence[Artifact]:
+        """Return what a run of training left; nothing where it is not on record."""
+        try:
+            return self.run(name).artifacts
+        except NotFound:
+            return ()
 
     def abilities(self) -> Mapping[str, frozenset[Can]]:
         """Return what each place is able to do, preferred ones first."""

@@ -32,7 +32,7 @@ from orchestrator.backend import Backend, Can, Check, LogLine, Offer, Phase, Vol
 from orchestrator.catalog.hardware import accelerator
 from orchestrator.errors import BackendError, ModelyardError, NotFound, StateMoved, Unreachable, UsageError
 from orchestrator.places import Places, read_places
-from orchestrator.reconcile import Job, Run, RunEvent, Turn, Wanted
+from orchestrator.reconcile import Job, JobState, Run, RunEvent, Turn, Wanted
 from orchestrator.spec.interpolation import is_secret_name
 from orchestrator.store import current_runs, current_secrets, open_store
 from orchestrator.store.leases import this_owner
@@ -42,6 +42,7 @@ from orchestrator.store.values import Volume as KeptVolume
 if TYPE_CHECKING:  # the store imports SQLAlchemy, which a plan on a fresh machine does without
     from orchestrator.loop import Hooks
     from orchestrator.store.records import Store
+    from orchestrator.store.values import Artifact
 
 
 class _Teller:
@@ -293,12 +294,31 @@ class Local(Planner):
     def run(self, name: str) -> RunView:
         """Return one run, brought up to date first."""
         self._settle()
-        return self.recorded(name)
+        view = self.recorded(name)
+        return view if view.artifacts else self._with_artifacts(view)
+
+    def _with_artifacts(self, view: RunView) -> RunView:
+        """Read what training left where nobody could when it ended."""
+        finished = [job for job in view.jobs if job.state is JobState.SUCCEEDED and job.node == 0]
+        if not view.run.template.resumes or not finished:
+            return view
+        from orchestrator.loop.training import keep_artifacts
+
+        last = max(finished, key=lambda job: job.attempt)
+        keep_artifacts(self.store, self.places[last.backend], view.run, last, now=self._clock())
+        return self.recorded(view.run.name)
 
     def recorded(self, name: str) -> RunView:
         """Return one run as it is on record, asking no backend."""
         run = self._run(name)
-        return RunView(run, tuple(self.store.jobs(run.id)))
+        return RunView(run, tuple(self.store.jobs(run.id)), tuple(self.store.artifacts(run.id)))
+
+    def left_by(self, name: str) -> Sequence[Artifact]:
+        """Return what a run of training left; nothing where it is not on record."""
+        try:
+            return self.run(name).artifacts
+        except NotFound:
+            return ()
 
     def events(self, name: str | None, *, after: int = 0) -> list[tuple[int, RunEvent]]:
         """Return events with their serials, oldest first."""

@@ -22,6 +22,7 @@ from orchestrator.apply import (
 from orchestrator.apply.lock import LockedModel, is_commit, model_of, pinned
 from orchestrator.apply.planfile import Origin, default_expiry, plan_file, read_plan, resume
 from orchestrator.apply.prices import check_prices, is_priced
+from orchestrator.apply.results import names_runs, place, resolved
 from orchestrator.apply.unset import unset
 from orchestrator.backend import Can, Offer
 from orchestrator.catalog.digest import digest
@@ -33,6 +34,7 @@ from orchestrator.reconcile import Run
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import Model
 from orchestrator.spec.models import Volume as VolumeSpec
+from orchestrator.store.values import Artifact
 from orchestrator.store.values import Volume as KeptVolume
 
 if TYPE_CHECKING:  # only for a model
@@ -57,6 +59,9 @@ class Asked(Protocol):
     def offers(self) -> Offers:
         """Return what every place offers now."""
 
+    def left_by(self, name: str) -> Sequence[Artifact]:
+        """Return what a run of training left; nothing where it is not on record."""
+
 
 class Planner:
     """The part of the api that decides: the same in process and from afar.
@@ -71,27 +76,32 @@ class Planner:
         self._keeper = asked
         self._environ = environ
         self._clock = clock
+        self._bases: dict[str, tuple[str, str | None]] = {}
+        """What models that runs left were made from: id and revision by where they are."""
 
     def plan(
         self,
         documents: Sequence[Document],
         *,
         rerun: bool = False,
+        resume: bool = False,
         sort: Sort = "price",
         strict: bool = False,
         scope: Scope = NO_SET,
         models: Mapping[str, LockedModel] | None = None,
     ) -> Plans:
         """Return what ``apply`` would do, with ``models`` by run as a lock has them; changes nothing."""
-        documents = _pinned(documents, models)
-        world = self._world(documents, rerun=rerun, sort=sort, strict=strict, scope=scope, models=models)
+        documents = _pinned(self._resolved(documents), models)
+        world = self._world(
+            documents, rerun=rerun, resume=resume, sort=sort, strict=strict, scope=scope, models=models
+        )
         return plan_documents(documents, world)
 
     def resolve_models(self, documents: Sequence[Document]) -> dict[str, LockedModel]:
         """Return the commits that the documents' models are at now, by run; asks the hub."""
         return {
             document.spec.name: LockedModel(model.id, model.revision, self._commit(model))
-            for document in documents
+            for document in self._resolved(documents)
             if (model := model_of(document)) is not None
         }
 
@@ -138,13 +148,26 @@ class Planner:
         self, documents: Sequence[Document], *, models: Mapping[str, LockedModel] | None = None
     ) -> tuple[Difference, ...]:
         """Return how the documents differ from the record; asks no backend."""
+        documents = self._resolved(documents)
         return diff_documents(_pinned(documents, models), self._world(documents))
+
+    def _resolved(self, documents: Sequence[Document]) -> Sequence[Document]:
+        """Return documents with what runs of training left in place of the runs they name."""
+        if not any(names_runs(document) for document in documents):
+            return documents
+        return [resolved(document, self._left) for document in documents]
+
+    def _left(self, name: str) -> Sequence[Artifact]:
+        found = self._keeper.left_by(name)
+        self._bases |= {place(each): (each.base_id, each.base_revision or None) for each in found}
+        return found
 
     def _world(
         self,
         documents: Sequence[Document],
         *,
         rerun: bool = False,
+        resume: bool = False,
         sort: Sort = "price",
         strict: bool = False,
         scope: Scope = NO_SET,
@@ -161,6 +184,7 @@ class Planner:
             names=lambda name: [device.name for device in candidates(name)],
             facts=lambda model: self._facts(model, locked.get((model.id, model.revision))),
             rerun=rerun,
+            resume=resume,
             sort=sort,
             strict=strict,
             scope=scope,
@@ -183,7 +207,12 @@ class Planner:
         from orchestrator.catalog import model as published  # and these: only for a model
         from orchestrator.facts import Hub, resolve
 
-        if locked and locked.asked in (None, "main") and (known := published(model.id)):
+        if model.id in self._bases and not Path(model.id, "config.json").exists():
+            base, revision = self._bases[model.id]
+            model = model.model_copy(update={"id": base, "revision": revision})
+        # a base that was trained on was known by then, at the commit its trainer fetched
+        is_base = (model.id, model.revision) in self._bases.values()
+        if (is_base or (locked and locked.asked in (None, "main"))) and (known := published(model.id)):
             return replace(known, revision=model.revision)
         hub = Hub.from_environment(self._environ)
         return resolve(model.id, revision=model.revision, hub=hub, offline=self._offline)

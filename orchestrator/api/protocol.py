@@ -24,6 +24,7 @@ from orchestrator.backend import Check, Instance, LogLine, Offer, Volume
 from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Job, Run, RunEvent, Wanted
 from orchestrator.spec.load import Document
+from orchestrator.store.values import Artifact
 
 if TYPE_CHECKING:  # http, ssl and threads: only where runs are driven
     from orchestrator.loop import Hooks
@@ -42,6 +43,8 @@ class RunView:
 
     run: Run
     jobs: tuple[Job, ...]
+    artifacts: tuple[Artifact, ...] = ()
+    """What training left; only where one run is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class Api(Protocol):
         documents: Sequence[Document],
         *,
         rerun: bool = False,
+        resume: bool = False,
         sort: Sort = "price",
         strict: bool = False,
         scope: Scope = NO_SET,

@@ -50,6 +50,8 @@ class World:
     facts: Callable[[Model], ModelFacts]
     """What a model is; asked only about models that are to be placed."""
     rerun: bool = False
+    resume: bool = False
+    """Let training that ended start again, from the last checkpoint in its output."""
     sort: Sort = "price"
     strict: bool = False
     """Refuse a spec that contradicts its model, rather than note it."""
@@ -204,7 +206,7 @@ def diff_documents(documents: Sequence[Document], world: World) -> tuple[Differe
         elif isinstance(spec, Task | Service | DevEnvironment):
             run = world.runs.get(spec.name)
             spec_hash = fingerprint(spec, read_inputs(document, spec))
-            action, changed = _compare(spec, spec_hash, run, rerun=world.rerun)
+            action, changed = _compare(spec, spec_hash, run, rerun=_starts_again(spec, world))
             found.append(Difference(spec.name, spec.type, action, changed))
     return tuple(found)
 
@@ -213,7 +215,7 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     run = world.runs.get(spec.name)
     inputs = read_inputs(document, spec)
     spec_hash = fingerprint(spec, inputs)
-    action, changed = _compare(spec, spec_hash, run, rerun=world.rerun)
+    action, changed = _compare(spec, spec_hash, run, rerun=_starts_again(spec, world))
     there = run.set_name if run else ""
     joins = joined(spec.name, there, world.scope)
     if run and (moves := joining(there, joins)):
@@ -239,7 +241,10 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     own = opens_itself(spec) if _shares_ports(placed, world) else False
     surge = surge and own is not True
     backends, rents = _places(placed, demand)
-    template = Template(launch, backends, follower, nodes=demand.nodes, surge=surge, rents=rents)
+    resumes = engine is not None and engine.trained is not None
+    template = Template(
+        launch, backends, follower, nodes=demand.nodes, surge=surge, rents=rents, resumes=resumes
+    )
     return replace(
         plan, demand=demand, placed=placed,
         served=engine.served if engine else None, trained=engine.trained if engine else None,
@@ -312,6 +317,11 @@ def fingerprint(spec: Work, inputs: Inputs) -> str:
         if inputs.digest
         else spec.hash()
     )
+
+
+def _starts_again(spec: Work, world: World) -> bool:
+    """Return whether a run of ``spec`` that has ended is asked to start again."""
+    return world.rerun or (world.resume and isinstance(spec, Task) and spec.train is not None)
 
 
 def _compare(
@@ -395,10 +405,15 @@ class _Placing:
         )  # fmt: skip
 
     def _tune(self, spec: Task, facts: ModelFacts) -> _Engine:
+        from orchestrator.apply.datasets import read_dataset, require_output
         from orchestrator.catalog import accelerators
+        from orchestrator.planner.cpu import is_cpu
         from orchestrator.planner.tune import place_training, tuning_question_of
 
-        question = tuning_question_of(spec, facts)
+        bare = runs_bare(spec, self.demand.places)
+        question = tuning_question_of(spec, facts, bare=bare, resume=self.offers.world.resume)
+        require_output(self.document, question)
+        question = replace(question, rows=read_dataset(self.document, question))
         (placed, trained), beside = self._try(
             lambda index: place_training(
                 question, self.demand, index, accelerators(), what=self.what, where=self.document.position
@@ -406,8 +421,8 @@ class _Placing:
         )
         where = trained.candidate
         return _Engine(
-            placed, beside, trained.launch, where.accelerator.name, where.count, where.nodes, trained.mounts,
-            trained=trained,
+            placed, beside, trained.launch, None if is_cpu(where.accelerator) else where.accelerator.name,
+            where.count, where.nodes, trained.mounts, trained=trained,
         )  # fmt: skip
 
     @property

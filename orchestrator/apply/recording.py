@@ -68,14 +68,14 @@ def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str], project: s
     old = plan.run
     if old is None:
         run = Run(
-            new_id(), plan.name, plan.spec.type, spec, plan.spec_hash, plan.template, now, created_at=now,
-            set_name=plan.set_name, plan=plan.serving, project=project,
+            new_id(), plan.name, plan.spec.type, spec, plan.spec_hash, plan.template.begun(now), now,
+            created_at=now, set_name=plan.set_name, plan=plan.serving, project=project,
         )  # fmt: skip
     elif plan.action == "update":
         run = replace(old, spec=spec, template=plan.template, set_name=plan.set_name)
     else:
         run = replace(
-            old, spec=spec, spec_hash=plan.spec_hash, template=plan.template, since=now,
+            old, spec=spec, spec_hash=plan.spec_hash, template=plan.template.begun(now), since=now,
             wanted=Wanted.RUN, state=RunState.QUEUED, reason="", was_ready=False,
             set_name=plan.set_name, plan=plan.serving,
         )  # fmt: skip

@@ -24,6 +24,7 @@ from orchestrator.errors import ModelyardError, UsageError  # noqa: E402
 COMMANDS = {
     "plan": ("specs", "Show what apply would do, and why."),
     "apply": ("apply", "Make it so: start, update or replace what the files say."),
+    "merge": ("apply", "Fold the adapter that a run left into its base."),
     "diff": ("specs", "Show field by field how the files differ from what is on record."),
     "drift": ("specs", "Show where the places differ from the record; changes neither."),
     "validate": ("specs", "Check files and report every problem; needs no backend."),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.locking import Locked, Locking, WriteLock, save_locks
-from orchestrator.cli.shared import Config, Json, Yes, confirm, load_files, open_api, problems_of
-from orchestrator.cli.specs import AllowDestroy, AllowReplace, Prune, Rerun, SetName
+from orchestrator.cli.shared import Config, Json, RunName, Yes, confirm, load_files, open_api, problems_of
+from orchestrator.cli.specs import AllowDestroy, AllowReplace, Prune, Rerun, Resume, SetName
 from orchestrator.errors import SpecError, UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from orchestrator.api import Api, Plans, RunView
     from orchestrator.apply import Consent
+    from orchestrator.spec.load import Document
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -46,6 +47,7 @@ def apply(
     detach: Detach = False,
     json: Json = False,
     rerun: Rerun = False,
+    resume: Resume = False,
     set_name: SetName = "",
     prune: Prune = False,
     allow_destroy: AllowDestroy = False,
@@ -62,10 +64,10 @@ def apply(
         if file:
             documents = load_files(file, arguments or ())
             locking = Locking(tuple(file), lock, locked)
-            plans, locks = locking.plan(api, documents, rerun=rerun, scope=scope)
+            plans, locks = locking.plan(api, documents, rerun=rerun, resume=resume, scope=scope)
             save_locks(locks)
         else:
-            settled = rerun or scope.name or lock or locked
+            settled = rerun or resume or scope.name or lock or locked
             plans, agreed = api.resume(_saved_plan(arguments or [], settled=bool(settled)))
             consent |= agreed
             yes = True  # whoever saved the plan has seen it
@@ -84,7 +86,7 @@ def _saved_plan(arguments: list[str], *, settled: bool) -> str:
             fix="name files with --file, for example -f configs/, or a plan that plan --out wrote",
         )
     if settled:
-        fix = "give --set, --prune, --rerun, --lock and --locked to plan"
+        fix = "give --set, --prune, --rerun, --resume, --lock and --locked to plan"
         raise UsageError("a saved plan says itself what to do", fix=fix)
     return arguments[0]
 
@@ -158,3 +160,36 @@ def _say_addresses(views: Sequence[RunView]) -> None:
         found = list(addresses(view))
         if found and not view.run.state.is_final:
             typer.echo(f"{view.run.name} answers at {', '.join(found)}", err=True)
+
+
+@app.command()
+def merge(
+    run: RunName, yes: Yes = False, detach: Detach = False, json: Json = False, config: Config = None
+) -> None:
+    """Fold the adapter that a run left into its base."""
+    from orchestrator.apply import Consent
+
+    with open_api(config) as api:
+        documents = _merging(api, run)
+        plans = api.plan(documents, resume=True)
+        failed = _carry_out(api, plans, Consent(), yes=yes, detach=detach, json=json)
+    if failed:
+        from orchestrator.errors import RunFailed
+
+        raise RunFailed("\n".join(failed))
+
+
+def _merging(api: Api, name: str) -> tuple[Document, ...]:
+    """Return a run's spec as one that also merges: what it has trained is not trained again."""
+    from json import dumps, loads
+
+    from orchestrator.spec.load import read
+
+    recorded = api.run(name).run
+    spec = loads(recorded.spec)
+    if not isinstance(spec.get("train"), dict) or spec["train"].get("adapter", "none") == "none":
+        raise UsageError(f"run {name!r} trains no adapter", fix=f"modelyard show {name}")
+    if not recorded.state.is_final:
+        raise UsageError(f"run {name!r} has not ended", fix=f"modelyard wait {name} --for ended")
+    spec["train"]["merge"] = True
+    return read(dumps(spec), file=f"<record of {name}>")

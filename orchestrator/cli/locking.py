@@ -44,6 +44,7 @@ class Locking:
         documents: Sequence[Document],
         *,
         rerun: bool,
+        resume: bool = False,
         scope: Scope,
         sort: Sort = "price",
         strict: bool = False,
@@ -52,7 +53,9 @@ class Locking:
         from orchestrator.apply.lock import by_lock, lock_of, read_lock, require_locked
 
         models = api.resolve_models(documents) if self.write else locked_models(self.files, documents)
-        plans = api.plan(documents, rerun=rerun, sort=sort, strict=strict, scope=scope, models=models)
+        plans = api.plan(
+            documents, rerun=rerun, resume=resume, sort=sort, strict=strict, scope=scope, models=models
+        )
         if not self.write and not self.hold:
             return plans, {}
         found: dict[Path, Lock] = {}

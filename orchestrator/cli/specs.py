@@ -27,6 +27,9 @@ Detailed = Annotated[
     typer.Option("--detailed-exitcode", help="End with 2 when there are changes, 0 when there are none."),
 ]
 Rerun = Annotated[bool, typer.Option("--rerun", help="Start finished tasks again.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with training that ended, from its last checkpoint.")
+]
 Arguments = Annotated[
     list[str] | None, typer.Argument(metavar="[-- ARGS]", help="What ${{ run.args }} stands for.")
 ]
@@ -59,6 +62,7 @@ def plan(
     form: FormatOption = "text",
     detailed_exitcode: Detailed = False,
     rerun: Rerun = False,
+    resume: Resume = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show the arithmetic, and what would admit other machines.")
     ] = False,
@@ -96,7 +100,9 @@ def plan(
     with _annotating(form), _explaining(explain), open_api(config) as api:
         documents = load_files(file, arguments or ())
         locking = Locking(tuple(file), lock, locked)
-        plans, locks = locking.plan(api, documents, rerun=rerun, sort=sort, strict=strict, scope=scope)
+        plans, locks = locking.plan(
+            api, documents, rerun=rerun, resume=resume, sort=sort, strict=strict, scope=scope
+        )
         save_locks(locks)
         if out is not None:
             from orchestrator.apply.lock import by_lock

@@ -56,6 +56,8 @@ _PARTS = frozenset(
         "quantization",
         "startup",
         "tuning",
+        "tuning_entry",
+        "tuning_merge",
     }
 )
 """Modules of this folder that engines share; every other one is an engine or a trainer."""

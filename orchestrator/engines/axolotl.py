@@ -10,13 +10,15 @@ import json
 from collections.abc import Mapping
 
 from orchestrator.backend import File
-from orchestrator.engines import arguments, checks, images, nodes, tuning
+from orchestrator.engines import arguments, checks, images, tuning
 from orchestrator.engines.flags import load
 from orchestrator.engines.job import EngineLaunch, Profile
 from orchestrator.engines.trl import deepspeed_config
 from orchestrator.engines.tuning import TuningJob, Value
 
-CONFIG, DEEPSPEED = "/modelyard/axolotl.yaml", "/modelyard/deepspeed.json"
+CONFIG, DEEPSPEED = "axolotl.yaml", "deepspeed.json"
+"""Our files, in ``TuningJob.home``."""
+
 METHODS: Mapping[str, str | None] = {
     "sft": None,
     "pretrain": None,
@@ -69,9 +71,8 @@ class Axolotl:
         if why := self.refuses(job):
             raise ValueError(why)
         plan = config(job)
-        command = (*tuning.starter(job, ("-m", "axolotl.cli.train")), CONFIG)
-        if job.nodes > 1:
-            command = nodes.wrap(command)
+        words = tuning.starter(job, ("-m", "axolotl.cli.train"))
+        command = tuning.kept(job, (*words, f"{job.home}/{CONFIG}"))
         telemetry = (("DO_NOT_TRACK", "1"), ("AXOLOTL_DO_NOT_TRACK", "1"))
         return EngineLaunch(
             image=images.reference(job, self.name),
@@ -126,7 +127,8 @@ def config(job: TuningJob) -> dict[str, Value]:
         **_sharding(job),
         "save_steps": job.save_steps,
         "save_total_limit": 2,
-        "resume_from_checkpoint": job.resume,
+        "logging_steps": tuning.LOGGING_STEPS,
+        **_reports(job),
     }
     return {name: value for name, value in values.items() if value is not None}
 
@@ -163,11 +165,19 @@ def _adapter(job: TuningJob) -> dict[str, Value]:
     }
 
 
+def _reports(job: TuningJob) -> dict[str, Value]:
+    return {
+        "use_tensorboard": True if "tensorboard" in job.report else None,
+        "use_mlflow": True if "mlflow" in job.report else None,
+        "use_wandb": True if "wandb" in job.report else None,
+    }
+
+
 def _sharding(job: TuningJob) -> dict[str, Value]:
     if job.sharding == "none":
         return {}
     if job.sharding != "fsdp":
-        return {"deepspeed": DEEPSPEED}
+        return {"deepspeed": f"{job.home}/{DEEPSPEED}"}
     return {
         "fsdp_version": 2,
         "fsdp_config": {
@@ -181,10 +191,12 @@ def _sharding(job: TuningJob) -> dict[str, Value]:
 
 
 def _files(job: TuningJob, values: Mapping[str, Value]) -> tuple[File, ...]:
-    found = [nodes.entry_file()] if job.nodes > 1 else []
-    found.append(File(CONFIG, (json.dumps(values, indent=1) + "\n").encode()))  # JSON is YAML
+    found = [*tuning.entry_files(job, values)]
+    found.append(File(f"{job.home}/{CONFIG}", (json.dumps(values, indent=1) + "\n").encode()))  # JSON is YAML
     if job.sharding.startswith("zero"):
-        found.append(File(DEEPSPEED, (json.dumps(deepspeed_config(job), indent=1) + "\n").encode()))
+        found.append(
+            File(f"{job.home}/{DEEPSPEED}", (json.dumps(deepspeed_config(job), indent=1) + "\n").encode())
+        )
     return tuple(found)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from orchestrator.backend import File
 
-ENTRY = "/modelyard/node_entry.py"
-"""Where ``node_entry.py`` lies in the container."""
+HOME = "/modelyard"
+"""The folder in the container that our own files lie in."""
+_ENTRY = "node_entry.py"
 
 NODES = "$(MODELYARD_NODES_NUM)"
 RANK = "$(MODELYARD_NODE_RANK)"
@@ -22,15 +23,15 @@ ENV = (
 """Both are needed: GLOO hangs on the wrong interface as NCCL does (vllm issues 7074 and 15744)."""
 
 
-def entry_file() -> File:
+def entry_file(home: str = HOME) -> File:
     """Return the program that every node of the replica starts with."""
-    return File(ENTRY, Path(__file__).with_name("node_entry.py").read_bytes(), mode=0o644)
+    return File(f"{home}/{_ENTRY}", Path(__file__).with_name(_ENTRY).read_bytes(), mode=0o644)
 
 
-def wrap(command: Sequence[str], *, followers: Sequence[str] = ()) -> tuple[str, ...]:
+def wrap(command: Sequence[str], *, followers: Sequence[str] = (), home: str = HOME) -> tuple[str, ...]:
     """Return ``command`` as started through the entry; ``followers`` are added on ranks above 0.
 
     >>> wrap(["vllm", "serve"], followers=["--headless"])
     ('python3', '/modelyard/node_entry.py', '--headless', '--', 'vllm', 'serve')
     """
-    return ("python3", ENTRY, *followers, "--", *command)
+    return ("python3", f"{home}/{_ENTRY}", *followers, "--", *command)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 
 from orchestrator.backend import File
-from orchestrator.engines import arguments, checks, images, nodes, tuning
+from orchestrator.engines import arguments, checks, images, tuning
 from orchestrator.engines.flags import load
 from orchestrator.engines.job import EngineLaunch, Profile
 from orchestrator.engines.tuning import TuningJob, Value
@@ -25,7 +25,8 @@ SCRIPTS: Mapping[str, str] = {
 }
 """Script by method. PPO and ORPO are experimental trainers without one (TRL 1.16 docs, paper index)."""
 
-DATA, FSDP, DEEPSPEED = "/modelyard/data.yaml", "/modelyard/fsdp.json", "/modelyard/deepspeed.json"
+DATA, FSDP, DEEPSPEED = "data.yaml", "fsdp.json", "deepspeed.json"
+"""Our files, in ``TuningJob.home``."""
 
 _RESUMED = "the last checkpoint in output is found by itself"
 OWNED: Mapping[str, str] = {
@@ -35,6 +36,7 @@ OWNED: Mapping[str, str] = {
     "output_dir": "say output: in the spec",
     "resume_from_checkpoint": _RESUMED,
     "config": "options in a file cannot be checked, write them here",
+    "report_to": "say report: in the spec",
     "push_to_hub": "the output is pushed after the run, not by it",
     "hub_token": "put HF_TOKEN in env",
     "fsdp": "the plan chose how to shard",
@@ -73,9 +75,8 @@ class Trl:
             raise ValueError(why)
         plan = options(job)
         words = tuning.starter(job, ("-m", f"trl.scripts.{SCRIPTS[job.method]}"))
-        command = (*words, *render({**plan, **job.args}))
-        if job.nodes > 1:
-            command = nodes.wrap(command)
+        values = {**plan, **job.args}
+        command = tuning.kept(job, (*words, *render(values)))
         return EngineLaunch(
             image=images.reference(job, self.name),
             entrypoint=command[:1],
@@ -84,7 +85,7 @@ class Trl:
             env=arguments.overlay(tuning.environment(job), job.env),
             secrets=job.secrets,
             caches=tuning.caches(job),
-            files=_files(job),
+            files=_files(job, values),
             shm_bytes=tuning.shm_bytes(job),
             stop_grace_s=tuning.stop_grace_s(job),
             profile=Profile(writable=("/root/.cache", "/tmp", "/dev/shm", job.output)),
@@ -142,16 +143,16 @@ def options(job: TuningJob) -> dict[str, Value]:
         "save_steps": job.save_steps,
         "save_total_limit": 2,
         "enable_jit_checkpoint": True,
-        "resume_from_checkpoint": job.resume,
         "ddp_backend": "gloo" if job.accelerator is None and job.world > 1 else None,
-        "report_to": "none",
+        "logging_steps": tuning.LOGGING_STEPS,
+        "report_to": list(job.report) or "none",
     }
     return {name: value for name, value in values.items() if value is not None}
 
 
 def _data(job: TuningJob) -> dict[str, Value]:
     if job.dataset.is_file:  # its scripts take a file through their configuration only
-        return {"config": DATA}
+        return {"config": f"{job.home}/{DATA}"}
     return {"dataset_name": job.dataset.path or job.dataset.id, "dataset_train_split": job.dataset.split}
 
 
@@ -198,8 +199,11 @@ def _sharding(job: TuningJob) -> dict[str, Value]:
     if job.sharding == "none":
         return {}
     if job.sharding == "fsdp":
-        return {"fsdp": (), "fsdp_config": FSDP}  # alone: "True" is no sharding strategy to it
-    return {"deepspeed": DEEPSPEED}
+        return {
+            "fsdp": (),
+            "fsdp_config": f"{job.home}/{FSDP}",
+        }  # alone: "True" is no sharding strategy to it
+    return {"deepspeed": f"{job.home}/{DEEPSPEED}"}
 
 
 def _rollout(job: TuningJob) -> dict[str, Value]:
@@ -230,15 +234,15 @@ def render(values: Mapping[str, Value]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _files(job: TuningJob) -> tuple[File, ...]:
-    found = [nodes.entry_file()] if job.nodes > 1 else []
+def _files(job: TuningJob, values: Mapping[str, Value]) -> tuple[File, ...]:
+    found = [*tuning.entry_files(job, values)]
     if job.dataset.is_file:
         rows = {"path": "json", "data_files": job.dataset.path, "split": job.dataset.split}
-        found.append(_json(DATA, {"datasets": [rows]}))  # JSON is YAML
+        found.append(_json(f"{job.home}/{DATA}", {"datasets": [rows]}))  # JSON is YAML
     if job.sharding == "fsdp":
-        found.append(_json(FSDP, fsdp_config(job)))
+        found.append(_json(f"{job.home}/{FSDP}", fsdp_config(job)))
     elif job.sharding != "none":
-        found.append(_json(DEEPSPEED, deepspeed_config(job)))
+        found.append(_json(f"{job.home}/{DEEPSPEED}", deepspeed_config(job)))
     return tuple(found)
 
 
@@ -287,11 +291,15 @@ def _setup(job: TuningJob) -> str:
         return ""
     if job.accelerator is None:
         index = "--extra-index-url https://download.pytorch.org/whl/cpu"
-        return f"pip install -q {index} 'torch=={_TORCH}+cpu' 'trl=={job.version or Trl.versions[0]}' peft"
+        packages = " ".join(
+            [f"'torch=={_TORCH}+cpu' 'trl=={job.version or Trl.versions[0]}' peft", *job.report]
+        )
+        return f"pip install -q {index} {packages}"
     lacks = [
         *(["bitsandbytes"] if job.tuned.type == "qlora" or "8bit" in job.optimizer else []),
         *(["deepspeed"] if job.sharding.startswith("zero") else []),
         *(["'vllm>=0.22,<=0.31'"] if _rollout(job) else []),  # what TRL 1.16 works with
+        *job.report,
     ]
     return f"pip install -q {' '.join(lacks)}" if lacks else ""
 

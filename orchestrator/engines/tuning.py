@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
-from orchestrator.backend import Mount
+from orchestrator.backend import File, Mount
 from orchestrator.catalog.values import Accelerator, ModelFacts
 from orchestrator.engines import nodes, quantization
 from orchestrator.engines.flags import Flags
@@ -18,6 +21,7 @@ Sharding = Literal["none", "zero1", "zero2", "zero3", "fsdp"]
 Scalar = str | int | float | bool
 Value = Scalar | None | Sequence[object] | Mapping[str, object]
 
+HOME = nodes.HOME
 RENDEZVOUS_PORT = 29400
 STEP_S = 60
 """Allowed for the step that runs when the signal comes; a checkpoint is written after it."""
@@ -62,9 +66,11 @@ class TuningJob:
     """One training run, sized: all that a trainer needs to write its command and configuration.
 
     ``micro_batch`` × ``accumulation`` × ``count`` × ``nodes`` is the global batch. ``output`` is
-    the folder inside the container for checkpoints and the result, ``resume`` the checkpoint
-    there to go on from. ``checkpoint_bytes`` is what one checkpoint writes, ``rollout_share`` the
-    fraction of a device that generates (GRPO). ``secrets`` are pairs of variable and reference.
+    the folder inside the container for checkpoints and the result; ``resume`` allows to go on from
+    what an earlier life of the run left there. ``home`` is where files of ours lie in the container,
+    ``report`` names what the trainer reports to. ``checkpoint_bytes`` is what one checkpoint writes,
+    ``rollout_share`` the fraction of a device that generates (GRPO). ``secrets`` are pairs of
+    variable and reference.
     """
 
     model: ModelFacts
@@ -89,7 +95,10 @@ class TuningJob:
     offload: bool = False
     rollout_share: float = 0.0
     save_steps: int = 500
-    resume: str | None = None
+    resume: bool = False
+    merge: bool = False
+    report: tuple[str, ...] = ()
+    home: str = HOME
     checkpoint_bytes: int = 0
     arch: Literal["x86", "arm"] = "x86"
     image: str | None = None
@@ -108,6 +117,29 @@ class TuningJob:
     def world(self) -> int:
         """Return the number of processes that train together."""
         return self.count * self.nodes
+
+
+def columns_of(method: Method, args: Mapping[str, object]) -> tuple[frozenset[str], ...]:
+    """Return what columns a row may have for ``method``: one of the sets has to be there whole.
+
+    As TRL 1.16 reads them (docs, dataset formats): what Axolotl is told to read is the same.
+
+    >>> sorted(columns_of("dpo", {})[0])
+    ['chosen', 'rejected']
+    """
+    text = frozenset({str(args.get("dataset_text_field", "text"))})
+    pair = frozenset({"chosen", "rejected"})
+    match method:
+        case "pretrain":
+            return (text,)
+        case "sft":
+            return (frozenset({"messages"}), frozenset({"prompt", "completion"}), text)
+        case "dpo" | "orpo" | "reward":
+            return (pair,)
+        case "kto":
+            return (frozenset({"prompt", "completion", "label"}), pair)
+        case "grpo" | "ppo":
+            return (frozenset({"prompt"}),)
 
 
 class Trainer(Protocol):
@@ -154,10 +186,45 @@ def starter(job: TuningJob, program: Sequence[str]) -> tuple[str, ...]:
     return (*spread, "--nnodes", str(job.nodes), "--node-rank", nodes.RANK, *meeting, *program)
 
 
+LOGGING_STEPS = 10
+"""Steps between two lines of figures, unless ``args`` say otherwise: TRL 1.16's default."""
+
+
+def kept(job: TuningJob, command: Sequence[str]) -> tuple[str, ...]:
+    """Return the whole command of a node: ``tuning_entry.py`` around the trainer's own."""
+    words = ("python3", f"{job.home}/tuning_entry.py", f"{job.home}/tuning.json", "--", *command)
+    return nodes.wrap(words, home=job.home) if job.nodes > 1 else words
+
+
+def entry_files(job: TuningJob, values: Mapping[str, Value]) -> tuple[File, ...]:
+    """Return the programs around the trainer and their order; ``values`` is all that it is told."""
+    here = Path(__file__)
+    every = values.get("logging_steps", LOGGING_STEPS)
+    unimportant = ("save_steps", "save_total_limit", "report_to")
+    training = {name: value for name, value in values.items() if name not in unimportant}
+    order = {
+        "output": job.output,
+        "resume": job.resume,
+        "merge": f"{job.home}/tuning_merge.py" if job.merge else "",
+        "logging_steps": every if isinstance(every, int) and every > 0 else LOGGING_STEPS,
+        "may_end_early": any("early_stopping" in name for name in values),
+        "digest": hashlib.sha256(json.dumps(training, sort_keys=True, default=list).encode()).hexdigest(),
+        "base": {"id": job.source.id, "revision": job.source.revision, "path": job.source.path or ""},
+        "dataset": {"id": job.dataset.id, "path": job.dataset.path or ""},
+    }
+    programs = ["tuning_entry.py", *(["tuning_merge.py"] if job.merge else [])]
+    return (
+        *((nodes.entry_file(job.home),) if job.nodes > 1 else ()),
+        *(File(f"{job.home}/{name}", here.with_name(name).read_bytes()) for name in programs),
+        File(f"{job.home}/tuning.json", (json.dumps(order, indent=1) + "\n").encode()),
+    )
+
+
 def environment(job: TuningJob) -> tuple[tuple[str, str], ...]:
     """Return the variables that every trainer needs."""
-    parts = [("HF_HOME", "/root/.cache/huggingface")]
-    if job.fetch_bytes == 0 and job.dataset.path:
+    # into a pipe Python writes in blocks, and progress would be told minutes late
+    parts = [("HF_HOME", "/root/.cache/huggingface"), ("PYTHONUNBUFFERED", "1")]
+    if (job.fetch_bytes == 0 or job.source.scheme == "folder") and job.dataset.path:
         parts.append(("HF_HUB_OFFLINE", "1"))
     if job.accelerator is None:
         parts.append(("ACCELERATE_USE_CPU", "true"))
@@ -198,9 +265,19 @@ def shape(job: TuningJob, engine: str) -> str | None:
         return f"weights published in {job.model.quantization} cannot be trained themselves, use an adapter"
     if job.model.context and job.sequence_tokens > job.model.context:
         return f"sequences of {job.sequence_tokens} are beyond the model's {job.model.context}"
+    if "wandb" in job.report and not _has(job, "WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        return "report: wandb needs WANDB_API_KEY in env"
+    if "mlflow" in job.report and not _has(job, "MLFLOW_TRACKING_URI"):
+        return "report: mlflow needs MLFLOW_TRACKING_URI in env"
+    if job.merge and job.tuned.type == "none":
+        return "merge: there is no adapter to fold into its base"
     if job.sharding != "none" and job.world == 1:
         return f"{job.sharding} spreads over devices, and there is one"
     return None
+
+
+def _has(job: TuningJob, *names: str) -> bool:
+    return not {name for name, _ in (*job.env, *job.secrets)}.isdisjoint(names)
 
 
 def objection(args: Mapping[str, Value], known: Flags, owned: Mapping[str, str], prefix: str) -> str | None:

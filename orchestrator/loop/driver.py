@@ -20,6 +20,7 @@ from orchestrator.loop.words import Words
 from orchestrator.reconcile import (
     ApplyGroup,
     DeleteGroup,
+    Forget,
     GroupSeen,
     Job,
     JobState,
@@ -32,6 +33,7 @@ from orchestrator.reconcile import (
     Start,
     Stop,
     Template,
+    Told,
     Turn,
     Wanted,
     Write,
@@ -42,6 +44,7 @@ from orchestrator.reconcile import (
 from orchestrator.reconcile.serving import metrics_of
 
 if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without
+    from orchestrator.loop.training import Follower
     from orchestrator.store.records import Store
     from orchestrator.store.secrets import Secrets
 
@@ -125,6 +128,9 @@ class Loop:
         """Runs that others drive, and when to ask for them again."""
         self._wake_at: datetime | None = None
         self._others_drive = False
+        self._follower: Follower | None = None
+        self._trains: dict[str, Run] = {}
+        """Runs of training among those that are driven, by id."""
 
     def close(self) -> None:
         """Wait for actions under way, write down what became of them, and let go of the runs."""
@@ -146,6 +152,9 @@ class Loop:
 
     def drive(self, until: Callable[[], bool], *, timeout_s: float | None = None) -> bool:
         """Pass after pass until ``until`` holds; return False when time ran out first."""
+        from orchestrator.loop.training import Follower  # only where runs are driven to an end
+
+        self._follower = Follower(self._backends, self._clock, self._note, self._hooks.progress)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             self._woken.clear()
@@ -179,8 +188,10 @@ class Loop:
         writes: list[Write] = []
         effects: list[Effect] = []
         self._wake_at = None
+        self._trains = {run.id: run for run in runs if run.template.resumes}
         for run in runs:
             self._decide(run, jobs.get(run.id, ()), writes, effects)
+            self._listen(run, jobs.get(run.id, ()))
         if writes and not self._commit(writes, {run.id: run.serial for run in runs}):
             return True
         for effect in effects:
@@ -224,6 +235,20 @@ class Loop:
             else:
                 writes.append(action)
         self._wake_by(step.wake_at)
+
+    def _listen(self, run: Run, jobs: Sequence[Job]) -> None:
+        """Follow the output of training that runs; of what another process started, from now on."""
+        if self._follower is None or not run.template.resumes:
+            return
+        for job in jobs:
+            if job.state is JobState.RUNNING and job.node == 0:
+                since = None if job.name in self._asked_for else self._clock()
+                self._follower.follow(run, job, since=since)
+
+    def _note(self, told: Told) -> None:
+        """Write down what training told; a run that is gone by now has nobody to read it."""
+        self._store.commit([told])
+        self._hooks.event(told.event)
 
     def _wake_by(self, at: datetime | None) -> None:
         if at and (self._wake_at is None or at < self._wake_at):
@@ -328,7 +353,14 @@ class Loop:
         for write in writes:
             if write.event is not None:
                 self._hooks.event(write.event)
+            if isinstance(write, Record) and is_finished(write.job) and write.job.run_id in self._trains:
+                self._pool.submit(self._keep_artifacts, self._trains[write.job.run_id], write.job)
         return True
+
+    def _keep_artifacts(self, run: Run, job: Job) -> None:
+        from orchestrator.loop.training import keep_artifacts
+
+        keep_artifacts(self._store, self._backends[job.backend], run, job, now=self._clock())
 
     def _carry_out(self, effect: Effect) -> None:
         name = _key(effect)
@@ -427,6 +459,11 @@ def _may_tell(job: Job) -> bool:
     return not job.state.is_final and job.stop_asked_at is None
 
 
+def is_finished(job: Job) -> bool:
+    """Return whether a launch ended well and was the one of its replica that writes the results."""
+    return job.state is JobState.SUCCEEDED and job.node == 0
+
+
 def _homes(run: Run, jobs: Sequence[Job]) -> Collection[str]:
     """Return the backends that may hold something of a run."""
     return sorted({*run.template.backends, *(job.backend for job in jobs)})
@@ -458,7 +495,7 @@ def _run_id(write: Write) -> str:
     match write:
         case Record(job, _):
             return job.run_id
-        case Turn(run, _):
+        case Turn(run, _) | Forget(run, _):
             return run.id
-        case _:
-            return write.run.id
+        case Told(event):
+            return event.run_id

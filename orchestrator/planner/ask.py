@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from orchestrator.backend import Can
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
+from orchestrator.planner.sources import VOLUME
 from orchestrator.spec.models import ByteRange, DevEnvironment, Gpu, IntRange, Model, Service, Task
 
 Work = Task | Service | DevEnvironment
@@ -131,7 +132,8 @@ def _local(spec: Work) -> Iterator[tuple[str, str]]:
 
 
 def _folders(model: Model) -> list[str]:
-    return [each for each in (model.id, *(a.id for a in model.adapters)) if each.startswith("/")]
+    ids = (model.id, *(adapter.id for adapter in model.adapters))
+    return [each for each in ids if each.startswith(("/", VOLUME))]
 
 
 def model_word(spec: Work) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.catalog import Accelerator
+from orchestrator.planner.groups import Groups
 from orchestrator.planner.index import OfferSet
 from orchestrator.units import GIB
 
@@ -43,3 +44,13 @@ def cpu_groups(offers: OfferSet) -> dict[str, tuple[Accelerator, OfferSet]]:
             known = found.get(device.name)
             found[device.name] = (device, known[1] | these if known else these)
     return found
+
+
+def with_cpus(groups: Groups, offers: OfferSet) -> dict[str, Accelerator]:
+    """Add machines without accelerators to the groups; return the devices that stand for them."""
+    devices: dict[str, Accelerator] = {}
+    for name, (device, found) in cpu_groups(offers).items():
+        devices[name] = device
+        groups.add(found, name, [1])
+        groups.refused["no accelerator"] -= len(found)  # as which they were counted before
+    return devices

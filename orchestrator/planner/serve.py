@@ -32,7 +32,7 @@ from orchestrator.planner.choose import (
 from orchestrator.planner.compose import environment
 from orchestrator.planner.cost import token_cost
 from orchestrator.planner.cpu import ENGINES as CPU_ENGINES
-from orchestrator.planner.cpu import cpu_groups, is_cpu
+from orchestrator.planner.cpu import is_cpu, with_cpus
 from orchestrator.planner.demand import AcceleratorDemand, Demand
 from orchestrator.planner.groups import Groups, affordable, any_of, group, refusals, spanning
 from orchestrator.planner.index import Matched, OfferIndex, OfferSet
@@ -394,7 +394,7 @@ def place_model(
     matched = index.match(asked)
     groups = group(matched.fitting, demand, accelerators)
     if question.engine in CPU_ENGINES and demand.accelerator is None:
-        accelerators = {**accelerators, **_with_cpus(groups, index.match(replace(demand, nodes=1)).fitting)}
+        accelerators = {**accelerators, **with_cpus(groups, index.match(replace(demand, nodes=1)).fitting)}
     options = _options(question, demand, groups, accelerators)
 
     def dearer() -> list[WhyNot]:
@@ -433,16 +433,6 @@ def place_model(
     tries = tries_of(best.option.offers, demand)
     placed = Placed(choices, fitting, refused, backends_of(tries), tries, why_not)
     return placed, best.option.fit.served(question, best.speed)
-
-
-def _with_cpus(groups: Groups, offers: OfferSet) -> dict[str, Accelerator]:
-    """Add machines without accelerators to the groups; return the devices that stand for them."""
-    devices: dict[str, Accelerator] = {}
-    for name, (device, found) in cpu_groups(offers).items():
-        devices[name] = device
-        groups.add(found, name, [1])
-        groups.refused["no accelerator"] -= len(found)  # as which they were counted before
-    return devices
 
 
 def _dearer(

@@ -8,23 +8,34 @@ from orchestrator.backend import Mount
 from orchestrator.engines import Source
 from orchestrator.spec.models import Adapter, Model
 
+VOLUME = "volume://"
+"""What lies in a named volume: ``volume://NAME/FOLDER``."""
 MODEL, ADAPTERS = "/modelyard/model", "/modelyard/adapters"
 DATA, OUTPUT = "/modelyard/data", "/modelyard/output"
 """Where a container sees them."""
 
 
 def model_source(model: Model) -> tuple[Source, tuple[Mount, ...]]:
-    """Return where a model's weights come from, and the mount of a local folder.
+    """Return where a model's weights come from, and the mount of a local folder or of its volume.
 
     >>> model_source(Model(id="/models/tuned"))[1][0].target
     '/modelyard/model'
     >>> model_source(Model(id="org/model"))[1]
     ()
+    >>> model_source(Model(id="volume://sft-output/merged"))[0].reference
+    '/modelyard/model/merged'
     """
-    if not model.id.startswith("/"):
-        return Source(model.id, model.revision), ()
-    mount = Mount(model.id, MODEL, "folder", read_only=True)
-    return Source(model.id, model.revision, path=MODEL), (mount,)
+    return _source(model.id, model.revision, MODEL)
+
+
+def _source(id: str, revision: str | None, target: str) -> tuple[Source, tuple[Mount, ...]]:
+    if id.startswith(VOLUME):
+        name, _, folder = id.removeprefix(VOLUME).partition("/")
+        path = f"{target}/{folder}".rstrip("/")
+        return Source(id, revision, path=path), (Mount(name, target, "volume", read_only=True),)
+    if id.startswith("/"):
+        return Source(id, revision, path=target), (Mount(id, target, "folder", read_only=True),)
+    return Source(id, revision), ()
 
 
 def adapter_source(adapter: Adapter) -> tuple[Source, tuple[Mount, ...]]:
@@ -33,11 +44,7 @@ def adapter_source(adapter: Adapter) -> tuple[Source, tuple[Mount, ...]]:
     >>> adapter_source(Adapter(name="sql", id="/adapters/sql"))[0].reference
     '/modelyard/adapters/sql'
     """
-    if not adapter.id.startswith("/"):
-        return Source(adapter.id, adapter.revision), ()
-    target = f"{ADAPTERS}/{adapter.name}"
-    mount = Mount(adapter.id, target, "folder", read_only=True)
-    return Source(adapter.id, adapter.revision, path=target), (mount,)
+    return _source(adapter.id, adapter.revision, f"{ADAPTERS}/{adapter.name}")
 
 
 def data_source(dataset: str) -> tuple[str | None, tuple[Mount, ...]]:

@@ -14,12 +14,14 @@ from itertools import islice
 
 from orchestrator.backend import Mount
 from orchestrator.catalog import Accelerator, ModelFacts, count_parameters
-from orchestrator.engines import EngineLaunch, trainer
+from orchestrator.engines import EngineLaunch, Source, trainer
+from orchestrator.engines.nodes import HOME
 from orchestrator.engines.tuning import Dataset, Tuned, TuningJob
 from orchestrator.errors import NothingFits, Position
 from orchestrator.planner.choose import TOO_LITTLE
 from orchestrator.planner.choose_training import TrainingCandidate, TrainingMissed, choose_training
 from orchestrator.planner.compose import environment
+from orchestrator.planner.cpu import is_cpu, with_cpus
 from orchestrator.planner.demand import Demand
 from orchestrator.planner.groups import Groups, affordable, any_of, group, refusals, spanning
 from orchestrator.planner.index import OfferIndex, OfferSet
@@ -75,6 +77,14 @@ class TuningQuestion:
     image: str | None
     env: tuple[tuple[str, str], ...]
     secrets: tuple[tuple[str, str], ...]
+    bare: bool = False
+    """Whether it runs on machines that have the trainer installed, without images and mounts."""
+    on_cpu: bool = False
+    """Whether a machine without accelerators will do."""
+    resume: bool = False
+    """Whether checkpoints that an earlier life of the run left are gone on from."""
+    rows: int | None = None
+    """Examples in the data set, where it could be counted."""
 
     @property
     def engine(self) -> str:
@@ -100,6 +110,8 @@ class TuningQuestion:
 
     def mounts(self) -> tuple[Mount, ...]:
         """Return what the container sees of this machine: model, data and output."""
+        if self.bare:
+            return ()
         _, model = model_source(self.train.model)
         _, data = data_source(self.train.dataset)
         return (*model, *data, output_mount(self.train.output, self.run))
@@ -117,8 +129,10 @@ def _reference(method: Method, args: Mapping[str, object]) -> bool | None:
     return False if method in ("dpo", "kto") and before is True else None
 
 
-def tuning_question_of(spec: Task, facts: ModelFacts) -> TuningQuestion:
-    """Return what a training task asks.
+def tuning_question_of(
+    spec: Task, facts: ModelFacts, *, bare: bool = False, resume: bool = False
+) -> TuningQuestion:
+    """Return what a training task asks; ``bare`` of machines that have its trainer installed.
 
     Raises:
         ValueError: the task trains nothing.
@@ -127,7 +141,11 @@ def tuning_question_of(spec: Task, facts: ModelFacts) -> TuningQuestion:
         raise ValueError(f"task {spec.name!r} trains nothing")
     env, secrets = environment(spec.env)
     nodes = spec.nodes if isinstance(spec.nodes, int) else None
-    return TuningQuestion(spec.name, facts, spec.train, nodes, spec.image, env, secrets)
+    gpu = spec.resources.gpu
+    return TuningQuestion(
+        spec.name, facts, spec.train, nodes, spec.image, env, secrets,
+        bare=bare, on_cpu=gpu.count.max == 0 if gpu else bare, resume=resume,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +207,9 @@ def place_training(
     asked = replace(demand, accelerator=any_of(demand.accelerator), nodes=1)
     matched = index.match(asked)
     groups = group(matched.fitting, demand, accelerators)
+    if question.on_cpu:
+        found = with_cpus(groups, index.match(replace(demand, nodes=1)).fitting)
+        accelerators = {**accelerators, **found}
     options, missed = _options(question, demand, groups, accelerators)
     if not options:
         raise NothingFits(
@@ -261,21 +282,21 @@ def _fit_of(question: TuningQuestion, candidate: TrainingCandidate, counted: Wor
 
 def _written(question: TuningQuestion, candidate: TrainingCandidate) -> TuningJob:
     train, job = question.train, candidate.job
-    source, _ = model_source(train.model)
-    path, _ = data_source(train.dataset)
+    source, path, output = _places(question)
     adapter = train.adapter
+    device = None if is_cpu(candidate.accelerator) else candidate.accelerator
     trained = _trained_parameters(question, candidate)
     return TuningJob(
         model=question.facts,
         source=source,
         dataset=Dataset(train.dataset, path),
-        output=OUTPUT,
+        output=output,
         method=train.method,
         tuned=Tuned(adapter.type, adapter.rank, adapter.alpha, adapter.dropout, adapter.targets),
-        accelerator=candidate.accelerator,
+        accelerator=device,
         count=candidate.count,
         nodes=candidate.nodes,
-        precision="bf16" if is_native(candidate.accelerator, "bf16") else "fp16",
+        precision="fp32" if device is None else "bf16" if is_native(device, "bf16") else "fp16",
         sequence_tokens=train.sequence_length,
         micro_batch=job.micro_batch,
         accumulation=candidate.accumulation,
@@ -283,12 +304,26 @@ def _written(question: TuningQuestion, candidate: TrainingCandidate) -> TuningJo
         checkpointing=job.checkpointing != "none",
         sharding=job.sharding,
         rollout_share=job.rollout,
+        resume=question.resume,
+        merge=train.merge,
+        report=train.report,
+        home=HOME.lstrip("/") if question.bare else HOME,
         checkpoint_bytes=trained * 12,  # weights and two moments, in 32 bits
         image=question.image,
         args=dict(train.args),
         env=question.env,
         secrets=question.secrets,
     )
+
+
+def _places(question: TuningQuestion) -> tuple[Source, str | None, str]:
+    """Return where the trainer finds the model and the data, and where it writes."""
+    train = question.train
+    path, _ = data_source(train.dataset)
+    if question.bare:  # there are no mounts: everything is where the spec says
+        here = train.dataset if path else None
+        return Source(train.model.id, train.model.revision), here, train.output or ""
+    return model_source(train.model)[0], path, OUTPUT
 
 
 def _trained_parameters(question: TuningQuestion, candidate: TrainingCandidate) -> int:
@@ -336,12 +371,17 @@ def _trained(question: TuningQuestion, fit: _Fit) -> Trained:
         candidate=fit.candidate,
         size=fit.candidate.size(),
         speed=fit.speed,
-        launch=runner.launch(fit.written),
+        launch=_launch(question, fit),
         mounts=question.mounts(),
         method=question.train.method,
         adapter=question.train.adapter.type,
         batch_size=question.train.batch_size,
     )
+
+
+def _launch(question: TuningQuestion, fit: _Fit) -> EngineLaunch:
+    launch = trainer(question.engine).launch(fit.written)
+    return launch.installed() if question.bare else launch
 
 
 def _needs(question: TuningQuestion) -> str:

@@ -41,6 +41,9 @@ that still sent a request would see it refused."""
 
 DRAIN_LOOK_S = 0.5
 """How often to look whether the requests of a replica that drains have ended."""
+SIGTERMED = 143
+"""Exit code of a program that SIGTERM ended: 128 and the signal."""
+INTERRUPTED = "interrupted"
 
 KEPT_ATTEMPTS = 2
 """Ended launches kept per replica and node, so that the output of the last failure can be read."""
@@ -144,6 +147,10 @@ class _Pass(Ledger[Action]):
     def _settle_exited(self, job: Job, instance: Instance) -> None:
         if job.stop_asked_at:
             self._end_stopped(job, instance)
+        elif instance.exit_code == SIGTERMED and self.run.template.resumes:
+            told = "a signal from outside ended it, after its last checkpoint"
+            reason = "preempted"
+            self._end(job, JobState.FAILED, instance, reason=reason, cause="interrupted", message=told)
         elif instance.exit_code == 0 and not instance.reason and self.run.type == "task":
             self._end(job, JobState.SUCCEEDED, instance, cause="exit code 0")
         elif instance.exit_code == 0 and not instance.reason:
@@ -160,7 +167,14 @@ class _Pass(Ledger[Action]):
             self._end(job, JobState.FAILED, instance, reason=reason, cause=cause, message=instance.message)
 
     def _end_stopped(self, job: Job, instance: Instance | None) -> None:
-        """End a job that we asked to stop; some causes make it a failure."""
+        """End a job that we asked to stop; some causes make it a failure.
+
+        What resumes is interrupted, whatever its exit code: it may end with 0, 1 or 143 then, and
+        none of them says that it is done.
+        """
+        if self.run.template.resumes and job.stop_cause != "node-failed":
+            self._end(job, JobState.STOPPED, instance, reason=INTERRUPTED, cause=job.stop_cause or "stopped")
+            return
         if job.stop_cause in ("max-duration", "not-ready", "node-failed", "hung"):
             self._end(job, JobState.FAILED, instance, reason=job.stop_cause, cause=job.stop_cause)
         else:
@@ -275,6 +289,8 @@ class _Pass(Ledger[Action]):
             return None
         if all(job.state is JobState.SUCCEEDED for job in latest):
             return None
+        if timed_out := next((j for j in latest if _is_out_of_time(j)), None):
+            return f"{INTERRUPTED}: {timed_out.message}, apply --resume goes on from its last checkpoint"
         row = failures_in_a_row([_verdict(a) for a in attempts], steady_s=self.run.template.retry.most_s)
         return self._after_failures(replica, row, stale)
 
@@ -317,9 +333,9 @@ class _Pass(Ledger[Action]):
         if why := self.observed.sick.get(job.name):
             self._ask_stop(job, "hung", why)
             return
-        started, limit = job.started_at, self.run.template.max_duration_s
+        started, limit = job.started_at, self.run.template.runs_for_s()
         if started and limit is not None and self._is_due(started + timedelta(seconds=limit)):
-            self._ask_stop(job, "max-duration", f"ran for {limit} s")
+            self._ask_stop(job, "max-duration", f"ran for {limit:g} s")
             return
         probes = self.run.template.of_node(job.node).probes()
         if self.run.type != "service" or not probes or not started or job.ready_at is not None:
@@ -378,7 +394,8 @@ class _Pass(Ledger[Action]):
                 return
             if not live:
                 if not self._paying():
-                    self._turn(RunState.FAILED, cause=failed[0], reason=failed[0])
+                    ended = RunState.STOPPED if failed[0].startswith(INTERRUPTED) else RunState.FAILED
+                    self._turn(ended, cause=failed[0], reason=failed[0])
                 return
         if self.run.type == "task" and not live and self._all_succeeded():
             if not self._paying():
@@ -500,6 +517,10 @@ class _Pass(Ledger[Action]):
 
 def _whereabouts(job: Job) -> tuple[object, ...]:
     return job.ports, job.devices, job.address, job.machine
+
+
+def _is_out_of_time(job: Job) -> bool:
+    return job.state is JobState.STOPPED and (job.reason, job.stop_cause) == (INTERRUPTED, "max-duration")
 
 
 def _verdict(attempt: list[Job]) -> Job:

@@ -66,7 +66,7 @@ def group_from(template: Template, *, name: str, kind: RunType, attempt: int = 0
         replicas=template.replicas,
         nodes=template.nodes,
         retries=_retries(template.retry),
-        max_duration_s=template.max_duration_s,
+        max_duration_s=None if (limit := template.runs_for_s()) is None else int(limit),
         follower=follower,
         surge=template.surge,
     )

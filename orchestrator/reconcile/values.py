@@ -104,12 +104,35 @@ class Template:
     max_duration_s: int | None = None
     rents: tuple[Rent | None, ...] = ()
     idle_s: int | None = 300
+    resumes: bool = False
+    """Whether the next attempt goes on where a stopped one left off, as training does."""
 
     @property
     def places(self) -> tuple[tuple[str, Rent | None], ...]:
         """Return every place with the kind of machine it rents out, best first."""
         rents = self.rents or (None,) * len(self.backends)
         return tuple(zip(self.backends, rents, strict=True))
+
+    def begun(self, at: datetime) -> Template:
+        """Return the same for a life of its run that begins at ``at``.
+
+        What resumes has to tell its own earlier attempts from those of a life before.
+        """
+        if not self.resumes:
+            return self
+        env = {**dict(self.launch.env), "MODELYARD_RUN_SINCE": at.isoformat()}
+        return replace(self, launch=replace(self.launch, env=tuple(env.items())))
+
+    def runs_for_s(self) -> float | None:
+        """Return after how long a launch is asked to stop, None where it may run for ever.
+
+        What resumes is asked early enough to have written its checkpoint at ``max_duration``, and
+        has at least half of that time.
+        """
+        limit = self.max_duration_s
+        if limit is None or not self.resumes:
+            return limit
+        return max(limit - self.launch.stop_grace_s, limit / 2)
 
     def of_node(self, node: int) -> Launch:
         """Return the launch that the node with this rank is made from."""
@@ -261,6 +284,13 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """Write down what a launch told; nothing else of it changes."""
+
+    event: RunEvent
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """Ask a backend to start a launch."""
 
@@ -312,7 +342,7 @@ class DeleteGroup:
     grace_s: float
 
 
-Write = Record | Turn | Forget
+Write = Record | Turn | Forget | Told
 GroupAction = Record | Turn | Forget | ApplyGroup | DeleteGroup
 Action = Record | Turn | Forget | Start | Stop | Remove | Release
 

@@ -12,6 +12,7 @@ from orchestrator.reconcile import Job, Run, RunEvent
 from orchestrator.render.plans import holds, offer_object, price_text
 from orchestrator.render.table import columns, table, to_json
 from orchestrator.spec.parts import exact_bytes
+from orchestrator.store.values import Artifact
 from orchestrator.units import format_bytes, format_duration
 
 
@@ -88,7 +89,25 @@ def run_text(view: RunView) -> str:
     if view.jobs:
         header = ["JOB", "STATE", "BACKEND", "EXIT", "REASON", "DEVICES"]
         lines += ["", table(header, [_job_cells(job) for job in view.jobs], indent="  ")]
+    if view.artifacts:
+        lines += ["", *_artifacts(view)]
     return "\n".join(lines)
+
+
+def _artifacts(view: RunView) -> Iterator[str]:
+    """Yield what training left, and what it was made from."""
+    header = ["ARTIFACT", "SIZE", "SHA256", "WHERE"]
+    rows = [
+        [a.kind, format_bytes(a.size_bytes), a.sha256[:16], f"{a.location}/{a.path}".removesuffix("/.")]
+        for a in view.artifacts
+    ]
+    yield table(header, rows, indent="  ")
+    first = view.artifacts[0]
+    yield f"  base     {first.base_id}" + (f" @ {first.base_revision}" if first.base_revision else "")
+    yield f"  dataset  {first.dataset}" + (f" @ {first.dataset_revision}" if first.dataset_revision else "")
+    for a in view.artifacts:
+        if a.metrics:
+            yield "  metrics  " + " · ".join(f"{name} {value:.6g}" for name, value in a.metrics)
 
 
 def _job_cells(job: Job) -> list[str]:
@@ -166,6 +185,24 @@ def run_object(view: RunView) -> dict[str, object]:
         "created_at": _time(run.created_at),
         "updated_at": _time(run.updated_at),
         "jobs": [_job_object(job) for job in view.jobs],
+        "artifacts": [_artifact_object(each) for each in view.artifacts],
+    }
+
+
+def _artifact_object(artifact: Artifact) -> dict[str, object]:
+    return {
+        "kind": artifact.kind,
+        "location": artifact.location,
+        "path": artifact.path,
+        "size_bytes": artifact.size_bytes,
+        "sha256": artifact.sha256,
+        "base": {"id": artifact.base_id, "revision": artifact.base_revision},
+        "dataset": {"id": artifact.dataset, "revision": artifact.dataset_revision},
+        "image": artifact.image,
+        "spec_hash": artifact.spec_hash,
+        "launch": artifact.launch,
+        "metrics": dict(artifact.metrics),
+        "recorded_at": _time(artifact.recorded_at),
     }
 
 

@@ -89,6 +89,7 @@ RetryEvent = Literal["no-capacity", "interruption", "error"]
 SpotPolicy = Literal["spot", "on-demand", "auto"]
 ServingEngine = Literal["auto", "vllm", "tgi", "nim", "sglang", "transformers"]
 TrainingEngine = Literal["auto", "trl", "axolotl"]
+Reporter = Literal["mlflow", "tensorboard", "wandb"]
 
 
 def _checked_name(name: str) -> str:
@@ -339,7 +340,7 @@ class Adapter(Part):
     """LoRA weights served beside their base model."""
 
     name: Annotated[str, replace("The name that requests ask for.")]
-    id: Annotated[Source, replace("A hub id, a local folder, or a URL such as s3://.")]
+    id: Annotated[Source, replace("A hub id, a local folder, a URL such as s3://, or run://NAME.")]
     revision: Annotated[str | None, replace("A branch, tag or commit of the hub.")] = None
 
 
@@ -359,7 +360,9 @@ class Model(Part):
 
     id: Annotated[
         Source,
-        replace("A hub id, a local folder with config.json, or a URL: s3:// gs:// oci:// pvc://."),
+        replace(
+            "A hub id, a local folder with config.json, a URL (s3:// gs:// oci:// pvc://), or run://NAME."
+        ),
     ]
     revision: Annotated[str | None, replace("A branch, tag or commit of the hub.")] = None
     precision: Annotated[
@@ -443,8 +446,18 @@ class Train(Part):
     ] = {}
     output: Annotated[
         Source | None,
-        replace("A folder, volume or bucket for checkpoints and the result; resumed from there."),
+        replace("A folder or a volume for checkpoints and the result; resumed from there."),
     ] = None
+    merge: Annotated[Bool, replace("Fold the adapter into its base at the end, into merged/ of output.")] = (
+        False
+    )
+    report: Annotated[
+        Annotated[
+            tuple[Reporter, ...],
+            BeforeValidator(forms.wrap_one, json_schema_input_type=Reporter | tuple[Reporter, ...]),
+        ],
+        replace("What the trainer sends its figures to.", examples=["tensorboard", ["mlflow", "wandb"]]),
+    ] = ()
 
 
 # --- pieces of a run ------------------------------------------------------------------------

@@ -20,11 +20,11 @@ from orchestrator.store.codec import from_micros, to_micros
 from orchestrator.store.database import Database
 from orchestrator.store.group import Group
 from orchestrator.store.prepared import Prepared, among, insert_for
-from orchestrator.store.rows import event_of, job_of, run_of
+from orchestrator.store.rows import artifact_of, artifact_row, event_of, job_of, run_of
 from orchestrator.store.secrets import Secrets
 from orchestrator.store.settle import Batch, batch_of, settle
-from orchestrator.store.tables import events, jobs, runs, volumes
-from orchestrator.store.values import MAIN, Volume
+from orchestrator.store.tables import artifacts, events, jobs, runs, volumes
+from orchestrator.store.values import MAIN, Artifact, Volume
 
 _IN_LIST = 10_000
 """Values in one IN list; SQLite takes 32,766 in a statement, PostgreSQL 65,535."""
@@ -221,6 +221,23 @@ class Store:
         """Strike out a volume; one that is not there is no error."""
         with self.database.writing() as connection:
             connection.execute(volumes.delete().where(volumes.c.name == name))
+
+    def artifacts(self, run_id: str) -> list[Artifact]:
+        """Return what a run left, by kind."""
+        found = sa.select(artifacts).where(artifacts.c.run_id == run_id)
+        return sorted(map(artifact_of, self._rows(found)), key=lambda each: each.kind)
+
+    def put_artifacts(self, run_id: str, found: Sequence[Artifact]) -> None:
+        """Write down what a run left, in place of what it left before.
+
+        Nothing is written for a run that is gone.
+        """
+        with self.database.writing() as connection:
+            if not connection.execute(sa.select(runs.c.id).where(runs.c.id == run_id)).first():
+                return
+            connection.execute(artifacts.delete().where(artifacts.c.run_id == run_id))
+            if found:
+                connection.execute(artifacts.insert(), [artifact_row(each) for each in found])
 
     def _rows(self, statement: sa.Select[Any]) -> list[Mapping[str, Any]]:
         with self.database.reading() as connection:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
 from orchestrator.backend import Rent
 from orchestrator.reconcile.values import Job, JobState, Run, RunEvent, RunState, Template, Wanted
 from orchestrator.store.codec import decode, encode, from_micros, legible, to_micros
+from orchestrator.store.values import Artifact
 
 Row = Mapping[str, Any]
 
@@ -171,6 +173,18 @@ def event_of(row: Row) -> RunEvent:
         action=row["action"],
         message=row["message"],
     )
+
+
+def artifact_row(artifact: Artifact) -> dict[str, Any]:
+    """Return the row of an artifact."""
+    row = {field.name: getattr(artifact, field.name) for field in fields(artifact)}
+    return row | {"metrics": encode(artifact.metrics), "recorded_at": to_micros(artifact.recorded_at)}
+
+
+def artifact_of(row: Row) -> Artifact:
+    """Return the artifact that a row holds."""
+    metrics = decode(tuple[tuple[str, float], ...], row["metrics"])
+    return Artifact(**{**row, "metrics": metrics, "recorded_at": from_micros(row["recorded_at"])})
 
 
 def _micros(at: datetime | None) -> int | None:

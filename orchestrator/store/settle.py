@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.errors import StateMoved
-from orchestrator.reconcile.values import Forget, Record, Turn, Write
+from orchestrator.reconcile.values import Forget, Record, Told, Turn, Write
 from orchestrator.store.rows import event_row, job_row, run_row
 
 _FIX = "run the command again: it decides on what is there now"
@@ -74,14 +74,15 @@ def batch_of(writes: Iterable[Write], expected: Mapping[str, int]) -> Batch:
     puts: list[PutRun | PutJob | DropRun] = []
     events = []
     for write in writes:
-        puts.append(_put(write))
+        if not isinstance(write, Told):
+            puts.append(_put(write))
         if write.event is not None:
-            project = None if isinstance(write, Record) else write.run.project
+            project = None if isinstance(write, Record | Told) else write.run.project
             events.append({**event_row(write.event), "project": project})
     return Batch(tuple(puts), tuple(events), expected)
 
 
-def _put(write: Write) -> PutRun | PutJob | DropRun:
+def _put(write: Turn | Record | Forget) -> PutRun | PutJob | DropRun:
     match write:
         case Turn(run, event):
             changed_at = event.at if event else run.updated_at or run.since

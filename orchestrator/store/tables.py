@@ -180,6 +180,27 @@ notes = Table(
     Column("at", BigInteger, nullable=False),
 )
 
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("run_id", Text, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("location", Text, nullable=False),
+    Column("base_id", Text, nullable=False),
+    Column("base_revision", Text, nullable=False),
+    Column("dataset", Text, nullable=False),
+    Column("dataset_revision", Text, nullable=False),
+    Column("image", Text, nullable=False),
+    Column("spec_hash", Text, nullable=False),
+    Column("launch", Text, nullable=False),
+    Column("metrics", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("recorded_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("run_id", "kind", name="artifacts_pkey"),
+)
+
 meta = Table(
     "meta",
     metadata,

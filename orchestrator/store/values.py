@@ -79,3 +79,30 @@ class Answer:
     digest: str
     status: int
     body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What a run of training left, and what it was made from.
+
+    ``location`` is the run's output (a folder, a volume or a URL) and ``path`` the place in it;
+    ``sha256`` is the digest of the lines that sha256sum prints for its files in order. Revisions
+    are commits where a hub has them, ``sha256:`` and a digest for local data, "" where nobody knows.
+    """
+
+    run_id: str
+    kind: str
+    """``adapter``, ``model``, ``merged``, or ``state``: the trainer's, at its last step."""
+    path: str
+    size_bytes: int
+    sha256: str
+    location: str
+    base_id: str
+    base_revision: str
+    dataset: str
+    dataset_revision: str
+    image: str
+    spec_hash: str
+    launch: str
+    recorded_at: datetime
+    metrics: tuple[tuple[str, float], ...] = ()

@@ -48,17 +48,22 @@ def every_tuning(name: str) -> Iterator[TuningJob]:
             yield job
             rows = Dataset("./rows.jsonl", path="/data/rows.jsonl")
             yield replace(job, dataset=rows, packing=True, loss_kernel=True, offload=True, micro_batch=4)
-            yield replace(job, precision="fp16", resume="/output/checkpoint-500", rollout_share=0.3)
+            yield replace(job, precision="fp16", resume=True, merge=tuned.type != "none", rollout_share=0.3)
 
 
 def words_of(launch: EngineLaunch) -> tuple[str, ...]:
-    """Return the whole command of a launch."""
-    return (*(launch.entrypoint or ()), *launch.command)
+    """Return the trainer's whole command in a launch."""
+    words = (*(launch.entrypoint or ()), *launch.command)
+    entry = max(n for n, word in enumerate(words) if word.endswith("tuning_entry.py"))
+    return words[words.index("--", entry) + 1 :]
 
 
 def files_of(launch: EngineLaunch) -> dict[str, Any]:
     """Return the JSON files of a launch by name."""
-    found = {Path(f.target).name: f.content for f in launch.files if not f.target.endswith(".py")}
+    left_out = ("tuning.json",)
+    found = {
+        Path(f.target).name: f.content for f in launch.files if not f.target.endswith((".py", *left_out))
+    }
     return {name: json.loads(content) for name, content in found.items()}
 
 
@@ -73,7 +78,8 @@ def test_whole_command_of_trl() -> None:
         "--num_train_epochs 1.0 --optim adamw_torch_fused --gradient_checkpointing True "
         "--use_liger_kernel False --max_length 4096 --packing True --use_peft True --lora_r 16 "
         "--lora_alpha 32 --lora_dropout 0.0 --lora_target_modules all-linear --save_strategy steps "
-        "--save_steps 500 --save_total_limit 2 --enable_jit_checkpoint True --report_to none"
+        "--save_steps 500 --save_total_limit 2 --enable_jit_checkpoint True --logging_steps 10 "
+        "--report_to none"
     )
 
 
@@ -90,7 +96,8 @@ def test_whole_configuration_of_axolotl() -> None:
 @pytest.mark.parametrize("name", trainers())
 def test_nodes_meet_by_our_variables(name: str) -> None:
     launch = trainer(name).launch(tuning(count=8, nodes=2, sharding="fsdp"))
-    words = node_command(words_of(launch)[2:], MASTER)
+    words = node_command(["--", *words_of(launch)], MASTER)
+    assert launch.command[0] == "/modelyard/node_entry.py"
     assert words[:11] == [
         "torchrun",
         "--nproc-per-node",
@@ -129,7 +136,7 @@ def test_launcher_that_swallows_the_signal_is_never_used(name: str) -> None:
         ("trl", {"sharding": "zero3"}, "zero3 spreads over devices, and there is one"),
         ("trl", {"method": "grpo"}, "grpo needs args.reward_funcs"),
         ("trl", {"method": "grpo", "args": REWARDS["trl"]}, "a batch of 1 is not made of whole groups"),
-        ("trl", {"version": "1.14.0", "resume": "/output/checkpoint-1", "image": "x"}, "cannot resume"),
+        ("trl", {"version": "1.14.0", "resume": True, "image": "x"}, "cannot resume"),
         ("trl", {"args": {"learning_rat": 1}}, "has no learning_rat, did you mean learning_rate"),
         ("trl", {"args": {"num_generations": 4}}, "has no num_generations"),
         ("trl", {"args": {"output_dir": "/x"}}, "say output: in the spec"),

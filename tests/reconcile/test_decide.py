@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -514,3 +514,45 @@ def test_what_is_kept_up_must_not_end(kind: str) -> None:
     world.settle()
     assert names(world) == ["chat-0-0-1"]
     assert world.job("chat-0-0-0").message == f"a {kind} must not end"
+
+
+def test_stopped_training_is_interrupted_whatever_its_exit_code() -> None:
+    for code in (0, 1, 143):
+        world = World(scripts={"sft": Script(stop_code=code)})
+        world.apply("sft", type="task", resumes=True)
+        world.settle()
+        world.want("sft", Wanted.STOP)
+        world.settle()
+        assert (world.state("sft"), world.job("sft-0-0-0").reason) == ("stopped", "interrupted")
+
+
+def test_training_out_of_time_is_interrupted_early_enough_to_save() -> None:
+    world = World()
+    run = world.apply("sft", type="task", resumes=True, max_duration_s=100)
+    assert run.template.runs_for_s() == 90  # a launch may take 10 s to stop
+    world.settle()
+    world.clock.advance(90)
+    world.settle()
+    job = world.job("sft-0-0-0")
+    assert (job.state.value, job.reason, job.message) == ("stopped", "interrupted", "ran for 90 s")
+    assert (world.state("sft"), world.started()) == ("stopped", {"sft-0-0-0": 1})
+    assert "apply --resume goes on" in world.runs["sft"].reason
+
+
+def test_training_that_a_signal_from_outside_ended_is_an_interruption() -> None:
+    retry = Retry(frozenset({"interruption"}), duration_s=30, first_s=4)
+    world = World(scripts={"sft-0-0-0": Script(run_s=1, exit_code=143), "sft": Script(run_s=5)})
+    world.apply("sft", type="task", resumes=True, retry=retry)
+    world.settle()
+    assert world.job("sft-0-0-0").reason == "preempted"
+    assert (world.state("sft"), world.started()) == ("succeeded", {"sft-0-0-0": 1, "sft-0-0-1": 1})
+
+
+def test_a_life_of_training_is_told_from_the_one_before() -> None:
+    world = World()
+    template = world.apply("sft", type="task", resumes=True).template
+    first, second = template.begun(world.clock()), template.begun(world.clock() + timedelta(seconds=1))
+    assert first.at(0, 0, 0).env != second.at(0, 0, 1).env
+    assert dict(first.at(0, 1, 3).env)["MODELYARD_RUN_SINCE"] == world.clock().isoformat()
+    other = world.apply("eval", type="task").template
+    assert other.begun(world.clock()) == other

@@ -1,0 +1,145 @@
+"""Look at a data set of this machine before anything is started: its columns, and how many rows."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.engines.tuning import columns_of
+from orchestrator.errors import Problem, SpecError
+from orchestrator.planner.tune import TuningQuestion
+from orchestrator.spec.load import Document
+from orchestrator.spec.models import Train
+
+MOST_BYTES = 4 * 2**30
+"""Rows of larger files are neither read nor counted: their trainer will, in its own time."""
+_READ = (".jsonl", ".json", ".csv")
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One row's columns, and where it stands."""
+
+    columns: frozenset[str]
+    file: Path
+    line: int
+
+    @property
+    def place(self) -> str:
+        return f"{self.file.name}:{self.line}"
+
+
+def read_dataset(document: Document, question: TuningQuestion) -> int | None:
+    """Return how many rows the data set has, None where it is not here or cannot be read from here.
+
+    Raises:
+        SpecError: it has no rows, or a row lacks what the method needs; with the row's place.
+    """
+    train = question.train
+    path = Path(train.dataset)
+    if not train.dataset.startswith("/"):
+        return None
+    if not path.exists():
+        if question.bare:
+            raise SpecError([_problem(document, f"there is no {path}", "check the path")])
+        return None  # of a machine that is not this one
+    files = [path] if path.is_file() else _files(path)
+    if not files or any(f.suffix not in _READ or f.stat().st_size > MOST_BYTES for f in files):
+        return None
+    count = 0
+    try:
+        for file in files:
+            for row in _rows(file):
+                count += 1
+                if why := _lacks(row, train):
+                    raise SpecError([_problem(document, why, _known(row))])
+    except (OSError, ValueError) as error:
+        raise SpecError(
+            [_problem(document, f"cannot read {path}: {error}", "one JSON object a line")]
+        ) from None
+    if count == 0:
+        raise SpecError([_problem(document, f"{path.name} holds no rows", "put examples into it")])
+    return count
+
+
+def require_output(document: Document, question: TuningQuestion) -> None:
+    """Refuse an output that a place without volumes cannot keep.
+
+    Raises:
+        SpecError: there is none, it is no folder, or this user cannot write it.
+    """
+    output = question.train.output
+    if not question.bare:
+        return
+    if output is None or not output.startswith("/"):
+        what = "a place without volumes writes to a folder"
+        raise SpecError([document.problem("train.output", what, "for example ./adapters")])
+
+
+def _problem(document: Document, what: str, fix: str) -> Problem:
+    return document.problem("train.dataset", what, fix)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files that a trainer reads of a folder: those named for training, else all."""
+    found = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (*_READ, ".parquet"))
+    return [p for p in found if "train" in p.name] or found
+
+
+def _rows(file: Path) -> Iterator[_Row]:
+    if file.suffix == ".csv":
+        with file.open(newline="", encoding="utf-8") as text:
+            reader = csv.DictReader(text)
+            for _ in reader:
+                yield _Row(frozenset(reader.fieldnames or ()), file, reader.line_num)
+        return
+    with file.open(encoding="utf-8") as text:
+        if file.suffix == ".json" and text.read(1) == "[":
+            text.seek(0)
+            for number, row in enumerate(json.load(text), 1):
+                yield _Row(_columns(row, f"{file.name}, row {number}"), file, number)
+            return
+        text.seek(0)
+        for number, line in enumerate(text, 1):
+            if line.strip():
+                yield _Row(
+                    _columns(_object(line, f"{file.name}:{number}"), f"{file.name}:{number}"), file, number
+                )
+
+
+def _object(line: str, place: str) -> object:
+    try:
+        found: object = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    return found
+
+
+def _columns(row: object, place: str) -> frozenset[str]:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{place}: no JSON object")
+    return frozenset(name for name, value in row.items() if value is not None)
+
+
+def _lacks(row: _Row, train: Train) -> str | None:
+    ways = columns_of(train.method, train.args)
+    if any(way <= row.columns for way in ways):
+        return None
+    near = max(ways, key=lambda way: (len(way & row.columns), -len(way)))
+    missing = _named(sorted(near - row.columns))
+    return f"{row.place}: {train.method} needs {_ways(ways)}, {missing} is missing"
+
+
+def _known(row: _Row) -> str:
+    return f"columns there: {', '.join(sorted(row.columns)) or 'none'}"
+
+
+def _ways(ways: Sequence[frozenset[str]]) -> str:
+    return ", or ".join(_named(sorted(way)) for way in ways)
+
+
+def _named(names: Sequence[str]) -> str:
+    return " and ".join(repr(name) for name in names)
