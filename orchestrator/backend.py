@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from threading import Event as Flag
@@ -532,6 +533,31 @@ class Renderer(Protocol):
 
     def access_manifest(self) -> Rendering:
         """Return what lets Modelyard do its work there, and no more."""
+
+
+@runtime_checkable
+class Rehearser(Protocol):
+    """A cluster that can be asked what it would make of a group, and writes nothing."""
+
+    def rehearse(self, group: Group) -> Sequence[str]:
+        """Return what applying ``group`` would change there, a phrase for each field.
+
+        Raises:
+            BackendError: it would be refused, for the reason that this says.
+        """
+
+
+@runtime_checkable
+class Forwarder(Protocol):
+    """A backend that leads to ports of its launches where this machine does not reach them."""
+
+    def forwarded(self, name: str, port: int) -> AbstractContextManager[tuple[str, int]]:
+        """Give an address of this machine that leads to a port of a running launch, until left.
+
+        Raises:
+            NotFound: there is no such launch here.
+            BackendError: it does not run, or we may not.
+        """
 
 
 @runtime_checkable

@@ -32,6 +32,8 @@ class Place:
     options: Mapping[str, Any] = field(default_factory=dict)
     prices: Mapping[str, float] = field(default_factory=dict)
     required: bool = True
+    wishes: Mapping[str, Any] = field(default_factory=dict)
+    """Options that come from elsewhere, for whatever type knows them; they outrank the configured."""
 
 
 DEFAULT = (Place("docker", "docker", required=False), Place("process", "process", required=False))
@@ -185,5 +187,6 @@ def build(place: Place) -> Backend:
                 f"backend {place.name!r} has no option {option!r}",
                 fix=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}",
             )
-    backend: Backend = make(place.name, **place.options)
+    wishes = {option: value for option, value in place.wishes.items() if option in known}
+    backend: Backend = make(place.name, **{**place.options, **wishes})
     return backend

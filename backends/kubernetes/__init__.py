@@ -7,13 +7,15 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
 from threading import Event as Flag
 from typing import Any
 
-from backends.kubernetes.attach import execute
+from backends.kubernetes.attach import execute, forwarded
 from backends.kubernetes.client import Cluster, parse_time, path_of, path_of_object
+from backends.kubernetes.compare import changes
 from backends.kubernetes.devices import NO_DEVICES, Devices
 from backends.kubernetes.inventory import Inventory, amount_of, inventory
 from backends.kubernetes.names import HASH, LAUNCH, MANAGER, RUN, VOLUME, fitting, label_value, selector
@@ -248,15 +250,15 @@ class Kubernetes:
         self._delete_others(run, made, DEPENDENTS)
         return next(status for status in self.groups() if status.name == label_value(run))
 
-    def dry_run(self, group: Group) -> Sequence[Json]:
-        """Return the objects as the cluster would have them; nothing is written.
-
-        Raises:
-            BackendError: the cluster would refuse one of them.
-        """
-        return [
-            self._cluster.apply(one, force=self._force, dry_run=True) for one in self.render(group).objects
-        ]
+    def rehearse(self, group: Group) -> Sequence[str]:
+        """Return what the cluster says that applying ``group`` would change; nothing is written."""
+        rendered = self.render(group)
+        self._require(rendered.requires)
+        found: list[str] = []
+        for one in rendered.objects:
+            live = self._require_ours(one, group.template.run)
+            found += changes(live, self._cluster.apply(one, force=self._force, dry_run=True))
+        return found
 
     def groups(self) -> Sequence[GroupStatus]:
         """Return every group of our namespace, ordered by name."""
@@ -345,10 +347,18 @@ class Kubernetes:
 
     def execute(self, name: str, command: Sequence[str], *, tty: bool) -> int:
         """Run ``command`` in a running pod on this process's terminal; return its exit code."""
+        return execute(self._cluster, self._pod_of(name), command, tty=tty)
+
+    def forwarded(self, name: str, port: int) -> AbstractContextManager[tuple[str, int]]:
+        """Give an address of this machine that leads to a port of a running pod, until left."""
+        return forwarded(self._cluster, self._pod_of(name), port)
+
+    def _pod_of(self, name: str) -> str:
+        """Return the path of a launch's pod, which has to run."""
         seen = self._instance(name)
         if seen.phase is not Phase.RUNNING:
             raise Rejected(f"launch {name!r} is not running", backend=self.name, fix=f"see: logs {name}")
-        return execute(self._cluster, self._path("v1", "Pod", seen.container), command, tty=tty)
+        return self._path("v1", "Pod", seen.container)
 
     def watch(self, closed: Flag) -> Iterator[str]:
         """Yield "" whenever a pod of ours changes; goes on where it was after any silence."""
@@ -447,7 +457,7 @@ class Kubernetes:
         body = {"spec": {"namespace": self.settings.namespace}}
         answer = self._cluster.send("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", body)
         missing = missing_rules(answer["status"]["resourceRules"])
-        fix = "modelyard render --to kubernetes --access"
+        fix = "modelyard render rbac"
         return Check("permissions", not missing, ", ".join(missing) or "all", fix if missing else "")
 
     def _check_kinds(self) -> Check:
@@ -501,10 +511,11 @@ class Kubernetes:
         served = self._cluster.get(f"/apis/{version}") or {"resources": []}
         return any(one["name"] == plural for one in served["resources"])
 
-    def _require_ours(self, one: Json, run: str) -> None:
+    def _require_ours(self, one: Json, run: str) -> Json | None:
+        """Return the object as it is, None where there is none; refuse one that is not ours."""
         found = self._cluster.get(path_of_object(one))
         if found is None:
-            return
+            return None
         marks = {**(found["metadata"].get("annotations") or {}), **labels_of(found)}
         for mark, who in GITOPS.items():
             if mark in marks:
@@ -514,6 +525,7 @@ class Kubernetes:
                 )  # fmt: skip
         if labels_of(found).get(RUN) != label_value(run):
             raise self._not_ours(one["kind"], one["metadata"]["name"])
+        return found
 
     def _not_ours(self, kind: str, name: str) -> Rejected:
         return Rejected(

@@ -41,7 +41,8 @@ def namespaced() -> list[Json]:
         _rule("", ("configmaps", "secrets", "services", "persistentvolumeclaims"), _KEPT),
         _rule("", ("pods",), ("get", "list", "watch", "delete", "deletecollection")),
         _rule("", ("pods/log",), ("get",)),
-        _rule("", ("pods/exec",), ("create", "get")),
+        _rule("", ("pods/exec", "pods/portforward"), ("create", "get")),
+        _rule("", ("events",), ("list",)),
         _rule("apps", ("deployments", "statefulsets"), _KEPT),
         _rule("batch", ("jobs",), _KEPT),
         # what another setting wrote before is still to be seen, and cleared away

@@ -85,9 +85,7 @@ def _forbidden(said: str, backend: str) -> BackendError:
     if missing:
         verb, resource, group, scope = missing.groups()
         rule = f"verb {verb} on {resource}" + (f" of {group}" if group else "")
-        return AuthFailed(
-            f"not allowed: {rule}{scope}", backend=backend, fix="modelyard render --to kubernetes --access"
-        )
+        return AuthFailed(f"not allowed: {rule}{scope}", backend=backend, fix="modelyard render rbac")
     return AuthFailed(said, backend=backend, fix="ask who runs the cluster")
 
 
@@ -99,5 +97,5 @@ def _conflict(refusal: Refused, backend: str) -> BackendError:
     return Rejected(
         f"fields are held by others: {', '.join(held)}",
         backend=backend,
-        fix="let them go there, or set force_conflicts: true for this backend",
+        fix="let them go there, or take them: apply --force-conflicts",
     )

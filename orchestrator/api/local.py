@@ -8,16 +8,18 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from orchestrator.api.goals import has_arrived
 from orchestrator.api.planning import Planner
 from orchestrator.api.protocol import Goal, Offers, Orphan, Plans, RunView
+from orchestrator.api.rehearsal import rehearsed
 from orchestrator.apply import (
     NOTHING_LOST,
     Consent,
@@ -28,7 +30,7 @@ from orchestrator.apply import (
     record,
     require_consent,
 )
-from orchestrator.backend import Backend, Can, Check, LogLine, Offer, Phase, Volume
+from orchestrator.backend import Backend, Can, Check, Forwarder, LogLine, Offer, Phase, Volume
 from orchestrator.catalog.hardware import accelerator
 from orchestrator.errors import BackendError, ModelyardError, NotFound, StateMoved, Unreachable, UsageError
 from orchestrator.places import Places, read_places
@@ -101,6 +103,7 @@ class Local(Planner):
         clock: The time, in UTC.
         project: Whose runs, volumes and secrets are seen and made; None sees all, and makes them in
             the project ``main``.
+        wishes: Options of backends that this command asks for, whatever is configured.
     """
 
     def __init__(
@@ -111,8 +114,10 @@ class Local(Planner):
         environ: Mapping[str, str] = os.environ,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         project: str | None = None,
+        wishes: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
         super().__init__(self, environ=environ, clock=clock)
+        self._wishes = wishes
         self._url = url
         self._config = config
         self._project = project
@@ -122,7 +127,7 @@ class Local(Planner):
     @cached_property
     def places(self) -> Places:
         """The configured backends."""
-        return Places(read_places(self._config))
+        return Places([replace(place, wishes=self._wishes) for place in read_places(self._config)])
 
     @cached_property
     def store(self) -> Store:
@@ -140,6 +145,10 @@ class Local(Planner):
         return self._told is not None
 
     # What a plan asks ------------------------------------------------------------------------
+
+    def rehearsed(self, plans: Plans) -> Plans:
+        """Return plans with what their clusters would change, or refuse."""
+        return rehearsed(plans, self.places)
 
     def record_of(self, names: Collection[str] | None) -> Mapping[str, Run]:
         """Return the runs on record by name: those of ``names``, or all; asks no place.
@@ -403,6 +412,22 @@ class Local(Planner):
         job = self._latest(name, replica, node, alive=True)
         found = (i.container for i in self.places[job.backend].instances() if i.name == job.name)
         return next(found, "")
+
+    @contextmanager
+    def forwarded(
+        self, name: str, *, replica: int = 0, node: int = 0
+    ) -> Iterator[Mapping[int, tuple[str, int]]]:
+        """Give addresses of this machine that lead to a running job's ports, where it has none yet."""
+        job = self._latest(name, replica, node, alive=True)
+        place = self.places[job.backend]
+        launch = self.store.run(name).template.of_node(job.node)
+        with ExitStack() as open_ports:
+            found: dict[int, tuple[str, int]] = {}
+            if isinstance(place, Forwarder) and not job.ports:
+                for port in launch.ports:
+                    forward = place.forwarded(job.name, port.container)
+                    found[port.container] = open_ports.enter_context(forward)
+            yield found
 
     # Ending ----------------------------------------------------------------------------------
 

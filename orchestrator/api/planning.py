@@ -56,6 +56,9 @@ class Asked(Protocol):
     def abilities(self) -> Mapping[str, frozenset[Can]]:
         """Return what each place is able to do, preferred ones first."""
 
+    def rehearsed(self, plans: Plans) -> Plans:
+        """Return plans with what their places would change or refuse, where they can be asked."""
+
     def offers(self) -> Offers:
         """Return what every place offers now."""
 
@@ -95,7 +98,7 @@ class Planner:
         world = self._world(
             documents, rerun=rerun, resume=resume, sort=sort, strict=strict, scope=scope, models=models
         )
-        return plan_documents(documents, world)
+        return self._keeper.rehearsed(plan_documents(documents, world))
 
     def resolve_models(self, documents: Sequence[Document]) -> dict[str, LockedModel]:
         """Return the commits that the documents' models are at now, by run; asks the hub."""

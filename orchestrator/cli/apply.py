@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None)
 
+ForceConflicts = Annotated[
+    bool,
+    typer.Option(
+        "--force-conflicts", help="Take fields of a cluster's objects that somebody else set and holds."
+    ),
+]
 Detach = Annotated[bool, typer.Option("-d", "--detach", help="Return once everything was accepted.")]
 
 
@@ -54,13 +60,15 @@ def apply(
     allow_replace: AllowReplace = False,
     lock: WriteLock = False,
     locked: Locked = False,
+    force_conflicts: ForceConflicts = False,
     config: Config = None,
 ) -> None:
     """Make it so: start, update or replace what the files say."""
     from orchestrator.apply import Consent, Scope
 
     consent, scope = Consent(allow_destroy, allow_replace), Scope(set_name, prune)
-    with open_api(config) as api:
+    wishes = {"force_conflicts": True} if force_conflicts else {}
+    with open_api(config, wishes) as api:
         if file:
             documents = load_files(file, arguments or ())
             locking = Locking(tuple(file), lock, locked)

@@ -17,9 +17,17 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command()
 def render(
+    what: Annotated[
+        Literal["rbac"] | None,
+        typer.Argument(
+            help="What lets Modelyard work in a cluster, and no more; beside the files, or instead.",
+            show_default=False,
+        ),
+    ] = None,
     to: Annotated[
-        Literal["compose", "kubernetes"], typer.Option("--to", help="What to write.", show_default=False)
-    ],
+        Literal["compose", "kubernetes"] | None,
+        typer.Option("--to", help="What to write.", show_default=False),
+    ] = None,
     file: Annotated[
         list[str] | None,
         typer.Option(
@@ -32,18 +40,17 @@ def render(
             "-o", "--out", help="Write it there: a file, or for kubernetes a folder.", show_default=False
         ),
     ] = None,
-    access: Annotated[
-        bool, typer.Option("--access", help="Write what lets Modelyard work in the cluster, and no more.")
-    ] = False,
     config: Config = None,
 ) -> None:
     """Write what files say as native manifests; asks no place and no record."""
-    if to != "kubernetes" and access:
-        raise UsageError("--access is about clusters", fix="--to kubernetes --access")
-    if not file and not access:
+    if what and to == "compose":
+        raise UsageError("compose knows no roles", fix="modelyard render rbac")
+    if not file and not what:
         raise UsageError("render takes files", fix="-f PATH")
+    if not to and not what:
+        raise UsageError("render takes a language", fix="--to kubernetes or --to compose")
     documents = load_files(file) if file else ()
     if to == "compose":
         write_compose(documents, out)
     else:
-        write_kubernetes(documents, out, config=config, access=access)
+        write_kubernetes(documents, out, config=config, access=what == "rbac")

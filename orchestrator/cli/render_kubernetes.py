@@ -34,7 +34,7 @@ def write_kubernetes(
 
     configured = [p for p in read_places(config or default_config()) if p.type == "kubernetes"]
     place = build(configured[0] if configured else Place("kubernetes", "kubernetes"))
-    texts = {"access": renderer_of(place).access_manifest().text} if access else {}
+    texts = {"rbac": renderer_of(place).access_manifest().text} if access else {}
     for made in render_documents(documents, place, facts=_facts):
         texts[made.name] = made.rendering.text
         for note in made.rendering.notes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -135,13 +136,19 @@ def execute(
 @app.command()
 def attach(run: RunName, replica: Replica = 0, node: Node = 0, config: Config = None) -> None:
     """Open a shell in a running job, and say where its ports answer."""
+    from orchestrator.api import Local
     from orchestrator.render.runs import editor_link, ports_text
 
-    with open_api(config) as api:
+    with open_api(config) as api, ExitStack() as open_ports:
         view = api.run(run)
         container = api.container(run, replica=replica, node=node)
         for line in (*ports_text(view), *editor_link(view, container)):
             typer.echo(line, err=True)
+        if isinstance(api, Local):  # a server's machine is not the one that this is typed on
+            for port, (host, local) in open_ports.enter_context(
+                api.forwarded(run, replica=replica, node=node)
+            ).items():
+                typer.echo(f"port {port} answers at {host}:{local} until you leave", err=True)
         shell = ["/bin/sh", "-c", "command -v bash >/dev/null && exec bash -l || exec sh -l"]
         code = api.execute(run, shell, replica=replica, node=node, tty=_on_terminal())
     raise typer.Exit(code)

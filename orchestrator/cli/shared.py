@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,12 +41,21 @@ _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<host>[^:\[\]]*)):(?P<
 
 
 @contextmanager
-def open_api(config: Path | None) -> Iterator[Api]:
-    """Give the api: that of the server in MODELYARD_URL, or of this process."""
+def open_api(config: Path | None, wishes: Mapping[str, object] = MappingProxyType({})) -> Iterator[Api]:
+    """Give the api: that of the server in MODELYARD_URL, or of this process.
+
+    Raises:
+        UsageError: there are ``wishes`` for backends, and they are the server's.
+    """
     if not os.environ.get("MODELYARD_URL"):
-        with open_record(config) as here:
+        with open_record(config, wishes) as here:
             yield here
         return
+    if wishes:
+        option = next(iter(wishes))
+        raise UsageError(
+            f"the backends are the server's, and so is {option}", fix=f"set {option} in its configuration"
+        )
     from orchestrator.client import from_environment  # httpx: only where there is a server
 
     use_catalog()
@@ -56,12 +66,12 @@ def open_api(config: Path | None) -> Iterator[Api]:
 
 
 @contextmanager
-def open_record(config: Path | None) -> Iterator[Local]:
+def open_record(config: Path | None, wishes: Mapping[str, object] = MappingProxyType({})) -> Iterator[Local]:
     """Give the api of this process, on the record that the environment names."""
     from orchestrator.api import Local
 
     use_catalog()
-    api = Local(database_url(), config=config or default_config())
+    api = Local(database_url(), config=config or default_config(), wishes=wishes)
     try:
         yield api
     except KeyboardInterrupt:

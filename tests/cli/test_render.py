@@ -52,10 +52,23 @@ def test_kubernetes_is_rendered_as_its_place_is_configured(cli: Cli) -> None:
     assert "kueue.x-k8s.io/queue-name: team\n" in done.out
 
 
-def test_access_is_rendered_without_files(cli: Cli) -> None:
-    done = cli("render", "--to", "kubernetes", "--access")
+def test_roles_are_rendered_without_files_or_beside_them(cli: Cli) -> None:
+    done = cli("render", "rbac")
 
     assert (done.code, done.out.count("kind: Role\n")) == (0, 2)  # one is the binding's
+    both = cli("render", "rbac", "-f", cli.write("hello.yaml", HELLO))
+    assert (both.code, both.out) == (0, done.out + cli("render", "-f", cli.write("hello.yaml", HELLO), "--to",
+                                                       "kubernetes").out)  # fmt: skip
+
+
+def test_compose_knows_no_roles(cli: Cli) -> None:
+    assert cli("render", "rbac", "--to", "compose").code == 64
+
+
+def test_files_without_a_language_are_a_wrong_command_line(cli: Cli) -> None:
+    done = cli("render", "-f", cli.write("hello.yaml", HELLO))
+
+    assert (done.code, "--to kubernetes" in done.err) == (64, True)
 
 
 def test_render_without_files_is_a_wrong_command_line(cli: Cli) -> None:

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -154,3 +154,64 @@ def _with_account(cluster: Cluster, name: str) -> None:
         cluster.send("POST", f"/api/v1/namespaces/{name}/serviceaccounts", account)
     except Busy:
         return
+
+
+@contextmanager
+def disks(config: str, folder: Path, *, count: int = 2) -> Iterator[None]:
+    """Have folders of this machine, which is the cluster's node, as disks where nothing makes any."""
+    cluster = admin(config)
+    classes, _ = cluster.list("/apis/storage.k8s.io/v1/storageclasses")
+    default = "storageclass.kubernetes.io/is-default-class"
+    if any((c["metadata"].get("annotations") or {}).get(default) == "true" for c in classes):
+        yield
+        return
+    names = [f"modelyard-{uuid.uuid4().hex[:8]}" for _ in range(count)]
+    for name in names:
+        (folder / name).mkdir()
+        (folder / name).chmod(0o777)  # the group of a claim is not given to folders of a machine
+        spec = {
+            "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "10Gi"},
+            "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": str(folder / name)},
+        }  # fmt: skip
+        body = {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": spec}
+        cluster.send("POST", "/api/v1/persistentvolumes", body)
+    try:
+        yield
+    finally:
+        for name in names:
+            cluster.delete(f"/api/v1/persistentvolumes/{name}")
+
+
+def account(root: Cluster, roles: Sequence[Any], folder: Path) -> str:
+    """Return a kubeconfig of the account that ``roles`` begin with; the rest of them is granted."""
+    first, *others = roles
+    space = first["metadata"]["namespace"]
+    accounts = f"/api/v1/namespaces/{space}/serviceaccounts"
+    root.send("POST", accounts, first)
+    for one in others:
+        root.send("POST", rbac_path(one), one)
+    asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+    token = root.send("POST", f"{accounts}/{first['metadata']['name']}/token", asked)
+    return with_token(root, folder, token["status"]["token"])
+
+
+def rbac_path(one: Any) -> str:
+    """Return where a role or a binding is created."""
+    plural = one["kind"].lower() + "s"
+    space = one["metadata"].get("namespace")
+    root = "/apis/rbac.authorization.k8s.io/v1"
+    return f"{root}/namespaces/{space}/{plural}" if space else f"{root}/{plural}"
+
+
+def with_token(root: Cluster, folder: Path, token: str) -> str:
+    """Return a kubeconfig of the same server for whoever holds ``token``."""
+    settings = root.configuration()
+    path = folder / "account.conf"
+    path.write_text(
+        "apiVersion: v1\nkind: Config\ncurrent-context: a\n"
+        f"clusters: [{{name: a, cluster: {{server: '{settings.host}', "
+        f"certificate-authority: {settings.ssl_ca_cert}}}}}]\n"
+        "contexts: [{name: a, context: {cluster: a, user: a}}]\n"
+        f"users: [{{name: a, user: {{token: {token}}}}}]\n"
+    )
+    return str(path)

@@ -9,24 +9,33 @@ import pty
 import random
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import termios
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 
 import pytest
 
 from backends.kubernetes import Kubernetes
 from backends.kubernetes.attach import _exit_code
-from orchestrator.backend import Group, Launch
+from orchestrator.backend import Group, Launch, Port
 from orchestrator.errors import Rejected, Unreachable
 from tests.backends.kubernetes.cluster import namespace, whole_cluster
 
 BOX = Group(
     "box",
-    Launch("box-0-0-0", "box", image="localhost/busybox:1", command=("sleep", "3600"), stop_grace_s=1),
+    Launch(
+        "box-0-0-0",
+        "box",
+        image="localhost/busybox:1",
+        ports=(Port(8080),),
+        stop_grace_s=1,
+        command=("sh", "-c", "cd /tmp; echo hello > index.html; exec httpd -f -p 8080"),
+    ),
     "dev-environment",
 )
 WAIT_S = 60.0
@@ -120,6 +129,22 @@ def test_terminal_has_its_size_follows_it_and_passes_keys_on(space: str) -> None
     finally:
         os.close(terminal)
     assert os.waitstatus_to_exitcode(status) == 5
+
+
+def test_port_of_a_pod_is_reached_on_this_machine_until_left(space: str) -> None:
+    place = Kubernetes("lab", kubeconfig=whole_cluster(), namespace=space)
+    with place.forwarded("box-0-0-0", 8080) as (host, port):
+        for _ in range(2):
+            with urllib.request.urlopen(f"http://{host}:{port}/", timeout=WAIT_S) as answer:
+                assert answer.read() == b"hello\n"
+    with pytest.raises(OSError):
+        socket.create_connection((host, port), timeout=1).recv(1)
+
+
+def test_port_that_nobody_listens_on_hangs_up(space: str) -> None:
+    place = Kubernetes("lab", kubeconfig=whole_cluster(), namespace=space)
+    with place.forwarded("box-0-0-0", 9) as address, socket.create_connection(address) as client:
+        assert client.recv(1) == b""
 
 
 def _resize(terminal: int, rows: int, columns: int) -> None:

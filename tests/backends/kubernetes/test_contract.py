@@ -6,6 +6,7 @@ their addresses, so that ports are claimed.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from backends.kubernetes import Kubernetes
 from orchestrator.backend import Backend, Launch
 from orchestrator.testing import BackendContract
 from orchestrator.testing.contract import Kind
-from tests.backends.kubernetes.cluster import namespace, whole_cluster
+from tests.backends.kubernetes.cluster import disks, namespace, whole_cluster
 
 
 class TestKubernetes(BackendContract):
@@ -34,9 +35,10 @@ class TestKubernetes(BackendContract):
     }
 
     @pytest.fixture
-    def backend(self) -> Iterator[Kubernetes]:
+    def backend(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kubernetes]:
         config = whole_cluster()
-        with namespace(config, enforce="restricted") as name:
+        keeps = disks(config, tmp_path) if "volume" in request.node.name else contextlib.nullcontext()
+        with keeps, namespace(config, enforce="restricted") as name:
             yield Kubernetes("contract", kubeconfig=config, namespace=name, multinode="statefulset")
 
     def launch(self, kind: Kind, name: str = "contract-0-0-1", **fields: Any) -> Launch:

@@ -17,7 +17,7 @@ from backends.kubernetes.client import Cluster, path_of
 from backends.kubernetes.rbac import render_rbac
 from orchestrator.backend import Group, GroupStatus
 from orchestrator.errors import AuthFailed, ConfigError, Quota, Rejected, Unreachable
-from tests.backends.kubernetes.cluster import admin, api_server, namespace
+from tests.backends.kubernetes.cluster import account, admin, api_server, namespace, rbac_path, with_token
 from tests.backends.kubernetes.samples import INDEXED, JOB, SERVICE, SPANNING
 
 
@@ -126,10 +126,25 @@ def test_changed_task_is_another_job_and_the_old_one_goes(place: Kubernetes, roo
     assert names(root, place, "batch/v1", "Job") == ["sft-ffff"]
 
 
-def test_dry_run_writes_nothing(place: Kubernetes, root: Cluster) -> None:
-    made = place.dry_run(SERVICE)
-    assert [one["kind"] for one in made] == ["Deployment", "Service", "PodDisruptionBudget"]
+def test_rehearsal_tells_every_change_and_writes_nothing(place: Kubernetes, root: Cluster) -> None:
+    kinds = ("Deployment", "Service", "PodDisruptionBudget")
+    assert place.rehearse(SERVICE) == [f"{kind} llama-70b: is made" for kind in kinds]
     assert names(root, place, "apps/v1", "Deployment") == []
+    apply(place, SERVICE)
+    assert place.rehearse(SERVICE) == []
+    assert place.rehearse(replace(SERVICE, replicas=3)) == ["Deployment llama-70b: spec.replicas 2 -> 3"]
+    image = replace(SERVICE, template=replace(SERVICE.template, image="vllm/vllm-openai:v0.34.0"))
+    (change,) = place.rehearse(image)
+    path = "spec.template.spec.containers[main].image"
+    assert change == (
+        f'Deployment llama-70b: {path} "vllm/vllm-openai:v0.33.0" -> "vllm/vllm-openai:v0.34.0"'
+    )
+
+
+def test_rehearsal_is_refused_as_the_apply_would_be(place: Kubernetes, root: Cluster) -> None:
+    _put_service(root, place)
+    with pytest.raises(Rejected, match="is not ours"):
+        place.rehearse(SERVICE)
 
 
 def test_conflict_names_field_and_manager(place: Kubernetes, root: Cluster, config: str) -> None:
@@ -198,15 +213,17 @@ def test_quota_is_told_from_lack_of_room(place: Kubernetes, root: Cluster) -> No
 def test_rendered_roles_are_enough_and_without_them_the_rule_is_named(
     place: Kubernetes, root: Cluster, tmp_path: Path
 ) -> None:
-    account = _as_account(root, place, tmp_path)
-    limited = Kubernetes("own", kubeconfig=account, namespace=place.settings.namespace)
+    (owner, *roles) = render_rbac(place.settings)
+    limited = Kubernetes(
+        "own", kubeconfig=account(root, [owner], tmp_path), namespace=place.settings.namespace
+    )
     with pytest.raises(AuthFailed, match="verb get on deployments of apps"):
         apply(limited, SERVICE)
     (permissions,) = [check for check in limited.check() if check.what == "permissions"]
     assert not permissions.ok
     assert "patch deployments.apps" in permissions.detail
-    for one in render_rbac(place.settings)[1:]:
-        root.send("POST", _rbac_path(one), one)
+    for one in roles:
+        root.send("POST", rbac_path(one), one)
     apply(limited, SERVICE, HF_TOKEN="x")
     apply(limited, JOB, registry="u:p")
     limited.create_volume("v", size_bytes=None)
@@ -218,40 +235,8 @@ def test_rendered_roles_are_enough_and_without_them_the_rule_is_named(
     assert [status.name for status in limited.groups()] == ["answer"]
 
 
-def _rbac_path(one: Any) -> str:
-    plural = one["kind"].lower() + "s"
-    space = one["metadata"].get("namespace")
-    root = "/apis/rbac.authorization.k8s.io/v1"
-    return f"{root}/namespaces/{space}/{plural}" if space else f"{root}/{plural}"
-
-
-def _as_account(root: Cluster, place: Kubernetes, folder: Path) -> str:
-    """Return a kubeconfig of the account that the rendered roles are bound to."""
-    space = place.settings.namespace
-    account = render_rbac(place.settings)[0]
-    root.send("POST", f"/api/v1/namespaces/{space}/serviceaccounts", account)
-    path = f"/api/v1/namespaces/{space}/serviceaccounts/modelyard/token"
-    token = root.send(
-        "POST", path, {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
-    )
-    return _with_token(root, folder, token["status"]["token"])
-
-
-def _with_token(root: Cluster, folder: Path, token: str) -> str:
-    settings = root.configuration()
-    path = folder / "account.conf"
-    path.write_text(
-        "apiVersion: v1\nkind: Config\ncurrent-context: a\n"
-        f"clusters: [{{name: a, cluster: {{server: '{settings.host}', "
-        f"certificate-authority: {settings.ssl_ca_cert}}}}}]\n"
-        "contexts: [{name: a, context: {cluster: a, user: a}}]\n"
-        f"users: [{{name: a, user: {{token: {token}}}}}]\n"
-    )
-    return str(path)
-
-
 def test_wrong_token_is_a_matter_of_credentials(root: Cluster, tmp_path: Path) -> None:
-    expired = Kubernetes("lab", kubeconfig=_with_token(root, tmp_path, "expired"))
+    expired = Kubernetes("lab", kubeconfig=with_token(root, tmp_path, "expired"))
     with pytest.raises(AuthFailed, match="expired or wrong"):
         expired.groups()
     assert [check.ok for check in expired.check()] == [False]

@@ -1,0 +1,370 @@
+"""What has to hold on a real API server, each as its own test; see the module for what it takes.
+
+Those that start pods need ``MODELYARD_TEST_CLUSTER=full``, those that place pods on nodes that are
+not there need a scheduler (``control``), and the others the binaries alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from backends.kubernetes import Kubernetes, _Expired
+from backends.kubernetes.client import Cluster, path_of
+from backends.kubernetes.rbac import render_rbac
+from backends.kubernetes.render import render_group
+from backends.kubernetes.settings import Settings
+from orchestrator.catalog.hardware import accelerator
+from orchestrator.errors import BackendError
+from tests.backends.kubernetes import rules
+from tests.backends.kubernetes.cluster import account, admin, api_server, namespace, whole_cluster
+from tests.backends.kubernetes.configs import TAKEN, objects_of
+from tests.backends.kubernetes.samples import SERVICE
+from tests.backends.kubernetes.test_inventory import SITES
+from tests.backends.kubernetes.test_placement import offered
+
+WAIT_S = 90.0
+OUTAGE_S = float(os.environ.get("MODELYARD_TEST_OUTAGE_S", "3"))
+"""How long the server is away; 120 is what has to hold."""
+PODS = int(os.environ.get("MODELYARD_TEST_PODS", "500"))
+"""How many pods others have; 5000 is what has to hold."""
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with api_server(tmp_path_factory.mktemp("apiserver")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def root(config: str) -> Cluster:
+    return admin(config)
+
+
+class Program:
+    """A user at a prompt, whose one place is a namespace of a cluster."""
+
+    def __init__(self, folder: Path, kubeconfig: str, space: str) -> None:
+        self.folder = folder
+        place = {"type": "kubernetes", "name": "lab", "kubeconfig": kubeconfig, "namespace": space}
+        (folder / "config.yaml").write_text(json.dumps({"backends": [{**place, "timeout_s": 5}]}))
+        self.env = {
+            **os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder),
+            "XDG_STATE_HOME": str(folder / "state"), "MODELYARD_CONFIG": str(folder / "config.yaml"),
+        }  # fmt: skip
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a command and go on."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.cli", *arguments], env=self.env, cwd=self.folder, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        """Run a command to its end and return what it printed, on either stream."""
+        started = self.start(*arguments)
+        said, _ = started.communicate(timeout=WAIT_S)
+        assert started.returncode == code, said
+        return said
+
+    def write(self, name: str, text: str) -> str:
+        (self.folder / name).write_text(text)
+        return str(self.folder / name)
+
+    def runs(self) -> dict[str, Any]:
+        """Return each run as ``ps`` tells it."""
+        return {run["name"]: run for run in json.loads(self("ps", "--json"))["runs"]}
+
+
+WEB = """\
+type: service
+name: web
+image: localhost/busybox:1
+commands: ["cd /tmp", "echo hello > index.html", "exec httpd -f -p 8080"]
+port: 8080
+replicas: 2
+"""
+TASK = """\
+type: task
+name: hello
+image: localhost/busybox:1
+commands: ["echo $((6 * 7))"]
+"""
+
+
+def pods_of(root: Cluster, space: str, run: str) -> dict[str, Any]:
+    found, _ = root.list(path_of("v1", "Pod", space), labelSelector=f"modelyard.dev/run={run}")
+    return {one["metadata"]["uid"]: one for one in found}
+
+
+# --- what a namespace admits
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_restricted_namespace_admits(config: str, root: Cluster, tmp_path: Path, name: str) -> None:
+    with namespace(config) as space:
+        for template in rules.pod_templates(objects_of(name, tmp_path, namespace=space)):
+            _create_pod(root, space, template, dry=True)
+
+
+def test_restricted_namespace_refuses_what_is_not(config: str, root: Cluster, tmp_path: Path) -> None:
+    lax = objects_of("tasks/answer.yaml", tmp_path, security="baseline")
+    (template,) = rules.pod_templates(lax)
+    with namespace(config) as space, pytest.raises(BackendError, match="violates PodSecurity"):
+        _create_pod(root, space, template, dry=True)
+
+
+def _create_pod(root: Cluster, space: str, template: Any, *, dry: bool) -> Any:
+    body = {"apiVersion": "v1", "kind": "Pod", "spec": template["spec"]}
+    body["metadata"] = {"generateName": "admitted-", "labels": template["metadata"].get("labels", {})}
+    query = {"dryRun": "All"} if dry else {}
+    return root.send("POST", path_of("v1", "Pod", space), body, **query)
+
+
+# --- what nodes offer
+
+
+@pytest.fixture(scope="module")
+def nodes(root: Cluster) -> Iterator[dict[str, str]]:
+    """Have a node of every site, Ready and empty; names by site."""
+    names = {site: f"modelyard-{site}" for site in SITES}
+    for site, name in names.items():
+        _create_node(root, name, *SITES[site][:2])
+    try:
+        yield names
+    finally:
+        for name in names.values():
+            root.delete(f"/api/v1/nodes/{name}")
+
+
+def _create_node(root: Cluster, name: str, labels: dict[str, str], counted: str) -> None:
+    root.delete(f"/api/v1/nodes/{name}")
+    told = {**labels, "kubernetes.io/hostname": name, "modelyard.dev/site": name}
+    body = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": told}}
+    root.send("POST", "/api/v1/nodes", body)
+    amounts = {"cpu": "96", "memory": "2Ti", "ephemeral-storage": "4Ti", "pods": "110", counted: "8"}
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    ready = {"type": "Ready", "status": "True", "lastHeartbeatTime": now, "reason": "KubeletReady"}
+    status = {"capacity": amounts, "allocatable": amounts, "conditions": [ready]}
+    merge = "application/merge-patch+json"
+    root.send("PATCH", f"/api/v1/nodes/{name}/status", {"status": status}, merge)
+    # admission taints every new node until a controller sees it ready; ours keeps other pods off
+    own = {"key": "modelyard.dev/site", "effect": "NoSchedule"}
+    root.send("PATCH", f"/api/v1/nodes/{name}", {"spec": {"taints": [own]}}, merge)
+
+
+TOLERANT = {"tolerations": ({"key": "modelyard.dev/site", "operator": "Exists"},)}
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_labelled_node_is_offered_as_what_it_is(config: str, nodes: dict[str, str], site: str) -> None:
+    place = Kubernetes(
+        "lab", kubeconfig=config, node_selector={"modelyard.dev/site": nodes[site]}, **TOLERANT
+    )
+    (offer,) = place.offers()
+    assert offer.accelerator is not None
+    known = accelerator(offer.accelerator, memory_bytes=offer.vram_bytes)
+    assert known is not None
+    assert (known.name, offer.count) == (SITES[site][2], 8)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_scheduler_puts_a_pod_on_its_own_device(
+    config: str, root: Cluster, nodes: dict[str, str], site: str
+) -> None:
+    if not os.environ.get("MODELYARD_TEST_CLUSTER"):
+        pytest.skip("needs a scheduler: MODELYARD_TEST_CLUSTER=control or full, and KUBECONFIG")
+    known, resources = offered(site)
+    if known.vendor == "google":
+        resources = replace(resources, accelerators=8)  # one slice of the topology 2x4
+    asked = replace(SERVICE, template=replace(SERVICE.template, resources=replace(resources, cpu=1)))
+    (template,) = rules.pod_templates(render_group(asked, Settings(**TOLERANT)).objects[0])
+    with namespace(config) as space:
+        pod = _create_pod(root, space, template, dry=False)
+        path = path_of("v1", "Pod", space, pod["metadata"]["name"])
+        deadline = time.monotonic() + 20
+        while not (seen := root.get(path) or pod)["spec"].get("nodeName") and time.monotonic() < deadline:
+            time.sleep(0.1)  # a scheduler takes a moment
+        bound = seen["spec"].get("nodeName", "")
+        root.delete(path, grace_s=0)
+    there = {name for other, name in nodes.items() if SITES[other][2] in _alike(SITES[site][2])}
+    assert bound in there, seen["status"]
+
+
+def _alike(device: str) -> set[str]:
+    """Return the devices that no label but a product's name tells apart."""
+    pair = {"A100-80GB", "A100-80GB-PCIE"}
+    return pair if device in pair else {device}
+
+
+# --- what is watched
+
+
+def test_watch_from_a_version_that_is_gone_is_begun_anew(config: str, root: Cluster) -> None:
+    with namespace(config) as space:
+        place = Kubernetes("lab", kubeconfig=config, namespace=space)
+        with pytest.raises(_Expired):  # the server keeps some minutes only, and says 410
+            next(place._events("1", threading.Event()))
+        listed, closed = place._cluster.list, threading.Event()
+        versions = iter(["1"])
+        old = lambda path, **query: (listed(path, **query)[0], next(versions, listed(path, **query)[1]))  # noqa: E731
+        place._cluster.list = old  # type: ignore[method-assign]  # the first version is one that is gone
+        wakes = place.watch(closed)
+        assert [next(wakes), next(wakes)] == ["", ""]
+        closed.set()
+
+
+# --- what others have
+
+
+def test_pods_of_others_cost_little(config: str, root: Cluster, tmp_path: Path) -> None:
+    with namespace(config) as space, namespace(config, enforce="privileged") as theirs:
+        cost = _cpu_of_ps(tmp_path, config, space)
+        spec = {"schedulerName": "nobody", "containers": [{"name": "c", "image": "localhost/none:1"}]}
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "other-"}, "spec": spec}
+        with ThreadPoolExecutor(8) as many:
+            list(many.map(lambda _: root.send("POST", path_of("v1", "Pod", theirs), body), range(PODS)))
+        crowded = _cpu_of_ps(tmp_path, config, space)
+        print(f"ps beside {PODS} pods of others: {crowded:.2f} CPU-s, alone {cost:.2f}")
+        root.delete(path_of("v1", "Pod", theirs), grace_s=0)
+    assert crowded < 1.0
+
+
+def _cpu_of_ps(folder: Path, config: str, space: str) -> float:
+    program = Program(folder, config, space)
+    program("ps")  # the record is made once
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    program("ps")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+# --- what an account may
+
+
+def test_rendered_roles_are_enough_for_everything(tmp_path: Path) -> None:
+    config = whole_cluster()
+    root = admin(config)
+    with namespace(config) as space:
+        limited = account(root, render_rbac(Settings(namespace=space)), tmp_path)
+        program = Program(tmp_path, limited, space)
+        assert {line.split()[1] for line in program("backend", "check").splitlines()} == {"ok"}
+        program("apply", "-y", "-f", program.write("web.yaml", WEB))
+        said = program("apply", "-y", "-f", program.write("task.yaml", TASK))
+        assert "42" in said
+        assert "42" in program("logs", "hello")
+        assert "hello" in program("exec", "web", "--", "cat", "/tmp/index.html")
+        assert "lab" in program("offers")
+        program("apply", "-y", "-f", program.write("web.yaml", WEB.replace("replicas: 2", "replicas: 1")))
+        program("stop", "-y", "web")
+        program("delete", "-y", "web", "hello")
+        left = pods_of(root, space, "web").values()  # those that are told to end take their time
+        assert [one for one in left if "deletionTimestamp" not in one["metadata"]] == []
+
+
+# --- what an outage does
+
+
+class Line:
+    """A connection to the API server that can be cut: bytes are passed on as they are."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.there = host, port
+        self.open: set[socket.socket] = set()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+        self._serve()
+
+    def _serve(self) -> None:
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                server = socket.create_connection(self.there)
+                self.open |= {client, server}
+                for pair in ((client, server), (server, client)):
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):
+            while data := one.recv(65_536):
+                other.sendall(data)
+        for each in (one, other):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for each in self.open:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+        self.open.clear()
+
+    def mend(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self._serve()
+
+
+@contextmanager
+def line_to(config: str, folder: Path) -> Iterator[tuple[Line, str]]:
+    """Give a line to the server of ``config`` that can be cut, and a kubeconfig that goes over it."""
+    server = urlsplit(admin(config).configuration().host)
+    line = Line(server.hostname or "", server.port or 443)
+    path = folder / "over-the-line.conf"
+    text = Path(config).read_text().replace(f"{server.hostname}:{server.port}", f"127.0.0.1:{line.port}")
+    path.write_text(text)
+    try:
+        yield line, str(path)
+    finally:
+        line.cut()
+
+
+def test_outage_restarts_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    config = whole_cluster()
+    root = admin(config)
+    with namespace(config) as space, line_to(config, tmp_path) as (line, over):
+        program = Program(tmp_path, over, space)
+        program("apply", "-y", "-f", program.write("web.yaml", WEB))
+        before = pods_of(root, space, "web")
+        driver = program.start("wait", "web", "--for", "ended", "--timeout", f"{OUTAGE_S + 40:.0f}s")
+        line.cut()
+        middle = time.monotonic() + OUTAGE_S / 2
+        while time.monotonic() < middle:
+            time.sleep(0.5)  # the outage itself
+        assert program.runs()["web"]["state"] == "ready"  # unknown is not failed
+        taken = next(iter(before.values()))["metadata"]["name"]
+        root.delete(path_of("v1", "Pod", space, taken), grace_s=0)  # what happens meanwhile is seen later
+        while time.monotonic() < middle + OUTAGE_S / 2:
+            time.sleep(0.5)
+        line.mend()
+        driver.communicate(timeout=WAIT_S)
+        after = pods_of(root, space, "web")
+        web = program.runs()["web"]
+        events = program("events", "web")
+    assert len(set(before) & set(after)) == 1
+    assert [sum(c["restartCount"] for c in p["status"]["containerStatuses"]) for p in after.values()] == [
+        0,
+        0,
+    ]
+    assert (web["state"], web["ready"]) == ("ready", 2)
+    assert "failed" not in events
