@@ -178,6 +178,7 @@ class Process:
         try:
             return run(command, env=env, cwd=cwd)
         except FileNotFoundError:
+            print(f"{command[0]}: not found", file=sys.stderr)
             return supervise.NOT_FOUND
         except OSError:
             return supervise.NOT_RUNNABLE

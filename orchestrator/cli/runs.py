@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from orchestrator.cli.shared import Config, Json, RunName, RunNames, Yes, confirm, open_api
 from orchestrator.errors import RunFailed, UsageError
@@ -116,7 +117,16 @@ def _on_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-@app.command("exec", context_settings={"allow_interspersed_args": False})
+class _Exec(TyperCommand):
+    """Takes options on both sides of the run's name where ``--`` says where the command begins."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Leave what follows the run alone, unless there is a ``--``."""
+        ctx.allow_interspersed_args = "--" in args
+        return super().parse_args(ctx, args)
+
+
+@app.command("exec", cls=_Exec)
 def execute(
     run: RunName,
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND [ARG]...", show_default=False)],

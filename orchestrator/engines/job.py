@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from orchestrator.backend import File, Launch, Mount, Port, Probe
-from orchestrator.catalog.values import Accelerator, ModelFacts
+
+if TYPE_CHECKING:  # the record names an engine's failures, and a small plan reads no catalog
+    from orchestrator.catalog.values import Accelerator, ModelFacts
 
 Precision = Literal["auto", "bf16", "fp16", "fp8", "int8", "int4", "fp4"]
 KvDtype = Literal["auto", "bf16", "fp8"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -137,6 +138,15 @@ _ADVICE = {
 
 
 def _advice(refused: Sequence[Refusal]) -> str:
-    return next(
-        (_ADVICE[r.reason] for r in refused if r.reason in _ADVICE), "ask for less, or allow more places"
-    )
+    known = (_ADVICE.get(r.reason) or _unable(r.reason) for r in refused)
+    return next(filter(None, known), "ask for less, or allow more places")
+
+
+def _unable(reason: str) -> str:
+    """Return what to do where no place is able to do what a field asks for.
+
+    >>> _unable("process cannot run container images, which image needs")
+    "configure a backend that can, such as docker, or leave 'image' out"
+    """
+    found = re.fullmatch(r".+ cannot .+, which (\S+) needs", reason)
+    return f"configure a backend that can, such as docker, or leave {found[1]!r} out" if found else ""

@@ -339,6 +339,9 @@ def test_a_start_that_is_put_off_says_why_once(cli: Cli, capsys: pytest.CaptureF
 def test_exec_returns_the_commands_code(cli: Cli) -> None:
     cli("apply", "-y", "-f", cli.write("web.yaml", WEB))
     assert cli("exec", "web", "--", "exit", "7").code == 7
+    assert cli("exec", "web", "exit", "7").code == 7
+    assert cli("exec", "web", "--replica", "0", "--", "exit", "7").code == 7
+    assert "no running job at replica 3" in cli("exec", "web", "--replica", "3", "--", "exit", "7").err
     ended = cli("exec", "web", "--", "exit", "130")  # as a shell does that Ctrl-C ended inside
     assert (ended.code, "interrupted" in ended.err) == (130, False)
 
