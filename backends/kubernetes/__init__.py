@@ -264,7 +264,7 @@ class Kubernetes:
         """Return every group of our namespace, ordered by name."""
         return [
             replace(status, instances=tuple(map(self._reached, status.instances)))
-            for status in self._world().groups()
+            for status in self._world(explained=True).groups()
         ]
 
     def delete_group(self, name: str, *, grace_s: float) -> None:
@@ -479,10 +479,26 @@ class Kubernetes:
         items, _ = self._cluster.list(self._path(version, kind), labelSelector=chosen)
         return [self._whole(one, version, kind) for one in items]
 
-    def _world(self) -> World:
+    def _world(self, *, explained: bool = False) -> World:
+        """Return what is there; ``explained``: also what keeps controllers from making pods."""
         owners = [one for version, kind in OWNERS for one in self._listed(version, kind, MANAGED)]
         owners = [o for o in owners if not _is_controlled(o) and "deletionTimestamp" not in o["metadata"]]
-        return World(owners, self._listed("v1", "Pod", MANAGED))
+        world = World(owners, self._listed("v1", "Pod", MANAGED))
+        if not explained:
+            return world
+        held = {one["metadata"]["uid"]: self._obstacle(one) for one in world.bare()}
+        return replace(world, obstacles=held)
+
+    def _obstacle(self, owner: Json) -> str:
+        """Return what a controller last said of pods that it could not make: a quota, or admission."""
+        meta = owner["metadata"]
+        chosen = f"reason=FailedCreate,involvedObject.uid={meta['uid']}"
+        try:
+            events, _ = self._cluster.list(self._path("v1", "Event"), fieldSelector=chosen)
+        except AuthFailed:
+            return ""  # an older role: the pods are waited for without a word
+        newest = max(events, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "", default=None)
+        return newest["message"] if newest else ""
 
     def _reached(self, one: Instance) -> Instance:
         """Return an instance with its ports where this machine can reach them."""

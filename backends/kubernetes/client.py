@@ -25,6 +25,7 @@ PAGE = 500
 PLURALS = {
     "ConfigMap": "configmaps",
     "Deployment": "deployments",
+    "Event": "events",
     "HorizontalPodAutoscaler": "horizontalpodautoscalers",
     "Job": "jobs",
     "JobSet": "jobsets",

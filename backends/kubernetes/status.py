@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -27,10 +27,27 @@ _LOST = frozenset({"NodeLost", "ContainerStatusUnknown"})
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The objects of ours in a namespace: owners of every kind, and pods."""
+    """The objects of ours in a namespace: owners of every kind, and pods.
+
+    ``obstacles`` says, by the uid of an owner, why its controller makes no pods.
+    """
 
     owners: Sequence[Json]
     pods: Sequence[Json]
+    obstacles: Mapping[str, str] = field(default_factory=dict)
+
+    def bare(self) -> list[Json]:
+        """Return the owners that ask for pods and have none; a queue that holds one back is no reason."""
+        runs = {labels_of(pod).get(RUN) for pod in self.pods}
+        return [
+            owner
+            for owner in self.owners
+            if owner["kind"] != "Deployment"  # which says it itself, as a condition
+            and labels_of(owner)[RUN] not in runs
+            and not owner["spec"].get("suspend")
+            and not condition(owner, "Complete")
+            and not condition(owner, "Failed")
+        ]
 
     def groups(self) -> list[GroupStatus]:
         """Return the groups, ordered by name."""
@@ -55,6 +72,8 @@ class World:
         status = _of_job(run, newest, instances) if newest["kind"] in {"Job", "JobSet"} else None
         if status is None:
             status = _kept_up(run, newest, instances)
+        if obstacle := self.obstacles.get(newest["metadata"].get("uid", "")):
+            status = replace(status, message=obstacle)
         digest = (newest["metadata"].get("annotations") or {}).get(DIGEST, "")
         return replace(status, spec_hash=spec_hash, digest=digest)
 

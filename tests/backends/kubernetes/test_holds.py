@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -25,16 +25,17 @@ from urllib.parse import urlsplit
 import pytest
 
 from backends.kubernetes import Kubernetes, _Expired
-from backends.kubernetes.client import Cluster, path_of
+from backends.kubernetes.client import Cluster, path_of, path_of_object
 from backends.kubernetes.rbac import render_rbac
 from backends.kubernetes.render import render_group
 from backends.kubernetes.settings import Settings
+from orchestrator.backend import Group
 from orchestrator.catalog.hardware import accelerator
 from orchestrator.errors import BackendError
 from tests.backends.kubernetes import rules
 from tests.backends.kubernetes.cluster import account, admin, api_server, namespace, whole_cluster
 from tests.backends.kubernetes.configs import TAKEN, objects_of
-from tests.backends.kubernetes.samples import SERVICE
+from tests.backends.kubernetes.samples import INDEXED, JOB, SCALED, SERVICE, SPANNING
 from tests.backends.kubernetes.test_inventory import SITES
 from tests.backends.kubernetes.test_placement import offered
 
@@ -276,6 +277,51 @@ def test_rendered_roles_are_enough_for_everything(tmp_path: Path) -> None:
         program("delete", "-y", "web", "hello")
         left = pods_of(root, space, "web").values()  # those that are told to end take their time
         assert [one for one in left if "deletionTimestamp" not in one["metadata"]] == []
+
+
+# --- what controllers say
+
+
+def test_quota_that_keeps_a_task_from_starting_is_told(tmp_path: Path) -> None:
+    config = whole_cluster()
+    root = admin(config)
+    with namespace(config) as space:
+        hard = {"spec": {"hard": {"count/pods": "0"}}}
+        quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, **hard}
+        root.send("POST", f"/api/v1/namespaces/{space}/resourcequotas", quota)
+        place = Kubernetes("lab", kubeconfig=config, namespace=space)
+        _until(lambda: (root.get(f"/api/v1/namespaces/{space}/resourcequotas/none") or {}).get("status"))
+        place.apply_group(JOB, secrets={})
+        _until(lambda: "exceeded quota" in place.groups()[0].message)
+
+
+def _until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)  # until a controller has seen it
+
+
+@pytest.mark.parametrize(
+    ("group", "options"),
+    [
+        (SPANNING, {}),
+        (INDEXED, {"tasks": "jobset"}),
+        (SCALED, {"autoscaler": "keda"}),
+        (SCALED, {"autoscaler": "hpa"}),
+    ],
+    ids=["LeaderWorkerSet", "JobSet", "ScaledObject", "HorizontalPodAutoscaler"],
+)
+def test_server_takes_the_object_as_its_resource_defines_it(config: str, group: Group, options: Any) -> None:
+    with namespace(config) as space:
+        place = Kubernetes("lab", kubeconfig=config, namespace=space, **options)
+        for kind in place.render(group).requires:
+            if not place._has(kind):
+                pytest.skip(f"needs a cluster with {kind}")
+        assert all(phrase.endswith(": is made") for phrase in place.rehearse(group))
+        strict = {"fieldManager": "modelyard", "dryRun": "All", "fieldValidation": "Strict"}
+        for one in place.render(group).objects:
+            admin(config).send("PATCH", path_of_object(one), one, "application/apply-patch+yaml", **strict)
 
 
 # --- what an outage does

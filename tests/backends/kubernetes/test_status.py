@@ -154,3 +154,28 @@ def test_refusal_is_an_error_of_ours(status: int, says: str, kind: type[BackendE
     assert type(error) is kind
     assert error.backend == "lab"
     assert error.fix or kind in (Busy, BackendError)
+
+
+def task(name: str = "web-1", **changes: Any) -> dict[str, Any]:
+    meta = {"name": name, "uid": f"uid-{name}", "labels": dict(WEB), "annotations": {}}
+    return {"kind": "Job", "metadata": meta, "spec": {}, "status": {}} | changes
+
+
+def test_task_without_pods_says_what_keeps_it_back() -> None:
+    world = World([task()], [], {"uid-web-1": "exceeded quota: q"})
+    (status,) = world.groups()
+    assert (status.phase, status.message) == (Phase.PENDING, "exceeded quota: q")
+
+
+@pytest.mark.parametrize(
+    ("owner", "pods", "bare"),
+    [
+        (task(), [], True),
+        (task(), [pod(phase="Pending")], False),
+        (task(spec={"suspend": True}), [], False),
+        (task(status={"conditions": [{"type": "Failed", "status": "True"}]}), [], False),
+        (task(kind="Deployment"), [], False),
+    ],
+)
+def test_only_who_asks_for_pods_and_has_none_is_asked_about(owner: Any, pods: Any, bare: bool) -> None:
+    assert bool(World([owner], pods).bare()) == bare
