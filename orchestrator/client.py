@@ -50,6 +50,7 @@ from orchestrator.wire import (
     ProjectBody,
     RunPage,
     SecretValue,
+    SyncStatus,
     TokenRequest,
     TokenView,
     error_of,
@@ -408,6 +409,14 @@ class Remote(Planner):
             if page.next is None:
                 return found
             after = int(page.next)
+
+    def sync_status(self) -> list[SyncStatus]:
+        """Return what became of the last commits that the server synced, newest first."""
+        return self._list(SyncStatus, "GET", "sync")
+
+    def sync_now(self) -> None:
+        """Have the server look at the repository at once."""
+        self._ask("POST", "sync")
 
     # HTTP ------------------------------------------------------------------------------------
 

@@ -216,12 +216,15 @@ class Me(_Body):
     role: str
 
 
+SyncState = Literal["applied", "failed"]
+
+
 class SyncStatus(_Body):
     """What became of a commit that was synced."""
 
     source: str
     commit: str
-    state: Literal["applied", "failed", "waiting"]
+    state: SyncState
     at: datetime
     message: str = ""
     changed: list[str] = []

@@ -194,6 +194,7 @@ class Local(Planner):
         *,
         consent: Consent = NOTHING_LOST,
         variables: Mapping[str, str] | None = None,
+        message: str = "",
     ) -> tuple[str, ...]:
         """Write down what the plans say; volumes are made at once.
 
@@ -201,6 +202,7 @@ class Local(Planner):
             plans: What was planned.
             consent: What may be lost.
             variables: Where the values of bare variables come from; None is this process's environment.
+            message: What the events of it say.
 
         Raises:
             UsageError: the plans lose what ``consent`` does not allow to be lost.
@@ -210,6 +212,7 @@ class Local(Planner):
         names = record(
             plans, self.store, environ=self._environ if variables is None else variables,
             now=self._clock(), new_id=lambda: uuid.uuid4().hex, project=self._project or MAIN,
+            message=message,
         )  # fmt: skip
         for plan in plans:
             if isinstance(plan, VolumePlan) and plan.action != "unchanged":

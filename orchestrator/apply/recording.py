@@ -27,6 +27,7 @@ def record(
     now: datetime,
     new_id: Callable[[], str],
     project: str = MAIN,
+    message: str = "",
 ) -> tuple[str, ...]:
     """Make the record say what the plans say, all or nothing; return the names of runs that changed.
 
@@ -37,6 +38,7 @@ def record(
         now: The time.
         new_id: Makes ids for new runs.
         project: Whose new runs and volumes are.
+        message: What the events say, such as the commit that is applied.
 
     Raises:
         SpecError: a variable or a secret is named, and neither the environment nor the secret
@@ -53,16 +55,18 @@ def record(
             store.put_volume(Volume(plan.name, plan.backend, spec, sha256, now, plan.set_name, project))
     for name, value in captured.items():
         kept.set(name, value, now=now)
-    turns = [_turn(plan, now=now, new_id=new_id, project=project) for plan in runs]
+    turns = [_turn(plan, now=now, new_id=new_id, project=project, message=message) for plan in runs]
     turns += [
-        _ending(plan.run, plan.reason, now) for plan in plans if isinstance(plan, Deletion) and plan.run
+        _ending(plan.run, plan.reason, now, message)
+        for plan in plans
+        if isinstance(plan, Deletion) and plan.run
     ]
     if turns:
         store.commit(turns, expected={turn.run.id: turn.run.serial for turn in turns})
     return tuple(plan.name for plan in runs)
 
 
-def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str], project: str) -> Turn:
+def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str], project: str, message: str) -> Turn:
     assert plan.template is not None  # every plan that changes something has one
     spec = json.dumps(plan.spec.canonical(), sort_keys=True)
     old = plan.run
@@ -80,14 +84,18 @@ def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str], project: s
             set_name=plan.set_name, plan=plan.serving,
         )  # fmt: skip
     before = old.state.value if old else ""
-    event = RunEvent(run.id, run.name, now, run.name, before, run.state.value, f"apply: {plan.action}")
+    event = RunEvent(
+        run.id, run.name, now, run.name, before, run.state.value, f"apply: {plan.action}", message=message
+    )
     return Turn(run, event)
 
 
-def _ending(run: Run, reason: str, now: datetime) -> Turn:
+def _ending(run: Run, reason: str, now: datetime, message: str) -> Turn:
     asked = run.asked(Wanted.DELETE)
     before, after = run.state.value, asked.state.value
-    return Turn(asked, RunEvent(run.id, run.name, now, run.name, before, after, f"prune: {reason}"))
+    return Turn(
+        asked, RunEvent(run.id, run.name, now, run.name, before, after, f"prune: {reason}", message=message)
+    )
 
 
 def _captured(plans: Sequence[RunPlan], known: Collection[str], environ: Mapping[str, str]) -> dict[str, str]:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.shared import Config, database_url, default_config, parse_address, use_catalog
-from orchestrator.errors import ConfigError
+from orchestrator.cli.specs import AllowDestroy, AllowReplace
+from orchestrator.errors import ConfigError, UsageError
+from orchestrator.units import parse_duration
 
 if TYPE_CHECKING:
     import asyncio
@@ -33,6 +35,22 @@ def server(
     gateway: Annotated[
         str | None, typer.Option("--gateway", metavar="ADDRESS", help="Run the gateway too, at this address.")
     ] = None,
+    sync: Annotated[
+        str | None,
+        typer.Option("--sync", metavar="git+URL[@REF][//FOLDER]", help="Apply a repository continuously."),
+    ] = None,
+    interval: Annotated[
+        str, typer.Option("--interval", metavar="DURATION", help="How often it is looked at.")
+    ] = "1m",
+    sync_set: Annotated[str, typer.Option("--sync-set", metavar="NAME", help="The set it is.")] = "sync",
+    prune: Annotated[
+        bool, typer.Option("--prune/--no-prune", help="Delete what the repository no longer has.")
+    ] = True,
+    signed: Annotated[
+        bool, typer.Option("--signed", help="Refuse commits whose signature git cannot verify.")
+    ] = False,
+    allow_destroy: AllowDestroy = False,
+    allow_replace: AllowReplace = False,
     config: Config = None,
 ) -> None:
     """Answer for many users, and keep their runs going.
@@ -52,13 +70,33 @@ def server(
     inner = parse_address(gateway) if gateway is not None else None
     use_catalog()
     site = Site(database_url(), config=config or default_config(), environ=os.environ, complain=_complain)
+    syncer = None
     try:
+        if sync is not None:
+            from platformdirs import user_state_path
+
+            from orchestrator.apply import Consent
+            from orchestrator.server.git import Source
+            from orchestrator.server.sync import Syncer, Wish
+
+            wish = Wish(
+                Source.parse(sync), _seconds(interval), sync_set, prune, signed,
+                Consent(allow_destroy, allow_replace),
+            )  # fmt: skip
+            syncer = Syncer(site, wish, user_state_path("modelyard") / "sync" / wish.set_name)
         serve(
-            site, door, say=_say,
+            site, door, say=_say, syncer=syncer,
             beside=None if inner is None else lambda ended: _gateway(site, inner, ended),
         )  # fmt: skip
     finally:
         site.close()
+
+
+def _seconds(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"--interval: {error}", fix="write it as 1m, for example") from None
 
 
 async def _gateway(site: Site, at: tuple[str, int], ended: asyncio.Event) -> None:

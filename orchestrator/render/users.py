@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.render.table import table, to_json
-from orchestrator.wire import NotedDeed, ProjectBody, TokenView
+from orchestrator.wire import NotedDeed, ProjectBody, SyncStatus, TokenView
 
 
 def tokens_text(tokens: Sequence[TokenView]) -> str:
@@ -68,3 +68,27 @@ def audit_json(deeds: Sequence[NotedDeed]) -> str:
     """Return the audit log as JSON."""
     found = [{"serial": noted.serial, **noted.model_dump(mode="json")["deed"]} for noted in deeds]
     return to_json("modelyard/audit/v1", {"deeds": found})
+
+
+def sync_text(found: Sequence[SyncStatus]) -> str:
+    """Return one line per commit that was synced, and what was wrong with it."""
+    if not found:
+        return "nothing was synced"
+    rows = [
+        [
+            status.commit[:12] or "-", status.state,
+            status.at.isoformat(timespec="seconds").replace("+00:00", "Z"),
+            ", ".join(status.changed) or "-", f"{status.failures} times" if status.failures else "-",
+        ]
+        for status in found
+    ]  # fmt: skip
+    text = table(["COMMIT", "STATE", "AT", "CHANGED", "FAILED"], rows)
+    said = "".join(
+        f"\n{status.commit[:12] or status.source}\n{status.message}" for status in found if status.message
+    )
+    return f"{found[0].source}\n{text}{said}"
+
+
+def sync_json(found: Sequence[SyncStatus]) -> str:
+    """Return commits that were synced as JSON."""
+    return to_json("modelyard/sync/v1", {"commits": [status.model_dump(mode="json") for status in found]})

@@ -12,15 +12,16 @@ from starlette.exceptions import HTTPException
 
 from orchestrator.errors import Denied, ModelyardError, UsageError
 from orchestrator.server import office, runs
-from orchestrator.server.gate import Unknown, problem
+from orchestrator.server.gate import Unknown, problem, read_body
 from orchestrator.server.site import Site
+from orchestrator.server.sync import Syncer
 
-OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})
-"""Paths that need no token: they tell nothing of what runs."""
+OPEN = frozenset({"/healthz", "/readyz", "/openapi.json", "/hooks/sync"})
+"""Paths that need no token: they tell nothing of what runs; a hook is signed."""
 
 
-def application(site: Site) -> FastAPI:
-    """Return the application of one server."""
+def application(site: Site, *, syncer: Syncer | None = None) -> FastAPI:
+    """Return the application of one server, which may sync a repository."""
     app = FastAPI(
         title="Modelyard", version=version("modelyard"), docs_url=None, redoc_url=None,
         description="Plans, runs and users; errors are problem documents after RFC 9457.",
@@ -28,6 +29,9 @@ def application(site: Site) -> FastAPI:
     app.state.site = site
     app.include_router(runs.gate)
     app.include_router(office.gate)
+    app.state.syncer = syncer
+    if syncer is not None:
+        app.add_api_route("/hooks/sync", _hook, methods=["POST"], status_code=202, tags=["health"])
     app.add_api_route("/healthz", _alive, methods=["GET"], tags=["health"])
     app.add_api_route("/readyz", _ready, methods=["GET"], tags=["health"], responses={503: {}})
     app.add_exception_handler(ModelyardError, _on_error)
@@ -35,6 +39,20 @@ def application(site: Site) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_http)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]  # FastAPI's way to add to it
     return app
+
+
+async def _hook(request: Request) -> dict[str, str]:
+    """Sync now: a push was told by the repository's host, which signs it.
+
+    Raises:
+        Denied: it is not signed with our secret.
+    """
+    syncer: Syncer = request.app.state.syncer
+    body = await read_body(request)
+    if not syncer.is_from_the_host(request.headers, body):
+        raise Denied("this webhook is not signed with our secret", fix="MODELYARD_SYNC_WEBHOOK_SECRET")
+    syncer.poke()
+    return {"status": "syncing"}
 
 
 def _alive() -> dict[str, str]:

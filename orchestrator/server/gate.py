@@ -62,7 +62,7 @@ class Gated(APIRoute):
             request.state.caller = caller
             if request.method in _SAFE:
                 return await inner(request)
-            await _read(request)
+            await read_body(request)
             return await _changing(site, request, caller, action, inner)
 
         return handle
@@ -88,8 +88,12 @@ def _authenticate(site: Site, request: Request, role: Role, project: str | None)
     return caller
 
 
-async def _read(request: Request) -> None:
-    """Read the body, up to what a plan with its files may have."""
+async def read_body(request: Request) -> bytes:
+    """Return the body, which may have as much as a plan with its files.
+
+    Raises:
+        HTTPException: it is larger.
+    """
     chunks, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
@@ -97,6 +101,7 @@ async def _read(request: Request) -> None:
             raise HTTPException(413, f"a body of more than {MAX_BODY_BYTES} bytes")
         chunks.append(chunk)
     request._body = b"".join(chunks)  # where Starlette keeps a body that was read
+    return request._body
 
 
 async def _changing(

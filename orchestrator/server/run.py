@@ -19,6 +19,7 @@ from orchestrator.errors import UsageError
 from orchestrator.server.app import application
 from orchestrator.server.desk import Desk
 from orchestrator.server.site import Site
+from orchestrator.server.sync import Syncer
 from orchestrator.server.users import EVERYWHERE
 from orchestrator.wire import TokenRequest
 
@@ -98,6 +99,7 @@ def serve(
     *,
     say: Callable[[str], None],
     beside: Callable[[asyncio.Event], Coroutine[Any, Any, None]] | None = None,
+    syncer: Syncer | None = None,
 ) -> None:
     """Answer calls until the process is told to end.
 
@@ -106,11 +108,13 @@ def serve(
         door: Where calls come in.
         say: Told where the server listens, and the first token.
         beside: What runs on the same event loop until its event is set.
+        syncer: What pulls a repository, where one is named.
     """
     opened = _listen(door)
     token = first_token(site)
     config = uvicorn.Config(
-        application(site), log_level="warning", access_log=False, lifespan="off", server_header=False,
+        application(site, syncer=syncer),
+        log_level="warning", access_log=False, lifespan="off", server_header=False,
         timeout_graceful_shutdown=DRAIN_S, proxy_headers=False, http="h11", ws="none",
     )  # fmt: skip
     if door.certificate is not None:
@@ -120,7 +124,13 @@ def serve(
     say(f"listening on {'https' if door.certificate else 'http'}://{shown}:{opened.getsockname()[1]}")
     if token is not None:
         say(f"token {token}")
-    asyncio.run(_serve(_Server(config, site.feed.end), opened, beside))
+    if syncer is not None:
+        syncer.start()
+    try:
+        asyncio.run(_serve(_Server(config, site.feed.end), opened, beside))
+    finally:
+        if syncer is not None:
+            syncer.close()
 
 
 async def _serve(

@@ -20,9 +20,10 @@ from orchestrator.planner.ask import Work
 from orchestrator.planner.compose import Inputs
 from orchestrator.reconcile import RunEvent, Wanted
 from orchestrator.server import streams
+from orchestrator.server.carrying import carry_out
 from orchestrator.server.gate import Gate, caller, require_serial, site_of
-from orchestrator.server.limits import require_limits
 from orchestrator.server.site import Hosted, Site
+from orchestrator.server.sync import Syncer
 from orchestrator.server.users import EVERYWHERE, Role
 from orchestrator.spec.load import Document, read
 from orchestrator.spec.models import MAX_NAME, NAME
@@ -42,6 +43,7 @@ from orchestrator.wire import (
     PlanRequest,
     RunPage,
     SecretValue,
+    SyncStatus,
     Told,
     light,
 )
@@ -143,18 +145,6 @@ def _refuse_strange(api: Hosted, plans: Plans) -> None:
                 raise UsageError(f"no backend {strange[0]!r} here", fix="plan again")
             if not NAME.fullmatch(plan.name) or len(plan.name) > MAX_NAME:
                 raise UsageError(f"{plan.name!r} is no name for a run")
-
-
-def carry_out(
-    site: Site, project: str, plans: Plans, consent: Consent, variables: dict[str, str]
-) -> tuple[str, ...]:
-    """Write down what plans say, within the project's limits; return the runs that changed."""
-    api = site.api(project)
-    limits = site.store.access.project(project)
-    require_limits(limits, api.record_of(None).values(), plans, lambda: api.offers().offers)
-    names = api.apply(plans, consent=consent, variables=variables)
-    site.wrote()
-    return names
 
 
 # Runs ------------------------------------------------------------------------------------------
@@ -399,3 +389,25 @@ def set_secret(
 def delete_secret(project: Project, name: Annotated[str, Path(pattern=_SECRET)], request: Request) -> None:
     """Forget a secret."""
     site_of(request).api(project).delete_secret(name)
+
+
+# Sync ------------------------------------------------------------------------------------------
+
+
+@gate.route_for("GET", "/sync", Role.VIEWER)
+def sync_status(project: Project, request: Request) -> list[SyncStatus]:
+    """Say what became of the last commits that were synced, newest first."""
+    return [status for each in _syncers(request, project) for status in each.history()]
+
+
+@gate.route_for("POST", "/sync", Role.OPERATOR, status=202)
+def sync_now(project: Project, request: Request) -> Applied:
+    """Sync now, whatever the clock says."""
+    for each in _syncers(request, project):
+        each.poke()
+    return Applied(runs=[])
+
+
+def _syncers(request: Request, project: str) -> list[Syncer]:
+    found: Syncer | None = getattr(request.app.state, "syncer", None)
+    return [found] if found is not None and found.project == project else []

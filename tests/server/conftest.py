@@ -18,6 +18,7 @@ from orchestrator.server.app import application
 from orchestrator.server.desk import Desk
 from orchestrator.server.run import listener
 from orchestrator.server.site import Site
+from orchestrator.server.sync import Syncer
 from orchestrator.wire import TokenRequest
 from tests.cli.conftest import CONFIG, Cli, cli
 from tests.store.conftest import postgres, postgres_store_url, url
@@ -33,6 +34,7 @@ class Served:
 
     site: Site
     url: str
+    syncer: Syncer | None = None
     complaints: list[str] = field(default_factory=list)
     http: httpx.Client = field(default_factory=httpx.Client)
     clients: list[Remote] = field(default_factory=list)
@@ -66,7 +68,13 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(state=tmp_path / "sim.jsonl"))
 
-    def start(where: str | None = None, *, owner: str | None = None, **environ: str) -> Served:
+    def start(
+        where: str | None = None,
+        *,
+        owner: str | None = None,
+        syncer: Callable[[Site], Syncer] | None = None,
+        **environ: str,
+    ) -> Served:
         complaints: list[str] = []
         site = Site(
             where or f"sqlite:///{tmp_path}/state.db", config=config, owner=owner,
@@ -74,12 +82,15 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
             complain=complaints.append,
         )  # fmt: skip
         site.start()
+        pulls = syncer(site) if syncer else None
         opened = listener("127.0.0.1", 0)
-        options = uvicorn.Config(application(site), log_level="critical", lifespan="off", ws="none")
+        options = uvicorn.Config(
+            application(site, syncer=pulls), log_level="critical", lifespan="off", ws="none"
+        )
         server = uvicorn.Server(options)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[opened])))
         thread.start()
-        served = Served(site, f"http://127.0.0.1:{opened.getsockname()[1]}", complaints)
+        served = Served(site, f"http://127.0.0.1:{opened.getsockname()[1]}", pulls, complaints)
         running.append((served, server, thread))
         return served
 

@@ -1,0 +1,40 @@
+"""Carry plans out for a project: within its limits, whoever sent them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from orchestrator.api import Plans
+from orchestrator.apply import Consent
+from orchestrator.server.limits import require_limits
+from orchestrator.server.site import Site
+
+
+def carry_out(
+    site: Site,
+    project: str,
+    plans: Plans,
+    consent: Consent,
+    variables: Mapping[str, str],
+    *,
+    message: str = "",
+) -> tuple[str, ...]:
+    """Write down what plans say, within the project's limits; return the runs that changed.
+
+    Args:
+        site: The server's share of the world.
+        project: Whose runs they are.
+        plans: What would be done.
+        consent: What may be lost.
+        variables: Where the values of bare variables come from.
+        message: What the events of it say, such as the commit.
+
+    Raises:
+        Denied: a limit would be passed.
+    """
+    api = site.api(project)
+    limits = site.store.access.project(project)
+    require_limits(limits, api.record_of(None).values(), plans, lambda: api.offers().offers)
+    names = api.apply(plans, consent=consent, variables=variables, message=message)
+    site.wrote()
+    return names

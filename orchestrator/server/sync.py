@@ -1,0 +1,204 @@
+"""Pull: a repository's specs become the desired state, commit after commit."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from orchestrator.apply import NOTHING_LOST, Consent, Scope
+from orchestrator.apply.lock import Lock, by_lock, models_of, read_lock
+from orchestrator.catalog.hardware import known_names
+from orchestrator.errors import ModelyardError, Problem, SpecError
+from orchestrator.server.carrying import carry_out
+from orchestrator.server.git import Checkout, Source
+from orchestrator.server.site import Site
+from orchestrator.spec.load import Document, load
+from orchestrator.store.values import MAIN
+from orchestrator.wire import SyncState, SyncStatus
+
+PREFIX = "MODELYARD_SYNC_"
+"""Variables of the server that specs of a repository may name begin so; they see no other."""
+WEBHOOK_SECRET = "MODELYARD_SYNC_WEBHOOK_SECRET"
+MOST_S = 3_600.0
+KEPT = 20
+"""Commits whose status is remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is synced, how often, and what it may lose."""
+
+    source: Source
+    interval_s: float = 60.0
+    set_name: str = "sync"
+    prune: bool = True
+    signed: bool = False
+    consent: Consent = NOTHING_LOST
+    project: str = MAIN
+
+
+class Syncer:
+    """Applies a repository again and again, from a thread of its own.
+
+    Of several servers on one record the first does it.
+
+    Args:
+        site: The server's share of the world.
+        wish: What is synced.
+        root: Where the work tree is kept.
+    """
+
+    def __init__(self, site: Site, wish: Wish, root: Path) -> None:
+        self._site = site
+        self._wish = wish
+        self._checkout = Checkout(wish.source, root, signed=wish.signed)
+        self._key = f"sync/{hashlib.sha256(str(wish.source).encode()).hexdigest()[:16]}"
+        self._poked = threading.Event()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
+
+    @property
+    def project(self) -> str:
+        """Whose runs it makes."""
+        return self._wish.project
+
+    def start(self) -> None:
+        """Begin to sync."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End after the commit under way."""
+        self._closed.set()
+        self._poked.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def poke(self) -> None:
+        """Sync now, whatever the clock says."""
+        self._poked.set()
+
+    def history(self) -> list[SyncStatus]:
+        """Return what became of the last commits, newest first."""
+        kept = json.loads(self._site.store.access.note(self._key) or "[]")
+        return [SyncStatus.model_validate(each) for each in kept]
+
+    def is_from_the_host(self, headers: Mapping[str, str], body: bytes) -> bool:
+        """Return whether a webhook comes from who knows the secret: signed as GitHub does, or as GitLab."""
+        secret = self._site.environ.get(WEBHOOK_SECRET, "")
+        if not secret:
+            return False
+        signed = "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+        given, plain = headers.get("x-hub-signature-256", ""), headers.get("x-gitlab-token", "")
+        return hmac.compare_digest(signed.encode(), given.encode()) or hmac.compare_digest(
+            secret.encode(), plain.encode()
+        )
+
+    def once(self) -> SyncStatus:
+        """Fetch and apply; return what became of it, which is remembered."""
+        last = next(iter(self.history()), None)
+        commit = last.commit if last else ""
+        try:
+            commit = self._checkout.update()
+            changed = self._apply(commit)
+            status = self._status(commit, "applied", changed=changed)
+        except ModelyardError as error:
+            failures = last.failures + 1 if last and last.state == "failed" else 1
+            status = self._status(commit, "failed", message=self._said(error), failures=failures)
+        if last is None or status.changed or _news(last) != _news(status):
+            self._remember(status)
+        return status
+
+    def pause_s(self, status: SyncStatus) -> float:
+        """Return how long to wait: the interval, and after failures in a row ever longer."""
+        return min(MOST_S, self._wish.interval_s * 2.0 ** min(status.failures, 12))
+
+    def _said(self, error: ModelyardError) -> str:
+        """Return an error with paths as the repository has them."""
+        return str(error).replace(f"{self._checkout.root}/", "")
+
+    def _apply(self, commit: str) -> list[str]:
+        wish, api = self._wish, self._site.api(self._wish.project)
+        documents = load(
+            [str(self._checkout.folder)], known_accelerators=known_names(), env=self._variables()
+        )
+        problems = [problem for document in documents for problem in self._strays(document)]
+        if problems:
+            raise SpecError(problems)
+        scope = Scope(wish.set_name, wish.prune)
+        models = {
+            name: model
+            for path, of in by_lock([str(self._checkout.folder)], documents).items()
+            for name, model in models_of(of, read_lock(path) or Lock()).items()
+        }
+        plans = api.plan(documents, scope=scope, models=models)
+        if all(plan.action == "unchanged" for plan in plans):
+            return []
+        variables = self._variables()
+        carry_out(self._site, wish.project, plans, wish.consent, variables, message=f"commit {commit}")
+        api.finish_deletions(plans)
+        return [plan.name for plan in plans if plan.action != "unchanged"]
+
+    def _variables(self) -> dict[str, str]:
+        """Return what specs may name: variables under the prefix, without it."""
+        return {
+            name.removeprefix(PREFIX): value
+            for name, value in self._site.environ.items()
+            if name.startswith(PREFIX) and name != WEBHOOK_SECRET
+        }
+
+    def _strays(self, document: Document) -> Iterator[Problem]:
+        """Yield problems with paths that lead out of the repository."""
+        root = self._checkout.root.resolve()
+        spec = document.spec
+        for field in ("files", "repos"):
+            for at, part in enumerate(getattr(spec, field, ())):
+                if part.local_path and not Path(part.local_path).resolve().is_relative_to(root):
+                    what = f"{part.local_path} lies outside of the repository"
+                    yield document.problem(f"{field}[{at}]", what, "commit it beside the specs")
+
+    def _status(
+        self,
+        commit: str,
+        state: SyncState,
+        *,
+        changed: Sequence[str] = (),
+        message: str = "",
+        failures: int = 0,
+    ) -> SyncStatus:
+        return SyncStatus(
+            source=str(self._wish.source), commit=commit, state=state, at=self._site.clock(),
+            message=message, changed=list(changed), failures=failures,
+        )  # fmt: skip
+
+    def _remember(self, status: SyncStatus) -> None:
+        """Put a status on top; a commit's last word replaces the one before."""
+        older = [each for each in self.history() if each.commit != status.commit]
+        if not status.changed:  # it was applied before: keep what it changed then
+            same = next((each for each in self.history() if each.commit == status.commit), None)
+            status = status.model_copy(update={"changed": same.changed if same else []})
+        kept = [each.model_dump(mode="json") for each in [status, *older][:KEPT]]
+        self._site.store.access.remember(self._key, json.dumps(kept), now=self._now())
+
+    def _now(self) -> datetime:
+        return self._site.clock()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            self._poked.clear()
+            wait = self._wish.interval_s
+            if self._site.peers[0] == self._site.owner:
+                try:
+                    wait = self.pause_s(self.once())
+                except ModelyardError as error:  # the record itself
+                    self._site.complain(f"sync: {error.what}")
+            self._poked.wait(wait)
+
+
+def _news(status: SyncStatus) -> tuple[object, ...]:
+    return status.commit, status.state, status.message, status.failures

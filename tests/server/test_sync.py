@@ -1,0 +1,261 @@
+"""A repository applied continuously, with the real git; what is wrong with it, and what it may not reach."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.apply import Scope
+from orchestrator.catalog.hardware import known_names
+from orchestrator.errors import UsageError
+from orchestrator.reconcile import Wanted
+from orchestrator.server.git import Source
+from orchestrator.server.sync import Syncer, Wish
+from orchestrator.spec.load import load, read
+from orchestrator.store.codec import encode
+from tests.cli.conftest import Cli
+from tests.server.conftest import Served
+
+HELLO = "type: task\nname: hello\ncommands: [echo hi]\n"
+WEB = "type: service\nname: web\nport: 8000\ncommands: [serve]\nprobes: [{type: http, url: /}]\n"
+
+
+class Repository:
+    """A repository of the test's own, with a folder of specs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir()
+        self.git("init", "--quiet", "--initial-branch=main")
+
+    def git(self, *arguments: str) -> str:
+        identity = ("-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false")
+        done = subprocess.run(
+            ["git", "-C", str(self.root), *identity, *arguments], check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    def commit(self, *how: str, **files: str) -> str:
+        """Write files of the folder ``specs``, commit them, and return the commit."""
+        (self.root / "specs").mkdir(exist_ok=True)
+        for name, text in files.items():
+            path = self.root / "specs" / f"{name}.yaml"
+            path.write_text(text) if text else path.unlink()
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", "change", *how)
+        return self.git("rev-parse", "HEAD")
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository(tmp_path / "repository")
+
+
+@pytest.fixture
+def syncer(served: Served, repository: Repository, tmp_path: Path) -> Syncer:
+    """What syncs the folder, each time it is asked to."""
+    source = Source.parse(f"git+{repository.root}@main//specs")
+    return Syncer(served.site, Wish(source, interval_s=60), tmp_path / "checkout")
+
+
+def names(served: Served) -> list[str]:
+    return [run.name for run in served.site.store.runs() if run.wanted.value == "run"]
+
+
+def test_a_commit_is_applied_once_and_stands_in_every_event(
+    served: Served, repository: Repository, syncer: Syncer
+) -> None:
+    commit = repository.commit(hello=HELLO)
+
+    first, again = syncer.once(), syncer.once()
+
+    assert (first.state, first.commit, first.changed) == ("applied", commit, ["hello"])
+    assert again.changed == []
+    (event,) = [e for _, e in served.site.store.events("hello") if e.cause.startswith("apply")]
+    assert event.message == f"commit {commit}"
+    assert [status.commit for status in syncer.history()] == [commit]
+
+
+def test_what_the_repository_no_longer_has_goes_and_what_is_not_of_it_stays(
+    served: Served, repository: Repository, syncer: Syncer
+) -> None:
+    client = served.client()
+    client.apply(client.plan(read(HELLO.replace("hello", "hello-ours"))))
+    repository.commit(hello=HELLO, web=WEB)
+    syncer.once()
+    repository.commit(web="")
+    syncer.once()
+
+    assert names(served) == ["hello", "hello-ours"]
+
+
+def test_a_branch_that_was_pushed_by_force_is_followed(
+    served: Served, repository: Repository, syncer: Syncer
+) -> None:
+    repository.commit(hello=HELLO)
+    syncer.once()
+    commit = repository.commit("--amend", hello=HELLO.replace("echo hi", "echo ho"))
+
+    assert syncer.once().commit == commit
+    assert "echo ho" in served.site.store.run("hello").spec
+
+
+def test_an_error_is_told_at_its_line_and_waited_for_ever_longer(
+    served: Served, repository: Repository, syncer: Syncer
+) -> None:
+    repository.commit(hello=HELLO.replace("commands", "comands"))
+
+    failed = [syncer.once() for _ in range(3)]
+
+    assert "specs/hello.yaml:3:1: " in failed[0].message
+    assert [status.failures for status in failed] == [1, 2, 3]
+    assert [syncer.pause_s(status) for status in failed] == [120, 240, 480]
+    repository.commit(hello=HELLO)
+    assert (syncer.once().state, syncer.pause_s(syncer.once())) == ("applied", 60)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda r: r.root.rename(r.root.with_name("gone")), "git fetch:"),
+        (lambda r: r.git("branch", "--move", "main", "other"), "git fetch:"),
+        (
+            lambda r: r.commit(hello=HELLO + "files: [/etc/hostname]\n"),
+            "/etc/hostname lies outside of the repository",
+        ),
+        (
+            lambda r: r.commit(hello=HELLO + "env: [HF_HUB_OFFLINE]\n"),
+            "HF_HUB_OFFLINE has no value",
+        ),
+        (lambda r: r.commit(one=HELLO, two=HELLO), "a second run named 'hello'"),
+    ],
+    ids=["unreachable", "no such branch", "a file of the server", "a variable of the server", "twins"],
+)
+def test_what_cannot_be_synced_changes_nothing(
+    served: Served,
+    repository: Repository,
+    syncer: Syncer,
+    break_it: Callable[[Repository], object],
+    said: str,
+) -> None:
+    repository.commit(hello=HELLO)
+    syncer.once()
+    before = served.site.store.run("hello").spec_hash
+    break_it(repository)
+
+    status = syncer.once()
+
+    assert status.state == "failed"
+    assert said in status.message
+    assert served.site.store.run("hello").spec_hash == before
+
+
+def test_a_link_out_of_the_repository_leads_nowhere(
+    served: Served, repository: Repository, syncer: Syncer, tmp_path: Path
+) -> None:
+    (tmp_path / "outside").write_text("planted")
+    repository.commit(hello=HELLO + "files: [data]\n")
+    (repository.root / "specs" / "data").symlink_to(tmp_path / "outside")
+    repository.commit()
+
+    syncer.once()
+
+    launch = served.site.store.run("hello").template.launch
+    assert [file.content for file in launch.files] == [str(tmp_path / "outside").encode()]
+
+
+def test_variables_under_the_prefix_are_secrets_of_the_runs(
+    serve: Callable[..., Served], repository: Repository, tmp_path: Path
+) -> None:
+    served = serve(MODELYARD_SYNC_HF_TOKEN="hf_canary")
+    source = Source.parse(f"git+{repository.root}@main//specs")
+    syncer = Syncer(served.site, Wish(source), tmp_path / "checkout")
+    repository.commit(hello=HELLO + "env: [HF_TOKEN]\n")
+
+    assert syncer.once().state == "applied"
+    assert served.site.store.secrets.get("hello/HF_TOKEN") == "hf_canary"
+    assert b"hf_canary" not in b"".join(p.read_bytes() for p in tmp_path.glob("state.db*"))
+
+
+def test_an_unsigned_commit_is_refused_where_it_has_to_be_signed(
+    served: Served, repository: Repository, tmp_path: Path
+) -> None:
+    source = Source.parse(f"git+{repository.root}@main//specs")
+    syncer = Syncer(served.site, Wish(source, signed=True), tmp_path / "checkout")
+    repository.commit(hello=HELLO)
+
+    assert "has no good signature" in syncer.once().message
+    assert names(served) == []
+
+
+@pytest.mark.parametrize("secret", ["", "right"])
+def test_a_webhook_has_to_know_the_secret(
+    serve: Callable[..., Served], repository: Repository, tmp_path: Path, secret: str
+) -> None:
+    source = Source.parse(f"git+{repository.root}@main//specs")
+    served = serve(
+        syncer=lambda site: Syncer(site, Wish(source), tmp_path / "checkout"),
+        MODELYARD_SYNC_WEBHOOK_SECRET=secret,
+    )
+    syncer, client, url = served.syncer, served.http, f"{served.url}/hooks/sync"
+    assert syncer is not None
+
+    def signed(key: str) -> dict[str, str]:
+        return {"X-Hub-Signature-256": "sha256=" + hmac.new(key.encode(), b"{}", hashlib.sha256).hexdigest()}
+
+    assert client.post(url, content=b"{}").status_code == 403
+    assert client.post(url, content=b"{}", headers=signed("wrong")).status_code == 403
+    assert not syncer._poked.is_set()
+    right = client.post(url, content=b"{}", headers=signed("right"))
+    assert right.status_code == (202 if secret else 403)
+    assert syncer._poked.is_set() == bool(secret)
+
+
+def test_the_same_folder_gives_the_same_record_whoever_applies_it(
+    cli: Cli, served: Served, repository: Repository, syncer: Syncer, tmp_path: Path
+) -> None:
+    """By the command line, through a server, and by pulling: byte for byte."""
+    more = HELLO.replace("hello", "hello-more") + "env: {A: b}\nresources: {cpu: 1}\n"
+    repository.commit(hello=HELLO, web=WEB, more=more)
+    found = {}
+    cli("apply", "-y", "-d", "--set", "sync", "-f", str(repository.root / "specs"))
+    found["here"] = _record(served)
+    _forget(served)
+    client = served.client()
+    documents = load([str(repository.root / "specs")], known_accelerators=known_names())
+    client.apply(client.plan(documents, scope=Scope("sync")))
+    found["server"] = _record(served)
+    _forget(served)
+    syncer.once()
+    found["pulled"] = _record(served)
+
+    assert len(found["here"]) == 3
+    assert found["here"] == found["server"] == found["pulled"]
+
+
+def _record(served: Served) -> list[tuple[object, ...]]:
+    return [(r.name, r.spec, r.spec_hash, encode(r.template), r.set_name) for r in served.site.store.runs()]
+
+
+def _forget(served: Served) -> None:
+    client = served.client()
+    client.ask([run.name for run in served.site.store.runs()], Wanted.DELETE)
+    client.follow([run.name for run in served.site.store.runs()], "deleted")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://host/r", "git+", "git+https://host/r@--upload-pack=x", "git+/r//../etc", "git+--upload-pack=x"],
+)
+def test_what_names_no_repository_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        Source.parse(text)
+
+
+def test_a_password_in_an_address_is_not_shown() -> None:
+    assert str(Source.parse("git+https://me:planted@host/r@main")) == "git+https://host/r@main"
