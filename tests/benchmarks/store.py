@@ -117,7 +117,8 @@ def sqlite_one_by_one(folder: Path, seconds: float) -> int:
                 "UPDATE runs SET state = ?, serial = serial + 1 WHERE id = ?", ("running", run.id)
             )
             connection.execute(
-                "INSERT INTO events VALUES (?, ?, ?, 0, ?, 'queued', 'running', 'applied', 'turn', '')",
+                "INSERT INTO events (serial, run_id, run, at, subject, before, after, cause, action, message)"
+                " VALUES (?, ?, ?, 0, ?, 'queued', 'running', 'applied', 'turn', '')",
                 (last + 1 + number, run.id, run.name, run.name),
             )
             connection.execute("COMMIT")
