@@ -109,8 +109,8 @@ def _carry_out(api: Api, plans: Plans, consent: Consent, *, yes: bool, detach: b
     require_consent(plans, consent)
     if problems := problems_of(plans):
         raise SpecError(problems)
-    if changed and not confirm("apply?", yes=yes):
-        raise typer.Abort
+    if changed:
+        confirm("apply?", yes=yes)
     names = api.apply(plans, consent=consent)
     watched = [plan.name for plan in plans if plan.type != "volume" and plan.action != "delete"]
     failed = _follow(api, watched, fresh=names, detach=detach, json=json) if names else []

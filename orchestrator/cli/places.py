@@ -69,8 +69,8 @@ def gc(
         doomed = [orphan for orphan in found if running or orphan.instance.phase is Phase.EXITED]
         if not remove or not found:
             return
-        if doomed and not confirm(f"remove {len(doomed)} of them?", yes=yes):
-            raise typer.Abort
+        if doomed:
+            confirm(f"remove {len(doomed)} of them?", yes=yes)
         api.remove_orphans(doomed)
     left = len(found) - len(doomed)
     still = f"; {left} still running: --remove --running ends them" if left else ""
@@ -107,8 +107,7 @@ def delete_volume(
 ) -> None:
     """Delete a volume and what it holds."""
     with open_api(config) as api:
-        if not confirm(f"delete volume {name} and what it holds?", yes=yes):
-            raise typer.Abort
+        confirm(f"delete volume {name} and what it holds?", yes=yes)
         api.delete_volume(name)
     typer.echo(f"volume {name}: deleted", err=True)
 

@@ -192,8 +192,7 @@ def _end(names: list[str], wanted: Wanted, *, yes: bool, detach: bool, json: boo
     names = list(dict.fromkeys(names))
     with open_api(config) as api:
         before = [api.recorded(name) for name in names]  # an unknown name is an error before anyone is asked
-        if not confirm(f"{wanted.value} {', '.join(names)}?", yes=yes):
-            raise typer.Abort
+        confirm(f"{wanted.value} {', '.join(names)}?", yes=yes)
         api.ask(names, wanted)
         if not detach:
             with Reporter(api, [], prefix=False, terminal=sys.stderr.isatty()) as reporter:

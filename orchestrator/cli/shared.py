@@ -157,17 +157,23 @@ def problems_of(plans: Plans) -> list[Problem]:
     return [problem for plan in plans for problem in getattr(plan, "problems", ())]
 
 
-def confirm(question: str, *, yes: bool) -> bool:
-    """Return whether to go on; without a terminal nobody is asked, and that is an error.
+DECLINED = 130
+"""The exit code of a command whose question was answered with no, as if it had been interrupted there."""
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """End the command where the user says no; without a terminal nobody is asked, and that is an error.
 
     Raises:
         UsageError: ``--yes`` is missing and stdin is no terminal.
     """
     if yes:
-        return True
+        return
     if not sys.stdin.isatty():
         raise UsageError(f"{question.rstrip('?')}: there is no terminal to ask on", fix="add --yes")
-    return typer.confirm(question, err=True)
+    if not typer.confirm(question, err=True):
+        typer.echo("nothing was done", err=True)
+        raise typer.Exit(DECLINED)
 
 
 def parse_address(text: str) -> tuple[str, int]:

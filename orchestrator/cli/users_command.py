@@ -130,8 +130,7 @@ def set_project(
 def delete_project(name: ProjectName, yes: Yes = False, config: Config = None) -> None:
     """Forget a project that holds nothing, and its tokens."""
     with open_office(config) as office:
-        if not confirm(f"delete project {name} and its tokens?", yes=yes):
-            raise typer.Abort
+        confirm(f"delete project {name} and its tokens?", yes=yes)
         office.delete_project(name)
 
 

@@ -106,6 +106,14 @@ def test_without_a_terminal_nobody_is_asked_and_nothing_is_done(cli: Cli, comman
     assert cli("ps", "-a", "--json").out == before
 
 
+def test_who_says_no_is_told_that_nothing_was_done(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.confirm", lambda *_, **__: False)
+    declined = cli("apply", "-f", cli.write("hello.yaml", HELLO))
+    assert (declined.code, declined.err.splitlines()[-1]) == (130, "nothing was done")
+    assert cli("ps", "-a").out == "no runs\n"
+
+
 @pytest.mark.parametrize("command", ["plan", "diff"])
 def test_detailed_exitcode_is_2_for_changes_and_0_for_none(cli: Cli, command: str) -> None:
     file = cli.write("hello.yaml", HELLO)
