@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -271,8 +272,31 @@ def shape(job: TuningJob, engine: str) -> str | None:
         return "report: mlflow needs MLFLOW_TRACKING_URI in env"
     if job.merge and job.tuned.type == "none":
         return "merge: there is no adapter to fold into its base"
+    if why := _no_target(job):
+        return why
     if job.sharding != "none" and job.world == 1:
         return f"{job.sharding} spreads over devices, and there is one"
+    return None
+
+
+MODULES = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head", "embed_tokens",
+)  # fmt: skip
+"""Modules with weights in ``ALIKE`` (transformers 5.23, modeling files)."""
+_LLAMAS = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "SmolLM3", "Olmo2")
+ALIKE = frozenset(f"{name}ForCausalLM" for name in _LLAMAS)
+"""Architectures that are laid out as Llama."""
+
+
+def _no_target(job: TuningJob) -> str | None:
+    """Say that an adapter is to be put on a module that a well known architecture does not have."""
+    if job.tuned.type == "none" or job.model.architecture not in ALIKE:
+        return None
+    for target in job.tuned.targets:
+        if target.rsplit(".", 1)[-1] not in (*MODULES, "all-linear"):
+            near = difflib.get_close_matches(target, MODULES, 1)
+            hint = f"did you mean {near[0]}" if near else f"it has {', '.join(MODULES[:7])}"
+            return f"adapter.targets: {job.model.architecture} has no {target}, {hint}"
     return None
 
 

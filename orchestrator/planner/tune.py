@@ -21,6 +21,7 @@ from orchestrator.errors import NothingFits, Position
 from orchestrator.planner.choose import TOO_LITTLE
 from orchestrator.planner.choose_training import TrainingCandidate, TrainingMissed, choose_training
 from orchestrator.planner.compose import environment
+from orchestrator.planner.course import Course, Smaller, course_of, smaller_of
 from orchestrator.planner.cpu import is_cpu, with_cpus
 from orchestrator.planner.demand import Demand
 from orchestrator.planner.groups import Groups, affordable, any_of, group, refusals, spanning
@@ -58,6 +59,10 @@ class Trained:
     method: str
     adapter: str
     batch_size: int
+    course: Course
+    rows: int | None
+    epochs: float
+    smaller: Smaller | None = None
 
     @property
     def parameters(self) -> int:
@@ -155,6 +160,7 @@ class _Fit:
     candidate: TrainingCandidate
     written: TuningJob
     speed: TrainingSpeed | None
+    course: Course
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +230,19 @@ def place_training(
         key=lambda found: _rank(*found),
     )
     best, _, first = ranked[0]
+    least = {
+        (name, count): min(o.costs_usd_hour(count=count) for o in offers)
+        for (name, count), offers in groups.offers.items()
+    }
     choices = tuple(replace(c, chosen=c is first) for *_, c in ranked[:SHOWN])
     fitting = sum(len(option.offers) for option in options)
     tries = tries_of(best.offers, demand)
     placed = Placed(choices, fitting, refusals(matched, groups.refused), backends_of(tries), tries)
-    return placed, _trained(question, best.fit)
+    smaller = smaller_of(
+        question.facts, question.job, [(m, least[m.accelerator.name, m.count]) for m in missed],
+        accelerators, batch_size=question.train.batch_size, below_usd_hour=first.price_usd_hour,
+    )  # fmt: skip
+    return placed, replace(_trained(question, best.fit), smaller=smaller)
 
 
 def _options(
@@ -277,7 +291,9 @@ def _fit_of(question: TuningQuestion, candidate: TrainingCandidate, counted: Wor
     reason = trainer(question.engine).refuses(written)
     if reason is not None:
         return f"{question.engine}: {reason}"
-    return _Fit(candidate, written, _speed(candidate, counted))
+    speed = _speed(candidate, counted)
+    course = course_of(question.train, rows=question.rows, speed=speed)
+    return _Fit(candidate, replace(written, save_steps=course.save_steps), speed, course)
 
 
 def _written(question: TuningQuestion, candidate: TrainingCandidate) -> TuningJob:
@@ -376,6 +392,9 @@ def _trained(question: TuningQuestion, fit: _Fit) -> Trained:
         method=question.train.method,
         adapter=question.train.adapter.type,
         batch_size=question.train.batch_size,
+        course=fit.course,
+        rows=question.rows,
+        epochs=question.train.epochs,
     )
 
 

@@ -14,7 +14,7 @@ from orchestrator.render.problems import problem_object
 from orchestrator.render.table import columns, plural, to_json
 from orchestrator.spec.models import Service
 from orchestrator.spec.parts import Change
-from orchestrator.units import GIB
+from orchestrator.units import GIB, format_duration
 
 if TYPE_CHECKING:  # their modules are heavy, and most plans serve no model
     from orchestrator.planner.serve import Served
@@ -48,7 +48,8 @@ def _block(plan: RunPlan | VolumePlan | Deletion, *, explain: bool) -> Iterator[
     if plan.served:
         yield from _served(plan.served, plan.spec)
     elif plan.trained:
-        yield from _trained(plan.trained)
+        chosen = [choice for choice in plan.placed.choices if choice.chosen] if plan.placed else []
+        yield from _trained(plan.trained, chosen[0].price_usd_hour if chosen else None)
     elif plan.demand:
         yield f"  needs    {plan.demand.summary()}"
     if plan.placed:
@@ -87,15 +88,15 @@ def _served(served: Served, spec: Work) -> Iterator[str]:
         yield from (f"  caution  {caution}" for caution in s.cautions)
 
 
-def _trained(trained: Trained) -> Iterator[str]:
-    """Yield what would tune the model, in four lines: model, engine and batch, memory, speed."""
+def _trained(trained: Trained, price_usd_hour: float | None) -> Iterator[str]:
+    """Yield what would tune the model, line by line: model, engine and batch, memory, speed, course."""
     where, job = trained.candidate, trained.candidate.job
     kind = "every weight" if trained.adapter == "none" else trained.adapter
     count = f"{trained.parameters / 1e9:.3g} B"
     length = f"{job.sequence_length:,} tokens a sequence"
     yield f"  model    {trained.facts.id} · {count} · {trained.method}, {kind} · {length}"
-    devices = where.count * where.nodes
-    cut = f"{job.micro_batch} micro batch × {where.accumulation} accumulation × {plural(devices, 'device')}"
+    machines = f"{plural(where.nodes, 'node')} × {plural(where.count, 'device')}"
+    cut = f"{job.micro_batch} micro batch × {where.accumulation} accumulation × {machines}"
     shard = "" if job.sharding == "none" else f" · {job.sharding}"
     yield f"  engine   {trained.engine} {trained.version}{shard} · batch {trained.batch_size} = {cut}"
     device = trained.size.device
@@ -115,6 +116,30 @@ def _trained(trained: Trained) -> Iterator[str]:
             f"{s.mfu:.0%} of the peak"
         )
         yield from (f"  caution  {caution}" for caution in s.cautions)
+    yield f"  course   {_course(trained, price_usd_hour)}"
+    if trained.smaller:
+        near = trained.smaller
+        needs = f"would do with {near.change}" if near.change else "would not do with any change tried"
+        yield (
+            f"  smaller  {near.count} × {near.accelerator} at {price_text(near.price_usd_hour)} lacks "
+            f"{near.short_bytes / GIB:.1f} GiB a device, {needs}"
+        )
+
+
+def _course(trained: Trained, price_usd_hour: float | None) -> str:
+    """Return the steps of a run, what they take at most, and how often it is saved."""
+    course = trained.course
+    told = ["steps unknown: the data set is not here to be counted"]
+    if course.steps is not None:
+        of = f"{trained.rows:,} rows × {trained.epochs:g} epochs" if trained.rows is not None else "as asked"
+        told = [f"{plural(course.steps, 'step')} ({of})"]
+    if course.hours is not None:
+        told.append(f"at most {format_duration(max(60, course.hours * 3600))}")
+        told += [f"${course.hours * price_usd_hour:,.2f}"] if price_usd_hour else []
+    elif course.step_s is not None:
+        told.append(f"at most {course.step_s:.2g} s each")
+    told.append(f"a checkpoint every {plural(course.save_steps, 'step')}")
+    return " · ".join(told)
 
 
 def memory_text(size: Size) -> str:
@@ -310,6 +335,10 @@ def _trained_object(trained: Trained) -> dict[str, object]:
         "speed": None if speed is None else {
             "tokens_s": speed.tokens_s, "low": speed.low, "high": speed.high, "mfu": speed.mfu,
             "cautions": list(speed.cautions),
+        },
+        "course": {
+            "steps": trained.course.steps, "save_steps": trained.course.save_steps,
+            "step_s": trained.course.step_s, "hours": trained.course.hours, "rows": trained.rows,
         },
     }  # fmt: skip
 
