@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import select
-import ssl
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -106,5 +105,5 @@ class Channels:
 
     def _is_pending(self) -> bool:
         """Return whether TLS has decoded more than was taken: select does not see that."""
-        own = self._socket.sock
-        return isinstance(own, ssl.SSLSocket) and own.pending() > 0
+        pending = getattr(self._socket.sock, "pending", None)  # a socket without TLS has none
+        return pending is not None and pending() > 0

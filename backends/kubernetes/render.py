@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from backends.kubernetes.names import (
@@ -221,8 +222,8 @@ class _Making:
                 "size": self.group.nodes,
                 # a rank that is gone takes its collective with it
                 "restartPolicy": "RecreateGroupOnPodRestart",
-                "leaderTemplate": self._template(made),
-                "workerTemplate": self._template(workers),
+                "leaderTemplate": self._template(made, replica_key=prefix + "group-index"),
+                "workerTemplate": self._template(workers, replica_key=prefix + "group-index"),
             },
         }
         version = "leaderworkerset.x-k8s.io/v1"
@@ -261,7 +262,8 @@ class _Making:
         return self._whole(objects, *pods)
 
     def _stateful(self, made: Pod, *, replicas: int, chosen: Mapping[str, str], first: int = 0) -> Json:
-        template = self._template(made)
+        replica = {key: value for key, value in chosen.items() if key == "modelyard.dev/replica"}
+        template = self._template(made, replica=replica)
         template["metadata"]["labels"] = {**template["metadata"]["labels"], **chosen}
         return {
             "replicas": replicas,
@@ -342,14 +344,36 @@ class _Making:
             variables=(*counted, *variables), drains=drains and bool(launch.ports),
         )  # fmt: skip
 
-    def _template(self, made: Pod) -> Json:
+    def _template(
+        self, made: Pod, *, replica: Mapping[str, str] = MappingProxyType({}), replica_key: str = ""
+    ) -> Json:
+        """Return the template of a pod.
+
+        Args:
+            made: The pod.
+            replica: Labels that the pods of one replica have in common, beside the run's.
+            replica_key: The label that its controller gives each replica a value of.
+        """
         counted = {NODES: str(self.group.nodes), ATTEMPT: str(self.launch.attempt)}
-        fabric = self.settings.fabric
-        attached = fabric.annotations if fabric and self.group.nodes > 1 else {}
+        fabric = self.settings.fabric if self.group.nodes > 1 else None
         # whole here: a label holds 63 characters, and a hash may have 64
-        annotations = {HASH: self.launch.spec_hash, **attached}
+        annotations = {HASH: self.launch.spec_hash, **(fabric.annotations if fabric else {})}
+        spec = made.spec
+        if fabric and fabric.topology and self.settings.queue:
+            # the queue knows what is free where, and places all of a set or none
+            annotations["kueue.x-k8s.io/podset-required-topology"] = fabric.topology
+            if replica_key:
+                annotations["kueue.x-k8s.io/podset-group-name"] = self.name
+        elif fabric and fabric.topology:
+            term: Json = {
+                "labelSelector": {"matchLabels": {**selector(self.run), **replica}},
+                "topologyKey": fabric.topology,
+                **({"matchLabelKeys": [replica_key]} if replica_key else {}),
+            }
+            together = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+            spec = {**spec, "affinity": {**spec.get("affinity", {}), **together}}
         metadata = {"labels": {**self.labels, **counted}, "annotations": annotations}
-        return {"metadata": metadata, "spec": made.spec}
+        return {"metadata": metadata, "spec": spec}
 
     def _object(self, version: str, kind: str, name: str, spec: Json, *, queued: bool = False) -> Json:
         found = dict(self.labels)

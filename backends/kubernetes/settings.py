@@ -32,6 +32,8 @@ class Fabric:
         capabilities: Linux capabilities it takes, such as ``IPC_LOCK``.
         host_network: Whether the pod uses the network of its machine.
         annotations: Annotations that attach networks, such as those of Multus.
+        topology: The label of nodes whose value all nodes of one replica have in common, such as
+            ``topology.kubernetes.io/zone``.
     """
 
     resource: str = ""
@@ -40,6 +42,7 @@ class Fabric:
     capabilities: Sequence[str] = ()
     host_network: bool = False
     annotations: Mapping[str, str] = field(default_factory=dict)
+    topology: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ SETTINGS = {
         fabric=Fabric("rdma/ib", env={"NCCL_IB_HCA": "mlx5"}),
     ),
     "hpa": Settings(autoscaler="hpa"),
+    "near": Settings(fabric=Fabric("rdma/ib", topology="topology.kubernetes.io/zone")),
 }
 
 
@@ -353,6 +354,45 @@ def test_fabric_is_given_to_replicas_that_span_nodes_only() -> None:
     assert "rdma/ib" not in container(made["service"])["resources"]["limits"]
     assert container(made["indexed"])["resources"]["limits"]["rdma/ib"] == "1"
     assert env(made["indexed"])["NCCL_IB_HCA"] == "mlx5"
+
+
+NEAR = Fabric("rdma/ib", topology="topology.kubernetes.io/zone")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "selects", "by"),
+    [
+        ("indexed", {}, {"modelyard.dev/run": "sft"}, None),
+        ("spanning", {}, {"modelyard.dev/run": "llama-405b"}, ["leaderworkerset.sigs.k8s.io/group-index"]),
+        (
+            "spanning", {"multinode": "statefulset"},
+            {"modelyard.dev/run": "llama-405b", "modelyard.dev/replica": "0"}, None,
+        ),
+    ],
+)  # fmt: skip
+def test_nodes_of_a_replica_are_near_each_other(name: str, options: Any, selects: Any, by: Any) -> None:
+    made = render_group(GROUPS[name], Settings(fabric=NEAR, **options))
+    (template, *_) = rules.pod_templates(list(made.objects))
+    affinity = template["spec"]["affinity"]
+    (term,) = affinity["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["labelSelector"]["matchLabels"] == selects
+    assert selects.items() <= template["metadata"]["labels"].items()
+    assert (term["topologyKey"], term.get("matchLabelKeys")) == (NEAR.topology, by)
+    assert "nodeAffinity" in affinity
+
+
+def test_queue_is_told_the_topology_instead() -> None:
+    made = render_group(SPANNING, Settings(fabric=NEAR, queue="team-a"))
+    for template in rules.pod_templates(made.objects[0]):
+        assert template["metadata"]["annotations"].items() >= {
+            ("kueue.x-k8s.io/podset-required-topology", NEAR.topology),
+            ("kueue.x-k8s.io/podset-group-name", "llama-405b"),
+        }
+        assert "podAffinity" not in template["spec"]["affinity"]
+
+
+def test_one_node_is_near_itself() -> None:
+    assert render_group(SERVICE, Settings(fabric=NEAR)) == render_group(SERVICE, Settings())
 
 
 @pytest.mark.parametrize(
