@@ -258,7 +258,7 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
             *_volume_notes(spec, offers),
             *(f"{found.path}: {found.what}" for found in unheeded(spec)),
         ),
-        serving=_serving(engine.served if engine else None),
+        serving=_serving(engine.served if engine else None, placed.choices[0].price_usd_hour),
     )  # fmt: skip
 
 
@@ -497,10 +497,11 @@ def _retry(spec: Work) -> Retry:
     return Retry()
 
 
-def _serving(served: Served | None) -> str:
-    """Return what the gateway has to know of the engine that the plan chose, as JSON."""
+def _serving(served: Served | None, price_usd_hour: float) -> str:
+    """Return what the gateway has to know of the engine and the offer that the plan chose, as JSON."""
+    priced = {"price_usd_hour": price_usd_hour} if price_usd_hour else {}
     if served is None:
-        return "{}"
+        return json.dumps(priced)
     launch = served.launch
     serving: dict[str, object] = {
         "engine": served.engine,
@@ -509,7 +510,7 @@ def _serving(served: Served | None) -> str:
         "routes": launch.routes,
         "metrics": asdict(launch.metrics) if launch.metrics else None,
     }
-    return json.dumps({"serving": serving}, sort_keys=True)
+    return json.dumps({"serving": serving, **priced}, sort_keys=True)
 
 
 def _notes(action: Action, surge: bool, engine: _Engine | None, run: Run | None) -> tuple[str, ...]:

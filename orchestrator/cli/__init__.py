@@ -35,6 +35,7 @@ COMMANDS = {
     "schema": ("specs", "Print the JSON Schema of the documents, for editors."),
     "offers": ("places", "Show what can be had where, for how much."),
     "ps": ("runs", "List runs."),
+    "top": ("top_command", "Show services live: replicas, load, tokens and cost."),
     "show": ("runs", "Show one run in full."),
     "events": ("runs", "Show what happened, oldest first."),
     "logs": ("runs", "Print a run's output."),

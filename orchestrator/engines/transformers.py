@@ -168,7 +168,7 @@ def _caches(job: ServingJob, *, pip: bool) -> tuple[Mount, ...]:
 
 
 def _cautions(job: ServingJob) -> tuple[str, ...]:
-    told = ["transformers tells no metrics, so it cannot be scaled by its load"]
+    told = ["transformers tells no metrics: it is scaled by what the gateway sees of its load"]
     if job.context_tokens:
         told.append(f"transformers does not hold requests to a context of {job.context_tokens}")
     if job.accelerator is None and (job.max_num_seqs or 1) > 1:

@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.engines.job import Metrics
 from orchestrator.gateway.limits import Rate
 from orchestrator.gateway.scaling import Rule, rule_of
-from orchestrator.reconcile.serving import metrics_of, serving_of
+from orchestrator.reconcile.serving import metrics_of, price_of, serving_of
 from orchestrator.reconcile.values import Job, JobState, Run, Wanted
 from orchestrator.spec.models import Service, spec_of
 
@@ -42,14 +42,10 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """How many replicas a service is to have, and by what rule that changes.
-
-    ``metrics`` is where its engine tells its load, None where it does not.
-    """
+    """How many replicas a service is to have, and by what rule that changes."""
 
     rule: Rule
     replicas: int
-    metrics: Metrics | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +56,8 @@ class ServiceRoute:
     be asked for, None where the program is the user's own. A service that is ``over`` will not
     come back by itself, so that nobody waits for it. ``most_outstanding`` requests are with one
     replica at once. ``scaled`` is None where its number of replicas does not follow the load.
+    ``metrics`` is where its engine tells its load, None where it does not. ``held`` replicas are
+    held for it, ready or not, at ``price_usd_hour`` each.
     """
 
     name: str
@@ -72,6 +70,9 @@ class ServiceRoute:
     most_outstanding: int = LEAST_OUTSTANDING
     created_s: int = 0
     scaled: Scaled | None = None
+    metrics: Metrics | None = None
+    held: int = 0
+    price_usd_hour: float = 0.0
 
     def allows(self, path: str) -> bool:
         """Return whether requests to ``path`` are passed on.
@@ -161,6 +162,9 @@ def _service(run: Run, jobs: Sequence[Job]) -> ServiceRoute:
         most_outstanding=max(LEAST_OUTSTANDING, 4 * spec.traffic.concurrency),
         created_s=int(run.created_at.timestamp()) if run.created_at else 0,
         scaled=None if over else _scaled(run, spec, jobs),
+        metrics=metrics_of(run.plan),
+        held=len({(job.replica, job.attempt) for job in jobs if not job.state.is_final}),
+        price_usd_hour=price_of(run.plan),
     )
 
 
@@ -170,7 +174,7 @@ def _scaled(run: Run, spec: Service, jobs: Sequence[Job]) -> Scaled | None:
         return None
     came_s = [(job.ready_at - job.created_at).total_seconds() for job in jobs if job.ready_at]
     start_s = statistics.median(came_s[-FEW_STARTS:]) if came_s else rule.start_s
-    return Scaled(replace(rule, start_s=start_s), run.template.replicas, metrics_of(run.plan))
+    return Scaled(replace(rule, start_s=start_s), run.template.replicas)
 
 
 def _replica(job: Job, port: int) -> Replica | None:

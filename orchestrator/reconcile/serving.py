@@ -19,6 +19,16 @@ def serving_of(plan: str) -> Mapping[str, Any]:
 
 
 @functools.lru_cache(maxsize=1024)
+def price_of(plan: str) -> float:
+    """Return what the plan counted for one replica of a run, in dollars an hour; 0 where it costs nothing.
+
+    >>> price_of('{"price_usd_hour": 1.5}'), price_of("{}")
+    (1.5, 0.0)
+    """
+    return float(json.loads(plan).get("price_usd_hour") or 0.0)
+
+
+@functools.lru_cache(maxsize=1024)
 def metrics_of(plan: str) -> Metrics | None:
     """Return where a run's engine tells its load, whichever of it the plan knew; None where it does not.
 

@@ -14,12 +14,13 @@ from orchestrator.engines import exposition
 from orchestrator.gateway import keys, model_key, routes, sampling, scaling, wire
 from orchestrator.gateway.limits import Buckets
 from orchestrator.gateway.routes import Replica, ServiceRoute
-from orchestrator.gateway.server import exchange, gateway, inbound, outbound, scaler
+from orchestrator.gateway.server import exchange, gateway, inbound, metrics, outbound, scaler
 from orchestrator.gateway.server.exchange import Exchange
 from orchestrator.reconcile.values import Job, JobState
 from tests.gateway import (
     clients,
     test_failing,
+    test_figures,
     test_moving,
     test_parts,
     test_passing,
@@ -226,6 +227,24 @@ def writes_over_what_moved(patch: Patch) -> None:
     patch.setattr(scaler.Scaler, "_commit", commit)
 
 
+def takes_no_time(patch: Patch) -> None:
+    patch.setattr(gateway.Gateway, "_time", lambda self, exchange, desk, tokens: None)
+
+
+def labels_by_model(patch: Patch) -> None:
+    def settle(self: gateway.Gateway, exchange: Exchange, desk: Any, status: int, tokens: Any) -> None:
+        self.refused[exchange.model or exchange.request.path.decode()] = 1  # type: ignore[index]  # the fault
+
+    patch.setattr(gateway.Gateway, "settle", settle)
+
+
+def counts_nothing_twice_over(patch: Patch) -> None:
+    right = metrics._family
+    patch.setattr(
+        metrics, "_family", lambda name, kind, text, samples: right(name, kind, text, [*samples] * 2)
+    )
+
+
 CAUGHT: list[tuple[Callable[[Patch], None], Callable[[], object]]] = [
     (repeats_everything, test_failing.test_an_order_of_the_users_own_program_is_not_placed_twice),
     (never_gives_up, test_failing.test_a_request_that_brings_replicas_down_does_not_reach_all),
@@ -312,6 +331,12 @@ CAUGHT: list[tuple[Callable[[Patch], None], Callable[[], object]]] = [
     (
         writes_over_what_moved,
         lambda: in_a_folder(test_scale.test_a_run_that_was_stopped_meanwhile_is_not_scaled),
+    ),
+    (takes_no_time, test_figures.test_times_are_counted_where_they_belong),
+    (labels_by_model, test_figures.test_nothing_that_a_client_says_becomes_a_label),
+    (
+        counts_nothing_twice_over,
+        test_figures.test_figures_are_well_formed_and_every_series_is_told_once,
     ),
     (queues_without_end, test_failing.test_the_queue_is_bounded_and_says_when_to_come_back),
 ]

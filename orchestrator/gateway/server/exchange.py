@@ -46,7 +46,7 @@ class Exchange:
         "_is_stream", "_lane", "_look", "_model", "_out", "_outbound", "_piece", "_received", "_sending",
         "_started_s", "_status", "_tail", "_target", "_timed_out", "_tried", "_wait_until", "_wants_fresh",
         "close_after", "deadline", "first_byte_s", "has_begun", "inbound", "is_over", "is_sent",
-        "is_tunnel", "key", "request",
+        "is_tunnel", "key", "request", "taken_s",
     )  # fmt: skip
 
     def __init__(self, inbound: Inbound, request: Request) -> None:
@@ -62,6 +62,8 @@ class Exchange:
         self.has_begun = False
         self.deadline = gateway.now + gateway.limits.body_s
         self.first_byte_s = 0.0
+        self.taken_s = 0.0
+        """When a replica was found for it; 0.0 before."""
         self._started_s = gateway.clock()
         self._body = bytearray()
         self._body_ended = request.body == "none"
@@ -251,6 +253,7 @@ class Exchange:
     def _take(self, lane: Lane) -> None:
         gateway = self.inbound.gateway
         self._lane = lane
+        self.taken_s = self.taken_s or gateway.clock()
         lane.outstanding += 1
         self._attempts += 1
         self.deadline = gateway.now + gateway.limits.first_byte_s
@@ -598,6 +601,11 @@ class Exchange:
     def lane(self) -> Lane | None:
         """The replica that has the request, None while none has."""
         return self._lane
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is answered event by event."""
+        return self._is_stream
 
     @property
     def buffered(self) -> int:

@@ -8,12 +8,13 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.engines.exposition import EngineLoad
 from orchestrator.gateway.keys import Keys
 from orchestrator.gateway.limits import Buckets
 from orchestrator.gateway.routes import Replica, Routes, ServiceRoute
 from orchestrator.gateway.server.exchange import Exchange
 from orchestrator.gateway.server.inbound import Inbound
-from orchestrator.gateway.server.metrics import Told, exposition
+from orchestrator.gateway.server.metrics import TOKENS_S, WAITS_S, Histogram, Told, exposition
 from orchestrator.gateway.server.outbound import IDLE_S, Lane, Outbound
 from orchestrator.gateway.usage import Account, Tokens
 from orchestrator.gateway.wire import Request
@@ -63,7 +64,10 @@ class Limits:
 class Desk:
     """One service as the gateway serves it: its replicas, who waits, and how often clients asked."""
 
-    __slots__ = ("arrived", "buckets", "is_serving", "lanes", "service", "turn", "waiting")
+    __slots__ = (
+        "arrived", "buckets", "cost_usd", "is_serving", "lanes", "queue_s", "service", "token_s", "ttft_s",
+        "turn", "waiting",
+    )  # fmt: skip
 
     def __init__(self, service: ServiceRoute) -> None:
         self.service = service
@@ -74,6 +78,11 @@ class Desk:
         self.arrived = 0
         self.turn = 0
         self.is_serving = False
+        self.queue_s = Histogram(WAITS_S)
+        self.ttft_s = Histogram(WAITS_S)
+        self.token_s = Histogram(TOKENS_S)
+        self.cost_usd = 0.0
+        """What its replicas have cost since the gateway started."""
 
     def pick(self, tried: Sequence[Lane], now: float) -> Lane | None:
         """Return the replica with the fewest requests on its hands, None where none has room.
@@ -118,6 +127,8 @@ class Gateway:
         self.inbounds: set[Inbound] = set()
         self.exchanges: set[Exchange] = set()
         self.accounts: dict[tuple[str, str], Account] = {}
+        self.engines: Mapping[str, Mapping[Replica, EngineLoad]] = {}
+        """What the engines of each service told last, where somebody asks them."""
         self.refused: dict[int, int] = {}
         """Answers of our own by status."""
         self._trusted = trusted
@@ -191,7 +202,8 @@ class Gateway:
             inbound.transport.abort()
 
     def _tick(self) -> None:
-        self.now = now = self.clock()
+        before, self.now = self.now, self.clock()
+        now = self.now
         for exchange in [e for e in self.exchanges if e.deadline <= now]:
             exchange.expire()
         for inbound in [i for i in self.inbounds if i.deadline <= now]:
@@ -199,6 +211,8 @@ class Gateway:
         for lane in self._lanes.values():
             lane.close_idle(now - IDLE_S)
         for desk in self.desks.values():
+            if desk.service.price_usd_hour:
+                desk.cost_usd += desk.service.price_usd_hour * desk.service.held * (now - before) / 3600
             if desk.waiting:
                 self._serve_waiting(desk)
         self._ticking = self.loop.call_later(TICK_S, self._tick)
@@ -308,10 +322,20 @@ class Gateway:
             if account is None:
                 account = self.accounts[name, desk.service.name] = Account()
             account.add(status, tokens)
+            if exchange.first_byte_s:
+                self._time(exchange, desk, tokens)
             if desk.waiting:
                 self._serve_waiting(desk)
         if self._log is not None:
             self._log(self._told(exchange, desk, status, tokens))
+
+    def _time(self, exchange: Exchange, desk: Desk, tokens: Tokens | None) -> None:
+        """Note how long a request waited, when its answer began and how fast its tokens came."""
+        desk.queue_s.add(exchange.taken_s - exchange.started_s)
+        if exchange.is_stream:
+            desk.ttft_s.add(exchange.first_byte_s - exchange.started_s)
+            if tokens is not None and tokens.output > 1:
+                desk.token_s.add((self.clock() - exchange.first_byte_s) / (tokens.output - 1))
 
     def _told(self, exchange: Exchange, desk: Desk | None, status: int, tokens: Tokens | None) -> Told:
         now = self.clock()
@@ -331,7 +355,7 @@ class Gateway:
 
     def metrics(self) -> str:
         """Return the counters in Prometheus' text format."""
-        return exposition(self.desks, self.accounts, self.refused)
+        return exposition(self.desks, self.accounts, self.refused, self.engines)
 
     def serving(self) -> Mapping[str, int]:
         """Return how many requests are with each replica, those that left the routes too; from any thread."""

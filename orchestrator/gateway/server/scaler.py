@@ -111,15 +111,20 @@ class Scaler:
             StoreError: the record cannot be written; it is decided again the next time.
         """
         routes = self._gateway.routes
+        watched = [name for name, route in routes.services.items() if route.scaled or route.metrics]
+        self._books = {name: self._books.get(name) or _Book() for name in watched}
+        await asyncio.gather(*(self._ask_engines(name) for name in watched))
+        self._gateway.engines = {
+            name: {replica: told.now for replica, (_, told) in book.told.items() if told.now}
+            for name, book in self._books.items()
+        }
         found = {name: route.scaled for name, route in routes.services.items() if route.scaled}
-        self._books = {name: self._books.get(name) or _Book() for name in found}
-        await asyncio.gather(*(self._ask_engines(name, each) for name, each in found.items()))
         load, now_s = self._gateway.load(), self._gateway.clock()
         for name, each in found.items():
             if name not in load:
                 continue
             book = self._books[name]
-            book.samples.append(self._sample(name, each, load[name], now_s))
+            book.samples.append(self._sample(name, load[name], now_s))
             kept_s = each.rule.watched_s + 2 * EVERY_S
             while book.samples[0].at_s < now_s - kept_s:
                 book.samples.popleft()
@@ -149,13 +154,13 @@ class Scaler:
             return False
         return True
 
-    async def _ask_engines(self, name: str, each: Scaled) -> None:
+    async def _ask_engines(self, name: str) -> None:
         """Ask each replica's engine for its load, where that is due and it tells any."""
-        book, metrics, now_s = self._books[name], each.metrics, self._gateway.clock()
+        book, service, now_s = self._books[name], self._gateway.routes.services[name], self._gateway.clock()
+        metrics, replicas = service.metrics, service.replicas
         if metrics is None or now_s - book.asked_at_s < SCRAPE_S:
             return
         book.asked_at_s = now_s
-        replicas = self._gateway.routes.services[name].replicas
         texts = await asyncio.gather(*(fetch(replica, metrics.path) for replica in replicas))
         told = {}
         for replica, text in zip(replicas, texts, strict=True):
@@ -166,15 +171,15 @@ class Scaler:
                 told[replica] = at_s, last
         book.told = told
 
-    def _sample(self, name: str, each: Scaled, load: tuple[int, int, int], now_s: float) -> Sample:
+    def _sample(self, name: str, load: tuple[int, int, int], now_s: float) -> Sample:
         waiting, outstanding, arrived = load
-        book, replicas = self._books[name], self._gateway.routes.services[name].replicas
+        book, service = self._books[name], self._gateway.routes.services[name]
         book.arrivals.append((now_s, arrived))
         while len(book.arrivals) > 2 and book.arrivals[1][0] <= now_s - UP_WINDOW_S:
             book.arrivals.popleft()
         since_s, before = book.arrivals[0]
         rps = (arrived - before) / (now_s - since_s) if now_s > since_s else None
         engines = None
-        if each.metrics is not None:
-            engines = [book.told[r][1] if r in book.told else Told(None) for r in replicas]
+        if service.metrics is not None:
+            engines = [book.told[r][1] if r in book.told else Told(None) for r in service.replicas]
         return sample_of(now_s, waiting=waiting, outstanding=outstanding, rps=rps, engines=engines)
