@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -212,6 +213,56 @@ def _alike(device: str) -> set[str]:
     """Return the devices that no label but a product's name tells apart."""
     pair = {"A100-80GB", "A100-80GB-PCIE"}
     return pair if device in pair else {device}
+
+
+@pytest.fixture
+def zones(root: Cluster) -> Iterator[dict[str, str]]:
+    """Have two nodes of eight GPUs in each of three zones; zones by node."""
+    # a name of their own: what was on a node that is gone is still there for one that has its name
+    own = uuid.uuid4().hex[:6]
+    found = {f"modelyard-{own}-{zone}{number}": zone for zone in "abc" for number in (0, 1)}
+    for name, zone in found.items():
+        labels, counted, _ = SITES["gfd-h100"]
+        placed = {"topology.kubernetes.io/zone": zone, "modelyard.dev/zoned": "yes"}
+        _create_node(root, name, {**labels, **placed}, counted)
+    try:
+        yield found
+    finally:
+        for name in found:
+            root.delete(f"/api/v1/nodes/{name}")
+
+
+def test_nodes_of_a_replica_end_up_in_one_zone(config: str, root: Cluster, zones: dict[str, str]) -> None:
+    if not os.environ.get("MODELYARD_TEST_CLUSTER"):
+        pytest.skip("needs controllers: MODELYARD_TEST_CLUSTER=control or full, and KUBECONFIG")
+    resources = replace(offered("gfd-h100")[1], cpu=1)
+    fabric = {"topology": "topology.kubernetes.io/zone"}
+    chosen = {"modelyard.dev/zoned": "yes"}
+    with namespace(config) as space:
+        place = Kubernetes(
+            "lab", kubeconfig=config, namespace=space, fabric=fabric, node_selector=chosen, **TOLERANT
+        )
+        # one after the other, for two that start at once may each hold half of a zone: Kueue's to prevent
+        for number, run in enumerate(("one", "two", "three"), 1):
+            template = replace(INDEXED.template, run=run, resources=resources)
+            place.apply_group(replace(INDEXED, name=run, template=template, nodes=2), secrets={})
+            _until(lambda wanted=2 * number: len(_bound(root, space)) == wanted)
+        bound = _bound(root, space)
+        for run in ("one", "two", "three"):
+            place.delete_group(run, grace_s=0)  # no kubelet would end them
+    assert {run: len({zones[node] for r, node in bound if r == run}) for run, _ in bound} == {
+        "one": 1, "two": 1, "three": 1,
+    }  # fmt: skip
+
+
+def _bound(root: Cluster, space: str) -> list[tuple[str, str]]:
+    """Return run and node of each pod that has one."""
+    found, _ = root.list(path_of("v1", "Pod", space))
+    return [
+        (one["metadata"]["labels"]["modelyard.dev/run"], one["spec"]["nodeName"])
+        for one in found
+        if one["spec"].get("nodeName")
+    ]
 
 
 # --- what is watched
