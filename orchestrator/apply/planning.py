@@ -253,7 +253,7 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
             kept=run.template.replicas if action == "replace" and run else 0,
         ),
         notes=(
-            *_notes(action, surge, engine, run),
+            *_notes(action, surge, engine, run, (isinstance(spec, Service) and spec.rollout.weight) or 0),
             *_port_notes(spec, action, own),
             *_volume_notes(spec, offers),
             *(f"{found.path}: {found.what}" for found in unheeded(spec)),
@@ -464,8 +464,9 @@ def updated(template: Template, spec: Work, *, least_grace_s: float = 0.0, kept:
     launch: Launch = replace(template.launch, stop_grace_s=max(least_grace_s, _grace_s(spec)))
     follower = template.follower and replace(template.follower, stop_grace_s=launch.stop_grace_s)
     replicas = _replicas(spec, kept) if isinstance(spec, Service) else 1
+    canary = (spec.rollout.weight or 0) if isinstance(spec, Service) else 0
     return replace(
-        template, launch=launch, follower=follower, replicas=replicas, retry=_retry(spec),
+        template, launch=launch, follower=follower, replicas=replicas, canary=canary, retry=_retry(spec),
         max_duration_s=spec.max_duration, idle_s=spec.idle_duration,
     )  # fmt: skip
 
@@ -513,7 +514,9 @@ def _serving(served: Served | None, price_usd_hour: float) -> str:
     return json.dumps({"serving": serving, **priced}, sort_keys=True)
 
 
-def _notes(action: Action, surge: bool, engine: _Engine | None, run: Run | None) -> tuple[str, ...]:
+def _notes(
+    action: Action, surge: bool, engine: _Engine | None, run: Run | None, canary: int
+) -> tuple[str, ...]:
     notes: list[str] = []
     if engine and engine.served:
         notes += [engine.served.lowered] if engine.served.lowered else []
@@ -523,6 +526,10 @@ def _notes(action: Action, surge: bool, engine: _Engine | None, run: Run | None)
     if action == "replace":
         ready = "the new replica is ready before the old one is stopped"
         notes.append(ready if surge else "the old one is stopped first")
+        if canary and not surge:
+            notes.append("there is no room for a canary: nothing starts until rollout.weight is removed")
+        elif canary:
+            notes.append(f"one replica of it gets {canary} % of the requests until rollout.weight is removed")
     if loses_work(action, run):
         notes.append("it is running: apply needs --allow-replace")
     return tuple(notes)

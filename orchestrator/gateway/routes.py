@@ -33,11 +33,12 @@ _ESCAPES = re.compile(r"//|\\|%2e|%2f|%5c|%00|/\.{1,2}(?:/|$)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One replica that answers: its job's name, and where it listens."""
+    """One replica that answers: its job's name, and where it listens; ``is_new`` is of the spec on record."""
 
     name: str
     host: str
     port: int
+    is_new: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,8 @@ class ServiceRoute:
     be asked for, None where the program is the user's own. A service that is ``over`` will not
     come back by itself, so that nobody waits for it. ``most_outstanding`` requests are with one
     replica at once. ``scaled`` is None where its number of replicas does not follow the load.
-    ``metrics`` is where its engine tells its load, None where it does not. ``held`` replicas are
+    ``metrics`` is where its engine tells its load, None where it does not. ``canary`` percent of its
+    requests are for replicas of the newer spec, while there are some of both. ``held`` replicas are
     held for it, ready or not, at ``price_usd_hour`` each.
     """
 
@@ -71,6 +73,7 @@ class ServiceRoute:
     created_s: int = 0
     scaled: Scaled | None = None
     metrics: Metrics | None = None
+    canary: int = 0
     held: int = 0
     price_usd_hour: float = 0.0
 
@@ -150,7 +153,7 @@ def _service(run: Run, jobs: Sequence[Job]) -> ServiceRoute:
     over = run.wanted is not Wanted.RUN or run.state.is_final
     ports = run.template.launch.ports
     port = ports[0].container if ports else 0
-    replicas = [] if run.wanted is not Wanted.RUN else [r for job in jobs if (r := _replica(job, port))]
+    replicas = [] if run.wanted is not Wanted.RUN else [r for job in jobs if (r := _replica(run, job, port))]
     return ServiceRoute(
         run.name,
         tuple(replicas),
@@ -163,6 +166,7 @@ def _service(run: Run, jobs: Sequence[Job]) -> ServiceRoute:
         created_s=int(run.created_at.timestamp()) if run.created_at else 0,
         scaled=None if over else _scaled(run, spec, jobs),
         metrics=metrics_of(run.plan),
+        canary=run.template.canary if len({r.is_new for r in replicas}) > 1 else 0,
         held=len({(job.replica, job.attempt) for job in jobs if not job.state.is_final}),
         price_usd_hour=price_of(run.plan),
     )
@@ -177,12 +181,12 @@ def _scaled(run: Run, spec: Service, jobs: Sequence[Job]) -> Scaled | None:
     return Scaled(replace(rule, start_s=start_s), run.template.replicas)
 
 
-def _replica(job: Job, port: int) -> Replica | None:
+def _replica(run: Run, job: Job, port: int) -> Replica | None:
     """Return where a job answers, None where no new request may go to it."""
     if job.state is not JobState.READY or job.stop_asked_at is not None or job.node != 0:
         return None
     where = job.ports.get(port)
-    return Replica(job.name, *where) if where else None
+    return Replica(job.name, *where, job.spec_hash == run.spec_hash) if where else None
 
 
 def _models(spec: Service, serving: Mapping[str, Any]) -> Mapping[str, str]:

@@ -303,6 +303,8 @@ class _Pass(Ledger[Action]):
         """
         if any(job.state is not JobState.READY or job.stop_asked_at for job in stale):
             return True
+        if self.run.template.canary and replica > min(j.replica for j in self._live()):
+            return False
         wanted = range(self.run.template.replicas)
         live = [job for job in self._live() if job.stop_asked_at is None]
         done = _ready_replicas([job for job in live if self._is_current(job)])
@@ -322,7 +324,7 @@ class _Pass(Ledger[Action]):
                 self._ask_stop(job, "node-failed", f"node {broken.node} ended first: {broken.reason}")
             else:
                 self._keep_limits(job)
-        if stale and all(job.state is JobState.READY for job in attempt):
+        if stale and not self.run.template.canary and all(job.state is JobState.READY for job in attempt):
             for job in stale:
                 self._ask_stop(job, "replaced")
 
@@ -365,6 +367,9 @@ class _Pass(Ledger[Action]):
     def _begin(self, replica: int, backend: int, stale: list[Job], *, cause: str) -> None:
         """Write down and start the next attempt of a replica, once nothing stands in its way."""
         template = self.run.template
+        if stale and template.canary and not template.surge:
+            self.waiting.append("there is no room for a canary: remove rollout.weight")
+            return
         if stale and not template.surge:
             for job in stale:
                 self._ask_stop(job, "replaced")
@@ -407,6 +412,11 @@ class _Pass(Ledger[Action]):
             self._turn(state, reason=f"rollout failed: {failed[0]}", ready=serving, answered=ready > 0)
             return
         reason = next(iter([*failed, *self.waiting]), "")
+        if self.run.template.canary and len(live) > len(current):
+            told = f"canary: {self.run.template.canary} % of requests for the new spec" if ready else ""
+            state = RunState.READY if serving == self.run.template.replicas else RunState.RUNNING
+            self._turn(state, reason=reason or told, ready=serving, answered=ready > 0)
+            return
         self._turn(self._live_state(current, ready), reason=reason, ready=serving, answered=ready > 0)
 
     def _live_state(self, current: list[Job], ready: int) -> RunState:

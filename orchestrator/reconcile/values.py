@@ -104,6 +104,8 @@ class Template:
     max_duration_s: int | None = None
     rents: tuple[Rent | None, ...] = ()
     idle_s: int | None = 300
+    canary: int = 0
+    """Percent of requests for one replica of this spec, beside all of the one before; 0: it takes over."""
     resumes: bool = False
     """Whether the next attempt goes on where a stopped one left off, as training does."""
 

@@ -568,6 +568,19 @@ class Scaling(Part):
     ] = None
 
 
+class Rollout(Part):
+    """How a changed service takes over."""
+
+    weight: Annotated[
+        Annotated[int, Strict(), Ge(1), Le(99)] | None,
+        in_place(
+            "Percent of requests for one replica of the new spec, beside all of the old one, until this is "
+            "removed; where Modelyard starts the replicas itself.",
+            examples=[10],
+        ),
+    ] = None
+
+
 class Header(Part):
     """One HTTP header."""
 
@@ -830,6 +843,7 @@ class Service(Work):
         IntRange, in_place("Identical copies: a number, or a range with scaling.", examples=[2, "0..4"])
     ] = IntRange.model_construct(min=1, max=1)
     scaling: Annotated[Scaling | None, in_place("When to add and remove replicas.")] = None
+    rollout: Annotated[Rollout, in_place("How a changed spec takes over.")] = Rollout.model_construct()
     probes: Annotated[tuple[Probe, ...], replace("What decides whether a replica is ready.")] = ()
     rate_limits: Annotated[tuple[RateLimit, ...], in_place("How often a client may ask.")] = ()
     auth: Annotated[Bool, in_place("Ask clients for a token at the gateway.")] = True

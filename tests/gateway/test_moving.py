@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import resource
+from dataclasses import replace
 
 import pytest
 
@@ -242,3 +243,29 @@ async def test_what_runs_on_a_replica_that_leaves_the_routes_ends_there() -> Non
         answer = await asking
     assert (answer.status, answer.body) == (200, COMPLETION)
     assert (len(old.asked), len(new.asked)) == (1, 1)
+
+
+@in_a_loop
+async def test_a_canary_gets_its_part_of_the_requests_and_no_more() -> None:
+    async with Upstream(engine) as old, Upstream(engine) as new:
+        route = chat(old.port, new.port, canary=10)
+        first, second = route.replicas
+        route = replace(route, replicas=(replace(first, is_new=False), second))
+        async with stage(route) as here, here.connection() as client:
+            for _ in range(60):
+                assert (await client.ask(completion())).status == 200
+    assert (len(old.asked), len(new.asked)) == (54, 6)
+
+
+@in_a_loop
+async def test_a_canary_that_fails_costs_nobody_a_request() -> None:
+    async def hang_up(asked: Asked, writer: asyncio.StreamWriter) -> bool:
+        return True
+
+    async with Upstream(engine) as old, Upstream(hang_up) as new:
+        route = chat(old.port, new.port, canary=50)
+        first, second = route.replicas
+        route = replace(route, replicas=(replace(first, is_new=False), second))
+        async with stage(route) as here:
+            answers = [await here.ask(completion()) for _ in range(10)]
+    assert {answer.status for answer in answers} == {200}

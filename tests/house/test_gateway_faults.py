@@ -16,7 +16,7 @@ from orchestrator.gateway.limits import Buckets
 from orchestrator.gateway.routes import Replica, ServiceRoute
 from orchestrator.gateway.server import exchange, gateway, inbound, metrics, outbound, scaler
 from orchestrator.gateway.server.exchange import Exchange
-from orchestrator.reconcile.values import Job, JobState
+from orchestrator.reconcile.values import Job, JobState, Run
 from tests.gateway import (
     clients,
     test_failing,
@@ -63,7 +63,7 @@ def opens_everything(patch: Patch) -> None:
 
 
 def routes_to_what_stops(patch: Patch) -> None:
-    def replica(job: Job, port: int) -> Replica | None:
+    def replica(run: Run, job: Job, port: int) -> Replica | None:
         where = job.ports.get(port)
         return Replica(job.name, *where) if where and job.state is JobState.READY and not job.node else None
 
@@ -245,6 +245,10 @@ def counts_nothing_twice_over(patch: Patch) -> None:
     )
 
 
+def forgets_the_weight(patch: Patch) -> None:
+    patch.setattr(gateway.Desk, "pick", lambda self, tried, now: self._least(self.lanes, tried, now))
+
+
 CAUGHT: list[tuple[Callable[[Patch], None], Callable[[], object]]] = [
     (repeats_everything, test_failing.test_an_order_of_the_users_own_program_is_not_placed_twice),
     (never_gives_up, test_failing.test_a_request_that_brings_replicas_down_does_not_reach_all),
@@ -332,6 +336,7 @@ CAUGHT: list[tuple[Callable[[Patch], None], Callable[[], object]]] = [
         writes_over_what_moved,
         lambda: in_a_folder(test_scale.test_a_run_that_was_stopped_meanwhile_is_not_scaled),
     ),
+    (forgets_the_weight, test_moving.test_a_canary_gets_its_part_of_the_requests_and_no_more),
     (takes_no_time, test_figures.test_times_are_counted_where_they_belong),
     (labels_by_model, test_figures.test_nothing_that_a_client_says_becomes_a_label),
     (

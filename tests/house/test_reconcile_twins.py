@@ -166,7 +166,15 @@ class TriesInVain(_Pass):
         super().__init__(run, jobs, replace(observed, words={}), now)
 
 
+class PromotesAtOnce(_Pass):
+    """Takes a canary for a rollout."""
+
+    def __init__(self, run: Run, jobs: Sequence[Job], observed: Observed, now: datetime) -> None:
+        super().__init__(replace(run, template=replace(run.template, canary=0)), jobs, observed, now)
+
+
 CASES = [
+    (PromotesAtOnce, test_decide.test_without_room_a_canary_takes_nothing_away),
     (RollsAllAtOnce, lambda: test_decide.test_a_spec_that_does_not_work_costs_one_replica(True)),
     (BelievesTheHung, test_decide.test_a_hung_replica_is_replaced_and_every_next_time_later),
     (

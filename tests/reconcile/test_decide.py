@@ -288,6 +288,44 @@ def test_a_replica_that_does_not_answer_is_replaced_without_waiting_for_others()
     assert begun == {"chat-0-0-1", "chat-1-0-1"}
 
 
+def test_a_canary_stands_beside_what_serves_until_it_is_promoted_or_taken_back() -> None:
+    for promoted in (True, False):
+        world = World()
+        world.apply(replicas=3, surge=True)
+        world.settle()
+        world.apply(replicas=3, spec_hash="b", surge=True, canary=10)
+        world.settle()
+        assert names(world) == ["chat-0-0-0", "chat-0-0-1", "chat-1-0-0", "chat-2-0-0"]
+        told = "canary: 10 % of requests for the new spec"
+        assert (world.state(), world.runs["chat"].reason) == ("ready", told)
+        world.apply(replicas=3, spec_hash="b" if promoted else "a", surge=True)
+        world.settle()
+        assert {i.spec_hash for i in world.alive("chat")} == {"b" if promoted else "a"}
+        assert len(names(world)) == 3
+        assert (world.state(), world.runs["chat"].reason) == ("ready", "")
+
+
+def test_a_canary_that_does_not_work_costs_nothing_that_serves() -> None:
+    world = World()
+    world.apply(replicas=2, surge=True, retry=Retry(PATIENT.on, attempts=2))
+    world.settle()
+    world.scripts["chat"] = Script(run_s=0, exit_code=1)
+    world.apply(replicas=2, spec_hash="b", surge=True, canary=10, retry=Retry(PATIENT.on, attempts=2))
+    world.settle()
+    assert names(world) == ["chat-0-0-0", "chat-1-0-0"]
+    assert world.runs["chat"].reason.startswith("rollout failed: ")
+
+
+def test_without_room_a_canary_takes_nothing_away() -> None:
+    world = World()
+    world.apply(replicas=2)
+    world.settle()
+    world.apply(replicas=2, spec_hash="b", canary=10)
+    world.settle()
+    assert names(world) == ["chat-0-0-0", "chat-1-0-0"]
+    assert world.runs["chat"].reason == "there is no room for a canary: remove rollout.weight"
+
+
 def test_a_hung_replica_is_replaced_and_every_next_time_later() -> None:
     world = World()
     world.apply(replicas=1, retry=PATIENT)

@@ -232,6 +232,7 @@ class Exchange:
         assert desk is not None
         lane = desk.pick(self._tried, gateway.now)
         if lane is not None:
+            desk.given += 1
             self._take(lane)
         elif desk.service.over:
             self.refuse(503, f"service {desk.service.name!r} has ended", "service_over")

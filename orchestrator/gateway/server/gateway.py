@@ -65,8 +65,8 @@ class Desk:
     """One service as the gateway serves it: its replicas, who waits, and how often clients asked."""
 
     __slots__ = (
-        "arrived", "buckets", "cost_usd", "is_serving", "lanes", "queue_s", "service", "token_s", "ttft_s",
-        "turn", "waiting",
+        "arrived", "buckets", "cost_usd", "given", "is_serving", "lanes", "queue_s", "service", "token_s",
+        "ttft_s", "turn", "waiting",
     )  # fmt: skip
 
     def __init__(self, service: ServiceRoute) -> None:
@@ -76,6 +76,8 @@ class Desk:
         """In the order they came."""
         self.buckets = Buckets()
         self.arrived = 0
+        self.given = 0
+        """Requests that a replica was given."""
         self.turn = 0
         self.is_serving = False
         self.queue_s = Histogram(WAITS_S)
@@ -90,8 +92,16 @@ class Desk:
         Equal ones take turns; one that could not be reached lately is passed over.
         """
         lanes = self.lanes
-        count = len(lanes)
         self.turn += 1
+        if self.service.canary:
+            # Spread evenly, and no request is lost where the side it falls on has no room.
+            is_new = self.given * self.service.canary % 100 < self.service.canary
+            mine = [lane for lane in lanes if lane.replica.is_new == is_new]
+            return self._least(mine, tried, now) or self._least(lanes, tried, now)
+        return self._least(lanes, tried, now)
+
+    def _least(self, lanes: Sequence[Lane], tried: Sequence[Lane], now: float) -> Lane | None:
+        count = len(lanes)
         best, least = None, self.service.most_outstanding
         for offset in range(count):
             lane = lanes[(self.turn + offset) % count]
@@ -248,6 +258,7 @@ class Gateway:
         lane = self._lanes.get(replica)
         if lane is None:
             lane = self._lanes[replica] = Lane(replica)
+        lane.replica = replica  # the same one, of an older spec by now
         return lane
 
     def _serve_waiting(self, desk: Desk) -> None:
