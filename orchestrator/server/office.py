@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Path, Query, Request
+from fastapi.responses import PlainTextResponse
 
 from orchestrator.errors import Denied, NotFound
 from orchestrator.server.desk import Desk, view_of
 from orchestrator.server.gate import Gate, caller, site_of
+from orchestrator.server.metrics import CONTENT_TYPE, text
 from orchestrator.server.users import EVERYWHERE, Caller, Role
 from orchestrator.store.values import Token
 from orchestrator.wire import (
@@ -102,3 +104,9 @@ def audit(
     found = site_of(request).store.access.deeds(None if everywhere else project, after=after, limit=limit)
     items = [NotedDeed(serial=serial, deed=deed) for serial, deed in found]
     return DeedPage(items=items, next=str(items[-1].serial) if len(items) == limit else None)
+
+
+@gate.route_for("GET", "/metrics", Role.ADMIN, response_class=PlainTextResponse)
+def metrics(request: Request) -> PlainTextResponse:
+    """Return the server's figures in Prometheus' text form, of every project."""
+    return PlainTextResponse(text(site_of(request)), media_type=CONTENT_TYPE)

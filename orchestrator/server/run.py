@@ -18,6 +18,7 @@ import uvicorn
 from orchestrator.errors import UsageError
 from orchestrator.server.app import application
 from orchestrator.server.desk import Desk
+from orchestrator.server.schedule import Clock
 from orchestrator.server.site import Site
 from orchestrator.server.sync import Syncer
 from orchestrator.server.users import EVERYWHERE
@@ -124,13 +125,14 @@ def serve(
     say(f"listening on {'https' if door.certificate else 'http'}://{shown}:{opened.getsockname()[1]}")
     if token is not None:
         say(f"token {token}")
-    if syncer is not None:
-        syncer.start()
+    beside_it: list[Clock | Syncer] = [Clock(site), *([syncer] if syncer is not None else [])]
+    for each in beside_it:
+        each.start()
     try:
         asyncio.run(_serve(_Server(config, site.feed.end), opened, beside))
     finally:
-        if syncer is not None:
-            syncer.close()
+        for each in beside_it:
+            each.close()
 
 
 async def _serve(

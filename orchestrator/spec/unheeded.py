@@ -8,7 +8,7 @@ from orchestrator.spec.models import Spec
 from orchestrator.spec.rules import Finding
 
 UNHEEDED: Mapping[str, str] = {
-    "schedule": "applying it starts it now, and nothing starts it by the clock",
+    "schedule": "applying it starts it now; it takes a server to start it again by the clock",
     "priority": "runs start as they are applied, whatever their priority",
     "utilization_policy": "nobody measures its accelerators: it is not ended for being idle",
     "inactivity_duration": "it stays up until it is stopped",

@@ -139,3 +139,17 @@ def test_a_stream_ends_with_the_server(served: Served) -> None:
     served.site.feed.end()
     thread.join(timeout=10)
     assert (thread.is_alive(), seen[0]) == (False, ": here")
+
+
+def test_figures_are_told_in_prometheus_form(served: Served) -> None:
+    client = served.client()
+    client.set_secret("HF_TOKEN", "x")
+    client.apply(client.plan(read(HELLO)))
+    client.follow(["hello"], "ended")
+    answer = served.http.get(
+        f"{served.url}/v1/metrics", headers={"Authorization": f"Bearer {served.token()}"}
+    )
+
+    assert 'modelyard_runs{project="main",type="task",state="succeeded"} 1' in answer.text
+    assert "modelyard_servers 1" in answer.text
+    assert all(re.fullmatch(r"#.*|\w+(\{.*\})? \d+", line) for line in answer.text.splitlines())

@@ -1,0 +1,112 @@
+"""Start tasks by the clock: when their cron lines say so, and they do not run already."""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from orchestrator.errors import ModelyardError, StateMoved
+from orchestrator.reconcile import Run, RunEvent, RunState, Turn, Wanted
+from orchestrator.server.site import Site
+
+LOOK_S = 15.0
+"""How late a task may start: cron counts in minutes."""
+
+
+class Clock:
+    """Starts what is due, from a thread of its own; of several servers the first does it.
+
+    Args:
+        site: The server's share of the world.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="clock", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look at the clock."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def once(self) -> list[str]:
+        """Start what is due; return the names.
+
+        Times that passed while no server ran count once. A run that another call changed meanwhile
+        is left to the next look.
+        """
+        started: list[str] = []
+        now = self._site.clock()
+        for run, line in due(self._site.store.runs(), now=now):
+            event = RunEvent(
+                run.id, run.name, now, run.name, run.state.value, RunState.QUEUED.value, f"schedule: {line}"
+            )
+            again = replace(
+                run, since=now, wanted=Wanted.RUN, state=RunState.QUEUED, reason="", was_ready=False, ready=0
+            )
+            try:
+                self._site.store.commit([Turn(again, event)], expected={run.id: run.serial})
+            except StateMoved:
+                continue
+            started.append(run.name)
+        if started:
+            self._site.wrote()
+        return started
+
+    def _run(self) -> None:
+        while not self._closed.wait(LOOK_S):
+            if self._site.peers[0] != self._site.owner:
+                continue
+            try:
+                self.once()
+            except ModelyardError as error:
+                self._site.complain(f"schedules: {error.what}")
+
+
+def due(runs: Iterable[Run], *, now: datetime) -> list[tuple[Run, str]]:
+    """Return the tasks whose time has come since they last began, each with its cron line.
+
+    One that still runs is not due: the time passes. One that was stopped or is to be deleted
+    stays as it is.
+    """
+    found = []
+    for run in runs:
+        if run.type != "task" or run.wanted is not Wanted.RUN or not run.state.is_final:
+            continue
+        times = [(at, line) for line in _lines(run.spec) if (at := _next(line, run.since)) and at <= now]
+        if times:
+            found.append((run, min(times)[1]))
+    return found
+
+
+@functools.lru_cache(maxsize=16_384)
+def _lines(spec: str) -> tuple[str, ...]:
+    """Return the cron lines of a spec as it is on record."""
+    if '"schedule"' not in spec:
+        return ()
+    schedule = json.loads(spec).get("schedule") or {}
+    cron = schedule.get("cron", ())
+    return (cron,) if isinstance(cron, str) else tuple(cron)
+
+
+def _next(line: str, after: datetime) -> datetime | None:
+    """Return the first minute behind ``after`` that a cron line names, None where there is none.
+
+    >>> from datetime import UTC
+    >>> _next("0 3 * * *", datetime(2026, 1, 1, 3, 0, tzinfo=UTC)).isoformat()
+    '2026-01-02T03:00:00+00:00'
+    """
+    from cronsim import CronSim  # with the server alone
+
+    # the one of the minute it began in has been kept
+    return next(CronSim(line, after.replace(second=0, microsecond=0) + timedelta(seconds=1)), None)
