@@ -21,6 +21,7 @@ from orchestrator.api import (
     Planner,
     Plans,
     RunView,
+    Stray,
     has_arrived,
     origin,
 )
@@ -50,6 +51,7 @@ from orchestrator.wire import (
     ProjectBody,
     RunPage,
     SecretValue,
+    Strays,
     SyncStatus,
     TokenRequest,
     TokenView,
@@ -348,6 +350,14 @@ class Remote(Planner):
     def remove_orphans(self, orphans: Sequence[Orphan]) -> None:
         """Stop and remove them."""
         self._ask("POST", "orphans/removal", Orphans(items=list(orphans)))
+
+    def strays(self) -> list[Stray]:
+        """Return machines that are paid for and serve no run on record."""
+        return self._body(Strays, "GET", "machines/strays").items
+
+    def terminate(self, strays: Sequence[Stray]) -> None:
+        """End them, and all that belongs to them."""
+        self._ask("POST", "machines/termination", Strays(items=list(strays)))
 
     def volumes(self) -> list[tuple[str, Volume]]:
         """Return every volume with its backend."""

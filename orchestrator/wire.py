@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator import errors
-from orchestrator.api import Orphan, RunView
+from orchestrator.api import Orphan, RunView, Stray
 from orchestrator.backend import Check, File, Launch, LogLine, Offer, Volume
 from orchestrator.errors import ModelyardError, Position, Problem, Refusal, SpecError, Temporary, WhyNot
 from orchestrator.reconcile import RunEvent, Wanted
@@ -152,6 +152,12 @@ class Orphans(_Body):
     """Instances that nobody owns."""
 
     items: list[Orphan]
+
+
+class Strays(_Body):
+    """Machines that are paid for and serve no run."""
+
+    items: list[Stray]
 
 
 class ProjectBody(_Body):

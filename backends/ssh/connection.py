@@ -128,6 +128,11 @@ class Connection:
             )
         return done.stdout
 
+    def close(self) -> None:
+        """End the connection: the next one logs in anew, with the groups that the user has then."""
+        with contextlib.suppress(Unreachable):
+            self._tell("exit")
+
     def why_silent(self, reason: str) -> BackendError:
         """Say why the engine did not answer, from what the host itself says about its socket."""
         path = shlex.quote(self.host.engine_socket)

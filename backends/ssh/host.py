@@ -80,7 +80,7 @@ class HostDocker(Docker):
             machine=self._look_at_machine,
         )
         self._engine = TunnelledEngine(connection, backend=backend, timeout_s=timeout_s)
-        self._connection = connection
+        self.connection = connection
         self._network = network
         self._survey: Survey | None = None
         self.host = connection.host
@@ -151,14 +151,14 @@ class HostDocker(Docker):
         """Return the TCP ports of the host on which somebody listens (proc(5), state 0A)."""
         rows = (
             line.split()
-            for line in self._connection.run("cat /proc/net/tcp /proc/net/tcp6 2>/dev/null").splitlines()
+            for line in self.connection.run("cat /proc/net/tcp /proc/net/tcp6 2>/dev/null").splitlines()
         )
         listed = (row[1] for row in rows if len(row) > 3 and row[3] == "0A")
         return frozenset(int(address.rpartition(":")[2], 16) for address in listed)
 
     def _look_at_machine(self) -> Machine:
         try:
-            self._survey = parse(self._connection.run(script()))
+            self._survey = parse(self.connection.run(script()))
         except ValueError as error:
             raise Unreachable(f"host '{self.host.name}': {error}", backend=self.name) from error
         return self._survey.machine
@@ -194,14 +194,14 @@ class HostDocker(Docker):
         """Return every launch of our namespace on this host; ports of those that are gone are closed."""
         found = super().instances()
         kept = {here for one in found for _, here in one.ports.values()}
-        self._connection.keep_only(kept, owner=self._namespace)
+        self.connection.keep_only(kept, owner=self._namespace)
         return found
 
     def _instance(self, container: Json) -> Instance:
         """Return the instance, with its ports led to this machine."""
         found = super()._instance(container)
         ports = found.ports if found.phase is Phase.RUNNING else {}
-        led = self._connection.lead_to([there for _, there in ports.values()], owner=self._namespace)
+        led = self.connection.lead_to([there for _, there in ports.values()], owner=self._namespace)
         return replace(
             found,
             machine=self.host.name,

@@ -55,7 +55,7 @@ class Memory:
 
     def keep(self, host: str, instances: Sequence[Instance]) -> None:
         """Write down what ``host`` says now, unless that is what it said before."""
-        text = json.dumps([_plain(one) for one in instances], indent=0)
+        text = json.dumps([plain_of(one) for one in instances], indent=0)
         path = self._path(host)
         if _read(path) == text:
             return
@@ -67,7 +67,7 @@ class Memory:
     def last(self, host: str) -> tuple[Instance, ...] | None:
         """Return what ``host`` said last, or None when it never said anything."""
         text = _read(self._path(host))
-        return None if text is None else tuple(_instance(one) for one in json.loads(text))
+        return None if text is None else tuple(instance_of(one) for one in json.loads(text))
 
     def may_hold(self, host: str, launch: str) -> bool:
         """Say whether a silent ``host`` may hold ``launch``, for all that we know."""
@@ -108,7 +108,7 @@ def _is_same(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _plain(instance: Instance) -> dict[str, Any]:
+def plain_of(instance: Instance) -> dict[str, Any]:
     """Return an instance as JSON has it; what it holds of secrets is nothing, as everywhere."""
     values = dataclasses.asdict(instance)
     values["phase"] = instance.phase.value
@@ -118,8 +118,8 @@ def _plain(instance: Instance) -> dict[str, Any]:
     return values
 
 
-def _instance(values: Mapping[str, Any]) -> Instance:
-    """Return the instance that ``_plain`` wrote."""
+def instance_of(values: Mapping[str, Any]) -> Instance:
+    """Return the instance that ``plain_of`` wrote."""
     read = dict(values)
     read["phase"] = Phase(read["phase"])
     read["ports"] = {port: (address, number) for port, address, number in read["ports"]}

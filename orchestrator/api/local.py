@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from orchestrator.api.goals import has_arrived
 from orchestrator.api.planning import Planner
-from orchestrator.api.protocol import Goal, Offers, Orphan, Plans, RunView
+from orchestrator.api.protocol import Goal, Offers, Orphan, Plans, RunView, Stray
 from orchestrator.api.rehearsal import rehearsed
 from orchestrator.apply import (
     NOTHING_LOST,
@@ -30,7 +30,18 @@ from orchestrator.apply import (
     record,
     require_consent,
 )
-from orchestrator.backend import Backend, Can, Check, Forwarder, LogLine, Offer, Phase, Volume
+from orchestrator.backend import (
+    Backend,
+    Can,
+    Check,
+    Forwarder,
+    LogLine,
+    Machine,
+    Offer,
+    Phase,
+    Renter,
+    Volume,
+)
 from orchestrator.catalog.hardware import accelerator
 from orchestrator.errors import BackendError, ModelyardError, NotFound, StateMoved, Unreachable, UsageError
 from orchestrator.places import Places, read_places
@@ -533,6 +544,28 @@ class Local(Planner):
                 backend.stop(orphan.instance.name, grace_s=10.0)
             backend.remove(orphan.instance.name)
 
+    def strays(self) -> list[Stray]:
+        """Return machines that are paid for and serve no run on record, ordered by place and id."""
+        renters = {name: place for name, place in self.places.items() if isinstance(place, Renter)}
+        if not renters:
+            return []
+        runs = {run.name: run for run in self.store.runs()}
+        jobs = {job.name: job for job in self.store.jobs()}
+        now = self._clock()
+        return [
+            Stray(name, machine, why)
+            for name, renter in renters.items()
+            for machine in renter.machines()
+            if (why := why_stray(machine, runs.get(machine.run), jobs.get(machine.launch), now=now))
+        ]
+
+    def terminate(self, strays: Sequence[Stray]) -> None:
+        """End them, and all that belongs to them."""
+        for stray in strays:
+            backend = self.places[stray.backend]
+            assert isinstance(backend, Renter)  # none else has machines
+            backend.terminate(stray.machine.id)
+
     def volumes(self) -> list[tuple[str, Volume]]:
         """Return every volume on record with its backend, as the backend has it."""
         held: dict[str, dict[str, Volume]] = {}
@@ -572,6 +605,24 @@ class Local(Planner):
     def delete_secret(self, name: str) -> None:
         """Forget a secret."""
         self.store.secrets.of(self._project).delete(name)
+
+
+GRACE = timedelta(minutes=10)
+"""A machine this young may be somebody's who is just about to write it down."""
+
+
+def why_stray(machine: Machine, run: Run | None, job: Job | None, *, now: datetime) -> str | None:
+    """Say why a machine serves nobody; None where it serves a run, or is kept for the next."""
+    if machine.since is not None and now - machine.since < GRACE:
+        return None
+    if not machine.launch:
+        over = machine.expires_at is not None and now - machine.expires_at > GRACE
+        return "kept longer than it should be" if over else None
+    if run is None:
+        return f"no run {machine.run!r} is on record"
+    if job is None:
+        return f"no launch {machine.launch!r} is on record"
+    return f"run {run.name!r} has ended" if run.state.is_final else None
 
 
 _NO_OUTPUT = frozenset({"no-capacity", "rejected", "quota", "denied"})

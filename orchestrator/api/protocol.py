@@ -20,7 +20,7 @@ from orchestrator.apply import (
     VolumePlan,
 )
 from orchestrator.apply.lock import LockedModel
-from orchestrator.backend import Check, Instance, LogLine, Offer, Volume
+from orchestrator.backend import Check, Instance, LogLine, Machine, Offer, Volume
 from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Job, Run, RunEvent, Wanted
 from orchestrator.spec.load import Document
@@ -61,6 +61,15 @@ class Orphan:
 
     backend: str
     instance: Instance
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """A machine that is paid for, carries our deployment's tag, and serves no run; ``why`` says how."""
+
+    backend: str
+    machine: Machine
+    why: str
 
 
 class Api(Protocol):
@@ -170,6 +179,12 @@ class Api(Protocol):
 
     def remove_orphans(self, orphans: Sequence[Orphan]) -> None:
         """Stop and remove them."""
+
+    def strays(self) -> list[Stray]:
+        """Return machines that are paid for and serve no run on record."""
+
+    def terminate(self, strays: Sequence[Stray]) -> None:
+        """End them, and all that belongs to them."""
 
     def volumes(self) -> list[tuple[str, Volume]]:
         """Return every volume with its backend."""

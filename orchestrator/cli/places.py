@@ -53,6 +53,9 @@ def gc(
     running: Annotated[
         bool, typer.Option("--running", help="With --remove: those too that still run.")
     ] = False,
+    terminate: Annotated[
+        bool, typer.Option("--terminate", help="End rented machines that serve no run.")
+    ] = False,
     yes: Yes = False,
     json: Json = False,
     config: Config = None,
@@ -64,8 +67,12 @@ def gc(
     if running and not remove:
         raise UsageError("--running says what --remove takes", fix="add --remove")
     with open_api(config) as api:
-        found = api.orphans()
-        typer.echo(orphans_json(found) if json else orphans_text(found))
+        found, strays = api.orphans(), api.strays()
+        typer.echo(orphans_json(found, strays) if json else orphans_text(found, strays))
+        if terminate and strays:
+            confirm(f"terminate {len(strays)} machines?", yes=yes)
+            api.terminate(strays)
+            typer.echo(f"terminated {len(strays)}", err=True)
         doomed = [orphan for orphan in found if running or orphan.instance.phase is Phase.EXITED]
         if not remove or not found:
             return

@@ -400,6 +400,7 @@ class Loop:
                 return record
             if isinstance(error, Temporary):
                 if isinstance(effect, Start):
+                    self._asked_for -= {effect.launch.name}  # the asking came to its end: ask again
                     self._hooks.postponed(effect.launch.name, error.what)
                 self._observer.failed(effect.backend, error)
             return None

@@ -197,7 +197,7 @@ def _offers(placed: Placed) -> Iterator[str]:
 
 def _offer_cells(choice: Choice) -> list[str]:
     offer = choice.offer
-    where = offer.region or offer.zone or "-"
+    where = offer.zone or offer.region or "-"
     many = f" × {choice.nodes} nodes" if choice.nodes > 1 else ""
     return [
         offer.backend, where, offer.instance_type, holds(offer, choice.count) + many,
@@ -378,6 +378,7 @@ def offer_object(offer: Offer) -> dict[str, object]:
     return {
         "backend": offer.backend,
         "region": offer.region,
+        **({"zone": offer.zone} if offer.zone else {}),
         "instance_type": offer.instance_type,
         "cpu": offer.cpu,
         "memory_bytes": offer.memory_bytes,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 
-from orchestrator.api import Offers, Orphan, RunView
+from orchestrator.api import Offers, Orphan, RunView, Stray
 from orchestrator.backend import Check, LogLine, Phase, Volume
 from orchestrator.reconcile import Job, Run, RunEvent
 from orchestrator.render.plans import holds, offer_object, price_text
@@ -89,6 +90,8 @@ def run_text(view: RunView) -> str:
     if view.jobs:
         header = ["JOB", "STATE", "BACKEND", "EXIT", "REASON", "DEVICES"]
         lines += ["", table(header, [_job_cells(job) for job in view.jobs], indent="  ")]
+    if rented := [[job.name, job.machine or "-", str(job.rent)] for job in view.jobs if job.rent]:
+        lines += ["", table(["JOB", "MACHINE", "RENTED"], rented, indent="  ")]
     if view.artifacts:
         lines += ["", *_artifacts(view)]
     return "\n".join(lines)
@@ -219,6 +222,8 @@ def _job_object(job: Job) -> dict[str, object]:
         "message": job.message,
         "ports": {str(port): list(address) for port, address in job.ports.items()},
         "devices": list(job.devices),
+        "machine": job.machine,
+        "rent": asdict(job.rent) if job.rent else None,
         "started_at": _time(job.started_at),
         "ready_at": _time(job.ready_at),
         "finished_at": _time(job.finished_at),
@@ -312,12 +317,14 @@ def checks_json(checks: Sequence[tuple[str, Check]]) -> str:
     return to_json("modelyard/checks/v1", {"checks": found})
 
 
-def orphans_text(orphans: Sequence[Orphan]) -> str:
+def orphans_text(orphans: Sequence[Orphan], strays: Sequence[Stray] = ()) -> str:
     """Return one line per instance that belongs to no run on record: what has ended, then what runs.
+
+    Then one per rented machine that serves no run.
 
     What runs may be another record's, on the same machine: that is for its reader to know.
     """
-    if not orphans:
+    if not orphans and not strays:
         return "no orphans"
     header = ["BACKEND", "INSTANCE", "PHASE", "RUN", "STARTED"]
     ended = [o for o in orphans if o.instance.phase is Phase.EXITED]
@@ -327,7 +334,19 @@ def orphans_text(orphans: Sequence[Orphan]) -> str:
     for title, found in (("ended", ended), (warned, alive)):
         if found:
             lines += [title, table(header, [_orphan_cells(o) for o in found], indent="  ")]
+    if strays:
+        header = ["BACKEND", "MACHINE", "TYPE", "REGION", "STATE", "LAUNCH", "WHY"]
+        rows = table(header, [_stray_cells(stray) for stray in strays], indent="  ")
+        lines += ["rented, and serving no run", rows]
     return "\n".join(lines)
+
+
+def _stray_cells(stray: Stray) -> list[str]:
+    machine = stray.machine
+    return [
+        stray.backend, machine.id, machine.instance_type, machine.region, machine.state,
+        machine.launch or "-", stray.why,
+    ]  # fmt: skip
 
 
 def _orphan_cells(orphan: Orphan) -> list[str]:
@@ -336,8 +355,8 @@ def _orphan_cells(orphan: Orphan) -> list[str]:
     return [orphan.backend, instance.name, instance.phase.value, instance.run, at]
 
 
-def orphans_json(orphans: Sequence[Orphan]) -> str:
-    """Return orphans as ``modelyard/orphans/v1``."""
+def orphans_json(orphans: Sequence[Orphan], strays: Sequence[Stray] = ()) -> str:
+    """Return orphans and stray machines as ``modelyard/orphans/v1``."""
     found = [
         {
             "backend": o.backend,
@@ -348,7 +367,19 @@ def orphans_json(orphans: Sequence[Orphan]) -> str:
         }
         for o in orphans
     ]
-    return to_json("modelyard/orphans/v1", {"orphans": found})
+    machines = [
+        {
+            "backend": stray.backend,
+            "id": stray.machine.id,
+            "instance_type": stray.machine.instance_type,
+            "region": stray.machine.region,
+            "state": stray.machine.state,
+            "launch": stray.machine.launch,
+            "why": stray.why,
+        }
+        for stray in strays
+    ]
+    return to_json("modelyard/orphans/v1", {"orphans": found, "machines": machines})
 
 
 def volumes_text(volumes: Sequence[tuple[str, Volume]]) -> str:

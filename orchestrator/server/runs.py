@@ -43,6 +43,7 @@ from orchestrator.wire import (
     PlanRequest,
     RunPage,
     SecretValue,
+    Strays,
     SyncStatus,
     Told,
     light,
@@ -340,6 +341,24 @@ def remove_orphans(project: Project, gone: Orphans, request: Request) -> Applied
     there = {(orphan.backend, orphan.instance.name): orphan for orphan in api.orphans()}
     wanted = [(orphan.backend, orphan.instance.name) for orphan in gone.items]
     api.remove_orphans([there[key] for key in wanted if key in there])
+    return Applied(runs=[name for _, name in wanted])
+
+
+@gate.route_for("GET", "/machines/strays", Role.ADMIN)
+def strays(project: Project, request: Request) -> Strays:
+    """Return machines that are paid for and serve no run on record."""
+    _require_everywhere(request)
+    return Strays(items=site_of(request).api(project).strays())
+
+
+@gate.route_for("POST", "/machines/termination", Role.ADMIN)
+def terminate(project: Project, gone: Strays, request: Request) -> Applied:
+    """End machines, if they serve no run still."""
+    _require_everywhere(request)
+    api = site_of(request).api(project)
+    there = {(stray.backend, stray.machine.id): stray for stray in api.strays()}
+    wanted = [(stray.backend, stray.machine.id) for stray in gone.items]
+    api.terminate([there[key] for key in wanted if key in there])
     return Applied(runs=[name for _, name in wanted])
 
 

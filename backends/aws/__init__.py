@@ -1,0 +1,144 @@
+"""AWS: machines of EC2 that are rented for a launch, over SSH and Docker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_network
+from pathlib import Path
+from urllib.parse import quote
+
+from backends.aws.ec2 import Ec2, Settings
+from backends.vm import RentedMachines
+from orchestrator.errors import ConfigError
+from orchestrator.units import parse_bytes, parse_duration
+
+IMAGE_NAMES: Mapping[str, str] = {
+    "x86": "Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04) *",
+    "arm": "Deep Learning ARM64 Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04) *",
+}
+"""AWS's own images with driver, Docker and NVIDIA's container toolkit
+(docs.aws.amazon.com/dlami/latest/devguide, release notes of gpubaseossarm64-ul2204 and its like)."""
+
+GP3_USD_GIB_MONTH = 0.08
+"""us-east-1, aws.amazon.com/ebs/pricing; set ``disk_usd_gib_month`` where it differs."""
+
+
+class Aws(RentedMachines):
+    """Runs each launch on an EC2 instance that is rented for it.
+
+    Args:
+        name: The backend's name in the configuration.
+        regions: Where machines are rented.
+        instance_types: Patterns of instance types, added to all with GPUs (``g*``, ``p*``).
+        profile: The profile of AWS's configuration; default: what its tools would use.
+        image_name: The image's name, with ``*``; the newest is taken. Default: AWS's Deep Learning
+            Base image. The image brings Docker, and the driver where there are GPUs.
+        image_owner: Its owner: ``amazon``, ``self`` or an account's number.
+        images: Image ids by region, in place of the name.
+        user: Who logs in on that image.
+        port: Its SSH port.
+        disk: The size of a machine's disk, such as ``200GiB``.
+        disk_usd_gib_month: What a GiB of it costs a month; it is part of every price.
+        subnets: Where machines get their addresses; default: the default subnet of each zone.
+        security_groups: Their security groups; default: one is made that lets SSH in.
+        ssh_from: The networks that this group lets in.
+        public_address: Whether machines get a public address.
+        identity_file: The private key for the machines; default: one is made for this user.
+        deployment: Tells our machines from others' of the account, and has to be the same for all
+            that share a record; default: one is made for this user.
+        namespace: Begins the names of containers.
+        abandoned_after: How long a machine stays up after it last heard of us.
+        boot_timeout: How long a machine may take until its engine answers.
+        timeout_s: How long one answer of an engine may take.
+        endpoint_url: Another address of EC2's API.
+
+    Raises:
+        ConfigError: an option has no such value.
+    """
+
+    def __init__(
+        self,
+        name: str = "aws",
+        *,
+        regions: Sequence[str] = ("us-east-1",),
+        instance_types: Sequence[str] = (),
+        profile: str | None = None,
+        image_name: str | None = None,
+        image_owner: str = "amazon",
+        images: Mapping[str, str] | None = None,
+        user: str = "ubuntu",
+        port: int = 22,
+        disk: str = "200GiB",
+        disk_usd_gib_month: float = GP3_USD_GIB_MONTH,
+        subnets: Sequence[str] = (),
+        security_groups: Sequence[str] = (),
+        ssh_from: Sequence[str] = ("0.0.0.0/0",),
+        public_address: bool = True,
+        identity_file: str | None = None,
+        deployment: str | None = None,
+        namespace: str = "modelyard",
+        abandoned_after: str = "1d",
+        boot_timeout: str = "10m",
+        timeout_s: float = 30.0,
+        endpoint_url: str | None = None,
+    ) -> None:
+        import platformdirs  # pulled in where a backend of this type is configured
+
+        state = platformdirs.user_state_path("modelyard") / "vm" / quote(name, safe="")
+        settings = Settings(
+            regions=_words(name, "regions", regions, least=1),
+            types=("g*", "p*", *_words(name, "instance_types", instance_types)),
+            images=dict(images or {}),
+            image_owner=image_owner,
+            image_name=IMAGE_NAMES if image_name is None else dict.fromkeys(IMAGE_NAMES, image_name),
+            disk_bytes=_read(name, "disk", disk, parse_bytes),
+            disk_usd_gib_month=disk_usd_gib_month,
+            subnets=_words(name, "subnets", subnets),
+            security_groups=_words(name, "security_groups", security_groups),
+            ssh_from=_networks(name, ssh_from),
+            public_address=public_address,
+            profile=profile,
+            endpoint_url=endpoint_url,
+        )
+        cache = Path(platformdirs.user_cache_path("modelyard")) / "vm" / quote(name, safe="")
+        super().__init__(
+            name,
+            Ec2(name, settings, state=state, cache=cache),
+            user=user,
+            port=port,
+            state=state,
+            identity_file=identity_file,
+            deployment=deployment,
+            namespace=namespace,
+            abandoned_s=_read(name, "abandoned_after", abandoned_after, parse_duration),
+            boot_s=_read(name, "boot_timeout", boot_timeout, parse_duration),
+            timeout_s=timeout_s,
+        )
+
+
+def _words(name: str, option: str, value: object, *, least: int = 0) -> tuple[str, ...]:
+    found = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
+    if found is None or len(found) < least or not all(isinstance(each, str) and each for each in found):
+        raise ConfigError(f"backend {name!r}: {option}: expected a list of names, got {value!r}")
+    return found
+
+
+def _networks(name: str, value: Sequence[str]) -> tuple[str, ...]:
+    found = _words(name, "ssh_from", value, least=1)
+    for each in found:
+        try:
+            ip_network(each)
+        except ValueError:
+            raise ConfigError(
+                f"backend {name!r}: ssh_from: expected networks such as 203.0.113.0/24, got {each!r}"
+            ) from None
+    return found
+
+
+def _read(name: str, option: str, value: object, read: object) -> int:
+    assert callable(read)
+    try:
+        found: int = read(value if isinstance(value, str) else str(value))
+    except ValueError as error:
+        raise ConfigError(f"backend {name!r}: {option}: {error}") from None
+    return found

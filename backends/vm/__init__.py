@@ -1,0 +1,480 @@
+"""Rented machines: a cloud's machine, then SSH, then Docker, for any provider of the VM port."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Event as Flag
+from typing import ClassVar, TypeVar
+
+from backends.ssh.connection import Connection
+from backends.ssh.host import HostDocker
+from backends.ssh.memory import Memory
+from backends.ssh.options import Host, Login
+from backends.vm import boot
+from backends.vm.port import DEPLOYMENT, EXPIRES, KEY, LAUNCH, NAMESPACE, KeySpent, Order, Provider, Vm
+from backends.vm.shelf import Shelf
+from orchestrator.backend import (
+    LABEL,
+    Can,
+    Check,
+    Instance,
+    Launch,
+    LogLine,
+    Machine,
+    Offer,
+    Phase,
+    Progress,
+    Rent,
+    Volume,
+)
+from orchestrator.errors import (
+    AuthFailed,
+    BackendError,
+    NoCapacity,
+    NotFound,
+    Rejected,
+    Temporary,
+    Unreachable,
+)
+
+AT_ONCE = 32
+"""Machines that are asked at the same time."""
+
+FOR_EVER_S = 10 * 365 * 86_400
+
+BOOT_POLL_S = 1.0
+"""Between two looks at a machine that boots."""
+
+Answer = TypeVar("Answer")
+
+
+class RentedMachines:
+    """Runs each launch on the Docker engine of a machine that is rented for it.
+
+    Args:
+        name: The backend's name in the configuration.
+        provider: The cloud.
+        user: Who logs in; the image decides.
+        port: The machines' SSH port.
+        state: The folder of what is kept here.
+        identity_file: The private key; default: one is made.
+        deployment: Tells our machines from others' of the account; default: one is made.
+        namespace: Begins the names of containers.
+        abandoned_s: How long a machine stays up after it last heard of us.
+        boot_s: How long a machine may take until its engine answers.
+        timeout_s: How long one answer of an engine may take.
+    """
+
+    can: ClassVar[frozenset[Can]] = frozenset(
+        {Can.IMAGES, Can.PORTS, Can.EXEC, Can.LIMITS, Can.PRIVILEGED, Can.RESTART, Can.RENT}
+    )
+
+    def __init__(
+        self,
+        name: str,
+        provider: Provider,
+        *,
+        user: str,
+        port: int,
+        state: Path,
+        identity_file: str | None,
+        deployment: str | None,
+        namespace: str,
+        abandoned_s: int,
+        boot_s: int,
+        timeout_s: float,
+    ) -> None:
+        self.name = name
+        self._provider = provider
+        self._user, self._port = user, port
+        self._shelf = Shelf(state, namespace, backend=name)
+        self._memory = Memory(state / namespace / "seen")
+        self._identity = identity_file
+        self._given_deployment = deployment
+        self._namespace = namespace
+        self._abandoned_s, self._boot_s, self._timeout_s = abandoned_s, boot_s, timeout_s
+        self._hosts: dict[str, HostDocker] = {}
+        self._renewed: dict[str, float] = {}
+
+    # -- offers ----------------------------------------------------------------------------------
+
+    def offers(self) -> Sequence[Offer]:
+        """Return every kind of machine that can be rented, zone by zone."""
+        return self._provider.offers()
+
+    # -- the life of a launch --------------------------------------------------------------------
+
+    def start(self, launch: Launch, *, secrets: Mapping[str, str], progress: Progress) -> Instance:
+        """Start ``launch`` on its machine: the one it has, one that is idle, or a new one."""
+        kept = self._kept(launch.name)
+        if kept is not None:
+            return kept
+        if launch.rent is None:
+            raise Rejected(
+                f"launch '{launch.name}' names no machine to rent", backend=self.name, fix="plan it again"
+            )
+        self._require_able(launch)
+        vm = self._machine_of(launch.name) or self._take_idle(launch) or self._rent(launch, launch.rent)
+        try:
+            host = self._booted(vm, launch, progress)
+            found = host.start(launch, secrets=secrets, progress=progress)
+        except (NoCapacity, Rejected, AuthFailed):
+            self._provider.terminate(vm)  # it is nowhere, and the next attempt has a name of its own
+            self._shelf.bury(vm.id)
+            raise
+        return replace(found, machine=vm.id, rented=True)
+
+    def instances(self) -> Sequence[Instance]:
+        """Return every launch of our namespace: on its machine, on its way there, or ended and kept.
+
+        A machine that does not answer is taken at its last word. Each machine that answers is told
+        to stay up.
+        """
+        vms = self._vms()
+        self._shelf.forget_buried({vm.id for vm in vms})
+        buried = self._shelf.buried()
+        found = {one.name: one for one in self._shelf.ended()}
+        ours = [vm for vm in vms if vm.tags.get(LAUNCH) and vm.id not in buried]
+        for vm in ours:
+            kept = found.get(vm.tags[LAUNCH])
+            if kept is not None and kept.machine == vm.id and vm.is_alive:
+                found[kept.name] = replace(kept, rented=True)
+        asked = [vm for vm in ours if vm.tags[LAUNCH] not in found]
+        asked.sort(key=lambda vm: vm.is_alive)  # of two that had one launch, the living one decides
+        found |= {seen.name: seen for seen in self._at_once(self._seen, asked)}
+        return sorted(found.values(), key=lambda one: one.name)
+
+    def stop(self, name: str, *, grace_s: float) -> None:
+        """Ask the launch to end, and kill it after ``grace_s``; its machine stays until it is released."""
+        if self._kept(name) is not None or (vm := self._machine_of(name)) is None:
+            return
+        host = self._host(vm)
+        if host is not None and _answers(host):
+            if host.holds(name):
+                host.stop(name, grace_s=grace_s)
+                return
+        elif vm.state == "running" and self._memory.last(vm.id) is not None:
+            raise Unreachable(f"machine {vm.id} does not answer", backend=self.name)
+        now = datetime.now(UTC)
+        never_ran = replace(self._pending(vm), phase=Phase.EXITED, reason="stopped", finished_at=now)
+        self._shelf.put(replace(never_ran, message="", rented=False), ())
+
+    def release(self, name: str, *, keep_s: float | None) -> None:
+        """Keep the ended launch and its output here, and its machine for another or for nobody."""
+        vm = self._machine_of(name)
+        if vm is None:
+            return
+        host = self._host(vm)
+        if self._kept(name) is None:
+            ended = self._seen(vm)
+            if ended.phase is not Phase.EXITED:
+                raise Rejected(f"launch '{name}' still runs", backend=self.name, fix="stop it first")
+            assert host is not None  # nothing ends on a machine without an address
+            self._shelf.put(replace(ended, rented=False, ports={}), host.logs(name))
+        if keep_s == 0 or host is None or not _answers(host):
+            self._provider.terminate(vm)
+            return
+        lasts_s = FOR_EVER_S if keep_s is None else int(keep_s)
+        host.connection.run(boot.lay_down(vm.tags[KEY], lasts_s=lasts_s))
+        host.remove(name)
+        until = (datetime.now(UTC) + timedelta(seconds=lasts_s)).isoformat(timespec="seconds")
+        self._provider.tag(vm, {LAUNCH: "", EXPIRES: until})
+
+    def remove(self, name: str) -> None:
+        """Forget the launch and its output, and end the machine that it still has."""
+        for vm in self._vms():
+            if vm.tags.get(LAUNCH) == name:
+                self._shelf.bury(vm.id)
+                self._provider.terminate(vm)
+                self._hosts.pop(vm.id, None)
+        self._shelf.forget(name)
+
+    def logs(
+        self, name: str, *, follow: bool = False, since: datetime | None = None, tail: int | None = None
+    ) -> Iterator[LogLine]:
+        """Yield the launch's output: from its machine, or what was kept of it."""
+        if self._kept(name) is not None:
+            return self._shelf.output(name, since=since, tail=tail)
+        return self._must_find(name).logs(name, follow=follow, since=since, tail=tail)
+
+    def execute(self, name: str, command: Sequence[str], *, tty: bool) -> int:
+        """Run ``command`` in the container on this process's terminal; return its exit code."""
+        if self._kept(name) is not None:
+            raise Rejected(f"launch '{name}' is not running", backend=self.name, fix=f"see: logs {name}")
+        return self._must_find(name).execute(name, command, tty=tty)
+
+    def watch(self, closed: Flag) -> Iterator[str]:
+        """Yield the names of launches that machines report on; machines are known once they were seen."""
+        heard: queue.Queue[str] = queue.Queue()
+        listening: dict[str, threading.Thread] = {}
+        while not closed.is_set():
+            for machine, host in list(self._hosts.items()):
+                if machine not in listening:
+                    thread = threading.Thread(target=_listen, args=(host, closed, heard.put), daemon=True)
+                    listening[machine] = thread
+                    thread.start()
+            with contextlib.suppress(queue.Empty):
+                yield heard.get(timeout=0.2)
+        for thread in listening.values():
+            thread.join()
+
+    # -- machines --------------------------------------------------------------------------------
+
+    def machines(self) -> Sequence[Machine]:
+        """Return every machine that carries our deployment's tag, in any namespace, ordered by id."""
+        found = self._provider.list({DEPLOYMENT: self._deployment()})
+        return sorted((_machine(vm) for vm in found if vm.state != "ended"), key=lambda one: one.id)
+
+    def terminate(self, machine: str) -> None:
+        """End a machine that carries our deployment's tag."""
+        for vm in self._provider.list({DEPLOYMENT: self._deployment()}):
+            if vm.id == machine:
+                self._provider.terminate(vm)
+                return
+        raise Rejected(
+            f"machine {machine} does not carry the tag of our deployment", backend=self.name,
+            fix="end it where it was made",
+        )  # fmt: skip
+
+    def check(self) -> Sequence[Check]:
+        """Look whether the cloud answers and the key is there."""
+        try:
+            key = [Check("has a key", True, str(self._identity_file()))]
+        except BackendError as error:
+            key = [Check("has a key", False, error.what, error.fix or "")]
+        return [*self._provider.check(), *key]
+
+    # -- volumes: a rented machine keeps none ----------------------------------------------------
+
+    def create_volume(self, name: str, *, size_bytes: int | None) -> None:  # noqa: ARG002  # the port's
+        """Refuse: what is on a rented machine goes with it."""
+        raise Rejected("rented machines keep no volumes", backend=self.name, fix="use a bucket")
+
+    def volumes(self) -> Sequence[Volume]:
+        """Return none."""
+        return ()
+
+    def delete_volume(self, name: str) -> None:
+        """Delete nothing."""
+
+    def _require_able(self, launch: Launch) -> None:
+        """Refuse before anything is rented what no rented machine can do."""
+        kept = next((mount for mount in launch.mounts if mount.kind != "cache"), None)
+        if kept is not None:
+            raise Rejected(
+                f"{kept.kind} '{kept.source}': what is on a rented machine goes with it", backend=self.name,
+                fix="use a bucket, or another backend",
+            )  # fmt: skip
+        if launch.image is None:
+            raise Rejected("a rented machine runs images", backend=self.name, fix="add image: to the spec")
+
+    # -- renting ---------------------------------------------------------------------------------
+
+    def _rent(self, launch: Launch, rent: Rent) -> Vm:
+        """Create the machine of a launch, under a key that only a machine that has ended makes new."""
+        public = self._shelf.public_key(self._identity_file())
+        expires = datetime.now(UTC) + timedelta(seconds=self._abandoned_s)
+        tags = launch.labels() | self._ours() | {EXPIRES: expires.isoformat(timespec="seconds")}
+        spent = 0
+        while True:
+            text = f"{self._deployment()}\0{self._namespace}\0{launch.name}\0{spent}"
+            key = hashlib.sha256(text.encode()).hexdigest()[:32]
+            user_data = boot.cloud_config(
+                key=key, public_key=public, user=self._user, lasts_s=self._abandoned_s
+            )
+            try:
+                vm = self._provider.create(Order(key, rent, tags | {KEY: key}, user_data))
+            except KeySpent:
+                spent += 1
+                continue
+            if vm.is_alive and vm.tags.get(LAUNCH) == launch.name:
+                return vm
+            spent += 1  # it ended, or went on to another launch
+
+    def _take_idle(self, launch: Launch) -> Vm | None:
+        """Take over a machine of the kind that is rented anyway, where one is kept."""
+        for vm in self._vms():
+            free = not vm.tags.get(LAUNCH) or self._kept(vm.tags[LAUNCH]) is not None
+            if not free or vm.state != "running" or launch.rent is None or not _is_such(vm, launch.rent):
+                continue
+            host = self._host(vm)
+            if host is None or not _answers(host):
+                continue
+            script = boot.take_up(vm.tags[KEY], launch.name, lasts_s=self._abandoned_s)
+            if "taken" in host.connection.run(script).split():
+                self._provider.tag(vm, launch.labels())
+                return replace(vm, tags={**vm.tags, **launch.labels()})
+        return None
+
+    def _booted(self, vm: Vm, launch: Launch, progress: Progress) -> HostDocker:
+        """Return the machine's engine once it answers.
+
+        Raises:
+            NoCapacity: it ended before, or takes too long: another machine may do better.
+        """
+        began = time.monotonic()
+        pause = threading.Event()
+        said = "it has no address"
+        while (waited_s := time.monotonic() - began) < self._boot_s:
+            now = self._provider.get(vm)
+            if now is None or not now.is_alive:
+                raise NoCapacity(f"machine {vm.id} ended while it booted", backend=self.name)
+            host = self._host(now)
+            try:
+                if host is not None and _is_open(now.address or "", self._port):
+                    host.holds(launch.name)
+                    return host
+            except AuthFailed as error:  # cloud-init has not come to our key yet, or to the group
+                said = error.what
+                if host is not None:
+                    host.connection.close()
+            except Unreachable as error:
+                said = error.what
+            progress(f"machine {vm.id} boots ({waited_s:.0f} s)")
+            pause.wait(BOOT_POLL_S)
+        raise NoCapacity(
+            f"machine {vm.id} did not answer within {self._boot_s} s: {said}", backend=self.name,
+            fix="look whether its image has Docker, and its network lets SSH in",
+        )  # fmt: skip
+
+    # -- where things are ------------------------------------------------------------------------
+
+    def _deployment(self) -> str:
+        return self._given_deployment or self._shelf.deployment()
+
+    def _identity_file(self) -> Path:
+        return Path(self._identity).expanduser() if self._identity else self._shelf.identity_file()
+
+    def _ours(self) -> dict[str, str]:
+        return {DEPLOYMENT: self._deployment(), NAMESPACE: self._namespace}
+
+    def _vms(self) -> Sequence[Vm]:
+        return self._provider.list(self._ours())
+
+    def _machine_of(self, launch: str) -> Vm | None:
+        """Return the machine that a launch has, dead or alive only as its provider says."""
+        return next((vm for vm in self._vms() if vm.tags.get(LAUNCH) == launch and vm.is_alive), None)
+
+    def _kept(self, launch: str) -> Instance | None:
+        return next((one for one in self._shelf.ended() if one.name == launch), None)
+
+    def _must_find(self, launch: str) -> HostDocker:
+        vm = self._machine_of(launch)
+        host = self._host(vm) if vm else None
+        if host is None:
+            raise NotFound(f"no launch '{launch}' on backend '{self.name}'")
+        return host
+
+    def _host(self, vm: Vm) -> HostDocker | None:
+        """Return the engine of a machine, None while it has no address."""
+        if vm.id in self._hosts or vm.address is None:
+            return self._hosts.get(vm.id)
+        login = Login(vm.id, self._port, self._user, str(self._identity_file()))
+        host = Host(vm.id, login, internal_ip=vm.internal_ip or vm.address)
+        way = str(self._shelf.ssh_config(vm.id, vm.address))
+        self._hosts[vm.id] = HostDocker(
+            Connection(host, backend=self.name, host_keys="accept-new", ssh_config=way),
+            backend=self.name,
+            network=None,
+            namespace=self._namespace,
+            default_image=None,
+            pull="missing",
+            timeout_s=self._timeout_s,
+        )
+        return self._hosts[vm.id]
+
+    def _seen(self, vm: Vm) -> Instance:
+        """Return the launch of a machine as its engine has it, or as far as is known without it."""
+        name = vm.tags[LAUNCH]
+        if not vm.is_alive:
+            told = "its provider took it away" if vm.preempted else "it ended"
+            return replace(
+                self._pending(vm), phase=Phase.EXITED, reason="preempted" if vm.preempted else "lost",
+                message=f"machine {vm.id}: {told}", rented=False,
+            )  # fmt: skip
+        host = self._host(vm)
+        last = self._memory.last(vm.id)
+        if host is None or (last is None and not _is_open(vm.address or "", self._port)):
+            return self._pending(vm)
+        try:
+            found = [one for one in host.instances() if one.name == name]
+            self._renew(vm, host)
+        except BackendError as error:
+            found = [
+                one if one.phase is Phase.EXITED else replace(one, message=f"{error.what}: as last seen")
+                for one in last or ()
+                if one.name == name
+            ]
+        else:
+            self._memory.keep(vm.id, found)
+        return replace(found[0], machine=vm.id, rented=True) if found else self._pending(vm)
+
+    def _pending(self, vm: Vm) -> Instance:
+        tags = {key.removeprefix(LABEL): value for key, value in vm.tags.items() if key.startswith(LABEL)}
+        return Instance(
+            tags["launch"], tags["run"], int(tags["replica"]), int(tags["node"]), int(tags["attempt"]),
+            tags["spec-hash"], Phase.PENDING, message=f"machine {vm.id} boots", machine=vm.id, rented=True,
+        )  # fmt: skip
+
+    def _renew(self, vm: Vm, host: HostDocker) -> None:
+        """Tell a machine to stay up, now and then."""
+        last = self._renewed.get(vm.id)
+        if last is None or time.monotonic() - last > self._abandoned_s / 16:
+            host.connection.run(boot.renew(vm.tags[KEY], lasts_s=self._abandoned_s))
+            self._renewed[vm.id] = time.monotonic()
+
+    def _at_once(self, question: Callable[[Vm], Answer], vms: Sequence[Vm]) -> list[Answer]:
+        if len(vms) < 2:
+            return [question(vm) for vm in vms]
+        with ThreadPoolExecutor(min(AT_ONCE, len(vms))) as pool:
+            return list(pool.map(question, vms))
+
+
+def _answers(host: HostDocker) -> bool:
+    try:
+        host.connection.ensure()
+    except (Temporary, AuthFailed):
+        return False
+    return True
+
+
+def _is_such(vm: Vm, rent: Rent) -> bool:
+    """Say whether a machine is of the kind that is to be rented; any zone does."""
+    return (vm.instance_type, vm.region, vm.spot) == (rent.instance_type, rent.region, rent.spot)
+
+
+def _is_open(address: str, port: int) -> bool:
+    """Say whether a machine listens: a connection that was refused is not tried again for a while."""
+    try:
+        with socket.create_connection((address, port), timeout=3.0):
+            return True
+    except OSError:
+        return False
+
+
+def _listen(host: HostDocker, closed: Flag, tell: Callable[[str], None]) -> None:
+    """Hand on what one machine's engine reports, until it is gone or does not know us."""
+    while not closed.is_set():
+        try:
+            for name in host.watch(closed):
+                tell(name)
+        except BackendError:
+            closed.wait(10.0)
+
+
+def _machine(vm: Vm) -> Machine:
+    expires = vm.tags.get(EXPIRES)
+    return Machine(
+        vm.id, vm.tags.get(LAUNCH, ""), vm.tags.get(LABEL + "run", ""), vm.instance_type, vm.region, vm.state,
+        vm.since, datetime.fromisoformat(expires) if expires else None,
+    )  # fmt: skip

@@ -1,0 +1,71 @@
+"""What a rented machine is told at its first boot, and the book that it keeps of itself; pure.
+
+Every machine has a folder with two files. ``deadline`` holds the second since 1970 at which it
+powers itself off; whoever of ours hears of it moves that on, and nothing else keeps it up: a control
+plane that is gone takes its machines with it. ``idle`` is there while no launch has the machine;
+renaming it is how one, and only one, takes it over.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+FOLDER = "/var/lib/modelyard"
+
+
+def folder(key: str) -> str:
+    """Return where the machine that was ordered under ``key`` keeps its book."""
+    return f"{FOLDER}/{key}"
+
+
+def cloud_config(*, key: str, public_key: str, user: str, lasts_s: int) -> str:
+    """Return the cloud-config of a machine that powers itself off after ``lasts_s`` without renewal.
+
+    The image brings Docker and, for accelerators, the driver and NVIDIA's container toolkit. A
+    deadline that cannot be read counts as over. JSON is YAML, and needs no quoting of ours.
+
+    >>> text = cloud_config(key="k", public_key="ssh-ed25519 A", user="ubuntu", lasts_s=60)
+    >>> text.splitlines()[0], json.loads(text.partition(chr(10))[2])["ssh_authorized_keys"]
+    ('#cloud-config', ['ssh-ed25519 A'])
+    """
+    where = folder(key)
+    begin = (
+        f"mkdir -p {where} && cd {where} && "
+        f"{{ [ -e deadline ] || echo $(( $(date +%s) + {lasts_s} )) > deadline; }}"
+    )
+    watch = f'[ "$(date +%s)" -lt "$(cat {where}/deadline)" ] || exec systemctl poweroff'
+    timer = ["systemd-run", "--unit=modelyard-deadline", "--on-boot=60", "--on-unit-active=60"]
+    config = {
+        "ssh_authorized_keys": [public_key],
+        "bootcmd": [["sh", "-c", begin], [*timer, "/bin/sh", "-c", watch]],
+        "runcmd": [["usermod", "-aG", "docker", user], ["chown", "-R", user, where]],
+    }
+    return "#cloud-config\n" + json.dumps(config, indent=1) + "\n"
+
+
+def renew(key: str, *, lasts_s: int) -> str:
+    """Return the script that moves the deadline of a machine on, unless it is idle."""
+    return f"cd {folder(key)} && {{ [ -e idle ] || {{ {_deadline(lasts_s)}; }}; }}\n"
+
+
+def lay_down(key: str, *, lasts_s: int) -> str:
+    """Return the script that marks a machine as idle, to power itself off after ``lasts_s``."""
+    return f"cd {folder(key)} && {_deadline(lasts_s)} && rm -f held-by-* && touch idle\n"
+
+
+def take_up(key: str, launch: str, *, lasts_s: int) -> str:
+    """Return the script that takes an idle machine for ``launch``; it says ``taken`` where it did.
+
+    ``rename(2)`` has one winner. The deadline is moved on first, so that what was won stays.
+    """
+    held = shlex.quote(f"held-by-{launch}")
+    return (
+        f"cd {folder(key)} && if [ -e {held} ]; then echo taken; "
+        f"elif [ -e idle ]; then {_deadline(lasts_s)}; mv idle {held} 2>/dev/null && echo taken || :; fi\n"
+    )
+
+
+def _deadline(lasts_s: int) -> str:
+    """Return commands that replace the deadline in one step."""
+    return f"echo $(( $(date +%s) + {lasts_s} )) > .deadline.$$ && mv .deadline.$$ deadline"

@@ -1,0 +1,94 @@
+"""The port of a cloud: what a provider's file implements, and the values that cross it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, Protocol
+
+from orchestrator.backend import LABEL, Check, Offer, Rent
+
+DEPLOYMENT = LABEL + "deployment"
+NAMESPACE = LABEL + "namespace"
+LAUNCH = LABEL + "launch"
+KEY = LABEL + "key"
+EXPIRES = LABEL + "expires"
+
+
+class KeySpent(Exception):
+    """The machine that was created under a key has ended: another one needs another key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A machine to be created.
+
+    ``key`` makes it once: ordered twice under one key, it is there once. ``user_data`` is what
+    cloud-init is given; it holds no secret.
+    """
+
+    key: str
+    rent: Rent
+    tags: Mapping[str, str]
+    user_data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """A machine as its provider sees it.
+
+    ``address`` is where we reach it, ``internal_ip`` its address among the others; both may be
+    missing while it is pending. ``preempted`` says that its provider took it away.
+    """
+
+    id: str
+    state: Literal["pending", "running", "ending", "ended"]
+    instance_type: str
+    region: str
+    zone: str = ""
+    spot: bool = False
+    address: str | None = None
+    internal_ip: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    since: datetime | None = None
+    preempted: bool = False
+
+    @property
+    def is_alive(self) -> bool:
+        """Say whether it is there, or about to be."""
+        return self.state in ("pending", "running")
+
+
+class Provider(Protocol):
+    """A cloud that rents machines; every call may raise what ``Backend``'s may, and is one attempt.
+
+    A machine that powers itself off has to end as if it was terminated, with its disks.
+    """
+
+    def offers(self) -> Sequence[Offer]:
+        """Return every kind of machine in every zone, with its price or ``price_list``."""
+
+    def create(self, order: Order) -> Vm:
+        """Create a machine, or return the one that was created under the same key.
+
+        Raises:
+            KeySpent: that one has ended.
+            NoCapacity: there is none of this kind there now.
+            Quota: a limit of the account.
+        """
+
+    def get(self, vm: Vm) -> Vm | None:
+        """Return a machine as it is now; None for one that nobody knows any more."""
+
+    def list(self, tags: Mapping[str, str]) -> Sequence[Vm]:
+        """Return all machines with these tags, in every region, ended ones as long as they are known."""
+
+    def tag(self, vm: Vm, tags: Mapping[str, str]) -> None:
+        """Set tags of a machine."""
+
+    def terminate(self, vm: Vm) -> None:
+        """End a machine with its disks and addresses; gone is no error."""
+
+    def check(self) -> Sequence[Check]:
+        """Look whether credentials, regions and images are well; never raises."""

@@ -1,0 +1,307 @@
+"""EC2 for tests: moto behind a layer that sells out, limits, throttles and keeps client tokens.
+
+moto knows types, images, tags and states. What it does not do is added here: a ClientToken makes
+one instance, zones are sold out, an account has limits. A machine "boots" by doing what its user
+data says, on this machine and with what would touch the system replaced, and answers at a loopback
+address of its own where a real ``sshd`` listens.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+
+from backends.vm.boot import FOLDER
+from orchestrator.backend import LABEL
+from tests.backends.ssh.farm import MAIN_SOCKET, Farm, Sshd
+
+REGIONS = ("us-east-1", "us-west-2")
+IMAGE = "modelyard test image"
+ERROR = (
+    '<?xml version="1.0"?><Response><Errors><Error><Code>{code}</Code><Message>{text}</Message></Error>'
+    "</Errors><RequestID>1</RequestID></Response>"
+)
+Answer = Callable[[str, list[tuple[str, str]]], Any]
+
+
+@dataclass
+class Cloud:
+    """One account, and what is wrong with it at the moment.
+
+    ``sold_out`` holds ``(type, zone)``, ``limited`` regions, ``throttled`` how many calls are still
+    turned away. ``asked`` are the (type, zone) of every RunInstances that came in, and what was said.
+    """
+
+    folder: Path
+    host: Sshd
+    port: int = 0
+    sold_out: set[tuple[str, str]] = field(default_factory=set)
+    limited: set[str] = field(default_factory=set)
+    throttled: int = 0
+    denied: str = ""
+    boots: bool = True
+    calls: list[str] = field(default_factory=list)
+    asked: list[tuple[str, str, str]] = field(default_factory=list)
+    tokens: dict[str, str] = field(default_factory=dict)
+    requests: dict[str, dict[str, str]] = field(default_factory=dict)
+    _addresses: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def url(self) -> str:
+        """Return where EC2 answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def options(self, **more: Any) -> dict[str, Any]:
+        """Return the options of a backend that rents here."""
+        return {
+            "regions": list(REGIONS[:1]), "instance_types": ["t3.micro"], "image_owner": "self",
+            "image_name": IMAGE, "user": "root", "port": self.host.port, "endpoint_url": self.url,
+            "boot_timeout": "30s", **more,
+        }  # fmt: skip
+
+    def reset(self) -> None:
+        """Put right what a test put wrong."""
+        self.sold_out, self.limited, self.throttled, self.denied = set(), set(), 0, ""
+        self.boots = True
+        self.calls.clear()
+        self.asked.clear()
+        self.tokens.clear()
+
+    # -- what is there ---------------------------------------------------------------------------
+
+    def instances(self) -> list[Any]:
+        """Return every instance of every region that has not ended, as moto has it."""
+        return [one for one in self._all() if one.state not in ("terminated", "shutting-down")]
+
+    def _all(self) -> list[Any]:
+        from moto.ec2.models import ec2_backends
+
+        regions = (ec2_backends["123456789012"][region] for region in REGIONS)
+        return [one for region in regions for one in region.all_instances()]
+
+    def of(self, launch: str) -> list[Any]:
+        """Return the live instances with a launch's tag."""
+        return [one for one in self.instances() if _tags(one).get("modelyard.dev/launch") == launch]
+
+    def rent_for_another(self, *, launch: str, deployment: str) -> None:
+        """Make a machine with somebody's tags, past any backend."""
+        import boto3
+
+        tags = {
+            "deployment": deployment,
+            "namespace": "x",
+            "launch": launch,
+            "run": launch.rsplit("-", 3)[0],
+            "key": launch,
+        }
+        boto3.client("ec2", region_name=REGIONS[0], endpoint_url=self.url).run_instances(
+            ImageId=self._image(), InstanceType="t3.micro", MinCount=1, MaxCount=1, ClientToken=launch,
+            UserData='#cloud-config\n{"ssh_authorized_keys": [], "bootcmd": [], "runcmd": []}',
+            TagSpecifications=[
+                {
+                    "ResourceType": "instance",
+                    "Tags": [{"Key": f"modelyard.dev/{key}", "Value": value} for key, value in tags.items()],
+                }
+            ],
+        )  # fmt: skip
+
+    def _image(self) -> str:
+        from moto.ec2.models import ec2_backends
+
+        found = ec2_backends["123456789012"][REGIONS[0]].amis.values()
+        return next(str(image.id) for image in found if image.name == IMAGE)
+
+    def take_away(self, instance: Any) -> None:
+        """End a spot machine as its provider does."""
+        instance.terminate()
+        instance.state_reason.code = "Server.SpotInstanceTermination"
+        _end_containers(instance)
+
+    # -- WSGI ------------------------------------------------------------------------------------
+
+    def around(self, app: Any) -> Any:
+        """Return moto's application behind this layer."""
+
+        def layered(environ: dict[str, Any], respond: Answer) -> Iterable[bytes]:
+            size = int(environ.get("CONTENT_LENGTH") or 0)
+            body = environ["wsgi.input"].read(size)
+            environ["wsgi.input"] = BytesIO(body)
+            asked = {key: values[0] for key, values in parse_qs(body.decode()).items()}
+            action = asked.get("Action", "")
+            with self._lock:
+                self.calls.append(action)
+                if refusal := self._refusal(action, asked, environ):
+                    return refusal(respond)
+                if asked.get("Filter.1.Name") == "client-token":
+                    return self._of_token(app, environ, respond, asked["Filter.1.Value.1"])
+                if action != "RunInstances":
+                    answer = list(app(environ, respond))
+                    if action == "TerminateInstances":
+                        ended = [one for one in self._all() if one.id == asked["InstanceId.1"]]
+                        for one in ended:
+                            _end_containers(one)
+                    return answer
+                return self._run(app, environ, respond, asked)
+
+        return layered
+
+    def _refusal(self, action: str, asked: dict[str, str], environ: dict[str, Any]) -> Any:
+        if self.denied:
+            return _error(403, self.denied, "not you")
+        if self.throttled:
+            self.throttled -= 1
+            return _error(503, "RequestLimitExceeded", "Request limit exceeded.")
+        if action != "RunInstances":
+            return None
+        kind, zone = asked["InstanceType"], asked.get("Placement.AvailabilityZone", "")
+        if asked["ClientToken"] in self.tokens:
+            return None
+        if (kind, zone) in self.sold_out:
+            self.asked.append((kind, zone, "sold out"))
+            # EC2 says so with HTTP 500, which botocore would repeat
+            return _error(500, "InsufficientInstanceCapacity", f"no sufficient {kind} capacity in {zone}")
+        if zone[:-1] in self.limited:
+            self.asked.append((kind, zone, "limited"))
+            return _error(
+                400, "VcpuLimitExceeded", "You have requested more vCPU capacity than your limit of 0"
+            )
+        self.asked.append((kind, zone, "made"))
+        return None
+
+    def _run(
+        self, app: Any, environ: dict[str, Any], respond: Answer, asked: dict[str, str]
+    ) -> Iterable[bytes]:
+        token = asked["ClientToken"]
+        known = next((one for one in self._all() if one.id == self.tokens.get(token)), None)
+        if known is not None:
+            if known.state in ("terminated", "shutting-down"):
+                return _error(400, "IdempotentInstanceTerminated", "the instance has been terminated")(
+                    respond
+                )
+            if self.requests[token] != asked:
+                return _error(400, "IdempotentParameterMismatch", "another request with this token")(respond)
+            text = self._describe(app, environ, known.id)
+            reservation = text[text.index("<item>") + 6 : text.rindex("</item>")]
+            respond("200 OK", [("Content-Type", "text/xml")])
+            return [f"<RunInstancesResponse>{reservation}</RunInstancesResponse>".encode()]
+        before = {one.id for one in self._all()}
+        answer = list(app(environ, respond))
+        for one in self._all():
+            if one.id not in before:
+                self.tokens[token], self.requests[token] = one.id, asked
+                self._boot(one, base64.b64decode(asked["UserData"]).decode())
+        return answer
+
+    def _describe(self, app: Any, environ: dict[str, Any], machine: str) -> str:
+        body = f"Action=DescribeInstances&InstanceId.1={machine}&Version=2016-11-15".encode()
+        again = {**environ, "wsgi.input": BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+        return b"".join(app(again, lambda *_: None)).decode()
+
+    def _of_token(self, app: Any, environ: dict[str, Any], respond: Answer, token: str) -> Iterable[bytes]:
+        machine = self.tokens.get(token)
+        none = "<DescribeInstancesResponse><reservationSet/></DescribeInstancesResponse>"
+        respond("200 OK", [("Content-Type", "text/xml")])
+        return [(self._describe(app, environ, machine) if machine else none).encode()]
+
+    # -- machines --------------------------------------------------------------------------------
+
+    def _boot(self, instance: Any, user_data: str) -> None:
+        """Give a machine its address, and do what cloud-init would."""
+        self._addresses += 1
+        address = f"127.77.{os.getpid() % 250}.{self._addresses}"
+        instance.nics[0].public_ip = address if self.boots else "192.0.2.1"
+        config = json.loads(user_data.removeprefix("#cloud-config\n"))
+        with (self.host.folder / "authorized").open("a") as file:
+            file.write("\n".join(config["ssh_authorized_keys"]) + "\n")
+        stubs = self.folder / "stubs"
+        for command in (*config["bootcmd"], *config["runcmd"]):
+            path = f"{stubs}:{os.environ['PATH']}"
+            subprocess.run(command, check=True, env={"PATH": path, "STUBS": str(stubs)})
+
+    def book(self, instance: Any) -> Path:
+        """Return the folder in which a machine keeps its book."""
+        return Path(FOLDER) / _tags(instance)["modelyard.dev/key"]
+
+    def timer(self) -> list[str]:
+        """Return the commands that were given to systemd-run, in order."""
+        return (self.folder / "stubs" / "said").read_text().splitlines()
+
+
+def _end_containers(instance: Any) -> None:
+    """End what ran on a machine: the engine behind all of them goes on."""
+    tags = _tags(instance)
+    if "modelyard.dev/namespace" not in tags or not Path(MAIN_SOCKET).exists():
+        return
+    import docker
+
+    wanted = [f"{LABEL}{key}={tags.get(LABEL + key)}" for key in ("namespace", "launch")]
+    with closing(docker.APIClient(f"unix://{MAIN_SOCKET}", version="auto")) as client:
+        for container in client.containers(filters={"label": wanted}):
+            client.remove_container(container["Id"], force=True)
+
+
+def _tags(instance: Any) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in instance.get_tags()}
+
+
+def _error(status: int, code: str, text: str) -> Callable[[Answer], Iterable[bytes]]:
+    def answer(respond: Answer) -> Iterable[bytes]:
+        respond(f"{status} said", [("Content-Type", "text/xml")])
+        return [ERROR.format(code=code, text=text).encode()]
+
+    return answer
+
+
+@contextmanager
+def cloud(farm: Farm, folder: Path) -> Iterator[Cloud]:
+    """Lend an account with an image, and a host that answers for every machine."""
+    pytest.importorskip("moto")
+    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.ec2.models import ec2_backends
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    assert DEFAULT_ACCOUNT_ID == "123456789012"
+    stubs = folder / "stubs"
+    stubs.mkdir(parents=True)
+    for name in ("systemd-run", "usermod"):
+        (stubs / name).write_text(f'#!/bin/sh\nprintf "%s\\n" "{name} $*" >> "$STUBS/said"\n')
+        (stubs / name).chmod(0o755)
+    lent = Cloud(folder, farm.add(address="0.0.0.0", known=False))
+    app = lent.around(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    lent.port = server.server_port
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        for region in REGIONS:
+            backend = ec2_backends[DEFAULT_ACCOUNT_ID][region]
+            backend.register_image(name=IMAGE, description="x")
+        yield lent
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        books = {lent.book(one) for one in lent._all()}
+        for region in REGIONS:
+            ec2_backends[DEFAULT_ACCOUNT_ID][region].reset()
+        for book in books:
+            for path in sorted(book.glob("*")) + sorted(book.glob(".*")):
+                path.unlink()
+            with suppress(OSError):
+                book.rmdir()
+        with suppress(OSError):
+            Path(FOLDER).rmdir()

@@ -1,0 +1,124 @@
+"""What a user sees: offers in order, three zones sold out, the fourth taken, its price and its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.cli import run
+from tests import images
+from tests.backends.aws.cloud import Cloud
+from tests.backends.ssh.conftest import sweep
+from tests.backends.ssh.farm import MAIN_SOCKET
+
+pytestmark = pytest.mark.docker
+
+PRICES = """\
+aws/us-east-1/t3.micro: {"cpu": 2, "memory_bytes": 1073741824, "on_demand_usd_hour": 0.0104, "source": "me"}
+aws/us-west-2/t3.micro: {"cpu": 2, "memory_bytes": 1073741824, "on_demand_usd_hour": 0.0204, "source": "me"}
+"""
+SPEC = """\
+type: task
+name: sft
+image: {image}
+commands: ["echo $((6 * 7))"]
+backends: [aws]
+instance_types: [t3.micro]
+max_price: 0.05
+idle_duration: 0s
+"""
+
+
+class Prompt:
+    """A user with a configuration, in an empty folder."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str]:
+        self._capsys.readouterr()
+        code = run(list(arguments))
+        out, err = self._capsys.readouterr()
+        return code, out or err
+
+    def json(self, *arguments: str) -> Any:
+        code, text = self(*arguments, "--json")
+        assert code == 0, text
+        return json.loads(text)
+
+
+@pytest.fixture
+def prompt(
+    aws: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Prompt]:
+    image = images.busybox()
+    namespace = f"modelyard-test-{os.urandom(4).hex()}"
+    options = aws.options(namespace=namespace, regions=["us-east-1", "us-west-2"], deployment="d-test")
+    (tmp_path / "config.yaml").write_text(json.dumps({"backends": [{"type": "aws", **options}]}))
+    catalog = tmp_path / "config" / "modelyard" / "catalog"
+    catalog.mkdir(parents=True)
+    (catalog / "prices.yaml").write_text(PRICES)
+    (tmp_path / "sft.yaml").write_text(SPEC.format(image=image))
+    monkeypatch.setenv("MODELYARD_CONFIG", str(tmp_path / "config.yaml"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("MODELYARD_DATABASE_URL", f"sqlite:///{tmp_path}/state.db")
+    monkeypatch.chdir(tmp_path)
+    yield Prompt(tmp_path, capsys)
+    sweep(MAIN_SOCKET, namespace)
+
+
+def test_three_sold_out_zones_and_the_fourth_in_the_plans_order(aws: Cloud, prompt: Prompt) -> None:
+    (planned,) = prompt.json("plan", "-f", "sft.yaml")["runs"]
+    order = [(offer["zone"], offer["spot"]) for offer in planned["offers"]]
+    assert len(order) >= 4
+    aws.sold_out |= {("t3.micro", zone) for zone, _ in order[:3]}
+    cpu = time.process_time()
+
+    code, said = prompt("apply", "-y", "-f", "sft.yaml")
+
+    spent = time.process_time() - cpu
+    assert code == 0, said
+    assert [(zone, how) for _, zone, how in aws.asked] == [
+        *((zone, "sold out") for zone, _ in order[:3]), (order[3][0], "made"),
+    ]  # fmt: skip
+    assert spent < 3  # CPU, with the cloud's, which is in this process too: 1.4 s when written
+    story = [e for e in prompt.json("events", "sft")["events"] if e["subject"] != "sft"]
+    assert [e["after"] for e in story][:7] == ["provisioning", "failed"] * 3 + ["provisioning"]
+    for (zone, _), begun, ended in zip(order[:3], story[0:6:2], story[1:6:2], strict=True):
+        assert zone in begun["cause"]
+        assert zone in ended["message"]
+        assert ended["cause"] == "no-capacity"
+    _, shown = prompt("show", "sft")
+    assert f"t3.micro in {order[3][0]} at $" in shown
+    assert prompt("logs", "sft") == (0, "42\n")
+    assert aws.instances() == []
+
+
+def test_what_nobody_owns_is_listed_and_ended_only_when_asked(
+    aws: Cloud, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, said = prompt("apply", "-y", "-f", "sft.yaml")
+    assert code == 0, said
+    (prompt.folder / "state.db").unlink()
+    aws.rent_for_another(launch="lost-0-0-0", deployment="d-test")
+    aws.rent_for_another(launch="theirs-0-0-0", deployment="another")
+    monkeypatch.setattr("orchestrator.api.local.GRACE", timedelta(0))
+
+    code, listed = prompt("gc")
+    assert code == 0
+    assert "lost-0-0-0" in listed
+    assert "theirs" not in listed
+    assert len(aws.instances()) == 2
+
+    code, _ = prompt("gc", "--terminate", "-y")
+    assert code == 0
+    assert aws.of("lost-0-0-0") == []
+    assert len(aws.of("theirs-0-0-0")) == 1
