@@ -1,0 +1,77 @@
+"""A real engine behind the gateway: ``transformers serve`` from zero, driven by OpenAI's own client.
+
+It takes the interpreter that ``MODELYARD_TRANSFORMERS_PYTHON`` names, as the tests of that engine do.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from orchestrator.api import Local
+from orchestrator.gateway.keys import PREFIX, new_key
+from orchestrator.reconcile.values import Wanted
+from orchestrator.spec.load import load
+from tests.engines.test_parsers import interpreter
+from tests.gateway.test_record import NOW, program
+
+pytestmark = pytest.mark.slow
+
+MAKE = Path(__file__).parents[1] / "engines" / "make_tiny.py"
+SERVICE = """\
+type: service
+name: tiny
+model: {id: ./tiny, context: 128}
+engine: transformers
+traffic: {concurrency: 1, input_tokens: 32, output_tokens: 16}
+replicas: 0..1
+scaling: {metric: running, target: 4}
+backends: [process]
+"""
+
+
+def test_openai_s_client_is_served_from_zero_by_a_real_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openai = pytest.importorskip("openai")
+    python = Path(interpreter("transformers"))
+    subprocess.run([python, MAKE, tmp_path / "tiny"], check=True, capture_output=True)
+    (tmp_path / "hub").mkdir()
+    config = tmp_path / "config.yaml"
+    config.write_text(f"backends: [{{type: process, state_dir: {tmp_path}/process}}]\n")
+    monkeypatch.setenv("MODELYARD_CONFIG", str(config))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{python.parent}:{os.environ['PATH']}")
+    file = tmp_path / "tiny.yaml"
+    file.write_text(SERVICE)
+    api = Local(f"sqlite:///{tmp_path}/state.db", config=config)
+    api.apply(api.plan(load([str(file)])))
+    key, secret = new_key("ann", None)
+    api.store.secrets.set(PREFIX + "ann", key.text(), now=NOW)
+    said = [{"role": "user", "content": "hello"}]
+    try:
+        with (
+            program(tmp_path) as (_, url),
+            openai.OpenAI(base_url=f"{url}/v1", api_key=secret, timeout=120) as client,
+        ):
+            (model,) = [model.id for model in client.models.list()]
+            answer = client.chat.completions.create(model=model, messages=said, max_tokens=4)
+            assert answer.choices[0].message.role == "assistant"
+            assert answer.usage.completion_tokens == 4
+            with client.chat.completions.create(
+                model=model, messages=said, max_tokens=4, stream=True
+            ) as chunks:
+                assert len(list(chunks)) >= 4
+            with pytest.raises(openai.NotFoundError):
+                client.chat.completions.create(model="other", messages=said)
+            with pytest.raises(openai.NotFoundError):
+                client.post("/load_model", body={"model": model}, cast_to=object)
+            with pytest.raises(openai.AuthenticationError):
+                client.with_options(api_key="my-own").models.list()
+    finally:
+        api.ask(["tiny"], Wanted.DELETE)
+        api.follow(["tiny"], "deleted", timeout_s=60)
+        api.close()
