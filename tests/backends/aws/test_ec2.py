@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -236,7 +237,7 @@ def test_user_data_holds_no_secret(
 ) -> None:
     backend = Aws(**options)
     monkeypatch.setattr(backend, "_booted", _refuse)
-    launch = Launch("sft-0-0-0", "sft", secrets=(("HF_TOKEN", "${{ secrets.hf }}"),), rent=ZONE_A)
+    launch = Launch("sft-0-0-0", "sft", image="x", secrets=(("HF_TOKEN", "${{ secrets.hf }}"),), rent=ZONE_A)
     with pytest.raises(NoCapacity):
         backend.start(launch, secrets={"HF_TOKEN": "hf_of_the_test"}, progress=print)
     (made,) = [one for one in aws._all() if one.id in aws.tokens.values()][-1:]
@@ -252,7 +253,7 @@ def test_a_machine_that_cannot_take_the_launch_is_ended(
     backend = Aws(**options)
     monkeypatch.setattr(backend, "_booted", _refuse)
     with pytest.raises(NoCapacity):
-        backend.start(Launch("sft-0-0-0", "sft", rent=ZONE_A), secrets={}, progress=print)
+        backend.start(Launch("sft-0-0-0", "sft", image="x", rent=ZONE_A), secrets={}, progress=print)
     assert aws.instances() == []
     assert backend.instances() == []
 
@@ -265,7 +266,7 @@ def test_a_machine_that_never_answers_is_given_up(aws: Cloud, options: dict[str,
     aws.boots = False
     backend = Aws(**{**options, "boot_timeout": "1s"})
     with pytest.raises(NoCapacity, match="did not answer within 1 s"):
-        backend.start(Launch("sft-0-0-0", "sft", rent=ZONE_A), secrets={}, progress=print)
+        backend.start(Launch("sft-0-0-0", "sft", image="x", rent=ZONE_A), secrets={}, progress=print)
     assert aws.instances() == []
 
 
@@ -316,6 +317,47 @@ def test_an_idle_machine_has_one_taker(aws: Cloud, options: dict[str, Any]) -> N
     winner = "ab"[said.index(b"taken")]
     assert take(winner) == "taken"
     assert take("c") == ""
+
+
+# Once ---------------------------------------------------------------------------------------------
+
+
+class ByChance(Aws):
+    """A broken twin: every order has a key of its own."""
+
+    def _deployment(self) -> str:
+        return uuid.uuid4().hex
+
+
+def _killed_before_it_was_listed(
+    kind: type[Aws], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start a launch twice; both are killed after their order, and neither sees the other's machine."""
+    monkeypatch.setattr(kind, "_booted", _die)
+    monkeypatch.setattr(kind, "_vms", lambda self: ())
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            kind(**options).start(
+                Launch("sft-0-0-0", "sft", image="x", rent=ZONE_A), secrets={}, progress=print
+            )
+
+
+def test_a_machine_that_nobody_lists_yet_is_not_rented_twice(
+    aws: Cloud, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _killed_before_it_was_listed(Aws, options, monkeypatch)
+    assert len(aws.instances()) == 1
+
+
+def test_keys_by_chance_are_caught(
+    aws: Cloud, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _killed_before_it_was_listed(ByChance, options, monkeypatch)
+    assert len(aws.instances()) == 2
+
+
+def _die(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 # Sweeping -----------------------------------------------------------------------------------------
