@@ -48,6 +48,7 @@ COMMANDS = {
     "gateway": ("gateway_command", "Pass requests on to the replicas of services, and scale them."),
     "server": ("server_command", "Answer for many users, and keep their runs going."),
     "sync": ("sync_command", "Show and hasten what a server applies from git."),
+    "login": ("login_command", "Print a token for the server in MODELYARD_URL, good for an hour at most."),
     "token": ("users_command", "Make, list and revoke tokens."),
     "project": ("users_command", "Make projects and limit them."),
     "audit": ("users_command", "Show who changed what, oldest first."),

@@ -49,6 +49,10 @@ def server(
     signed: Annotated[
         bool, typer.Option("--signed", help="Refuse commits whose signature git cannot verify.")
     ] = False,
+    oidc: Annotated[
+        Path | None,
+        typer.Option("--oidc", help="YAML file of issuers that people and pipelines log in with."),
+    ] = None,
     allow_destroy: AllowDestroy = False,
     allow_replace: AllowReplace = False,
     config: Config = None,
@@ -84,8 +88,13 @@ def server(
                 Consent(allow_destroy, allow_replace),
             )  # fmt: skip
             syncer = Syncer(site, wish, user_state_path("modelyard") / "sync" / wish.set_name)
+        doorman = None
+        if oidc is not None:
+            from orchestrator.server.login import Doorman, read_believed
+
+            doorman = Doorman(site, read_believed(oidc))
         serve(
-            site, door, say=_say, syncer=syncer,
+            site, door, say=_say, syncer=syncer, doorman=doorman,
             beside=None if inner is None else lambda ended: _gateway(site, inner, ended),
         )  # fmt: skip
     finally:

@@ -13,15 +13,18 @@ from starlette.exceptions import HTTPException
 from orchestrator.errors import Denied, ModelyardError, UsageError
 from orchestrator.server import office, runs
 from orchestrator.server.gate import Unknown, problem, read_body
+from orchestrator.server.login import Doorman
 from orchestrator.server.site import Site
 from orchestrator.server.sync import Syncer
+from orchestrator.store.values import Deed
+from orchestrator.wire import Exchange, LoginPage, NewToken
 
-OPEN = frozenset({"/healthz", "/readyz", "/openapi.json", "/hooks/sync"})
+OPEN = frozenset({"/healthz", "/readyz", "/openapi.json", "/hooks/sync", "/v1/login"})
 """Paths that need no token: they tell nothing of what runs; a hook is signed."""
 
 
-def application(site: Site, *, syncer: Syncer | None = None) -> FastAPI:
-    """Return the application of one server, which may sync a repository."""
+def application(site: Site, *, syncer: Syncer | None = None, doorman: Doorman | None = None) -> FastAPI:
+    """Return the application of one server, which may sync a repository and let people log in."""
     app = FastAPI(
         title="Modelyard", version=version("modelyard"), docs_url=None, redoc_url=None,
         description="Plans, runs and users; errors are problem documents after RFC 9457.",
@@ -30,6 +33,10 @@ def application(site: Site, *, syncer: Syncer | None = None) -> FastAPI:
     app.include_router(runs.gate)
     app.include_router(office.gate)
     app.state.syncer = syncer
+    app.state.doorman = doorman
+    if doorman is not None:
+        app.add_api_route("/v1/login", _issuers, methods=["GET"], tags=["login"])
+        app.add_api_route("/v1/login", _login, methods=["POST"], status_code=201, tags=["login"])
     if syncer is not None:
         app.add_api_route("/hooks/sync", _hook, methods=["POST"], status_code=202, tags=["health"])
     app.add_api_route("/healthz", _alive, methods=["GET"], tags=["health"])
@@ -53,6 +60,25 @@ async def _hook(request: Request) -> dict[str, str]:
         raise Denied("this webhook is not signed with our secret", fix="MODELYARD_SYNC_WEBHOOK_SECRET")
     syncer.poke()
     return {"status": "syncing"}
+
+
+def _issuers(request: Request) -> LoginPage:
+    """Say with whom people can log in."""
+    doorman: Doorman = request.app.state.doorman
+    return doorman.page()
+
+
+def _login(word: Exchange, request: Request) -> NewToken:
+    """Exchange an issuer's signed word for a token of ours; it is written down who got one."""
+    doorman: Doorman = request.app.state.doorman
+    site: Site = request.app.state.site
+    made = doorman.exchange(word.id_token)
+    address = request.client.host if request.client else ""
+    who = f"{made.view.name} ({made.view.id})"
+    site.store.access.note_deed(
+        Deed(site.clock(), who, address, made.view.project, "login", made.view.role, "201")
+    )
+    return made
 
 
 def _alive() -> dict[str, str]:

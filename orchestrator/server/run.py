@@ -18,6 +18,7 @@ import uvicorn
 from orchestrator.errors import UsageError
 from orchestrator.server.app import application
 from orchestrator.server.desk import Desk
+from orchestrator.server.login import Doorman
 from orchestrator.server.schedule import Clock
 from orchestrator.server.site import Site
 from orchestrator.server.sync import Syncer
@@ -101,6 +102,7 @@ def serve(
     say: Callable[[str], None],
     beside: Callable[[asyncio.Event], Coroutine[Any, Any, None]] | None = None,
     syncer: Syncer | None = None,
+    doorman: Doorman | None = None,
 ) -> None:
     """Answer calls until the process is told to end.
 
@@ -110,11 +112,12 @@ def serve(
         say: Told where the server listens, and the first token.
         beside: What runs on the same event loop until its event is set.
         syncer: What pulls a repository, where one is named.
+        doorman: Who lets people and pipelines log in, where an issuer is believed.
     """
     opened = _listen(door)
     token = first_token(site)
     config = uvicorn.Config(
-        application(site, syncer=syncer),
+        application(site, syncer=syncer, doorman=doorman),
         log_level="warning", access_log=False, lifespan="off", server_header=False,
         timeout_graceful_shutdown=DRAIN_S, proxy_headers=False, http="h11", ws="none",
     )  # fmt: skip

@@ -16,6 +16,7 @@ import uvicorn
 from orchestrator.client import Remote
 from orchestrator.server.app import application
 from orchestrator.server.desk import Desk
+from orchestrator.server.login import Doorman
 from orchestrator.server.run import listener
 from orchestrator.server.site import Site
 from orchestrator.server.sync import Syncer
@@ -73,6 +74,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
         *,
         owner: str | None = None,
         syncer: Callable[[Site], Syncer] | None = None,
+        doorman: Callable[[Site], Doorman] | None = None,
         **environ: str,
     ) -> Served:
         complaints: list[str] = []
@@ -84,8 +86,12 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
         site.start()
         pulls = syncer(site) if syncer else None
         opened = listener("127.0.0.1", 0)
+        app = application(site, syncer=pulls, doorman=doorman(site) if doorman else None)
         options = uvicorn.Config(
-            application(site, syncer=pulls), log_level="critical", lifespan="off", ws="none"
+            app,
+            log_level="critical",
+            lifespan="off",
+            ws="none",
         )
         server = uvicorn.Server(options)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[opened])))
