@@ -1,14 +1,17 @@
-"""Look at a data set of this machine before anything is started: its columns, and how many rows."""
+"""Look at training's data and output on this machine, before anything is started."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.engines.tuning import columns_of
+from orchestrator.engines.tuning_entry import CLAIM, read_json
 from orchestrator.errors import Problem, SpecError
 from orchestrator.planner.tune import TuningQuestion
 from orchestrator.spec.load import Document
@@ -66,17 +69,40 @@ def read_dataset(document: Document, question: TuningQuestion) -> int | None:
 
 
 def require_output(document: Document, question: TuningQuestion) -> None:
-    """Refuse an output that a place without volumes cannot keep.
+    """Refuse an output that cannot be this run's, as far as that shows on this machine.
 
     Raises:
-        SpecError: there is none, it is no folder, or this user cannot write it.
+        SpecError: a place without volumes is given no folder, this user cannot write it, or it
+            holds what another run left.
     """
     output = question.train.output
-    if not question.bare:
-        return
     if output is None or not output.startswith("/"):
-        what = "a place without volumes writes to a folder"
-        raise SpecError([document.problem("train.output", what, "for example ./adapters")])
+        if question.bare:
+            what = "a place without volumes writes to a folder"
+            raise SpecError([document.problem("train.output", what, "for example ./adapters")])
+        return
+    held = read_json(Path(output) / CLAIM).get("run", question.run)
+    if held != question.run:
+        what, fix = f"{output} holds what run {held} left", "give this run a folder of its own"
+        raise SpecError([document.problem("train.output", what, fix)])
+    place = Path(output)
+    while not place.exists():
+        place = place.parent
+    if question.bare and not (place.is_dir() and os.access(place, os.W_OK)):
+        what = f"{output} cannot be written: {place} is {'not yours' if place.is_dir() else 'no folder'}"
+        raise SpecError([document.problem("train.output", what, "name another folder")])
+
+
+def make_outputs(plans: Iterable[object]) -> None:
+    """Make the folders of this machine that training is to write to, where that can be done.
+
+    A place of this machine mounts them; another machine's are its own affair.
+    """
+    for plan in plans:
+        train = getattr(getattr(plan, "spec", None), "train", None)
+        if getattr(plan, "trained", None) and train and (train.output or "").startswith("/"):
+            with contextlib.suppress(OSError):
+                Path(train.output).mkdir(parents=True, exist_ok=True)
 
 
 def _problem(document: Document, what: str, fix: str) -> Problem:

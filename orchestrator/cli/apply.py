@@ -111,6 +111,10 @@ def _carry_out(api: Api, plans: Plans, consent: Consent, *, yes: bool, detach: b
         raise SpecError(problems)
     if changed:
         confirm("apply?", yes=yes)
+    if any(getattr(plan, "trained", None) for plan in plans):
+        from orchestrator.apply.datasets import make_outputs
+
+        make_outputs(plans)
     names = api.apply(plans, consent=consent)
     watched = [plan.name for plan in plans if plan.type != "volume" and plan.action != "delete"]
     failed = _follow(api, watched, fresh=names, detach=detach, json=json) if names else []

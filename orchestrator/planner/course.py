@@ -28,6 +28,8 @@ class Course:
     steps: int | None
     save_steps: int
     step_s: float | None
+    is_asked: bool = False
+    """Whether ``args`` say how many steps there are."""
 
     @property
     def hours(self) -> float | None:
@@ -40,16 +42,20 @@ def course_of(train: Train, *, rows: int | None, speed: TrainingSpeed | None) ->
 
     >>> from orchestrator.spec.models import Model
     >>> course_of(Train(model=Model(id="m"), dataset="d", batch_size=16, epochs=3), rows=100, speed=None)
-    Course(steps=21, save_steps=500, step_s=None)
+    Course(steps=21, save_steps=500, step_s=None, is_asked=False)
     """
     step_s = train.batch_size * train.sequence_length / speed.tokens_s if speed else None
-    return Course(_steps(train, rows), _save_steps(train.args, step_s), step_s)
+    asked = _asked_steps(train)
+    steps = _steps(train, rows) if asked is None else asked
+    return Course(steps, _save_steps(train.args, step_s), step_s, is_asked=asked is not None)
+
+
+def _asked_steps(train: Train) -> int | None:
+    most = train.args.get("max_steps")
+    return most if isinstance(most, int) and most > 0 else None
 
 
 def _steps(train: Train, rows: int | None) -> int | None:
-    most = train.args.get("max_steps")
-    if isinstance(most, int) and most > 0:
-        return most
     # the last batch of an epoch is short, and a step all the same
     return None if rows is None else math.ceil(math.ceil(rows / train.batch_size) * train.epochs)
 

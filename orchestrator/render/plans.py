@@ -131,7 +131,7 @@ def _course(trained: Trained, price_usd_hour: float | None) -> str:
     course = trained.course
     told = ["steps unknown: the data set is not here to be counted"]
     if course.steps is not None:
-        of = f"{trained.rows:,} rows × {trained.epochs:g} epochs" if trained.rows is not None else "as asked"
+        of = "as asked" if course.is_asked else f"{trained.rows:,} rows × {trained.epochs:g} epochs"
         told = [f"{plural(course.steps, 'step')} ({of})"]
     if course.hours is not None:
         told.append(f"at most {format_duration(max(60, course.hours * 3600))}")

@@ -213,3 +213,29 @@ def test_a_merge_needs_an_adapter_that_was_trained(farm: Cli) -> None:
     result = farm("merge", "sft", "-y")
     assert result.code == 0, result.err
     assert "~ train.merge: False -> True" in result.err
+
+
+BARE = """\
+type: task
+name: sft
+backends: [process]
+train: {model: Qwen/Qwen3-8B, dataset: org/rows, adapter: lora, output: OUTPUT}
+"""
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("results", "a place without volumes writes to a folder"),
+        ("./notes/out", "cannot be written: "),
+        ("./taken", "holds what run dpo left"),
+    ],
+)
+def test_an_output_that_cannot_be_ours_is_refused(cli: Cli, output: str, said: str) -> None:
+    (cli.folder / "config.yaml").write_text(json.dumps({"backends": [{"type": "process"}]}))
+    cli.write("notes", "a file")
+    (cli.folder / "taken").mkdir()
+    (cli.folder / "taken" / "modelyard-output.json").write_text('{"run": "dpo"}')
+    result = cli("plan", "-f", cli.write("sft.yaml", BARE.replace("OUTPUT", output)))
+    assert (result.code, said in result.err) == (65, True), result.err
+    assert "sft.yaml:4:" in result.err

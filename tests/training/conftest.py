@@ -62,7 +62,7 @@ class User:
         return kept | {"HOME": str(self.folder), "PATH": path, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
     def write(
-        self, name: str, *, method: str = "sft", steps: int = 600, merge: bool = False, more: str = ""
+        self, name: str, *, method: str = "sft", steps: int = 400, merge: bool = False, more: str = ""
     ) -> str:
         """Write a spec and return its path."""
         text = SPEC.format(name=name, method=method, steps=steps, merge=str(merge).lower())

@@ -66,7 +66,7 @@ def test_trainer_that_others_terminate_goes_on_by_itself(user: User, whole: floa
 @pytest.mark.slow
 def test_run_out_of_time_has_saved_and_is_resumed(user: User, whole: float) -> None:
     limited = "stop_duration: 5\nmax_duration: "
-    file = user.write("timed", steps=600, more=f"{limited}34\n")
+    file = user.write("timed", more=f"{limited}34\n")
     user("apply", "-y", "-f", file, code=1)
     run = user.shown("timed")
     assert (run["state"], run["jobs"][0]["reason"]) == ("stopped", "interrupted"), run
