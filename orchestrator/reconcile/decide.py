@@ -91,7 +91,10 @@ def start_failed(job: Job, error: BackendError, *, now: datetime) -> Record | No
     message = f"{error.what} ({error.fix})" if error.fix else error.what
     ended = replace(job, state=JobState.FAILED, reason=reason, message=message, finished_at=now)
     run = job.name.rsplit("-", 3)[0]
-    event = RunEvent(job.run_id, run, now, job.name, job.state.value, "failed", reason, message=message)
+    event = RunEvent(
+        job.run_id, run, now, job.name, job.state.value, "failed", reason,
+        action=f"{job.name}:failed", message=message,
+    )  # fmt: skip
     return Record(ended, event)
 
 
@@ -521,6 +524,7 @@ class _Pass(Ledger[Action]):
             message=message or job.message or cause,
             started_at=(instance.started_at if instance else None) or job.started_at,
             finished_at=(instance.finished_at if instance else None) or self.now,
+            machine=(instance.machine if instance else "") or job.machine,
         )
         self._put(ended, cause)
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from orchestrator.backend import Instance, Launch, Phase, Rent, Resources
+from orchestrator.errors import NoCapacity
 from orchestrator.reconcile import (
     Action,
     Job,
@@ -23,6 +24,7 @@ from orchestrator.reconcile import (
     Turn,
     Wanted,
     reconcile,
+    start_failed,
 )
 from orchestrator.reconcile.retry import Again, GiveUp, next_attempt
 
@@ -105,6 +107,13 @@ def a_job(state: JobState) -> Job:
     return Job("1", "sft-0-0-0", 0, 0, 0, "a", "aws", state, T0, rent=ZONES[0])
 
 
+def test_a_refused_start_is_told_while_it_is_followed() -> None:
+    record = start_failed(a_job(JobState.PROVISIONING), NoCapacity("sold out"), now=T0)
+    assert record is not None
+    assert record.event is not None
+    assert record.event.action == "sft-0-0-0:failed"
+
+
 def test_the_machine_and_its_price_are_written_down_before_it_is_asked_for() -> None:
     actions = step(a_run(), ())
     records = [a for a in actions if isinstance(a, Record)]
@@ -126,6 +135,8 @@ def test_a_machine_is_given_back_once_the_end_is_on_record() -> None:
     actions = step(a_run(), [a_job(JobState.RUNNING)], ended(rented=True))
     kinds = [type(a) for a in actions]
     assert kinds == [Record, Release]
+    assert isinstance(actions[0], Record)
+    assert actions[0].job.machine == "i-1"
     assert actions[1] == Release("aws", "sft-0-0-0", 300)
 
 
