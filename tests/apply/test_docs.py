@@ -42,6 +42,9 @@ def test_every_option_on_the_page_is_there(cli: Cli, command: str) -> None:
 
 def test_the_workflows_are_yaml() -> None:
     blocks = re.findall(r"```yml\n(.*?)```", PAGE, re.DOTALL)
-    assert [sorted(map(str, yaml.safe_load(block))) for block in blocks] == [
-        ["True", "jobs", "permissions"], ["apply", "plan"],
+    read = [yaml.safe_load(block) for block in blocks]
+    assert [sorted(map(str, block)) for block in read if isinstance(block, dict)] == [
+        ["True", "jobs", "permissions"], ["apply", "plan"], ["plan"], ["repos"],
+        ["apiVersion", "kind", "metadata", "spec"],
     ]  # fmt: skip
+    assert all(read)
