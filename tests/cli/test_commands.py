@@ -168,10 +168,10 @@ def test_a_secret_is_nowhere_but_in_the_container(cli: Cli, monkeypatch: pytest.
     printed += [
         cli(*c.split()) for c in ("show hello --json", "events --json", "ps -a --json", "secret list")
     ]
-    assert all("canary" not in r.out + r.err for r in printed)
+    assert all("hf_canary" not in r.out + r.err for r in printed)
     assert printed[-1].out.splitlines()[1].startswith("hello/HF_TOKEN")
     kept = b"".join(p.read_bytes() for p in cli.folder.glob("state.db*"))
-    assert b"canary" not in kept
+    assert b"hf_canary" not in kept
 
 
 def test_a_variable_without_a_value_is_told_at_its_line_and_nothing_starts(
