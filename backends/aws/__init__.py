@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from ipaddress import ip_network
 from pathlib import Path
 from urllib.parse import quote
@@ -53,7 +54,7 @@ class Aws(RentedMachines):
         endpoint_url: Another address of EC2's API.
 
     Raises:
-        ConfigError: an option has no such value.
+        ConfigError: an option has no such value, or boto3 is not installed.
     """
 
     def __init__(
@@ -84,6 +85,11 @@ class Aws(RentedMachines):
     ) -> None:
         import platformdirs  # pulled in where a backend of this type is configured
 
+        if find_spec("boto3") is None:  # it is imported with the first call
+            raise ConfigError(
+                f"backend {name!r} needs a package that is not installed: boto3",
+                fix="pip install 'modelyard[aws]'",
+            )
         state = platformdirs.user_state_path("modelyard") / "vm" / quote(name, safe="")
         settings = Settings(
             regions=_words(name, "regions", regions, least=1),

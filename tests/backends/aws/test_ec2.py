@@ -229,6 +229,15 @@ def test_a_wrong_option_is_named(options: dict[str, Any], wrong: dict[str, Any])
         Aws(**{**options, **wrong})
 
 
+def test_a_missing_package_is_named_with_its_extra(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backends.aws.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="boto3") as caught:
+        Aws(**options)
+    assert caught.value.fix == "pip install 'modelyard[aws]'"
+
+
 # What a machine is told ---------------------------------------------------------------------------
 
 
