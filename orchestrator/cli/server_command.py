@@ -53,6 +53,10 @@ def server(
         Path | None,
         typer.Option("--oidc", help="YAML file of issuers that people and pipelines log in with."),
     ] = None,
+    webhook: Annotated[
+        list[str] | None,
+        typer.Option("--webhook", metavar="URL", help="Send the events of runs there. May be given often."),
+    ] = None,
     allow_destroy: AllowDestroy = False,
     allow_replace: AllowReplace = False,
     config: Config = None,
@@ -88,13 +92,18 @@ def server(
                 Consent(allow_destroy, allow_replace),
             )  # fmt: skip
             syncer = Syncer(site, wish, user_state_path("modelyard") / "sync" / wish.set_name)
+        heralds = []
+        if webhook:
+            from orchestrator.server.webhooks import Herald
+
+            heralds = [Herald(site, url) for url in webhook]
         doorman = None
         if oidc is not None:
             from orchestrator.server.login import Doorman, read_believed
 
             doorman = Doorman(site, read_believed(oidc))
         serve(
-            site, door, say=_say, syncer=syncer, doorman=doorman,
+            site, door, say=_say, syncer=syncer, doorman=doorman, heralds=heralds,
             beside=None if inner is None else lambda ended: _gateway(site, inner, ended),
         )  # fmt: skip
     finally:

@@ -7,7 +7,7 @@ import ipaddress
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from orchestrator.server.schedule import Clock
 from orchestrator.server.site import Site
 from orchestrator.server.sync import Syncer
 from orchestrator.server.users import EVERYWHERE
+from orchestrator.server.webhooks import Herald
 from orchestrator.wire import TokenRequest
 
 DRAIN_S = 10
@@ -103,6 +104,7 @@ def serve(
     beside: Callable[[asyncio.Event], Coroutine[Any, Any, None]] | None = None,
     syncer: Syncer | None = None,
     doorman: Doorman | None = None,
+    heralds: Sequence[Herald] = (),
 ) -> None:
     """Answer calls until the process is told to end.
 
@@ -112,6 +114,7 @@ def serve(
         say: Told where the server listens, and the first token.
         beside: What runs on the same event loop until its event is set.
         syncer: What pulls a repository, where one is named.
+        heralds: What tells others of events.
         doorman: Who lets people and pipelines log in, where an issuer is believed.
     """
     opened = _listen(door)
@@ -128,7 +131,7 @@ def serve(
     say(f"listening on {'https' if door.certificate else 'http'}://{shown}:{opened.getsockname()[1]}")
     if token is not None:
         say(f"token {token}")
-    beside_it: list[Clock | Syncer] = [Clock(site), *([syncer] if syncer is not None else [])]
+    beside_it: list[Clock | Syncer | Herald] = [Clock(site), *([syncer] if syncer else []), *heralds]
     for each in beside_it:
         each.start()
     try:
