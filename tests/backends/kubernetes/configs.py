@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from orchestrator.spec.models import Model
 
 ROOT = Path(__file__).parents[3] / "configs"
 
-FOLDERS = {"- .:/src": "- src:/src", "output: ./adapters/qwen-sft": "output: adapters"}
-"""What a cluster mounts where a file mounts a folder of this machine."""
+FOLDERS = (
+    (re.compile(r"- \.:/(\w+)"), r"- \1:/\1"),
+    (re.compile(r"output: \./(\w+)\S*"), r"output: \1"),
+    (re.compile(r"dataset: \./\S+"), "dataset: trl-lib/Capybara"),
+)
+"""What stands for a folder of this machine, which no cluster mounts: a volume, or a data set of the hub."""
 
 TAKEN = sorted(
     path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml") if path.parent.name != "fleets"
@@ -33,8 +38,8 @@ def objects_of(name: str, folder: Path, **options: Any) -> list[dict[str, Any]]:
         options: Of the backend; ``default_image`` runs what names no image.
     """
     text = (ROOT / name).read_text()
-    for local, volume in FOLDERS.items():
-        text = text.replace(local, volume)
+    for local, instead in FOLDERS:
+        text = local.sub(instead, text)
     path = folder / Path(name).name
     path.write_text(text)
     place = Kubernetes("k8s", **{"default_image": "python:3.12-slim", **options})
