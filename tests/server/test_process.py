@@ -79,11 +79,11 @@ def test_a_planted_secret_is_nowhere(start: Start, cli: Cli, monkeypatch: pytest
     assert all("canary_12345" not in text for result in said for text in (result.out, result.err))
     secret = token.rpartition("-")[2][:20]
     for text in (out, err, cmdline):
-        assert "canary" not in text
+        assert "hf_canary_12345" not in text
         assert secret not in text
     for path in (p for p in cli.folder.rglob("*") if p.is_file()):
         content = path.read_bytes()
-        assert b"canary" not in content, path
+        assert b"hf_canary_12345" not in content, path
         assert secret.encode() not in content, path
 
 
