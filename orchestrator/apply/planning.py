@@ -19,7 +19,17 @@ from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.plan import Action, Placed, Sort, place
 from orchestrator.reconcile import Retry, Run, RunState, Template, Wanted
 from orchestrator.spec.load import Document
-from orchestrator.spec.models import DevEnvironment, Fleet, Model, Service, Task, Volume, changes, spec_of
+from orchestrator.spec.models import (
+    DevEnvironment,
+    Fleet,
+    Model,
+    Rollout,
+    Service,
+    Task,
+    Volume,
+    changes,
+    spec_of,
+)
 from orchestrator.spec.parts import Change
 from orchestrator.spec.unheeded import unheeded
 from orchestrator.store.values import Volume as KeptVolume
@@ -464,9 +474,10 @@ def updated(template: Template, spec: Work, *, least_grace_s: float = 0.0, kept:
     launch: Launch = replace(template.launch, stop_grace_s=max(least_grace_s, _grace_s(spec)))
     follower = template.follower and replace(template.follower, stop_grace_s=launch.stop_grace_s)
     replicas = _replicas(spec, kept) if isinstance(spec, Service) else 1
-    canary = (spec.rollout.weight or 0) if isinstance(spec, Service) else 0
+    rollout = spec.rollout if isinstance(spec, Service) else Rollout()
     return replace(
-        template, launch=launch, follower=follower, replicas=replicas, canary=canary, retry=_retry(spec),
+        template, launch=launch, follower=follower, replicas=replicas, canary=rollout.weight or 0,
+        rollback=rollout.rollback == "auto", retry=_retry(spec),
         max_duration_s=spec.max_duration, idle_s=spec.idle_duration,
     )  # fmt: skip
 

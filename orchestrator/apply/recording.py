@@ -13,6 +13,7 @@ from orchestrator.apply.sets import Deletion
 from orchestrator.apply.unset import unset
 from orchestrator.errors import Problem, SpecError
 from orchestrator.reconcile import Run, RunEvent, RunState, Turn, Wanted
+from orchestrator.reconcile.values import before_of
 from orchestrator.store.values import MAIN, Volume
 
 if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without
@@ -78,8 +79,12 @@ def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str], project: s
     elif plan.action == "update":
         run = replace(old, spec=spec, template=plan.template, set_name=plan.set_name)
     else:
+        template = replace(
+            plan.template.begun(now),
+            before=before_of(old) if plan.action == "replace" and plan.template.rollback else None,
+        )
         run = replace(
-            old, spec=spec, spec_hash=plan.spec_hash, template=plan.template.begun(now), since=now,
+            old, spec=spec, spec_hash=plan.spec_hash, template=template, since=now,
             wanted=Wanted.RUN, state=RunState.QUEUED, reason="", was_ready=False,
             set_name=plan.set_name, plan=plan.serving,
         )  # fmt: skip

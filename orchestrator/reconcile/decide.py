@@ -19,6 +19,7 @@ from orchestrator.reconcile.ledger import Ledger, word_of
 from orchestrator.reconcile.retry import Again, GiveUp, failures_in_a_row, next_attempt, told
 from orchestrator.reconcile.values import (
     Action,
+    Before,
     Forget,
     Job,
     JobState,
@@ -32,6 +33,7 @@ from orchestrator.reconcile.values import (
     Start,
     Step,
     Stop,
+    Turn,
     Wanted,
 )
 
@@ -395,6 +397,9 @@ class _Pass(Ledger[Action]):
         live = self._live()
         current = [j for j in live if self._is_current(j)]
         ready = len(_ready_replicas(current) & set(range(self.run.template.replicas)))
+        if failed and self.run.template.rollback and self.run.template.before:
+            self._roll_back(self.run.template.before, failed[0])
+            return
         if failed and (self.run.type == "task" or len(failed) == self.run.template.replicas):
             if self.run.type == "task" and live:
                 for job in live:
@@ -414,13 +419,27 @@ class _Pass(Ledger[Action]):
             state = RunState.READY if serving else RunState.RUNNING
             self._turn(state, reason=f"rollout failed: {failed[0]}", ready=serving, answered=ready > 0)
             return
-        reason = next(iter([*failed, *self.waiting]), "")
+        gave_up = self.run.template.gave_up
+        reason = next(
+            iter([*failed, *self.waiting, *([f"rollout failed: {gave_up}"] if gave_up else [])]), ""
+        )
         if self.run.template.canary and len(live) > len(current):
             told = f"canary: {self.run.template.canary} % of requests for the new spec" if ready else ""
             state = RunState.READY if serving == self.run.template.replicas else RunState.RUNNING
             self._turn(state, reason=reason or told, ready=serving, answered=ready > 0)
             return
         self._turn(self._live_state(current, ready), reason=reason, ready=serving, answered=ready > 0)
+
+    def _roll_back(self, was: Before, why: str) -> None:
+        """Put the spec back that worked before this one."""
+        run = replace(
+            self.run, spec=was.spec, spec_hash=was.spec_hash, plan=was.plan, since=self.now, was_ready=True,
+            template=self.run.template.put_back(why),
+        )  # fmt: skip
+        state = run.state.value
+        event = self._event(run.name, state, state, "rolled back", why)
+        self.run = run
+        self.actions.append(Turn(run, event))
 
     def _live_state(self, current: list[Job], ready: int) -> RunState:
         if self.run.type != "task" and ready == self.run.template.replicas:

@@ -83,6 +83,21 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
+class Before:
+    """What a run was before its spec was replaced, and worked as: all it takes to make it so again."""
+
+    spec: str
+    spec_hash: str
+    plan: str
+    launch: Launch
+    backends: tuple[str, ...]
+    follower: Launch | None = None
+    nodes: int = 1
+    surge: bool = False
+    rents: tuple[Rent | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Template:
     """How a run's launches look and where they may go.
 
@@ -106,6 +121,11 @@ class Template:
     idle_s: int | None = 300
     canary: int = 0
     """Percent of requests for one replica of this spec, beside all of the one before; 0: it takes over."""
+    rollback: bool = False
+    """Whether ``before`` is put back where this spec does not become ready."""
+    before: Before | None = None
+    gave_up: str = ""
+    """Why the spec that came after this one was given up, and this one put back."""
     resumes: bool = False
     """Whether the next attempt goes on where a stopped one left off, as training does."""
 
@@ -114,6 +134,20 @@ class Template:
         """Return every place with the kind of machine it rents out, best first."""
         rents = self.rents or (None,) * len(self.backends)
         return tuple(zip(self.backends, rents, strict=True))
+
+    def put_back(self, why: str) -> Template:
+        """Return the template that was before, given up for ``why``; what changes in place stays.
+
+        Raises:
+            ValueError: nothing was before.
+        """
+        was = self.before
+        if was is None:
+            raise ValueError("nothing was before")
+        return replace(
+            self, launch=was.launch, backends=was.backends, follower=was.follower, nodes=was.nodes,
+            surge=was.surge, rents=was.rents, canary=0, before=None, gave_up=why,
+        )  # fmt: skip
 
     def begun(self, at: datetime) -> Template:
         """Return the same for a life of its run that begins at ``at``.
@@ -212,6 +246,16 @@ class Run:
         if self.state.is_final:
             return replace(self, wanted=wanted)
         return replace(self, wanted=wanted, state=RunState.STOPPING, reason="", ready=0)
+
+
+def before_of(run: Run) -> Before | None:
+    """Return what a run is put back to where its next spec does not work; None where it did not either."""
+    t = run.template
+    if not run.was_ready:
+        return t.before
+    return Before(
+        run.spec, run.spec_hash, run.plan, t.launch, t.backends, t.follower, t.nodes, t.surge, t.rents
+    )
 
 
 @dataclass(frozen=True, slots=True)

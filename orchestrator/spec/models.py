@@ -569,16 +569,20 @@ class Scaling(Part):
 
 
 class Rollout(Part):
-    """How a changed service takes over."""
+    """How a changed service takes over; where Modelyard starts the replicas itself."""
 
     weight: Annotated[
         Annotated[int, Strict(), Ge(1), Le(99)] | None,
         in_place(
             "Percent of requests for one replica of the new spec, beside all of the old one, until this is "
-            "removed; where Modelyard starts the replicas itself.",
+            "removed.",
             examples=[10],
         ),
     ] = None
+    rollback: Annotated[
+        Literal["auto", "off"],
+        in_place("What follows where the new spec does not become ready: auto puts the one before back."),
+    ] = "off"
 
 
 class Header(Part):

@@ -274,3 +274,39 @@ def test_from_zero_100_requests_wait_and_are_served_and_it_falls_asleep_again(
         api.ask(["web"], Wanted.DELETE)
         api.follow(["web"], "deleted", timeout_s=30)
         api.close()
+
+
+REPLACED = """\
+type: service
+name: web
+commands: ["serve {version}"]
+port: 8000
+replicas: 1..4
+scaling: {{metric: rps, target: 2}}
+rollout: {{rollback: auto}}
+backends: [sim]
+"""
+
+
+def test_an_apply_keeps_the_number_the_load_took_and_what_worked_before(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"backends: [{{type: sim, state: {tmp_path}/sim.jsonl}}]\n")
+    api = Local(f"sqlite:///{tmp_path}/state.db", config=config)
+
+    def apply(version: int) -> Run:
+        file = tmp_path / "web.yaml"
+        file.write_text(REPLACED.format(version=version))
+        api.apply(api.plan(load([str(file)])))
+        return api.store.run("web")
+
+    try:
+        first = apply(1)
+        write(api.store, replace(with_replicas(first, 3), was_ready=True))
+        second = apply(2)
+        assert second.template.replicas == 3
+        assert second.template.before is not None
+        assert second.template.before.spec_hash == first.spec_hash
+        third = apply(3)  # the second never worked: what did is still the first
+        assert third.template.before == second.template.before
+    finally:
+        api.close()

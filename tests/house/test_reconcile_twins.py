@@ -173,7 +173,18 @@ class PromotesAtOnce(_Pass):
         super().__init__(replace(run, template=replace(run.template, canary=0)), jobs, observed, now)
 
 
+class NeverPutsBack(_Pass):
+    """Leaves a spec that does not work in place, whatever the spec says."""
+
+    def __init__(self, run: Run, jobs: Sequence[Job], observed: Observed, now: datetime) -> None:
+        super().__init__(replace(run, template=replace(run.template, rollback=False)), jobs, observed, now)
+
+
 CASES = [
+    (
+        NeverPutsBack,
+        lambda: test_decide.test_a_rollout_that_fails_is_rolled_back_where_the_spec_says_so(False),
+    ),
     (PromotesAtOnce, test_decide.test_without_room_a_canary_takes_nothing_away),
     (RollsAllAtOnce, lambda: test_decide.test_a_spec_that_does_not_work_costs_one_replica(True)),
     (BelievesTheHung, test_decide.test_a_hung_replica_is_replaced_and_every_next_time_later),

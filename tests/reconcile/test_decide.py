@@ -326,6 +326,34 @@ def test_without_room_a_canary_takes_nothing_away() -> None:
     assert world.runs["chat"].reason == "there is no room for a canary: remove rollout.weight"
 
 
+@pytest.mark.parametrize("surge", [True, False])
+def test_a_rollout_that_fails_is_rolled_back_where_the_spec_says_so(surge: bool) -> None:
+    world = World()
+    world.apply(replicas=2, surge=surge)
+    world.settle()
+    world.scripts |= {f"chat-0-0-{at}": Script(run_s=0, exit_code=1) for at in (1, 2)}
+    retry = Retry(PATIENT.on, attempts=2)
+    world.apply(replicas=2, spec_hash="b", surge=surge, rollback=True, retry=retry)
+    world.settle()
+    assert {i.spec_hash for i in world.alive("chat")} == {"a"}
+    assert len(names(world)) == 2
+    run = world.runs["chat"]
+    assert (world.state(), run.spec_hash, run.ready) == ("ready", "a", 2)
+    assert run.reason == "rollout failed: chat-0-0-1 to chat-0-0-2: exit code 1 (2 attempts failed)"
+    assert [e.cause for e in world.events if e.subject == "chat" and "back" in e.cause] == ["rolled back"]
+    assert world.step() == []
+
+
+def test_what_never_worked_is_not_put_back() -> None:
+    world = World(scripts={"chat": Script(run_s=0, exit_code=1)})
+    retry = Retry(PATIENT.on, attempts=2)
+    world.apply(replicas=1, surge=True, retry=retry)
+    world.step()
+    world.apply(replicas=1, spec_hash="b", surge=True, rollback=True, retry=retry)
+    world.settle()
+    assert (world.state(), world.runs["chat"].spec_hash) == ("failed", "b")
+
+
 def test_a_hung_replica_is_replaced_and_every_next_time_later() -> None:
     world = World()
     world.apply(replicas=1, retry=PATIENT)

@@ -31,6 +31,7 @@ from orchestrator.reconcile import (
     reconcile,
     start_failed,
 )
+from orchestrator.reconcile.values import before_of
 
 Reconcile = Callable[..., Step]
 PATIENT = Retry(frozenset({"no-capacity", "interruption", "error"}), first_s=1.0, most_s=8.0)
@@ -85,6 +86,8 @@ class World:
         elif old.spec_hash == spec_hash and not old.state.is_final and old.wanted is Wanted.RUN:
             run = replace(old, template=template)
         else:
+            if template.rollback:
+                template = replace(template, before=before_of(old))
             run = replace(
                 Run(old.id, name, old.type, "{}", spec_hash, template, self.clock()), serial=old.serial
             )
