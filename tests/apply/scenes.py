@@ -79,14 +79,14 @@ def a_plan_whose_input_changed_is_refused(cli: Cli) -> None:
 
 def a_file_is_not_in_the_plan_and_held_to_what_it_was(cli: Cli) -> None:
     """A local file that a spec sends along holds what nobody else should read, and changes."""
-    cli.write("notes.txt", "canary in a file")
+    cli.write("notes.txt", "nightingale in a file")
     plan = saved(cli, HELLO + "files: [notes.txt]\n")
     text = Path(plan).read_text()
-    assert "canary" not in text
-    assert base64.b64encode(b"canary in a file").decode() not in text
-    cli.write("notes.txt", "another canary")
+    assert "nightingale" not in text
+    assert base64.b64encode(b"nightingale in a file").decode() not in text
+    cli.write("notes.txt", "another nightingale")
     refused(cli("apply", plan), "files of 'hello' changed since the plan was made")
-    cli.write("notes.txt", "canary in a file")
+    cli.write("notes.txt", "nightingale in a file")
     assert cli("apply", plan).code == 0
 
 

@@ -180,10 +180,10 @@ def test_a_secret_is_not_in_a_plan(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     text = HELLO + "env: [HF_TOKEN]\n"
     plan = saved(cli, text, "--set", "prod", "--lock")
     printed = [cli("plan", "-f", str(cli.folder / "specs.yaml"), "--format", f) for f in ("md", "github")]
-    assert all("canary" not in result.out for result in printed)
+    assert all("hf_canary" not in result.out for result in printed)
     assert cli("apply", plan).code == 0
     kept = [*cli.folder.glob("state.db*"), Path(plan), cli.folder / "modelyard.lock"]
-    assert [path for path in kept if b"canary" in path.read_bytes()] == []
+    assert [path for path in kept if b"hf_canary" in path.read_bytes()] == []
 
 
 @pytest.mark.parametrize(
