@@ -124,6 +124,20 @@ class Connection:
             return True
 
 
+@asynccontextmanager
+async def dial(
+    port: int, *, limit: int = 2**16
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Connect to a port of loopback; a test that fails leaves nothing open either."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=limit)
+    try:
+        yield reader, writer
+    except BaseException:
+        writer.transport.abort()  # what is still to be written would keep it open
+        raise
+    writer.close()
+
+
 @dataclass
 class Stage:
     """A gateway that listens, and ways to ask it."""
@@ -134,11 +148,8 @@ class Stage:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """Give a connection to the gateway."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
+        async with dial(self.port) as (reader, writer):
             yield Connection(reader, writer)
-        finally:
-            writer.close()
 
     async def ask(self, data: bytes, *, method: str = "POST") -> Answer:
         """Send one request on a connection of its own."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 
 import pytest
 
 from orchestrator.gateway.server import Limits
-from tests.gateway.clients import completion, in_a_loop, request, stage, web
+from tests.gateway.clients import completion, dial, in_a_loop, request, stage, web
 from tests.gateway.upstream import Upstream, plain, saying
 
 INNER = b"GET /services/web/smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -94,17 +95,13 @@ async def throw(port: int, dice: random.Random) -> None:
     for _ in range(dice.randint(0, 4)):
         at = dice.randrange(len(data))
         data[at : at + dice.randint(0, 3)] = dice.choice(PARTS)
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        while data:
-            cut = dice.randint(1, len(data))
-            writer.write(data[:cut])
-            del data[:cut]
-            await writer.drain()
-            await asyncio.sleep(0)
-        while await reader.read(2**16):
-            pass
-    except ConnectionError:
-        pass  # a close is an answer too
-    finally:
-        writer.close()
+    with suppress(ConnectionError):  # a close is an answer too
+        async with dial(port) as (reader, writer):
+            while data:
+                cut = dice.randint(1, len(data))
+                writer.write(data[:cut])
+                del data[:cut]
+                await writer.drain()
+                await asyncio.sleep(0)
+            while await reader.read(2**16):
+                pass

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import resource
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
 
 from orchestrator.gateway.server import Limits
-from tests.gateway.clients import Stage, chat, completion, in_a_loop, request, stage, until, web
+from tests.gateway.clients import Stage, chat, completion, dial, in_a_loop, request, stage, until, web
 from tests.gateway.upstream import COMPLETION, STREAM_HEAD, Asked, Upstream, engine, event, saying, silent
 
 
@@ -80,20 +81,20 @@ async def test_replicas_killed_under_load_lose_no_request_that_had_no_byte() -> 
 
 @in_a_loop
 async def test_from_zero_all_who_waited_are_served_in_their_order() -> None:
-    async with stage(chat()) as here, Upstream(engine) as replica:
+    async with AsyncExitStack() as stack:
+        here = await stack.enter_async_context(stage(chat()))
+        replica = await stack.enter_async_context(Upstream(engine))
         clients = []
         for at in range(100):
-            reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
-            clients.append((reader, writer))
+            reader, writer = await stack.enter_async_context(dial(here.port))
+            clients.append(reader)
             writer.write(completion(pad=at))
             await until(lambda at=at: here.gateway.load()["chat"][0] == at + 1)
         started = asyncio.get_running_loop().time()
         here.serve(chat(replica.port))
-        await clients[0][0].readuntil(b"\r\n\r\n")
+        await clients[0].readuntil(b"\r\n\r\n")
         first_s = asyncio.get_running_loop().time() - started
-        answers = [await reader.readuntil(b"}}") for reader, _ in clients]
-        for _, writer in clients:
-            writer.close()
+        answers = [await reader.readuntil(b"}}") for reader in clients]
     assert len(answers) == 100
     assert len(replica.asked) == 100
     assert first_s < 0.1
@@ -125,8 +126,11 @@ async def test_a_slow_reader_slows_the_replica_and_fills_no_memory() -> None:
             written += len(piece)
         writer.write(b"0\r\n\r\n")
 
-    async with Upstream(pour) as replica, stage(chat(replica.port)) as here:
-        reader, writer = await asyncio.open_connection("127.0.0.1", here.port, limit=2**16)
+    async with (
+        Upstream(pour) as replica,
+        stage(chat(replica.port)) as here,
+        dial(here.port) as (reader, writer),
+    ):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         writer.write(completion(stream=True))
         await reader.readuntil(b"\r\n\r\n")
@@ -138,7 +142,6 @@ async def test_a_slow_reader_slows_the_replica_and_fills_no_memory() -> None:
         tail = b""
         while not tail.endswith(b"0\r\n\r\n"):
             tail = (tail + await reader.read(2**20))[-8:]
-        writer.close()
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert written == 1000 * len(piece)
     assert after - before < 20_000  # KiB
@@ -177,8 +180,11 @@ async def test_a_slow_replica_slows_the_client() -> None:
 async def test_a_client_that_pipelines_and_does_not_read_is_not_read_from() -> None:
     big = b"y" * 100_000
     said = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + big
-    async with Upstream(saying(said)) as replica, stage(web(replica.port)) as here:
-        reader, writer = await asyncio.open_connection("127.0.0.1", here.port, limit=2**16)
+    async with (
+        Upstream(saying(said)) as replica,
+        stage(web(replica.port)) as here,
+        dial(here.port) as (reader, writer),
+    ):
         writer.write(request("/services/web/", method="GET") * 2000)
         seen = -1
         while len(replica.asked) != seen:

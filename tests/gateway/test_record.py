@@ -27,7 +27,7 @@ from orchestrator.gateway.server import Gateway, follow, read
 from orchestrator.reconcile.values import Job, Record, Run, RunEvent, Turn
 from orchestrator.store import open_store
 from orchestrator.store.records import Store
-from tests.gateway.clients import completion, in_a_loop, until
+from tests.gateway.clients import completion, dial, in_a_loop, until
 from tests.gateway.test_parts import a_job, a_run
 from tests.gateway.upstream import Upstream, engine
 from tests.places import plan_everywhere
@@ -184,12 +184,11 @@ def test_the_program_serves_the_record_until_it_is_told_to_end(tmp_path: Path) -
                 store.secrets.set(PREFIX + "ann", key.text(), now=NOW)
             with program(tmp_path, "--access-log") as (process, url):
                 port = int(url.rpartition(":")[2])
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(completion("org/llama", key=secret))
-                assert b" 200 OK" in await reader.readuntil(b"}}")
-                process.send_signal(signal.SIGTERM)
-                assert await reader.read() == b""
-                writer.close()
+                async with dial(port) as (reader, writer):
+                    writer.write(completion("org/llama", key=secret))
+                    assert b" 200 OK" in await reader.readuntil(b"}}")
+                    process.send_signal(signal.SIGTERM)
+                    assert await reader.read() == b""
                 out, err = await asyncio.to_thread(process.communicate)
         assert (process.returncode, err) == (0, "")
         told = json.loads(out)

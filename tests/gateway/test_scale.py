@@ -28,7 +28,7 @@ from orchestrator.gateway.server.scrape import fetch
 from orchestrator.reconcile.values import Job, Run, Wanted
 from orchestrator.spec.load import load
 from orchestrator.store.records import Store
-from tests.gateway.clients import Stage, in_a_loop, request, until
+from tests.gateway.clients import Stage, dial, in_a_loop, request, until
 from tests.gateway.test_parts import a_job, a_run
 from tests.gateway.test_record import NOW, a_store, program, write
 from tests.gateway.upstream import Asked, Upstream, plain, saying
@@ -245,13 +245,11 @@ def test_from_zero_100_requests_wait_and_are_served_and_it_falls_asleep_again(
 
     async def ask_all(port: int) -> list[tuple[int, float, float]]:
         async def one() -> tuple[int, float, float]:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(request("/services/web/", method="GET", key=None))
-            status = int((await reader.readuntil(b"\r\n\r\n")).split(b" ")[1])
-            first = datetime.now(UTC).timestamp()
-            up = float(await reader.read(17))
-            writer.close()
-            return status, first, up
+            async with dial(port) as (reader, writer):
+                writer.write(request("/services/web/", method="GET", key=None))
+                status = int((await reader.readuntil(b"\r\n\r\n")).split(b" ")[1])
+                first = datetime.now(UTC).timestamp()
+                return status, first, float(await reader.read(17))
 
         return await asyncio.gather(*(one() for _ in range(100)))
 
