@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.catalog.overlay import use
 from orchestrator.cli import run
 from tests import images
 from tests.backends.aws.cloud import Cloud
@@ -71,8 +72,11 @@ def prompt(
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("MODELYARD_DATABASE_URL", f"sqlite:///{tmp_path}/state.db")
     monkeypatch.chdir(tmp_path)
-    yield Prompt(tmp_path, capsys)
-    sweep(MAIN_SOCKET, namespace)
+    try:
+        yield Prompt(tmp_path, capsys)
+    finally:
+        use(None)  # the user's prices, which the commands have put over the shipped ones
+        sweep(MAIN_SOCKET, namespace)
 
 
 def test_three_sold_out_zones_and_the_fourth_in_the_plans_order(aws: Cloud, prompt: Prompt) -> None:
