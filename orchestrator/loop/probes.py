@@ -40,7 +40,8 @@ def ask(probe: Probe, address: tuple[str, int]) -> bool:
         request = http.client.HTTPConnection(host, port, timeout=probe.timeout_s)
         try:
             request.request(probe.method, probe.path, body=probe.body, headers=dict(probe.headers))
-            return 200 <= request.getresponse().status < 400
+            with request.getresponse() as answer:  # which keeps the socket where the server closes
+                return 200 <= answer.status < 400
         finally:
             request.close()
     except (OSError, http.client.HTTPException):
