@@ -14,7 +14,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -23,7 +23,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from backends.vm.boot import FOLDER
+from backends.vm import boot
 from orchestrator.backend import LABEL
 from tests.backends.ssh.farm import MAIN_SOCKET, Farm, Sshd
 
@@ -233,7 +233,7 @@ class Cloud:
 
     def book(self, instance: Any) -> Path:
         """Return the folder in which a machine keeps its book."""
-        return Path(FOLDER) / _tags(instance)["modelyard.dev/key"]
+        return Path(boot.FOLDER) / _tags(instance)["modelyard.dev/key"]
 
     def timer(self) -> list[str]:
         """Return the commands that were given to systemd-run, in order."""
@@ -284,6 +284,9 @@ def cloud(farm: Farm, folder: Path) -> Iterator[Cloud]:
     app = lent.around(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, app, threaded=True)
     lent.port = server.server_port
+    patch = pytest.MonkeyPatch()
+    # all machines are this one, where another run's books may lie
+    patch.setattr(boot, "FOLDER", str(folder / "books"))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -295,13 +298,6 @@ def cloud(farm: Farm, folder: Path) -> Iterator[Cloud]:
         server.shutdown()
         thread.join()
         server.server_close()
-        books = {lent.book(one) for one in lent._all()}
+        patch.undo()
         for region in REGIONS:
             ec2_backends[DEFAULT_ACCOUNT_ID][region].reset()
-        for book in books:
-            for path in sorted(book.glob("*")) + sorted(book.glob(".*")):
-                path.unlink()
-            with suppress(OSError):
-                book.rmdir()
-        with suppress(OSError):
-            Path(FOLDER).rmdir()

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from backends.aws import Aws
+from backends.vm import boot
 from orchestrator.backend import Launch, Rent
 from orchestrator.testing import BackendContract
 from orchestrator.testing.contract import Kind
@@ -51,7 +52,8 @@ class TestAws(BackendContract):
         return super().launch(kind, name, **{"rent": rent, **fields})
 
     def source(self, backend: Aws) -> str:
-        return f"from backends.aws import Aws; backend = Aws(**{self.options!r})"
+        books = f"from backends.vm import boot; boot.FOLDER = {boot.FOLDER!r}"
+        return f"{books}; from backends.aws import Aws; backend = Aws(**{self.options!r})"
 
     def stranger(self, backend: Aws) -> Aws:
         return Aws("aws", **{**self.options, "namespace": f"{self.options['namespace']}-x"})
