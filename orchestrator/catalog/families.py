@@ -469,12 +469,14 @@ def _deepseek4(text: Text) -> Differences:
         "head_dim": head,
         "layer_kinds": tuple("full" if ratio else "sliding" for ratio in ratios) or ("full",) * layers,
         "sliding_window": text.count("sliding_window") or None,
+        "compress_ratios": tuple(ratios),
+        "index_head_dim": index_dim,
         "trim": Trim(
             sinks=("full", "sliding"),
             layer_other=attention + output + residual - taken,
             model_other=compressors + indexers + top,
         ),
-        "extra": {"compress_ratios": tuple(ratios), "expert_dtype": text.get("expert_dtype")},
+        "extra": {"expert_dtype": text.get("expert_dtype")},
     }
 
 

@@ -173,6 +173,9 @@ class ModelFacts:
     values per token of its own."""
     index_heads: int = 0
     index_head_dim: int = 0
+    compress_ratios: tuple[int, ...] = ()
+    """Tokens that one cached entry stands for, layer by layer, beside a window of single tokens in
+    each; 0 where a layer has its window only. Empty where every token is kept."""
     trim: Trim = Trim()
     quantization: str | None = None
     quantization_bits: float | None = None

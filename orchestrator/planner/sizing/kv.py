@@ -9,6 +9,10 @@ from itertools import accumulate
 from orchestrator.catalog.values import LayerKind, ModelFacts
 from orchestrator.planner.sizing.stages import split_layers
 
+INDEXED_RATIO = 4
+"""The finest compression, whose layers keep an indexer's key beside every entry: DeepSeek V4's
+(transformers 5.23, ``DeepseekV4Indexer``)."""
+
 SIMILAR_GROUPS = 1.25
 """Kinds of layer whose counts differ by less than this share one group of the larger size
 (vLLM, v1/core/kv_cache_utils.py)."""
@@ -111,6 +115,8 @@ def kv_layout(
     A grouped engine gives every kind pages of one size, so the kind with the smaller tokens
     gets the longer blocks, and the printed count is in those.
     """
+    if facts.compress_ratios:
+        return _compressed(facts, pipeline, element_bytes)
     full_each = layer_token_bytes(facts, "full", tensor=tensor, element_bytes=element_bytes)
     slide_each = layer_token_bytes(facts, "sliding", tensor=tensor, element_bytes=element_bytes)
     full, sliding, linear = _worst_stage(facts, pipeline)
@@ -123,6 +129,22 @@ def kv_layout(
     padded = grouped and full and sliding
     token = _padded(full, sliding) * min(full_each, slide_each) + index if padded else whole
     return KvLayout(token, full * full_each + index, sliding * slide_each, window, state)
+
+
+def _compressed(facts: ModelFacts, pipeline: int, element_bytes: float) -> KvLayout:
+    """Return the layout where one entry stands for several tokens, beside each layer's window.
+
+    DeepSeek V4 (config.json, ``compress_ratios``): keys are values, so an entry is one vector. vLLM
+    states 9.62 GiB for V4-Pro at 1,048,576 tokens in bf16 (vllm.ai/blog/deepseek-v4), which this
+    gives. No engine that runs such a model keeps more than the window: nothing would read it.
+    """
+    entry = layer_token_bytes(facts, "full", tensor=1, element_bytes=element_bytes)
+    index = facts.index_head_dim * element_bytes + (0 if element_bytes >= 2 else 4)
+    each = [(entry + index * (r == INDEXED_RATIO)) / r if r else 0.0 for r in facts.compress_ratios]
+    lengths = split_layers(len(each), pipeline)
+    stages = [each[end - n : end] for n, end in zip(lengths, accumulate(lengths), strict=True)]
+    worst = max(stages, key=lambda stage: (sum(stage), len(stage)))
+    return KvLayout(sum(worst), sum(worst), len(worst) * entry, facts.sliding_window or 0, 0)
 
 
 def _worst_stage(facts: ModelFacts, pipeline: int) -> tuple[int, int, int]:

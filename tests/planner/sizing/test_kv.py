@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.catalog.published import model
 from orchestrator.catalog.values import Heads, ModelFacts
 from orchestrator.planner.sizing.kv import KvLayout, kv_layout
 from orchestrator.units import GIB
@@ -92,6 +93,26 @@ def test_a_sparse_attention_indexer_keeps_its_own_keys() -> None:
     sparse = replace(DEEPSEEK_V3, index_layers=61, index_heads=64, index_head_dim=128)
 
     assert kv_layout(sparse).token_bytes == 70_272 + 61 * 132
+
+
+@pytest.mark.parametrize(("name", "gib"), [("V4-Pro", 9.62), ("V4-Flash", 6.72)])
+def test_an_entry_that_stands_for_several_tokens_is_kept_once(name: str, gib: float) -> None:
+    # vllm.ai/blog/deepseek-v4, and the same count for the smaller one: 1,048,576 tokens in bf16
+    facts = model(f"deepseek-ai/DeepSeek-{name}")
+    assert facts is not None
+    layout = kv_layout(facts)
+
+    assert layout.request_bytes(2**20) / GIB == pytest.approx(gib, abs=0.005)
+    assert kv_layout(facts, tensor=8) == layout
+
+
+def test_compressed_layers_are_cut_into_stages_and_their_windows_hold() -> None:
+    facts = replace(DEEPSEEK_V3, layers=4, compress_ratios=(0, 4, 4, 128), index_head_dim=128, sliding_window=128)
+    whole, half = kv_layout(facts), kv_layout(facts, pipeline=2)
+
+    assert (whole.full_bytes, whole.window_bytes) == (2 * (1152 + 256) / 4 + 1152 / 128, 4 * 1152)
+    assert (half.full_bytes, half.window_bytes) == ((1152 + 256) / 4 + 1152 / 128, 2 * 1152)
+    assert kv_layout(facts, element_bytes=1).full_bytes == 2 * (576 + 132) / 4 + 576 / 128
 
 
 def test_nothing_fits_into_no_pool() -> None:
