@@ -107,7 +107,9 @@ def test_an_entry_that_stands_for_several_tokens_is_kept_once(name: str, gib: fl
 
 
 def test_compressed_layers_are_cut_into_stages_and_their_windows_hold() -> None:
-    facts = replace(DEEPSEEK_V3, layers=4, compress_ratios=(0, 4, 4, 128), index_head_dim=128, sliding_window=128)
+    facts = replace(
+        DEEPSEEK_V3, layers=4, compress_ratios=(0, 4, 4, 128), index_head_dim=128, sliding_window=128
+    )
     whole, half = kv_layout(facts), kv_layout(facts, pipeline=2)
 
     assert (whole.full_bytes, whole.window_bytes) == (2 * (1152 + 256) / 4 + 1152 / 128, 4 * 1152)
