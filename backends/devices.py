@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from backends.machine import Device
-from orchestrator.backend import Resources
+from orchestrator.backend import Offer, Resources
 
 
 def of_kind(devices: Sequence[Device], wanted: Resources) -> tuple[Device, ...]:
@@ -37,3 +38,16 @@ def choose(devices: Sequence[Device], wanted: Resources, held: Collection[str]) 
         if len(alike) >= wanted.accelerators:
             return alike[: wanted.accelerators]
     return None
+
+
+def offer_of(whole: Offer, kind: Sequence[Device], held: Collection[str]) -> Offer:
+    """Return the machine's offer with the free ones of a kind; a kind all held is offered 0 times."""
+    first = kind[0]
+    return replace(
+        whole,
+        accelerator=first.name,
+        vendor=first.vendor,
+        count=sum(device.key not in held for device in kind),
+        vram_bytes=first.vram_bytes,
+        compute_capability=first.compute_capability,
+    )

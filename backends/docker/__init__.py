@@ -9,14 +9,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any, Literal
 
-from backends.devices import choose, of_kind
+from backends.devices import choose, of_kind, offer_of
 from backends.docker import container as containers
 from backends.docker.container import LAUNCH, NAMESPACE, VOLUME, to_instance
 from backends.docker.engine import Engine, EngineError, Json, filters, local_endpoint
@@ -132,7 +131,7 @@ class Docker:
         kinds: dict[tuple[str, int], list[Device]] = {}
         for device in machine.accelerators if machine else ():
             kinds.setdefault((device.name, device.vram_bytes), []).append(device)
-        return [_with_accelerators(whole, kind, held) for kind in kinds.values()] or [whole]
+        return [offer_of(whole, kind, held) for kind in kinds.values()] or [whole]
 
     # -- the life of a launch --------------------------------------------------------------------
 
@@ -602,19 +601,6 @@ def _is_ip_address(text: str) -> bool:
             socket.inet_pton(family, text)
             return True
     return False
-
-
-def _with_accelerators(whole: Offer, kind: Sequence[Device], held: frozenset[str]) -> Offer:
-    """Return the machine's offer with the free ones of a kind; a kind all held is offered 0 times."""
-    first = kind[0]
-    return replace(
-        whole,
-        accelerator=first.name,
-        vendor=first.vendor,
-        count=sum(device.key not in held for device in kind),
-        vram_bytes=first.vram_bytes,
-        compute_capability=first.compute_capability,
-    )
 
 
 def _pause_unlike_others(trial: int) -> None:

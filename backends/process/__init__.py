@@ -21,14 +21,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from threading import Event as Flag
 from threading import Lock
 from typing import Any
 
-from backends.devices import choose, of_kind
+from backends.devices import choose, of_kind, offer_of
 from backends.machine import Device, Machine, inventory
 from backends.process import supervise
 from backends.process.output import Changes, Tail
@@ -107,7 +106,7 @@ class Process:
         kinds: dict[tuple[str, int], list[Device]] = {}
         for device in machine.accelerators:
             kinds.setdefault((device.name, device.vram_bytes), []).append(device)
-        return tuple(_with_devices(whole, kind, taken) for kind in kinds.values()) or (whole,)
+        return tuple(offer_of(whole, kind, taken) for kind in kinds.values()) or (whole,)
 
     # --- the life of a launch
 
@@ -492,18 +491,6 @@ def _left(machine: Machine, held: Sequence[Record]) -> tuple[float, int]:
 
 def _devices(held: Sequence[Record]) -> frozenset[str]:
     return frozenset(device for record in held for device in record.devices)
-
-
-def _with_devices(whole: Offer, kind: Sequence[Device], taken: Collection[str]) -> Offer:
-    first = kind[0]
-    return replace(
-        whole,
-        accelerator=first.name,
-        vendor=first.vendor,
-        count=sum(device.key not in taken for device in kind),
-        vram_bytes=first.vram_bytes,
-        compute_capability=first.compute_capability,
-    )
 
 
 def _visible(machine: Sequence[Device], chosen: Sequence[Device]) -> dict[str, str]:
