@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from orchestrator.apply.inputs import read_inputs
 from orchestrator.apply.sets import NO_SET, Deletion, Scope, deletions, joined, joining
 from orchestrator.backend import Can, Launch, Mount, Offer, Rent
-from orchestrator.errors import NothingFits, Problem, SpecError, UsageError
+from orchestrator.errors import Denied, ModelError, NothingFits, Problem, SpecError, UsageError
 from orchestrator.planner.ask import Names, Work, demand_of, runs_bare
 from orchestrator.planner.compose import Inputs, compose, opens_itself
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
@@ -376,10 +376,18 @@ class _Placing:
     def engine(self, facts: Callable[[Model], ModelFacts]) -> _Engine | None:
         """Return what an engine would do for the spec, None where it brings its own commands."""
         if isinstance(self.spec, Service) and self.spec.model and not self.spec.commands:
-            return self._serve(self.spec, facts(self.spec.model))
+            return self._serve(self.spec, self._known(self.spec.model, "model.id", facts))
         if isinstance(self.spec, Task) and self.spec.train:
-            return self._tune(self.spec, facts(self.spec.train.model))
+            return self._tune(self.spec, self._known(self.spec.train.model, "train.model.id", facts))
         return None
+
+    def _known(self, model: Model, path: str, facts: Callable[[Model], ModelFacts]) -> ModelFacts:
+        """Return what a model is; where nobody knows it, say which line asks for it."""
+        try:
+            return facts(model)
+        except (ModelError, Denied) as error:
+            error.where = error.where or self.document.at(path)
+            raise
 
     def _serve(self, spec: Service, facts: ModelFacts) -> _Engine:
         from orchestrator.catalog import accelerators, prices

@@ -15,7 +15,7 @@ from orchestrator.catalog.containers import images
 from orchestrator.catalog.hardware import accelerator, accelerators, candidates, known_names
 from orchestrator.catalog.parameters import Parameters, active_parameters, count_parameters, parameters
 from orchestrator.catalog.pricing import age_days, as_of, is_stale, price_line, prices
-from orchestrator.catalog.published import model, models
+from orchestrator.catalog.published import model, models, nearest_model
 from orchestrator.catalog.values import Accelerator, Heads, Image, ModelFacts, PriceRow, Trim, VisionFacts
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "known_names",
     "model",
     "models",
+    "nearest_model",
     "parameters",
     "price_line",
     "prices",

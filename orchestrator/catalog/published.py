@@ -96,6 +96,21 @@ def model(id: str, *, overlay: Path | None = None) -> ModelFacts | None:
     return found[spelled] if spelled else None
 
 
+def nearest_model(id: str, *, overlay: Path | None = None) -> str | None:
+    """Return the id that is spelled most like ``id``, which may lack its owner; None where none is.
+
+    >>> nearest_model("meta-llama/Llama-3.1-70B-Instuct"), nearest_model("qwen3-8b")
+    ('meta-llama/Llama-3.1-70B-Instruct', 'Qwen/Qwen3-8B')
+    """
+    import difflib  # only a mistake needs it
+
+    spelled = _spellings(overlay or in_use())
+    if "/" not in id:
+        spelled = {key.rpartition("/")[2]: known for key, known in reversed([*spelled.items()])}
+    near = difflib.get_close_matches(id.casefold(), spelled, n=1, cutoff=0.85)
+    return spelled[near[0]] if near else None
+
+
 @cache
 def _models(overlay: Path | None) -> Models:
     rows = shipped("models")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -283,6 +282,7 @@ def _devices(texts: Sequence[str]) -> tuple[Devices, int | None]:
     """Return the accelerators meant, and how many of a named one; all of the catalog for none."""
     from orchestrator.catalog import accelerator, accelerators, known_names
     from orchestrator.catalog.hardware import tpu_slice
+    from orchestrator.spec.forms import nearest_accelerator
 
     if not texts:
         return tuple(accelerators().values()), None
@@ -297,8 +297,8 @@ def _devices(texts: Sequence[str]) -> tuple[Devices, int | None]:
     else:
         found = accelerator(name)
     if found is None:
-        near = difflib.get_close_matches(name.upper(), sorted(known_names()), 1)
-        fix = f"did you mean {near[0]!r}?" if near else "modelyard catalog list accelerators"
+        spelled = {known.lower(): known for known in sorted(known_names(), reverse=True)}
+        fix = nearest_accelerator(name, spelled) or "modelyard catalog list accelerators"
         raise UsageError(f"no accelerator {name!r} in the catalog", fix=fix)
     return (found,), count
 

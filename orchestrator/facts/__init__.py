@@ -70,10 +70,11 @@ def resolve(
             f"the cache in {kept} cannot be used: {error.strerror}", fix="make it writable, or name another"
         ) from error
     except ModelError as error:
-        if not offline:
-            raise
-        fix = f"put its {CONFIG} at {placed / CONFIG}, or name a folder that has it"
-        raise ModelError(error.what, fix=fix) from error
+        if offline:
+            error.fix = f"put its {CONFIG} at {placed / CONFIG}, or name a folder that has it"
+        if known is None and (near := catalog.nearest_model(text, overlay=overlay)):
+            error.fix = f"did you mean {near!r}? If not, {error.fix}"
+        raise
     return _with_catalog(found, known)
 
 

@@ -385,9 +385,18 @@ def check_accelerator(
     low = name.lower()
     if known is None or low in known or re.sub(r"-\d+$", "", low) in known:
         return
-    seen = {key.translate(_LOOK_ALIKE): spelling for key, spelling in known.items()}
-    guess = nearest(low.translate(_LOOK_ALIKE), seen)
+    guess = nearest_accelerator(name, known)
     raise FormError(f"unknown accelerator {shown(name)}", guess, offset=offset, item=item)
+
+
+def nearest_accelerator(name: str, known: Mapping[str, str]) -> str | None:
+    """Return "did you mean …?" with the nearest of ``known``, where an O counts as a 0.
+
+    >>> nearest_accelerator("H1OO", {"h100": "H100", "l4": "L4"})
+    "did you mean 'H100'?"
+    """
+    seen = {key.translate(_LOOK_ALIKE): spelling for key, spelling in known.items()}
+    return nearest(name.lower().translate(_LOOK_ALIKE), seen)
 
 
 def nearest(word: str, words: Mapping[str, str]) -> str | None:

@@ -45,3 +45,13 @@ def test_a_model_is_served_on_this_machine_from_its_name_to_an_answer(
             assert json.load(answer)["usage"]["completion_tokens"] == 4
     finally:
         assert cli("delete", "-y", "tiny").code == 0
+
+
+def test_a_model_that_nobody_knows_is_told_at_its_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    served = cli.write("a.yaml", "type: service\nname: a\nmodel: {id: acme/none-of-ours}\n")
+    tuned = cli.write("b.yaml", "type: task\nname: b\ntrain: {model: acme/none-of-ours, dataset: a/b}\n")
+    for file, place in ((served, "3:13"), (tuned, "3:16")):
+        refused = cli("plan", "-f", file)
+        assert refused.code == 65
+        assert refused.err.startswith(f"{file}:{place}: ")

@@ -264,6 +264,7 @@ def test_a_method_within_its_precision_is_no_contradiction(cli: Cli, precision: 
     ("arguments", "said"),
     [
         ((LLAMA, "--gpu", "H1000"), "no accelerator 'H1000' in the catalog"),
+        ((LLAMA, "--gpu", "H1OO:8"), "did you mean 'H100'?"),
         ((LLAMA, "--gpu", "H100:x"), "'x' is no count"),
         ((LLAMA, "--gpu", "H100:0"), "'0' is no count"),
         ((LLAMA, "--gpu", "H100:100000"), "one set has at most 4,096 accelerators"),

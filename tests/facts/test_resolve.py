@@ -46,6 +46,16 @@ def test_offline_an_unknown_model_says_where_to_put_its_config(tmp_path: Path) -
     assert (facts.id, facts.layers) == ("acme/secret", 2)
 
 
+@pytest.mark.parametrize("offline", [True, False])
+@pytest.mark.parametrize("typed", ["meta-llama/Llama-3.1-70B-Instuct", "llama-3.1-70b-instruct"])
+def test_an_id_that_nobody_knows_is_answered_with_the_nearest(
+    tmp_path: Path, typed: str, offline: bool
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        resolve(typed, hub=NOWHERE, cache_dir=tmp_path, offline=offline)
+    assert (caught.value.fix or "").startswith("did you mean 'meta-llama/Llama-3.1-70B-Instruct'? If not, ")
+
+
 def test_an_unfetched_revision_is_refused_offline(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         resolve("Qwen/Qwen3-8B", revision="v1", hub=NOWHERE, cache_dir=tmp_path, offline=True)
