@@ -181,7 +181,8 @@ class WhyNot:
 class NothingFits(ModelyardError):
     """No offer can hold what a spec asks for; says what was needed and why each offer fell.
 
-    ``why_not`` says so of every kind of machine, ``elsewhere`` names a provider that would do.
+    ``why_not`` says so of every kind of machine, ``elsewhere`` names a provider that would do;
+    ``also`` has the other specs of the same plan that found no place.
     """
 
     exit_code = 75
@@ -202,6 +203,7 @@ class NothingFits(ModelyardError):
         self.elsewhere = elsewhere
         self.why_not = tuple(why_not)
         self.refused = tuple(refused)
+        self.also: tuple[NothingFits, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
@@ -214,7 +216,7 @@ class NothingFits(ModelyardError):
             lines.append(f"  fix     {self.fix}")
         if self.elsewhere:
             lines.append(f"  or      {self.elsewhere}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *map(str, self.also)])
 
 
 class StateMoved(ModelyardError):

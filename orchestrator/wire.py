@@ -321,6 +321,7 @@ def problem_of(error: ModelyardError, *, status: int | None = None) -> dict[str,
             "refused": [asdict(each) for each in error.refused],
             "why_not": [asdict(each) for each in error.why_not],
             "elsewhere": error.elsewhere,
+            "also": [problem_of(each) for each in error.also],
         }
     elif isinstance(error, errors.BackendError):
         parts["backend"] = error.backend
@@ -345,11 +346,14 @@ def error_of(body: Mapping[str, Any]) -> ModelyardError:
     if kind is SpecError and body.get("problems"):
         return SpecError(tuple(_problems(body["problems"])))
     if kind is errors.NothingFits:
-        return errors.NothingFits(
+        homeless = errors.NothingFits(
             what, needs=body.get("needs", ""), refused=[Refusal(**each) for each in body.get("refused", ())],
             why_not=[WhyNot(**each) for each in body.get("why_not", ())],
             elsewhere=body.get("elsewhere", ""), where=where, fix=fix,
         )  # fmt: skip
+        others = (error_of(each) for each in body.get("also", ()))
+        homeless.also = tuple(each for each in others if isinstance(each, errors.NothingFits))
+        return homeless
     if kind is errors.HubUnreachable:
         return errors.HubUnreachable(what, fix=fix, retry_after_s=body.get("retry_after_s"))
     if kind is not None and issubclass(kind, errors.BackendError):

@@ -171,7 +171,7 @@ def plan_documents(
     what the world's set no longer has.
 
     Raises:
-        NothingFits: no offer holds one of them; it carries the reasons.
+        NothingFits: no offer holds one or more of them; it carries the reasons of each.
         SpecError: a file that a spec names cannot be read, or a spec contradicts its model and
             the world is strict.
         UsageError: a document cannot take the place of what is on record.
@@ -180,6 +180,7 @@ def plan_documents(
     offers = _Offers(world, declared)
     volumes: list[VolumePlan] = []
     runs: list[RunPlan] = []
+    homeless: list[NothingFits] = []
     for document in documents:
         spec = document.spec
         if isinstance(spec, Volume):
@@ -190,7 +191,14 @@ def plan_documents(
                 fix="name the machines of a fleet as backends in the configuration",
             )  # fmt: skip
         else:
-            runs.append(_plan_run(document, spec, world, offers))
+            try:
+                runs.append(_plan_run(document, spec, world, offers))
+            except NothingFits as error:
+                homeless.append(error)
+    if homeless:
+        first, *others = homeless
+        first.also = tuple(others)
+        raise first
     return (*volumes, *runs, *_deletions(volumes, runs, world))
 
 

@@ -146,10 +146,11 @@ def _explaining(explain: bool) -> Iterator[None]:
     try:
         yield
     except NothingFits as error:
-        if explain and error.why_not:
-            from orchestrator.render.explained import why_not_text
+        for each in (error, *error.also):
+            if explain and each.why_not:
+                from orchestrator.render.explained import why_not_text
 
-            typer.echo(why_not_text(error.why_not), err=True)
+                typer.echo(why_not_text(each.why_not), err=True)
         raise
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.apply import Deletion, RunPlan, VolumePlan
-from orchestrator.errors import ModelyardError, Position, Problem, SpecError
+from orchestrator.errors import ModelyardError, NothingFits, Position, Problem, SpecError
 from orchestrator.render.plans import change_text, count_text
 
 
@@ -26,7 +26,7 @@ def plan_github(plans: Sequence[RunPlan | VolumePlan | Deletion]) -> str:
 
 
 def error_github(error: ModelyardError) -> str:
-    """Return an error as annotations: one for every problem of a spec, else one for all."""
+    """Return an error as annotations: one for every problem, and for every spec without a place."""
     return "\n".join(_error_commands(error))
 
 
@@ -37,7 +37,8 @@ def notices_github(notices: Sequence[Problem]) -> str:
 
 def _error_commands(error: ModelyardError) -> Iterator[str]:
     if not isinstance(error, SpecError):
-        yield command("error", "\n".join(filter(None, (error.what, error.fix))), at=error.where)
+        for each in (error, *(error.also if isinstance(error, NothingFits) else ())):
+            yield command("error", "\n".join(filter(None, (each.what, each.fix))), at=each.where)
         return
     for problem in error.problems:
         yield command("error", "\n".join(filter(None, (problem.what, problem.fix))), at=problem.at)

@@ -59,7 +59,9 @@ def test_what_fits_nowhere_is_an_annotation_at_its_spec(cli: Cli) -> None:
 
 
 def test_an_error_without_a_place_has_none() -> None:
-    assert error_github(NothingFits("nothing", fix="more")) == "::error::nothing%0Amore"
+    homeless = NothingFits("nothing", fix="more")
+    homeless.also = (NothingFits("nor this"),)
+    assert error_github(homeless) == "::error::nothing%0Amore\n::error::nor this"
 
 
 def test_a_change_is_a_notice_at_its_spec(cli: Cli) -> None:

@@ -94,3 +94,14 @@ def test_args_that_the_engine_does_not_read_are_refused_where_they_stand(cli: Cl
 @pytest.mark.parametrize("sort", ["price", "throughput", "latency"])
 def test_a_plan_is_sorted_by_what_is_asked_for(cli: Cli, sort: str) -> None:
     assert cli("plan", "-f", cli.write("chat.yaml", FITS), "--sort", sort).code == 0
+
+
+def test_every_spec_without_a_place_is_told_at_once(cli: Cli) -> None:
+    file = cli.write("two.yaml", "---\n".join([TOO_SMALL, TUNED, TOO_SMALL.replace("chat", "again")]))
+
+    result = cli("plan", "--explain", "-f", file)
+
+    assert result.code == 75
+    heads = [line for line in result.err.splitlines() if "no offer" in line]
+    assert [line.partition(": ")[0] for line in heads] == [f"{file}:1:1", f"{file}:11:1"]
+    assert result.err.count("why not\n") == 2

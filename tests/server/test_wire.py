@@ -49,6 +49,18 @@ def test_an_error_comes_out_as_it_went_in(kind: type[ModelyardError]) -> None:
     assert (str(found), vars(found), found.exit_code) == (str(error), vars(error), error.exit_code)
 
 
+def test_specs_that_found_no_place_come_out_together() -> None:
+    other = errors.NothingFits("nor this", needs="1 GiB", where=AT)
+    error = errors.NothingFits("no offer fits")
+    error.also = (other,)
+
+    found = error_of(problem_of(error))
+
+    assert isinstance(found, errors.NothingFits)
+    assert [str(each) for each in found.also] == [str(other)]
+    assert str(found) == str(error)
+
+
 def test_every_error_has_a_status() -> None:
     assert set(STATUS) == set(KINDS)
 
