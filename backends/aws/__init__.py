@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from ipaddress import ip_network
-from pathlib import Path
-from urllib.parse import quote
 
 from backends.aws.ec2 import Ec2, Settings
 from backends.vm import RentedMachines
+from backends.vm.cooling import Cooled
+from backends.vm.options import cache_folder, duration_s, networks, size_bytes, state_folder, words
 from orchestrator.errors import ConfigError
-from orchestrator.units import parse_bytes, parse_duration
 
 IMAGE_NAMES: Mapping[str, str] = {
     "x86": "Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04) *",
@@ -83,68 +81,37 @@ class Aws(RentedMachines):
         timeout_s: float = 30.0,
         endpoint_url: str | None = None,
     ) -> None:
-        import platformdirs  # pulled in where a backend of this type is configured
-
         if find_spec("boto3") is None:  # it is imported with the first call
             raise ConfigError(
                 f"backend {name!r} needs a package that is not installed: boto3",
                 fix="pip install 'modelyard[aws]'",
             )
-        state = platformdirs.user_state_path("modelyard") / "vm" / quote(name, safe="")
+        state = state_folder(name)
         settings = Settings(
-            regions=_words(name, "regions", regions, least=1),
-            types=("g*", "p*", *_words(name, "instance_types", instance_types)),
+            regions=words(name, "regions", regions, least=1),
+            types=("g*", "p*", *words(name, "instance_types", instance_types)),
             images=dict(images or {}),
             image_owner=image_owner,
             image_name=IMAGE_NAMES if image_name is None else dict.fromkeys(IMAGE_NAMES, image_name),
-            disk_bytes=_read(name, "disk", disk, parse_bytes),
+            disk_bytes=size_bytes(name, "disk", disk),
             disk_usd_gib_month=disk_usd_gib_month,
-            subnets=_words(name, "subnets", subnets),
-            security_groups=_words(name, "security_groups", security_groups),
-            ssh_from=_networks(name, ssh_from),
+            subnets=words(name, "subnets", subnets),
+            security_groups=words(name, "security_groups", security_groups),
+            ssh_from=networks(name, "ssh_from", ssh_from),
             public_address=public_address,
             profile=profile,
             endpoint_url=endpoint_url,
         )
-        cache = Path(platformdirs.user_cache_path("modelyard")) / "vm" / quote(name, safe="")
         super().__init__(
             name,
-            Ec2(name, settings, state=state, cache=cache),
+            Cooled(Ec2(name, settings, cache=cache_folder(name)), backend=name, path=state / "sold-out.json"),
             user=user,
             port=port,
             state=state,
             identity_file=identity_file,
             deployment=deployment,
             namespace=namespace,
-            abandoned_s=_read(name, "abandoned_after", abandoned_after, parse_duration),
-            boot_s=_read(name, "boot_timeout", boot_timeout, parse_duration),
+            abandoned_s=duration_s(name, "abandoned_after", abandoned_after),
+            boot_s=duration_s(name, "boot_timeout", boot_timeout),
             timeout_s=timeout_s,
         )
-
-
-def _words(name: str, option: str, value: object, *, least: int = 0) -> tuple[str, ...]:
-    found = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
-    if found is None or len(found) < least or not all(isinstance(each, str) and each for each in found):
-        raise ConfigError(f"backend {name!r}: {option}: expected a list of names, got {value!r}")
-    return found
-
-
-def _networks(name: str, value: Sequence[str]) -> tuple[str, ...]:
-    found = _words(name, "ssh_from", value, least=1)
-    for each in found:
-        try:
-            ip_network(each)
-        except ValueError:
-            raise ConfigError(
-                f"backend {name!r}: ssh_from: expected networks such as 203.0.113.0/24, got {each!r}"
-            ) from None
-    return found
-
-
-def _read(name: str, option: str, value: object, read: object) -> int:
-    assert callable(read)
-    try:
-        found: int = read(value if isinstance(value, str) else str(value))
-    except ValueError as error:
-        raise ConfigError(f"backend {name!r}: {option}: {error}") from None
-    return found

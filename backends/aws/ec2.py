@@ -7,14 +7,14 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from backends.aws.cooling import Cooling
 from backends.aws.refusals import GONE, explained, translated
 from backends.aws.shapes import disk_usd_hour, offers_of, shape_of
+from backends.vm.cooling import where_of
 from backends.vm.port import DEPLOYMENT, KeySpent, Order, Vm
 from orchestrator.backend import Check, Offer, Rent
 from orchestrator.errors import BackendError, Busy, NoCapacity, Rejected
@@ -72,14 +72,12 @@ class Ec2:
     Args:
         backend: The backend's name, for errors and offers.
         settings: What the configuration says.
-        state: Where what was sold out is kept.
         cache: Where instance types are kept.
     """
 
-    def __init__(self, backend: str, settings: Settings, *, state: Path, cache: Path) -> None:
+    def __init__(self, backend: str, settings: Settings, *, cache: Path) -> None:
         self._backend = backend
         self._settings = settings
-        self._cooling = Cooling(state / "sold-out.json")
         self._cache = cache
         self._lock = threading.RLock()
         self._images: dict[tuple[str, str], Mapping[str, Any]] = {}
@@ -89,7 +87,7 @@ class Ec2:
 
     def offers(self) -> Sequence[Offer]:
         """Return every instance type of the settings in every zone that has it."""
-        return [self._cooled(offer) for region in self._settings.regions for offer in self._offers(region)]
+        return [offer for region in self._settings.regions for offer in self._offers(region)]
 
     def _offers(self, region: str) -> Iterator[Offer]:
         disk = self._settings.disk_bytes
@@ -102,10 +100,6 @@ class Ec2:
                 shape, zones, backend=self._backend, region=region, disk_bytes=disk, disk_usd_hour=cost,
                 spot_usd_hour=spot.get(shape["instance_type"], {}),
             )  # fmt: skip
-
-    def _cooled(self, offer: Offer) -> Offer:
-        kind = _kind(offer.instance_type, offer.zone or offer.region, offer.spot)
-        return replace(offer, available=0) if self._cooling.left_s(kind) else offer
 
     def _kept(self, name: str, lasts_s: int, ask: Any) -> Any:
         """Return an answer that was kept at most ``lasts_s``, else ask and keep it."""
@@ -158,16 +152,9 @@ class Ec2:
         region = rent.region
         if region not in self._settings.regions:
             raise Rejected(f"region {region} is not configured", backend=self._backend, fix="plan again")
-        where = f"{rent.instance_type} in {rent.zone or region}"
-        kind = _kind(rent.instance_type, rent.zone or region, rent.spot)
-        if left_s := self._cooling.left_s(kind):
-            raise NoCapacity(f"{where}: was sold out, is asked for in {left_s:.0f} s", backend=self._backend)
-        try:
-            with translated(backend=self._backend, where=where):
-                found = self._run(order, where)
-        except NoCapacity:
-            self._cooling.sold_out(kind)
-            raise
+        where = where_of(rent)
+        with translated(backend=self._backend, where=where):
+            found = self._run(order, where)
         return _vm(found, region)
 
     def _run(self, order: Order, where: str) -> Mapping[str, Any]:
@@ -428,10 +415,6 @@ def _some(names: Sequence[str]) -> Iterator[list[str]]:
     """Yield names in lists that one filter takes."""
     for start in range(0, len(names), MOST_NAMES):
         yield list(names[start : start + MOST_NAMES])
-
-
-def _kind(instance_type: str, zone: str, spot: bool) -> str:
-    return f"{instance_type} {zone}{' spot' if spot else ''}"
 
 
 def _vm(instance: Mapping[str, Any], region: str) -> Vm:

@@ -73,6 +73,7 @@ class RentedMachines:
         abandoned_s: How long a machine stays up after it last heard of us.
         boot_s: How long a machine may take until its engine answers.
         timeout_s: How long one answer of an engine may take.
+        prepare: Commands of a machine's first boot that make its image ready.
     """
 
     can: ClassVar[frozenset[Can]] = frozenset(
@@ -93,9 +94,11 @@ class RentedMachines:
         abandoned_s: int,
         boot_s: int,
         timeout_s: float,
+        prepare: Sequence[Sequence[str]] = (),
     ) -> None:
         self.name = name
         self._provider = provider
+        self._prepare = prepare
         self._user, self._port = user, port
         self._shelf = Shelf(state, namespace, backend=name)
         self._memory = Memory(state / namespace / "seen")
@@ -138,12 +141,15 @@ class RentedMachines:
         """Return every launch of our namespace: on its machine, on its way there, or ended and kept.
 
         A machine that does not answer is taken at its last word. Each machine that answers is told
-        to stay up.
+        to stay up. One that ended, serves nobody and is still held is terminated.
         """
         vms = self._vms()
         self._shelf.forget_buried({vm.id for vm in vms})
         buried = self._shelf.buried()
         found = {one.name: one for one in self._shelf.ended()}
+        for vm in vms:
+            if vm.lingers and (not vm.tags.get(LAUNCH) or vm.tags[LAUNCH] in found or vm.id in buried):
+                self._provider.terminate(vm)
         ours = [vm for vm in vms if vm.tags.get(LAUNCH) and vm.id not in buried]
         for vm in ours:
             kept = found.get(vm.tags[LAUNCH])
@@ -171,8 +177,13 @@ class RentedMachines:
 
     def release(self, name: str, *, keep_s: float | None) -> None:
         """Keep the ended launch and its output here, and its machine for another or for nobody."""
-        vm = self._machine_of(name)
+        vm = self._machine_of(name) or self._left_of(name)
         if vm is None:
+            return
+        if not vm.is_alive:
+            if self._kept(name) is None:
+                self._shelf.put(replace(self._seen(vm), rented=False), ())
+            self._provider.terminate(vm)
             return
         host = self._host(vm)
         if self._kept(name) is None:
@@ -290,10 +301,11 @@ class RentedMachines:
             text = f"{self._deployment()}\0{self._namespace}\0{launch.name}\0{spent}"
             key = hashlib.sha256(text.encode()).hexdigest()[:32]
             user_data = boot.cloud_config(
-                key=key, public_key=public, user=self._user, lasts_s=self._abandoned_s
-            )
+                key=key, public_key=public, user=self._user, lasts_s=self._abandoned_s,
+                prepare=self._prepare,
+            )  # fmt: skip
             try:
-                vm = self._provider.create(Order(key, rent, tags | {KEY: key}, user_data))
+                vm = self._provider.create(Order(key, rent, tags | {KEY: key}, user_data, public))
             except KeySpent:
                 spent += 1
                 continue
@@ -365,6 +377,10 @@ class RentedMachines:
         """Return the machine that a launch has, dead or alive only as its provider says."""
         return next((vm for vm in self._vms() if vm.tags.get(LAUNCH) == launch and vm.is_alive), None)
 
+    def _left_of(self, launch: str) -> Vm | None:
+        """Return the machine of a launch that has ended and is still held."""
+        return next((vm for vm in self._vms() if vm.tags.get(LAUNCH) == launch and vm.lingers), None)
+
     def _kept(self, launch: str) -> Instance | None:
         return next((one for one in self._shelf.ended() if one.name == launch), None)
 
@@ -400,7 +416,7 @@ class RentedMachines:
             told = "its provider took it away" if vm.preempted else "it ended"
             return replace(
                 self._pending(vm), phase=Phase.EXITED, reason="preempted" if vm.preempted else "lost",
-                message=f"machine {vm.id}: {told}", rented=False,
+                message=f"machine {vm.id}: {told}", rented=vm.lingers,
             )  # fmt: skip
         host = self._host(vm)
         last = self._memory.last(vm.id)
@@ -423,7 +439,8 @@ class RentedMachines:
         tags = {key.removeprefix(LABEL): value for key, value in vm.tags.items() if key.startswith(LABEL)}
         return Instance(
             tags["launch"], tags["run"], int(tags["replica"]), int(tags["node"]), int(tags["attempt"]),
-            tags["spec-hash"], Phase.PENDING, message=f"machine {vm.id} boots", machine=vm.id, rented=True,
+            tags.get("spec-hash", ""), Phase.PENDING, message=f"machine {vm.id} boots", machine=vm.id,
+            rented=True,
         )  # fmt: skip
 
     def _renew(self, vm: Vm, host: HostDocker) -> None:

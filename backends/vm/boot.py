@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 
 FOLDER = "/var/lib/modelyard"
 
@@ -19,11 +20,26 @@ def folder(key: str) -> str:
     return f"{FOLDER}/{key}"
 
 
-def cloud_config(*, key: str, public_key: str, user: str, lasts_s: int) -> str:
+TOOLKIT: tuple[str, ...] = (
+    "sh",
+    "-c",
+    "command -v nvidia-smi >/dev/null || exit 0; command -v nvidia-ctk >/dev/null || "
+    "{ apt-get update -q && apt-get install -yq --no-install-recommends nvidia-container-toolkit; }; "
+    "nvidia-ctk runtime configure --runtime=docker && systemctl restart docker",
+)
+"""Makes Docker of an image that brings NVIDIA's driver know the GPUs, where it does not yet
+(docs.nvidia.com/datacenter/cloud-native/container-toolkit, "Configuring Docker")."""
+
+
+def cloud_config(
+    *, key: str, public_key: str, user: str, lasts_s: int, prepare: Sequence[Sequence[str]] = ()
+) -> str:
     """Return the cloud-config of a machine that powers itself off after ``lasts_s`` without renewal.
 
-    The image brings Docker and, for accelerators, the driver and NVIDIA's container toolkit. A
-    deadline that cannot be read counts as over. JSON is YAML, and needs no quoting of ours.
+    The image brings Docker and, for accelerators, the driver and NVIDIA's container toolkit;
+    ``prepare`` are commands of its provider's that see to what is missing, before a login is
+    possible that finds Docker. A deadline that cannot be read counts as over. JSON is YAML, and
+    needs no quoting of ours.
 
     >>> text = cloud_config(key="k", public_key="ssh-ed25519 A", user="ubuntu", lasts_s=60)
     >>> text.splitlines()[0], json.loads(text.partition(chr(10))[2])["ssh_authorized_keys"]
@@ -39,8 +55,10 @@ def cloud_config(*, key: str, public_key: str, user: str, lasts_s: int) -> str:
     config = {
         "ssh_authorized_keys": [public_key],
         "bootcmd": [["sh", "-c", begin], [*timer, "/bin/sh", "-c", watch]],
-        "runcmd": [["usermod", "-aG", "docker", user], ["chown", "-R", user, where]],
-    }
+        "runcmd": [
+            *map(list, prepare), ["usermod", "-aG", "docker", user], ["chown", "-R", user, where],
+        ],
+    }  # fmt: skip
     return "#cloud-config\n" + json.dumps(config, indent=1) + "\n"
 
 

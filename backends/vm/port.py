@@ -25,13 +25,15 @@ class Order:
     """A machine to be created.
 
     ``key`` makes it once: ordered twice under one key, it is there once. ``user_data`` is what
-    cloud-init is given; it holds no secret.
+    cloud-init is given; it holds no secret. ``public_key`` is in it too, for clouds that want to
+    know it.
     """
 
     key: str
     rent: Rent
     tags: Mapping[str, str]
     user_data: str
+    public_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ class Vm:
     """A machine as its provider sees it.
 
     ``address`` is where we reach it, ``internal_ip`` its address among the others; both may be
-    missing while it is pending. ``preempted`` says that its provider took it away.
+    missing while it is pending. ``preempted`` says that its provider took it away, ``lingers`` that
+    it has ended and is still held, and paid for, until it is terminated.
     """
 
     id: str
@@ -53,6 +56,7 @@ class Vm:
     tags: Mapping[str, str] = field(default_factory=dict)
     since: datetime | None = None
     preempted: bool = False
+    lingers: bool = False
 
     @property
     def is_alive(self) -> bool:
@@ -63,7 +67,8 @@ class Vm:
 class Provider(Protocol):
     """A cloud that rents machines; every call may raise what ``Backend``'s may, and is one attempt.
 
-    A machine that powers itself off has to end as if it was terminated, with its disks.
+    A machine that powers itself off ends as if it was terminated, with its disks; where a cloud
+    cannot do that it ``lingers``, and whoever looks next terminates it.
     """
 
     def offers(self) -> Sequence[Offer]:

@@ -9,12 +9,9 @@ address of its own where a real ``sshd`` listens.
 from __future__ import annotations
 
 import base64
-import json
-import os
-import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -23,9 +20,8 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from backends.vm import boot
-from orchestrator.backend import LABEL
-from tests.backends.ssh.farm import MAIN_SOCKET, Farm, Sshd
+from tests.backends.ssh.farm import Farm, Sshd
+from tests.backends.vm.machines import Machines, end_containers, machines
 
 REGIONS = ("us-east-1", "us-west-2")
 IMAGE = "modelyard test image"
@@ -44,20 +40,27 @@ class Cloud:
     turned away. ``asked`` are the (type, zone) of every RunInstances that came in, and what was said.
     """
 
-    folder: Path
-    host: Sshd
+    machines: Machines
     port: int = 0
     sold_out: set[tuple[str, str]] = field(default_factory=set)
     limited: set[str] = field(default_factory=set)
     throttled: int = 0
     denied: str = ""
-    boots: bool = True
     calls: list[str] = field(default_factory=list)
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     tokens: dict[str, str] = field(default_factory=dict)
     requests: dict[str, dict[str, str]] = field(default_factory=dict)
-    _addresses: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def folder(self) -> Path:
+        """Return where its machines' books lie."""
+        return self.machines.folder
+
+    @property
+    def host(self) -> Sshd:
+        """Return what answers for its machines."""
+        return self.machines.host
 
     @property
     def url(self) -> str:
@@ -75,7 +78,7 @@ class Cloud:
     def reset(self) -> None:
         """Put right what a test put wrong."""
         self.sold_out, self.limited, self.throttled, self.denied = set(), set(), 0, ""
-        self.boots = True
+        self.machines.boots = True
         self.calls.clear()
         self.asked.clear()
         self.tokens.clear()
@@ -220,37 +223,20 @@ class Cloud:
 
     def _boot(self, instance: Any, user_data: str) -> None:
         """Give a machine its address, and do what cloud-init would."""
-        self._addresses += 1
-        address = f"127.77.{os.getpid() % 250}.{self._addresses}"
-        instance.nics[0].public_ip = address if self.boots else "192.0.2.1"
-        config = json.loads(user_data.removeprefix("#cloud-config\n"))
-        with (self.host.folder / "authorized").open("a") as file:
-            file.write("\n".join(config["ssh_authorized_keys"]) + "\n")
-        stubs = self.folder / "stubs"
-        for command in (*config["bootcmd"], *config["runcmd"]):
-            path = f"{stubs}:{os.environ['PATH']}"
-            subprocess.run(command, check=True, env={"PATH": path, "STUBS": str(stubs)})
+        instance.nics[0].public_ip = self.machines.boot(user_data)
 
     def book(self, instance: Any) -> Path:
         """Return the folder in which a machine keeps its book."""
-        return Path(boot.FOLDER) / _tags(instance)["modelyard.dev/key"]
+        return self.machines.book(_tags(instance)["modelyard.dev/key"])
 
     def timer(self) -> list[str]:
         """Return the commands that were given to systemd-run, in order."""
-        return (self.folder / "stubs" / "said").read_text().splitlines()
+        return self.machines.timer()
 
 
 def _end_containers(instance: Any) -> None:
     """End what ran on a machine: the engine behind all of them goes on."""
-    tags = _tags(instance)
-    if "modelyard.dev/namespace" not in tags or not Path(MAIN_SOCKET).exists():
-        return
-    import docker
-
-    wanted = [f"{LABEL}{key}={tags.get(LABEL + key)}" for key in ("namespace", "launch")]
-    with closing(docker.APIClient(f"unix://{MAIN_SOCKET}", version="auto")) as client:
-        for container in client.containers(filters={"label": wanted}):
-            client.remove_container(container["Id"], force=True)
+    end_containers(_tags(instance))
 
 
 def _tags(instance: Any) -> dict[str, str]:
@@ -269,24 +255,20 @@ def _error(status: int, code: str, text: str) -> Callable[[Answer], Iterable[byt
 def cloud(farm: Farm, folder: Path) -> Iterator[Cloud]:
     """Lend an account with an image, and a host that answers for every machine."""
     pytest.importorskip("moto")
+    with machines(farm, folder) as made:
+        yield from _lend(Cloud(made))
+
+
+def _lend(lent: Cloud) -> Iterator[Cloud]:
     from moto.core import DEFAULT_ACCOUNT_ID
     from moto.ec2.models import ec2_backends
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
     assert DEFAULT_ACCOUNT_ID == "123456789012"
-    stubs = folder / "stubs"
-    stubs.mkdir(parents=True)
-    for name in ("systemd-run", "usermod"):
-        (stubs / name).write_text(f'#!/bin/sh\nprintf "%s\\n" "{name} $*" >> "$STUBS/said"\n')
-        (stubs / name).chmod(0o755)
-    lent = Cloud(folder, farm.add(address="0.0.0.0", known=False))
     app = lent.around(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, app, threaded=True)
     lent.port = server.server_port
-    patch = pytest.MonkeyPatch()
-    # all machines are this one, where another run's books may lie
-    patch.setattr(boot, "FOLDER", str(folder / "books"))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -298,6 +280,5 @@ def cloud(farm: Farm, folder: Path) -> Iterator[Cloud]:
         server.shutdown()
         thread.join()
         server.server_close()
-        patch.undo()
         for region in REGIONS:
             ec2_backends[DEFAULT_ACCOUNT_ID][region].reset()

@@ -16,7 +16,8 @@ import pytest
 from backends.aws import Aws
 from backends.aws.ec2 import Ec2
 from backends.vm import boot
-from backends.vm.port import DEPLOYMENT, EXPIRES, KEY, LAUNCH, KeySpent, Order, Vm
+from backends.vm.cooling import Cooled
+from backends.vm.port import DEPLOYMENT, EXPIRES, KEY, LAUNCH, KeySpent, Order, Provider, Vm
 from orchestrator.backend import Launch, Rent
 from orchestrator.errors import (
     AuthFailed,
@@ -34,10 +35,15 @@ ZONE_A = Rent("t3.micro", "us-east-1", "us-east-1a")
 ZONE_B = replace(ZONE_A, zone="us-east-1b")
 
 
-def provider(options: Mapping[str, Any]) -> Ec2:
-    found = Aws(**options)._provider
-    assert isinstance(found, Ec2)
-    return found
+def provider(options: Mapping[str, Any]) -> Provider:
+    return Aws(**options)._provider
+
+
+def inner(options: Mapping[str, Any]) -> Ec2:
+    cooled = Aws(**options)._provider
+    assert isinstance(cooled, Cooled)
+    assert isinstance(cooled.inner, Ec2)
+    return cooled.inner
 
 
 def order(key: str = "k1", rent: Rent = ZONE_A, **tags: str) -> Order:
@@ -91,7 +97,7 @@ def test_a_machine_that_is_not_listed_yet_is_waited_for(aws: Cloud, options: dic
     provider(options).create(order())
     aws.tokens["k2"], aws.requests["k2"] = aws.tokens.pop("k1"), {}
     with pytest.raises(Busy, match="not listed yet"):
-        provider(options)._made_before(order(), "t3.micro")
+        inner(options)._made_before(order(), "t3.micro")
 
 
 def test_a_key_whose_machine_has_ended_is_spent(options: dict[str, Any]) -> None:
@@ -272,7 +278,7 @@ def _refuse(*_: object) -> None:
 
 
 def test_a_machine_that_never_answers_is_given_up(aws: Cloud, options: dict[str, Any]) -> None:
-    aws.boots = False
+    aws.machines.boots = False
     backend = Aws(**{**options, "boot_timeout": "1s"})
     with pytest.raises(NoCapacity, match="did not answer within 1 s"):
         backend.start(Launch("sft-0-0-0", "sft", image="x", rent=ZONE_A), secrets={}, progress=print)
