@@ -1,0 +1,116 @@
+"""Google Cloud: machines of Compute Engine that are rented for a launch, over SSH and Docker."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from backends.gcp.compute import Compute, Settings
+from backends.vm import RentedMachines, boot
+from backends.vm.cooling import Cooled
+from backends.vm.options import cache_folder, duration_s, size_bytes, state_folder, words
+from orchestrator.errors import ConfigError
+
+IMAGE = "projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2204-nvidia-580"
+"""Google's own image with driver and Docker (docs.cloud.google.com/deep-learning-vm/docs/images)."""
+
+PD_BALANCED_USD_GIB_MONTH = 0.1
+"""us-central1, cloud.google.com/compute/disks-image-pricing; set ``disk_usd_gib_month`` where it differs."""
+
+_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
+
+
+class Gcp(RentedMachines):
+    """Runs each launch on a machine of Compute Engine that is rented for it.
+
+    Args:
+        name: The backend's name in the configuration.
+        project: The project that pays; default: that of the credentials.
+        regions: Where machines are rented.
+        instance_types: Patterns of machine types, added to all that come with GPUs.
+        credentials_file: Credentials as Google writes them; default: the application default ones.
+        image: The image: a family's or an image's path. It brings Docker, and the driver where there
+            are GPUs. Default: Google's Deep Learning VM.
+        user: Who logs in on that image.
+        port: Its SSH port.
+        disk: The size of a machine's disk, such as ``200GiB``.
+        disk_usd_gib_month: What a GiB of it costs a month; it is part of every price.
+        network: The network, or subnetwork, that machines are in; it has to let SSH in.
+        public_address: Whether machines get a public address.
+        identity_file: The private key for the machines; default: one is made for this user.
+        deployment: Tells our machines from others' of the project, and has to be the same for all
+            that share a record; default: one is made for this user.
+        namespace: Begins the names of containers.
+        abandoned_after: How long a machine stays up after it last heard of us.
+        boot_timeout: How long a machine may take until its engine answers.
+        timeout_s: How long one answer of an engine may take.
+        endpoint_url: Another address of Compute Engine's API.
+
+    Raises:
+        ConfigError: an option has no such value, or google-auth is not installed.
+    """
+
+    def __init__(
+        self,
+        name: str = "gcp",
+        *,
+        project: str | None = None,
+        regions: Sequence[str] = ("us-central1",),
+        instance_types: Sequence[str] = (),
+        credentials_file: str | None = None,
+        image: str = IMAGE,
+        user: str = "ubuntu",
+        port: int = 22,
+        disk: str = "200GiB",
+        disk_usd_gib_month: float = PD_BALANCED_USD_GIB_MONTH,
+        network: str = "global/networks/default",
+        public_address: bool = True,
+        identity_file: str | None = None,
+        deployment: str | None = None,
+        namespace: str = "modelyard",
+        abandoned_after: str = "1d",
+        boot_timeout: str = "10m",
+        timeout_s: float = 30.0,
+        endpoint_url: str = "https://compute.googleapis.com",
+    ) -> None:
+        if find_spec("google") is None or find_spec("google.auth") is None:
+            raise ConfigError(
+                f"backend {name!r} needs a package that is not installed: google-auth",
+                fix="pip install 'modelyard[gcp]'",
+            )
+        for option, value in (("deployment", deployment), ("namespace", namespace)):
+            if value is not None and not _LABEL.fullmatch(value):
+                raise ConfigError(
+                    f"backend {name!r}: {option}: expected small letters, digits, - and _, got {value!r}",
+                    fix="Google's labels take nothing else",
+                )
+        state = state_folder(name)
+        settings = Settings(
+            project=project,
+            regions=words(name, "regions", regions, least=1),
+            types=words(name, "instance_types", instance_types),
+            credentials_file=credentials_file,
+            image=image,
+            disk_bytes=size_bytes(name, "disk", disk),
+            disk_usd_gib_month=disk_usd_gib_month,
+            network=network,
+            public_address=public_address,
+            url=endpoint_url,
+        )
+        super().__init__(
+            name,
+            Cooled(
+                Compute(name, settings, cache=cache_folder(name)), backend=name, path=state / "sold-out.json"
+            ),
+            user=user,
+            port=port,
+            state=state,
+            identity_file=identity_file,
+            deployment=deployment,
+            namespace=namespace,
+            abandoned_s=duration_s(name, "abandoned_after", abandoned_after),
+            boot_s=duration_s(name, "boot_timeout", boot_timeout),
+            timeout_s=timeout_s,
+            prepare=[boot.TOOLKIT],
+        )

@@ -1,0 +1,313 @@
+"""Compute Engine as a provider of machines, over its REST API (version 1)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from backends.gcp.refusals import FIXES, failed, read
+from backends.gcp.shapes import (
+    HYPERDISK_ONLY,
+    labels_of,
+    name_of,
+    offers_of,
+    pattern,
+    shape_of,
+    vm_of,
+)
+from backends.gcp.signing import Signing
+from backends.vm.cooling import where_of
+from backends.vm.port import KeySpent, Order, Vm
+from backends.vm.rest import Gone, Rest, Taken
+from orchestrator.backend import Check, Offer
+from orchestrator.errors import BackendError, Busy, ConfigError, Rejected
+from orchestrator.units import GIB
+
+SHAPES_S = 86_400
+"""Machine types and their zones are read again after a day."""
+
+MADE_S = 60.0
+"""How long the answer to an insert is waited for: one that is sold out says so within seconds."""
+
+HOURS_A_MONTH = 730
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the configuration says of one project; ``types`` are patterns of machine types."""
+
+    project: str | None
+    regions: tuple[str, ...]
+    types: tuple[str, ...]
+    credentials_file: str | None
+    image: str
+    disk_bytes: int
+    disk_usd_gib_month: float
+    network: str
+    public_address: bool
+    url: str
+
+
+class Compute:
+    """Machines of one project.
+
+    Args:
+        backend: The backend's name, for errors and offers.
+        settings: What the configuration says.
+        cache: Where machine types are kept.
+    """
+
+    def __init__(self, backend: str, settings: Settings, *, cache: Path) -> None:
+        self._backend = backend
+        self._settings = settings
+        self._cache = cache
+        self._signing = Signing(backend, settings.credentials_file)
+        self._api = Rest(
+            f"{settings.url.rstrip('/')}/compute/v1/projects", backend=backend, sign=self._signing.header,
+            read=read, fixes=FIXES,
+        )  # fmt: skip
+
+    # -- offers ----------------------------------------------------------------------------------
+
+    def offers(self) -> Sequence[Offer]:
+        """Return every machine type of the settings in every zone that has it, on demand and as spot."""
+        settings = self._settings
+        disk = round(settings.disk_bytes / GIB * settings.disk_usd_gib_month / HOURS_A_MONTH, 6)
+        return [
+            offer
+            for zone, shape in self._types()
+            for offer in offers_of(
+                shape, zone, backend=self._backend, disk_bytes=settings.disk_bytes, disk_usd_hour=disk
+            )
+        ]
+
+    def _types(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return zones and the shapes they have, as they were read at most a day ago."""
+        settings = self._settings
+        wanted = f"{self._project()} {' '.join(settings.regions)} {pattern(settings.types)}"
+        path = self._cache / f"types-{uuid.uuid5(uuid.NAMESPACE_URL, wanted).hex}.json"
+        try:
+            if time.time() - path.stat().st_mtime < SHAPES_S:
+                kept: list[tuple[str, dict[str, Any]]] = [(z, s) for z, s in json.loads(path.read_text())]
+                return kept
+        except (OSError, ValueError):
+            pass
+        found = sorted(self._ask_types(), key=lambda each: (each[0], each[1]["instance_type"]))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{time.time_ns()}")
+        draft.write_text(json.dumps(found))
+        draft.replace(path)
+        return found
+
+    def _ask_types(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        wanted = f'name eq "{pattern(self._settings.types)}"'
+        for where, scope in self._pages("/aggregated/machineTypes", filter=wanted, maxResults="500"):
+            zone = where.removeprefix("zones/")
+            if zone.rsplit("-", 1)[0] in self._settings.regions:
+                for machine_type in scope.get("machineTypes") or ():
+                    shape = shape_of(machine_type)
+                    if shape is not None and not machine_type.get("deprecated"):
+                        yield zone, shape
+
+    def _pages(self, path: str, **query: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield the scopes of an aggregated list with what is in them, page by page."""
+        more: dict[str, str] = {}
+        while True:
+            page = self._api.get(f"/{self._project()}{path}", where=self._project(), **query, **more)
+            yield from (page.get("items") or {}).items()
+            if not page.get("nextPageToken"):
+                return
+            more = {"pageToken": page["nextPageToken"]}
+
+    # -- machines --------------------------------------------------------------------------------
+
+    def create(self, order: Order) -> Vm:
+        """Insert one instance under the key's name, and wait until it is known whether there is room."""
+        rent = order.rent
+        if rent.region not in self._settings.regions or not rent.zone:
+            raise Rejected(
+                f"{where_of(rent)}: the region is not configured", backend=self._backend,
+                fix="add it to regions of this backend, or plan again",
+            )  # fmt: skip
+        # a request id makes an insert that is sent twice within an hour count once
+        request = str(uuid.uuid5(uuid.NAMESPACE_OID, order.key))
+        where = where_of(rent)
+        zone = f"/{self._project()}/zones/{rent.zone}"
+        try:
+            operation = self._api.send(
+                "POST", f"{zone}/instances", self._instance(order), where=where, requestId=request
+            )
+        except Taken:  # the name is that of this key
+            return self._alive(order)
+        operation = self._done(operation, zone, where)
+        if refusal := failed(operation):
+            raise self._api.refused(refusal, where)
+        return self._alive(order)
+
+    def _done(self, operation: Mapping[str, Any], zone: str, where: str) -> Mapping[str, Any]:
+        """Return an operation that has ended, or what it is when it takes long.
+
+        An instance is listed while its operation goes on; the boot's own limit holds after that.
+        """
+        deadline = time.monotonic() + MADE_S
+        pause = threading.Event()
+        while operation["status"] != "DONE" and time.monotonic() < deadline:
+            # "wait" answers once it is done, or after two minutes at most
+            operation = self._api.send("POST", f"{zone}/operations/{operation['name']}/wait", where=where)
+            if operation["status"] != "DONE":
+                pause.wait(0.2)
+        return operation
+
+    def _alive(self, order: Order) -> Vm:
+        """Return the instance of an order's key.
+
+        Raises:
+            KeySpent: it has ended; one that is only powered off is deleted.
+            Busy: it is being deleted: its name is not free yet.
+        """
+        rent = order.rent
+        wanted = Vm(name_of(order.key), "pending", rent.instance_type, rent.region, zone=rent.zone or "")
+        found = self.get(wanted)
+        if found is None:
+            raise KeySpent
+        if found.is_alive:
+            return found
+        if found.state == "ended":
+            self.terminate(found)
+            raise KeySpent
+        raise Busy(f"{where_of(rent)}: an earlier machine of this launch ends", backend=self._backend)
+
+    def _instance(self, order: Order) -> dict[str, Any]:
+        settings, rent = self._settings, order.rent
+        disk = "hyperdisk-balanced" if rent.instance_type.startswith(HYPERDISK_ONLY) else "pd-balanced"
+        network: dict[str, Any] = {
+            "subnetwork" if "/subnetworks/" in settings.network else "network": settings.network
+        }
+        if settings.public_address:
+            network["accessConfigs"] = [{"type": "ONE_TO_ONE_NAT", "name": "External NAT"}]
+        scheduling: dict[str, Any] = {
+            "automaticRestart": False, "onHostMaintenance": "TERMINATE",
+            # it stays until we have seen that it was taken away: then it is deleted
+            **({"provisioningModel": "SPOT", "instanceTerminationAction": "STOP"} if rent.spot else {}),
+        }  # fmt: skip
+        body: dict[str, Any] = {
+            "name": name_of(order.key),
+            "machineType": f"zones/{rent.zone}/machineTypes/{rent.instance_type}",
+            "labels": labels_of(order.tags),
+            "scheduling": scheduling,
+            "networkInterfaces": [network],
+            "disks": [
+                {
+                    "boot": True, "autoDelete": True,
+                    "initializeParams": {
+                        "sourceImage": settings.image, "diskSizeGb": str(-(-settings.disk_bytes // GIB)),
+                        "diskType": f"zones/{rent.zone}/diskTypes/{disk}",
+                        "labels": labels_of(order.tags),
+                    },
+                }
+            ],
+            "metadata": {
+                "items": [
+                    {"key": "user-data", "value": order.user_data},
+                    {"key": "block-project-ssh-keys", "value": "TRUE"},
+                ]
+            },
+        }  # fmt: skip
+        if rent.reservation:
+            body["reservationAffinity"] = {
+                "consumeReservationType": "SPECIFIC_RESERVATION",
+                "key": "compute.googleapis.com/reservation-name", "values": [rent.reservation],
+            }  # fmt: skip
+        return body
+
+    def get(self, vm: Vm) -> Vm | None:
+        """Return an instance as it is now."""
+        try:
+            path = f"/{self._project()}/zones/{vm.zone}/instances/{vm.id}"
+            return self._told(vm_of(self._api.get(path, where=vm.id)))
+        except Gone:
+            return None
+
+    def list(self, tags: Mapping[str, str]) -> Sequence[Vm]:
+        """Return all instances with these tags, in every zone of the project."""
+        wanted = " AND ".join(f'(labels.{key} = "{each}")' for key, each in sorted(labels_of(tags).items()))
+        scopes = self._pages("/aggregated/instances", filter=wanted, maxResults="500")
+        found = [vm_of(one) for _, scope in scopes for one in scope.get("instances") or ()]
+        return [self._told(vm) for vm in found if tags.items() <= vm.tags.items()]
+
+    def _told(self, vm: Vm) -> Vm:
+        """Say of a spot machine that has ended whether it was taken away."""
+        if not vm.spot or vm.state not in ("ending", "ended"):
+            return vm
+        path = f"/{self._project()}/zones/{vm.zone}/operations"
+        wanted = 'operationType = "compute.instances.preempted"'
+        found = self._api.get(path, where=vm.zone, filter=wanted).get("items") or ()
+        ends = f"/instances/{vm.id}"
+        return replace(vm, preempted=any(one.get("targetLink", "").endswith(ends) for one in found))
+
+    def tag(self, vm: Vm, tags: Mapping[str, str]) -> None:
+        """Set labels of an instance, on top of those it has now."""
+        path = f"/{self._project()}/zones/{vm.zone}/instances/{vm.id}"
+        now = self._api.get(path, where=vm.id)
+        labels = {**(now.get("labels") or {}), **labels_of(tags)}
+        body = {"labels": labels, "labelFingerprint": now["labelFingerprint"]}
+        self._finish(vm, lambda: self._api.send("POST", f"{path}/setLabels", body, where=vm.id))
+
+    def terminate(self, vm: Vm) -> None:
+        """Delete an instance; its disk and address go with it."""
+        path = f"/{self._project()}/zones/{vm.zone}/instances/{vm.id}"
+        with contextlib.suppress(Gone):
+            self._api.send("DELETE", path, where=vm.id)  # it goes on by itself, and frees the name at its end
+
+    def _finish(self, vm: Vm, ask: Callable[[], Mapping[str, Any]]) -> None:
+        operation = self._done(ask(), f"/{self._project()}/zones/{vm.zone}", vm.id)
+        if refusal := failed(operation):
+            raise self._api.refused(refusal, vm.id)
+
+    # -- check -----------------------------------------------------------------------------------
+
+    def check(self) -> Sequence[Check]:
+        """Look at the credentials, the regions and their quotas of GPUs."""
+        found: list[Check] = []
+        for region in self._settings.regions:
+            try:
+                told = self._api.get(f"/{self._project()}/regions/{region}", where=region)
+                found.append(_quotas(region, told.get("quotas") or ()))
+            except (BackendError, ConfigError) as error:
+                found.append(Check(f"{region}: answers", False, error.what, error.fix or ""))
+        return found
+
+    def _project(self) -> str:
+        """Return the project.
+
+        Raises:
+            ConfigError: neither the configuration nor the credentials name one.
+        """
+        project = self._settings.project or self._signing.project()
+        if not project:
+            raise ConfigError(
+                f"backend {self._backend!r}: the credentials name no project",
+                fix="give project in the configuration",
+            )
+        return project
+
+
+def _quotas(region: str, quotas: Sequence[Mapping[str, Any]]) -> Check:
+    """Say which GPUs a region's quotas allow; those of the newest kinds are not told there."""
+    gpus = {
+        q["metric"]: q["limit"] for q in quotas if "GPUS" in q["metric"] and "COMMITTED" not in q["metric"]
+    }
+    some = [f"{name} {limit:g}" for name, limit in sorted(gpus.items()) if limit]
+    if gpus and not some:
+        return Check(
+            f"{region}: has a quota of GPUs", False, "every quota of GPUs is 0 there",
+            "ask for one (console: IAM & Admin, Quotas), or use another region",
+        )  # fmt: skip
+    return Check(f"{region}: answers", True, ", ".join(some))

@@ -1,0 +1,156 @@
+"""Machine types as Compute Engine describes them, and machines as it shows them; pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from backends.vm.port import EXPIRES, Vm
+from orchestrator.backend import LABEL, Offer
+from orchestrator.units import GIB
+
+MIB = 2**20
+BOOT_S = 150
+
+GPUS_GB: Mapping[str, int] = {
+    "nvidia-l4": 24, "nvidia-tesla-a100": 40, "nvidia-a100-80gb": 80, "nvidia-h100-80gb": 80,
+    "nvidia-h100-mega-80gb": 80, "nvidia-h200-141gb": 141, "nvidia-b200": 180, "nvidia-gb200": 186,
+    "nvidia-rtx-pro-6000": 96,
+}  # fmt: skip
+"""Memory of the GPUs that machine types come with; the API does not tell it
+(cloud.google.com/compute/docs/gpus)."""
+
+FAMILIES = "a2-.*", "a3-.*", "a4-.*", "a4x-.*", "g2-.*", "g4-.*"
+"""Machine types that come with GPUs."""
+
+HYPERDISK_ONLY = ("a3-ultragpu", "a4-", "a4x-", "g4-")
+"""Machine types that take no persistent disk (cloud.google.com/compute/docs/disks/hyperdisks)."""
+
+STATES: Mapping[str, Literal["pending", "running", "ending", "ended"]] = {
+    "PENDING": "pending", "PROVISIONING": "pending", "STAGING": "pending", "RUNNING": "running",
+    "REPAIRING": "running", "PENDING_STOP": "ending", "STOPPING": "ending", "SUSPENDING": "ending",
+    "DEPROVISIONING": "ending", "SUSPENDED": "ended", "STOPPED": "ended", "TERMINATED": "ended",
+}  # fmt: skip
+"""``TERMINATED`` is a machine that is powered off and still there, with its disk."""
+
+
+def pattern(types: tuple[str, ...]) -> str:
+    """Return the expression that matches the families with GPUs, and patterns of a user's.
+
+    >>> pattern(("n2-standard-*",))
+    '(a2-.*|a3-.*|a4-.*|a4x-.*|g2-.*|g4-.*|n2-standard-.*)'
+    """
+    own = [re.escape(each).replace(r"\*", ".*").replace(r"\-", "-") for each in types]
+    return f"({'|'.join([*FAMILIES, *own])})"
+
+
+def shape_of(machine_type: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what an offer needs of a machine type; None for one with accelerators we do not know.
+
+    >>> shape_of({"name": "g2-standard-4", "guestCpus": 4, "memoryMb": 16384, "accelerators": [
+    ...     {"guestAcceleratorType": "nvidia-l4", "guestAcceleratorCount": 1}]})["accelerator"]
+    'nvidia-l4'
+    """
+    shape: dict[str, Any] = {
+        "instance_type": machine_type["name"],
+        "cpu": float(machine_type["guestCpus"]),
+        "memory_bytes": machine_type["memoryMb"] * MIB,
+        "arch": "arm" if machine_type.get("architecture") == "ARM64" else "x86",
+    }
+    accelerators = machine_type.get("accelerators") or []
+    if not accelerators:
+        return shape
+    kind = accelerators[0]["guestAcceleratorType"]
+    if len(accelerators) > 1 or kind not in GPUS_GB:
+        return None
+    return shape | {
+        "accelerator": kind,
+        "vendor": "nvidia",
+        "count": accelerators[0]["guestAcceleratorCount"],
+        "vram_bytes": GPUS_GB[kind] * GIB,
+    }
+
+
+def offers_of(
+    shape: Mapping[str, Any], zone: str, *, backend: str, disk_bytes: int, disk_usd_hour: float
+) -> Iterator[Offer]:
+    """Yield a machine type in one zone, on demand and as spot; the catalog has the prices."""
+    for spot in (False, True):
+        yield Offer(
+            backend, region=zone.rsplit("-", 1)[0], zone=zone, spot=spot, disk_bytes=disk_bytes,
+            price_usd_hour=disk_usd_hour, price_list="gcp", boot_s=BOOT_S, **shape,
+        )  # fmt: skip
+
+
+def vm_of(instance: Mapping[str, Any]) -> Vm:
+    """Return an instance of the API's as we see it."""
+    state = STATES.get(instance["status"], "pending")
+    zone = instance["zone"].rsplit("/", 1)[-1]
+    network = (instance.get("networkInterfaces") or [{}])[0]
+    public = next((each["natIP"] for each in network.get("accessConfigs") or () if each.get("natIP")), None)
+    spot = (instance.get("scheduling") or {}).get("provisioningModel") == "SPOT"
+    made = instance.get("creationTimestamp")
+    return Vm(
+        id=instance["name"],
+        state=state,
+        instance_type=instance["machineType"].rsplit("/", 1)[-1],
+        region=zone.rsplit("-", 1)[0],
+        zone=zone,
+        spot=spot,
+        address=public or network.get("networkIP"),
+        internal_ip=network.get("networkIP"),
+        tags=tags_of(instance.get("labels") or {}),
+        since=datetime.fromisoformat(made) if made else None,
+        lingers=state == "ended",
+    )
+
+
+def name_of(key: str) -> str:
+    """Return the name of the machine of a key: names are unique in a project and zone.
+
+    >>> name_of("0123456789abcdef" * 2)
+    'modelyard-0123456789abcdef0123456789abcdef'
+    """
+    return f"modelyard-{key}"
+
+
+def labels_of(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return tags as Google's labels: small letters, digits, ``-`` and ``_``, 63 of them at most.
+
+    Times become seconds, and a hash is two labels.
+
+    >>> labels_of({LABEL + "run": "chat", EXPIRES: "2026-11-29T12:00:00+00:00"})
+    {'modelyard-run': 'chat', 'modelyard-expires': '1795953600'}
+    """
+    found: dict[str, str] = {}
+    for key, value in tags.items():
+        name = "modelyard-" + key.removeprefix(LABEL)
+        if key == EXPIRES and value:
+            found[name] = str(int(datetime.fromisoformat(value).timestamp()))
+        elif key == LABEL + "spec-hash":
+            found[name], found[name + "-2"] = value[:32], value[32:]
+        else:
+            found[name] = value
+    return found
+
+
+def tags_of(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags that labels hold.
+
+    >>> tags_of(labels_of({EXPIRES: "2026-11-29T12:00:00+00:00", LABEL + "spec-hash": "ab" * 32})) == {
+    ...     EXPIRES: "2026-11-29T12:00:00+00:00", LABEL + "spec-hash": "ab" * 32}
+    True
+    """
+    found = {
+        LABEL + key.removeprefix("modelyard-"): value
+        for key, value in labels.items()
+        if key.startswith("modelyard-")
+    }
+    second = found.pop(LABEL + "spec-hash-2", "")
+    if LABEL + "spec-hash" in found:
+        found[LABEL + "spec-hash"] += second
+    if found.get(EXPIRES, "").isdigit():
+        found[EXPIRES] = datetime.fromtimestamp(int(found[EXPIRES]), UTC).isoformat(timespec="seconds")
+    return found
