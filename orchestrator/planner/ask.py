@@ -100,10 +100,13 @@ def _needs(spec: Work, *, bare: bool) -> dict[Can, str]:
     """
     needs: dict[Can, str] = {}
     runs_commands = bool(getattr(spec, "commands", ())) or isinstance(spec, DevEnvironment)
+    model = model_word(spec)
     if spec.image and not (runs_commands and spec.backends):
         needs[Can.IMAGES] = "image"
-    if (model := model_word(spec)) and not bare:
+    if model and not bare:
         needs[Can.IMAGES] = model
+    if not spec.image and not model:
+        needs[Can.BARE] = "a spec that names none"
     if spec.privileged:
         needs[Can.PRIVILEGED] = "privileged"
     if spec.ports or isinstance(spec, Service):

@@ -148,5 +148,7 @@ def _unable(reason: str) -> str:
     >>> _unable("process cannot run container images, which image needs")
     "configure a backend that can, such as docker, or leave 'image' out"
     """
+    if f" cannot {Can.BARE.value}," in reason:
+        return "add image to the spec, or default_image to that backend's configuration"
     found = re.fullmatch(r".+ cannot .+, which (\S+) needs", reason)
     return f"configure a backend that can, such as docker, or leave {found[1]!r} out" if found else ""

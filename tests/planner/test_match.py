@@ -17,7 +17,7 @@ from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.match import STAGES
 from orchestrator.planner.plan import place
 from orchestrator.spec.load import read
-from orchestrator.spec.models import Task
+from orchestrator.spec.models import DevEnvironment, Task
 from orchestrator.units import GB, GIB
 
 H100 = Offer(
@@ -195,7 +195,22 @@ def test_an_accelerators_name_means_what_the_catalog_says(gpu: str, names: set[s
 
 
 def test_a_name_that_means_nothing_matches_nothing() -> None:
-    (document,) = read("type: task\nname: t\ncommands: [x]\nresources: {gpu: Warp9}\n")
+    (document,) = read("type: task\nname: t\nimage: x\ncommands: [x]\nresources: {gpu: Warp9}\n")
     assert isinstance(document.spec, Task)
     demand = demand_of(document.spec, places=PLACES, names=lambda _: [])
     assert why(H100, demand) == "another accelerator"
+
+
+@pytest.mark.parametrize("text", ["type: task\nname: t\ncommands: [x]\n", "type: dev-environment\nname: t\n"])
+def test_a_place_of_images_is_no_place_for_commands_alone(text: str) -> None:
+    (document,) = read(text)
+    assert isinstance(document.spec, Task | DevEnvironment)
+    images = frozenset({Can.IMAGES, Can.PORTS})
+    places = {"docker": images, "default": images | {Can.BARE}, "process": frozenset({Can.BARE, Can.PORTS})}
+    demand = demand_of(document.spec, places=places, names=lambda _: [])
+    own = {name: replace(OWN, backend=name) for name in places}
+
+    assert [name for name, offer in own.items() if why(offer, demand) is None] == ["default", "process"]
+    with pytest.raises(NothingFits) as caught:
+        place(demand, OfferIndex([own["docker"]]), what="task 't'")
+    assert caught.value.fix == "add image to the spec, or default_image to that backend's configuration"
