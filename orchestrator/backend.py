@@ -37,7 +37,6 @@ class Can(enum.Enum):
     RESTART = "restart a launch that ended, by itself"
     NODES = "run the nodes of one replica on several machines"
     GROUPS = "keep whole groups with its own controllers"
-    SCALES = "scale services with its own controllers"
     RENT = "rent the machine that an offer names, and give it back"
 
 
@@ -74,11 +73,11 @@ class Offer:
     zone: str | None = None
     fleet: str | None = None
     reservation: str | None = None
-    nodes: int = 1
-    """Machines that are one, such as those of a TPU slice: taken by as many nodes of one replica."""
     price_list: str = ""
     """Whose prices in the catalog are added to ``price_usd_hour``, where the place does not tell
     the machine's; one that is not there leaves the offer without a price, and nobody rents it."""
+    unfit: str = ""
+    """Why nothing may start there now, though the machine is there: cordoned, or not well."""
 
     @property
     def own_prices(self) -> tuple[float, float]:
@@ -238,8 +237,6 @@ class Launch:
     more_probes: tuple[Probe, ...] = ()
     writable: tuple[str, ...] = ()
     """Folders of the image that the program writes to, where its engine states them."""
-    fetch_bytes: int = 0
-    """What it downloads of a model before it is ready, into its caches; 0 where nobody knows."""
     restart: bool = False
     stop_grace_s: float = 10.0
     host_network: bool = False
@@ -282,6 +279,10 @@ Reason = Literal["", "error", "oom", "preempted", "stopped", "no-start", "image"
 never ran, ``image`` one whose image could not be had, ``lost`` a machine that went away."""
 
 
+Leave = Literal["", "drain", "evict"]
+"""How a machine is emptied: ``drain`` moves what is kept up and lets tasks finish, ``evict`` ends them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     """A machine or slot held from a backend, and the launch it runs.
@@ -313,6 +314,8 @@ class Instance:
     """What its container is called on that machine, for tools that attach to containers."""
     rented: bool = False
     """Whether ``machine`` is paid for on its account, until it is released."""
+    leave: Leave = ""
+    """Whether what runs on ``machine`` is to go elsewhere, and how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +344,38 @@ class Check:
     ok: bool
     detail: str = ""
     fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostDevice:
+    """One accelerator of a host: ``key`` tells it from the others, ``ill`` says what is wrong with it."""
+
+    key: str
+    name: str
+    held: bool = False
+    ill: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A machine of one's own, as it is now.
+
+    Nothing new starts on one that is not ``ready``; ``why`` says why, and ``fix`` what to do.
+    ``blocks`` is into how many equal parts it is divided, None where it is shared freely.
+    """
+
+    name: str
+    state: Literal["ready", "cordoned", "draining", "unwell", "silent"]
+    why: str = ""
+    fix: str = ""
+    cpu: float = 0.0
+    free_cpu: float = 0.0
+    memory_bytes: int = 0
+    free_memory_bytes: int = 0
+    disk_bytes: int = 0
+    devices: tuple[HostDevice, ...] = ()
+    blocks: int | None = None
+    blocks_held: int = 0
 
 
 Progress = Callable[[str], None]
@@ -413,6 +448,21 @@ class Backend(Protocol):
         """Delete a volume; unknown is no error; one in use is refused with ``Rejected``."""
 
 
+@runtime_checkable
+class HostKeeper(Backend, Protocol):
+    """A place that is made of machines of one's own, which its operator takes out of use and brings back.
+
+    It has the option ``held``: hosts by name on which nothing new starts, each with ``reason`` and
+    ``leave``, which ``Instance.leave`` repeats.
+    """
+
+    def host_names(self) -> Sequence[str]:
+        """Return what its machines are called, in the order of the configuration; asks none of them."""
+
+    def hosts(self) -> Sequence[Host]:
+        """Return every machine in the order of the configuration; one that does not answer is ``silent``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A machine that is rented and carries our deployment's tag; ``launch`` is whom it was rented for.
@@ -477,8 +527,7 @@ class Group:
     The template's name, replica, node and attempt are those of the first launch. ``follower`` is
     the launch of the nodes above 0, where it differs. With ``surge`` a changed replica may run
     beside the one it replaces; without, the old one goes first. ``scaling`` is for a place that
-    has a controller of its own for it (``Can.SCALES``), and None where we scale. ``serves`` is what
-    requests call the model and its adapters, for a place that routes by it.
+    has a controller of its own for it.
     """
 
     name: str
@@ -491,7 +540,6 @@ class Group:
     follower: Launch | None = None
     surge: bool = True
     scaling: Scaling | None = None
-    serves: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """Return what tells this group from any other, for a backend to write on what it makes."""

@@ -15,32 +15,33 @@ import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from orchestrator.api import (
+    FleetView,
     Goal,
     Offers,
     Orphan,
     Planner,
     Plans,
-    Rehearsal,
     RunView,
     Stray,
     has_arrived,
     origin,
 )
-from orchestrator.apply import NOTHING_LOST, Consent, Deletion, Drift, RunPlan, Scope, require_consent
+from orchestrator.apply import (
+    NOTHING_LOST,
+    Consent,
+    Deletion,
+    Drift,
+    FleetRecord,
+    RunPlan,
+    Scope,
+    require_consent,
+)
 from orchestrator.apply.inputs import read_inputs
 from orchestrator.apply.planfile import default_expiry, sealed_plan
-from orchestrator.backend import Can, Check, LogLine, Volume
-from orchestrator.errors import (
-    Denied,
-    ModelyardError,
-    NotFound,
-    PlanRefused,
-    StoreBusy,
-    StoreError,
-    Unreachable,
-    UsageError,
-)
+from orchestrator.backend import Can, Check, Leave, LogLine, Volume
+from orchestrator.errors import ModelyardError, NotFound, StoreBusy, StoreError, Unreachable, UsageError
 from orchestrator.reconcile import Run, RunEvent, Wanted
+from orchestrator.spec.models import Fleet
 from orchestrator.store.values import MAIN, Artifact
 from orchestrator.store.values import Volume as KeptVolume
 from orchestrator.wire import (
@@ -48,6 +49,7 @@ from orchestrator.wire import (
     Application,
     Applied,
     Checked,
+    CordonRequest,
     DeedPage,
     Ending,
     EventPage,
@@ -59,7 +61,6 @@ from orchestrator.wire import (
     Orphans,
     PlacedVolume,
     ProjectBody,
-    Rehearsals,
     RunPage,
     SecretValue,
     Strays,
@@ -132,17 +133,24 @@ class Remote(Planner):
         """Return the runs on record by name: those of ``names``, or all."""
         return {view.run.name: view.run for view in self._views(names)}
 
-    def rehearse(self, plans: Plans) -> Mapping[str, Rehearsal]:
-        """Return what the server's clusters say of plans, by run; nothing to who may not apply them."""
-        try:
-            return self._body(Rehearsals, "POST", "rehearsals", self._application(plans, NOTHING_LOST)).runs
-        except (Denied, NotFound, PlanRefused):  # an older server, or a record that moves: the apply says it
-            return {}
+    def rehearsed(self, plans: Plans) -> Plans:
+        """Return plans as they are: the places are the server's, which refuses at the apply."""
+        return plans
 
     def kept_volumes(self) -> Mapping[str, KeptVolume]:
         """Return the volumes on record by name."""
         found = self._list(KeptVolume, "GET", "volumes/record")
         return {volume.name: volume for volume in found}
+
+    def fleet_records(self) -> Mapping[str, FleetRecord]:
+        """Return the fleets on record by name, with who is on them."""
+        found = self._list(FleetRecord, "GET", "fleets/record")
+        return {record.fleet.name: record for record in found}
+
+    def expect(self, fleets: Sequence[Fleet]) -> frozenset[str]:
+        """Count on nothing: what a fleet has, the server finds out once it is applied."""
+        del fleets
+        return frozenset()
 
     def secret_names(self) -> Collection[str]:
         """Return the names of the secrets on record."""
@@ -171,16 +179,13 @@ class Remote(Planner):
         """Send the plans, which the server carries out exactly or refuses."""
         require_consent(plans, consent)
         self._told = self._newest()
-        return tuple(self._body(Applied, "POST", "applications", self._application(plans, consent)).runs)
-
-    def _application(self, plans: Plans, consent: Consent) -> Application:
         runs = [plan for plan in plans if isinstance(plan, RunPlan) and plan.template is not None]
         # deletions are held to the set that they are of; the rest of a scope is in each step
         of = next((plan.set_name for plan in plans if isinstance(plan, Deletion)), "")
         sealed = sealed_plan(
             plans, origin=origin(), scope=Scope(of), consent=consent, expires_at=default_expiry(self._clock())
         )
-        return Application(
+        application = Application(
             plan=sealed,
             files={plan.name: list(read_inputs(plan.document, plan.spec).files) for plan in runs},
             variables={
@@ -191,6 +196,7 @@ class Remote(Planner):
                 if value is None and name in self._environ
             },
         )
+        return tuple(self._body(Applied, "POST", "applications", application).runs)
 
     def finish_deletions(self, plans: Plans, *, hooks: Hooks | None = None) -> None:
         """See the runs off that the plans delete, then delete the plans' volumes."""
@@ -201,8 +207,10 @@ class Remote(Planner):
         if leaving:
             self.follow(leaving, "deleted", hooks=hooks)
         for deletion in deletions:
-            if deletion.run is None:
+            if deletion.type == "volume":
                 self.delete_volume(deletion.name)
+            elif deletion.type == "fleet":
+                self.delete_fleet(deletion.name)
 
     def drift(self) -> tuple[Drift, ...]:
         """Return where the places differ from the record."""
@@ -382,6 +390,39 @@ class Remote(Planner):
     def delete_volume(self, name: str) -> None:
         """Delete a volume and what it holds."""
         self._ask("DELETE", f"volumes/{_quoted(name)}")
+
+    def fleets(self, name: str | None = None) -> list[FleetView]:
+        """Return every fleet by name, or one, with its hosts as they are at this moment."""
+        return self._list(FleetView, "GET", "fleets", params={"name": name} if name else None)
+
+    def delete_fleet(self, name: str) -> None:
+        """Let go of a fleet's hosts; what ended there goes with its output."""
+        self._ask("DELETE", f"fleets/{_quoted(name)}")
+
+    def cordon(self, fleet: str, host: str, *, reason: str = "", leave: Leave = "") -> None:
+        """Let nothing new start on a host; with ``leave`` also move away what is there."""
+        asked = CordonRequest(reason=reason, leave=leave)
+        self._ask("PUT", f"fleets/{_quoted(fleet)}/cordons/{_quoted(host)}", asked)
+
+    def uncordon(self, fleet: str, host: str) -> None:
+        """Let launches start on a host again."""
+        self._ask("DELETE", f"fleets/{_quoted(fleet)}/cordons/{_quoted(host)}")
+
+    def emptied(
+        self, fleet: str, host: str, *, hooks: Hooks | None = None, timeout_s: float | None = None
+    ) -> bool:
+        """Wait until no run has a launch on a host; False when time ran out."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        after = self._newest()
+        while True:
+            on = {name for each in self.fleets(fleet) for name in each.on.get(host, ())}
+            after = self._tell(after, frozenset(on), hooks)
+            if not on:
+                return True
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            self._wait(after, 15.0 if left is None else min(15.0, left))
 
     def secrets(self) -> list[tuple[str, datetime]]:
         """Return the names of the secrets, and when each was last set."""

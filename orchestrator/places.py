@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import ipaddress
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.backend import Backend
-from orchestrator.errors import ConfigError, Position, Problem, Problems, SpecError
+from orchestrator.errors import ConfigError, NotFound, Position, Problem, Problems, SpecError
+from orchestrator.spec.models import Fleet
 from orchestrator.spec.source import decode, parse
 from orchestrator.spec.tree import Entries, Items, Scalar, Source, plain
 
@@ -34,6 +37,8 @@ class Place:
     required: bool = True
     wishes: Mapping[str, Any] = field(default_factory=dict)
     """Options that come from elsewhere, for whatever type knows them; they outrank the configured."""
+    project: str | None = None
+    """Whose it is, None where everybody may use it."""
 
 
 DEFAULT = (Place("docker", "docker", required=False), Place("process", "process", required=False))
@@ -128,25 +133,72 @@ def _known() -> dict[str, Any]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
+class UnknownPlace(NotFound, KeyError):
+    """No place of that name is configured or on record; a mapping says so in its own way."""
+
+
+Held = Mapping[str, Mapping[str, str]]
+"""Hosts of one place on which nothing new starts, each with ``reason`` and ``leave``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the record says of places: the fleets among them, and the hosts held back, by place."""
+
+    fleets: tuple[Place, ...] = ()
+    held: Mapping[str, Held] = field(default_factory=dict)
+
+
 class Places(Mapping[str, Backend]):
-    """Every configured backend by name, built when first asked for.
+    """Every configured place and every fleet by name, built when first asked for.
 
     Args:
         places: What the configuration says, preferred ones first.
+        recorded: Reads what the record says; a configured place of a fleet's name goes first.
     """
 
-    def __init__(self, places: Sequence[Place]) -> None:
-        self._places = {place.name: place for place in places}
-        self._open: dict[str, Backend] = {}
+    def __init__(
+        self,
+        places: Sequence[Place],
+        *,
+        recorded: Callable[[], Recorded] = Recorded,
+    ) -> None:
+        self._configured = tuple(places)
+        self._read = recorded
+        self._expected: tuple[Place, ...] = ()
+        self._lock = threading.Lock()
+        self._open: dict[str, tuple[Place, Backend]] = {}
+        self._places = _by_name(self._configured, ())
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take up what the record says by now; a place that stayed as it was stays built."""
+        recorded = self._read()
+        found = _by_name(self._configured, (*self._expected, *recorded.fleets))
+        places = {name: _holding(place, recorded.held.get(name)) for name, place in found.items()}
+        with self._lock:
+            self._places = places
+            self._open = {name: one for name, one in self._open.items() if places.get(name) == one[0]}
+
+    def expect(self, places: Iterable[Place]) -> frozenset[str]:
+        """Count on places that will be on record, in place of those there; return the names it took."""
+        self._expected = tuple(places)
+        self.refresh()
+        configured = {place.name for place in self._configured}
+        return frozenset(place.name for place in self._expected) - configured
 
     def __getitem__(self, name: str) -> Backend:
-        place = self._places[name]
-        if name not in self._open:
-            self._open[name] = build(place)
-        return self._open[name]
+        with self._lock:
+            if name not in self._places:
+                fix = "modelyard backend check lists the places; put it back, or delete what was there"
+                raise UnknownPlace(f"no place {name!r} is configured any more", fix=fix)
+            place = self._places[name]
+            if name not in self._open:
+                self._open[name] = place, build(place)
+            return self._open[name][1]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(tuple(self._places))
 
     def __len__(self) -> int:
         return len(self._places)
@@ -161,6 +213,40 @@ class Places(Mapping[str, Backend]):
     def is_required(self, name: str) -> bool:
         """Return whether the user configured this place, rather than we guessed it."""
         return self._places[name].required
+
+    def is_open_to(self, name: str, project: str | None) -> bool:
+        """Return whether a project may use a place; None is whoever sees all of them."""
+        return project is None or self._places[name].project in (None, project)
+
+
+def _by_name(configured: Sequence[Place], fleets: Sequence[Place]) -> dict[str, Place]:
+    found: dict[str, Place] = {}
+    for place in (*configured, *fleets):
+        found.setdefault(place.name, place)
+    return found
+
+
+def _holding(place: Place, held: Held | None) -> Place:
+    return replace(place, wishes={**place.wishes, "held": dict(held)}) if held else place
+
+
+def fleet_place(spec: Fleet, *, project: str | None = None) -> Place:
+    """Return the place that a fleet of one's own machines is; its hosts are reached over SSH.
+
+    >>> place = fleet_place(Fleet(name="rack", ssh_config={"user": "ops", "hosts": ["a"]}))
+    >>> place.name, place.type, place.options["hosts"], place.options["blocks"]
+    ('rack', 'ssh', [{'hostname': 'a'}], 1)
+    """
+    config = spec.ssh_config
+    assert config is not None  # others are refused when they are planned
+    hosts = [host.model_dump(exclude_none=True) for host in config.hosts]
+    shared = config.model_dump(exclude_none=True, exclude={"hosts", "config_file", "network"})
+    options: dict[str, Any] = {**shared, "hosts": hosts, "blocks": spec.blocks}
+    if config.network:
+        options["network"] = str(ipaddress.ip_network(config.network, strict=False))
+    if config.config_file:
+        options["ssh_config"] = config.config_file
+    return Place(spec.name, "ssh", options, project=project)
 
 
 def build(place: Place) -> Backend:

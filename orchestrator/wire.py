@@ -14,8 +14,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator import errors
-from orchestrator.api import Orphan, Rehearsal, RunView, Stray
-from orchestrator.backend import Check, File, Launch, LogLine, Offer, Volume
+from orchestrator.api import Orphan, RunView, Stray
+from orchestrator.backend import Check, File, Launch, Leave, LogLine, Offer, Volume
 from orchestrator.errors import ModelyardError, Position, Problem, Refusal, SpecError, Temporary, WhyNot
 from orchestrator.reconcile import RunEvent, Wanted
 from orchestrator.spec.models import NAME
@@ -135,12 +135,6 @@ class Applied(_Body):
     runs: list[str]
 
 
-class Rehearsals(_Body):
-    """What clusters say of a plan, by run."""
-
-    runs: dict[str, Rehearsal]
-
-
 class Ending(_Body):
     """Runs that shall stop, or be deleted: all of them, or none where one is unknown."""
 
@@ -158,6 +152,13 @@ class Orphans(_Body):
     """Instances that nobody owns."""
 
     items: list[Orphan]
+
+
+class CordonRequest(_Body):
+    """Why nothing new shall start on a host, and how what is there shall leave."""
+
+    reason: str = Field("", max_length=1_000)
+    leave: Leave = ""
 
 
 class Strays(_Body):

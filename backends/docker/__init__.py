@@ -389,12 +389,16 @@ class Docker:
         if alike < wanted.accelerators:
             raise Rejected(f"{asked}: this machine has {alike}", backend=self.name, fix="see: offers")
         _, _, held = containers.held(self._listing(everyone=True))
-        chosen = choose(devices, wanted, held)
+        chosen = choose(devices, wanted, held | self._unusable())
         if chosen is None:
             raise NoCapacity(
                 f"{asked}: too few are free", backend=self.name, fix="stop a run, or wait for one"
             )
         return chosen
+
+    def _unusable(self) -> frozenset[str]:
+        """Return the keys of accelerators that are not handed out, whoever asks."""
+        return frozenset()
 
     def _try_create(self, launch: Launch, body: dict[str, Any]) -> bool:
         try:

@@ -20,7 +20,18 @@ from backends.ssh.host import HostDocker
 from backends.ssh.memory import Claim, Memory
 from backends.ssh.options import ENGINE_SOCKET, Reader
 from backends.ssh.placement import Gang, Room, candidates, spread
-from orchestrator.backend import Can, Check, Instance, Launch, LogLine, Offer, Phase, Progress, Volume
+from orchestrator.backend import (
+    Can,
+    Check,
+    Host,
+    Instance,
+    Launch,
+    LogLine,
+    Offer,
+    Phase,
+    Progress,
+    Volume,
+)
 from orchestrator.errors import BackendError, NoCapacity, NotFound, Rejected
 
 AT_ONCE = 32
@@ -50,6 +61,8 @@ class Ssh:
         default_image: Runs commands of specs that name no image.
         pull: ``missing``, ``always`` or ``never``, as for Docker.
         timeout_s: How long one answer of an engine may take.
+        held: Hosts by name on which nothing new starts, each with ``reason`` and ``leave``: how what is
+            there is to go elsewhere.
 
     Raises:
         ConfigError: an option has no such value.
@@ -73,11 +86,13 @@ class Ssh:
         default_image: str | None = None,
         pull: Literal["missing", "always", "never"] = "missing",
         timeout_s: float = 30.0,
+        held: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         read = Reader(name)
         shared: dict[str, object] = {"user": user, "port": port, "identity_file": identity_file}
         shared |= {"proxy_jump": proxy_jump, "blocks": blocks, "engine_socket": engine_socket}
         found = read.hosts(hosts, shared)
+        holds = read.held(held or {})
         self.name = name
         self._hosts = {
             host.name: HostDocker(
@@ -93,6 +108,8 @@ class Ssh:
                 default_image=default_image,
                 pull=pull,
                 timeout_s=timeout_s,
+                hold=holds.get(host.name),
+                shares=True,
             )
             for host in found
         }
@@ -113,7 +130,8 @@ class Ssh:
         return [replace(one, available=sum(_holds(other, one) for other in found)) for one in found]
 
     def _offers_of(self, host: HostDocker, room: Room) -> list[Offer]:
-        machine = host.survey().machine
+        survey = host.survey()
+        machine, unfit = survey.machine, host.unfit()
         whole = Offer(
             backend=self.name,
             instance_type=room.host,
@@ -123,11 +141,27 @@ class Ssh:
             arch=machine.arch,
             divisible=True,
             fleet=self.name,
+            unfit=unfit.why if unfit else "",
         )
         kinds: dict[tuple[str, int], list[Device]] = {}
         for device in room.devices:
             kinds.setdefault((device.name, device.vram_bytes), []).append(device)
-        return [_with_accelerators(whole, room, kind) for kind in kinds.values()] or [whole]
+        found = [_with_accelerators(whole, room, kind) for kind in kinds.values()] or [whole]
+        return found + [_ill_offer(whole, device, survey.ills_of(device)) for device in survey.ill_devices()]
+
+    # -- its machines ----------------------------------------------------------------------------
+
+    def host_names(self) -> Sequence[str]:
+        """Return what its machines are called, in the order of the configuration; asks none of them."""
+        return list(self._hosts)
+
+    def hosts(self) -> Sequence[Host]:
+        """Return every machine in the order of the configuration; one that does not answer is ``silent``."""
+        answers = self._ask(lambda host: host.described())
+        return [
+            answer if isinstance(answer, Host) else Host(name, "silent", answer.what, answer.fix or "")
+            for name, answer in answers.items()
+        ]
 
     # -- the life of a launch --------------------------------------------------------------------
 
@@ -344,8 +378,7 @@ class Ssh:
             NoCapacity: none has room now.
             Rejected: none will ever have, or a volume it mounts is on none.
         """
-        allowed = self._allowed(launch)
-        answers = self._ask(lambda host: host.room(), allowed)
+        answers = self._ask(lambda host: host.open_room(), self._allowed(launch))
         rooms = [room for room in answers.values() if not isinstance(room, BackendError)]
         found = candidates(rooms, launch.resources)
         if found:
@@ -357,7 +390,8 @@ class Ssh:
     ) -> BackendError:
         silent = [one for one in answers.values() if isinstance(one, BackendError)]
         if not rooms:
-            return silent[0] if silent else self._no_hosts()
+            closed = [one for one in silent if isinstance(one, NoCapacity)]
+            return next(iter([*closed, *silent]), None) or self._no_hosts()
         wanted = launch.resources
         asked = f"{wanted.accelerators} × {wanted.accelerator or wanted.vendor or 'accelerator'}"
         what = f"launch '{launch.name}'" + (f" with {asked}" if wanted.accelerators else "")
@@ -457,10 +491,24 @@ def _with_accelerators(whole: Offer, room: Room, kind: Sequence[Device]) -> Offe
     )
 
 
+def _ill_offer(whole: Offer, device: Device, why: str) -> Offer:
+    """Return the offer of one accelerator that is not well, so that a plan says why it is left alone."""
+    return replace(
+        whole,
+        accelerator=device.name,
+        vendor=device.vendor,
+        count=1,
+        vram_bytes=device.vram_bytes,
+        compute_capability=device.compute_capability,
+        unfit=whole.unfit or f"{device.key}: {why}",
+    )
+
+
 def _holds(other: Offer, one: Offer) -> bool:
     """Say whether ``other`` has all that ``one`` has: so many machines there are for its nodes."""
     return (
         (other.accelerator, other.vram_bytes, other.arch) == (one.accelerator, one.vram_bytes, one.arch)
+        and not other.unfit
         and other.count >= one.count
         and other.cpu >= one.cpu
         and other.memory_bytes >= one.memory_bytes

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Literal
 
@@ -14,16 +14,25 @@ from backends.docker.container import CPU, DEVICES, MEMORY
 from backends.docker.engine import Endpoint, Engine, Json
 from backends.machine import Machine
 from backends.ssh.connection import Connection
+from backends.ssh.options import Hold
 from backends.ssh.placement import Gang, Room, blocks_taken, node_environment
 from backends.ssh.survey import Survey, parse, script
-from orchestrator.backend import LABEL, Check, Instance, Launch, Phase
-from orchestrator.errors import BackendError, Rejected, Unreachable
+from orchestrator.backend import LABEL, Check, Host, HostDevice, Instance, Launch, Phase, Progress
+from orchestrator.errors import BackendError, NoCapacity, Rejected, Unreachable
+from orchestrator.units import format_bytes
 
 NODES = LABEL + "nodes"
 """Label on each node of a gang: the hosts of all its nodes, by rank, separated by spaces."""
 
 CLOCK_S = 60
 """Clocks further apart than this make times in logs and events mislead, and TLS certificates fail."""
+
+
+CLOCK_FIX = "set up NTP on both (timedatectl)"
+ILL_FIX = "take its runs elsewhere and restart the machine; replace the GPU if it comes again"
+
+FULL_BYTES = 2**30
+"""Less free disk than this, and an engine fails in the middle of what it does: images, layers and logs."""
 
 
 class TunnelledEngine(Engine):
@@ -57,6 +66,8 @@ class HostDocker(Docker):
         default_image: As for Docker.
         pull: As for Docker.
         timeout_s: As for Docker.
+        hold: Why nothing new starts there, None where something may.
+        shares: Whether launches of several runs, or control planes, are there side by side.
     """
 
     def __init__(
@@ -69,6 +80,8 @@ class HostDocker(Docker):
         default_image: str | None,
         pull: Literal["missing", "always", "never"],
         timeout_s: float,
+        hold: Hold | None = None,
+        shares: bool = False,
     ) -> None:
         super().__init__(
             backend,
@@ -82,17 +95,70 @@ class HostDocker(Docker):
         self._engine = TunnelledEngine(connection, backend=backend, timeout_s=timeout_s)
         self.connection = connection
         self._network = network
+        self._hold = hold
+        self._shares = shares
         self._survey: Survey | None = None
         self.host = connection.host
 
     # -- what there is ---------------------------------------------------------------------------
 
+    def open_room(self) -> Room:
+        """Return what the host has and what of it is free, where something may start there.
+
+        Raises:
+            NoCapacity: it is held back, or not well.
+        """
+        room = self.room()
+        if (unfit := self.unfit()) is not None:
+            what = f"host '{self.host.name}' takes no launches: {unfit.why}"
+            raise NoCapacity(what, backend=self.name, fix=unfit.fix)
+        return room
+
+    def unfit(self) -> Trouble | None:
+        """Say why nothing may start here, as far as is known without asking; None where something may."""
+        if self._hold is not None:
+            host = self.host.name
+            return Trouble(str(self._hold), f"modelyard fleet uncordon {self.name} {host}")
+        survey = self.survey()
+        if survey.machine.disk_bytes < FULL_BYTES:
+            free = format_bytes(survey.machine.disk_bytes)
+            return Trouble(f"its disk is full: {free} free", "make room there: docker system prune")
+        return None
+
+    def described(self) -> Host:
+        """Return what the host is and how it is."""
+        room, survey, unfit = self.room(), self.survey(), self.unfit()
+        trouble = unfit or next(iter(troubles(survey)), None)
+        state: Literal["ready", "cordoned", "draining", "unwell"] = "ready"
+        if self._hold is not None:
+            state = "draining" if self._hold.leave else "cordoned"
+        elif unfit is not None:
+            state = "unwell"
+        taken = room.held - {device.key for device in survey.ill_devices()}
+        return Host(
+            self.host.name,
+            state,
+            why=trouble.why if trouble else "",
+            fix=trouble.fix if trouble else "",
+            cpu=room.cpu,
+            free_cpu=room.free_cpu,
+            memory_bytes=room.memory_bytes,
+            free_memory_bytes=room.free_memory_bytes,
+            disk_bytes=survey.machine.disk_bytes,
+            devices=tuple(
+                HostDevice(one.key, one.name, one.key in taken, survey.ills_of(one)) for one in room.devices
+            ),
+            blocks=room.blocks,
+            blocks_held=room.blocks_held,
+        )
+
     def room(self) -> Room:
-        """Return what the host has and what of it is free."""
+        """Return what the host has and what of it is free; what is not well is not."""
         info, listing = self._engine.get("/info"), self._listing(everyone=True)
         cpu, memory_bytes, held = containers.held(listing)
         machine = self._inventory()
         devices = machine.accelerators if machine else ()
+        held = held | {device.key for device in self.survey().ill_devices()}
         whole = Room(
             host=self.host.name,
             cpu=info["NCPU"],
@@ -157,8 +223,9 @@ class HostDocker(Docker):
         return frozenset(int(address.rpartition(":")[2], 16) for address in listed)
 
     def _look_at_machine(self) -> Machine:
+        before = time.time()
         try:
-            self._survey = parse(self.connection.run(script()))
+            self._survey = parse(self.connection.run(script())).asked(before, time.time())
         except ValueError as error:
             raise Unreachable(f"host '{self.host.name}': {error}", backend=self.name) from error
         return self._survey.machine
@@ -185,6 +252,42 @@ class HostDocker(Docker):
         options = (*launch.options, (NODES, " ".join(hosts)))
         return replace(launch, env=tuple(env.items()), options=options, host_network=True)
 
+    def start(self, launch: Launch, *, secrets: Mapping[str, str], progress: Progress) -> Instance:
+        """Start ``launch`` here, as Docker does; what goes wrong names the host."""
+        try:
+            return super().start(launch, secrets=secrets, progress=progress)
+        except BackendError as error:
+            if self.host.name not in error.what:
+                error.what = f"host '{self.host.name}': {error.what}"
+            raise
+
+    def _unusable(self) -> frozenset[str]:
+        return frozenset(device.key for device in self.survey().ill_devices())
+
+    def _meets_another(self, container: Json) -> bool:
+        """Say whether the container has to step back: another holds what is its own, or the host is full.
+
+        Two control planes may have found the same room free. As with accelerators, whoever sees
+        after creating that all of them are more than there is steps back.
+        """
+        return super()._meets_another(container) or (self._shares and self._is_overfull())
+
+    def _create(self, launch: Launch, secrets: Mapping[str, str], progress: Progress) -> bool:
+        if self._shares and not self.room().fits(launch.resources):
+            raise NoCapacity(
+                f"host '{self.host.name}' has no room for launch '{launch.name}' now",
+                backend=self.name,
+                fix="stop a run, or wait for one",
+            )
+        return super()._create(launch, secrets, progress)
+
+    def _is_overfull(self) -> bool:
+        room = self.room()
+        if room.blocks is not None and room.blocks_held > room.blocks:
+            return True
+        cpu, memory_bytes, _ = containers.held(self._listing(everyone=True))
+        return cpu > room.cpu or memory_bytes > room.memory_bytes
+
     def _body(self, launch: Launch, image: str, secrets: Mapping[str, str]) -> dict[str, Any]:
         body = super()._body(launch, image, secrets)
         body["Labels"] |= {key: value for key, value in launch.options if key == NODES}
@@ -206,6 +309,7 @@ class HostDocker(Docker):
             found,
             machine=self.host.name,
             address=self.host.internal_ip or self.host.login.hostname,
+            leave=self._hold.leave if self._hold else "",
             ports={port: ("127.0.0.1", led[there]) for port, (_, there) in ports.items()},
         )
 
@@ -213,16 +317,12 @@ class HostDocker(Docker):
 
     def check(self) -> Sequence[Check]:
         """Look at the connection, the engine, the machine, its clock and the health of its GPUs."""
-        before = time.time()
         try:
             self._machine = None  # a check looks anew
             survey = self.survey()
-            after = time.time()
-            found = [*super().check(), *_check_health(survey), *self._check_network()]
+            found = [*super().check(), *_check_health(survey), *self._check_network(), _check_clock(survey)]
         except BackendError as error:
             found = [Check("answers", False, error.what, error.fix or "")]
-        else:
-            found.append(_check_clock(survey.clock_s, before, after))
         return [replace(one, what=f"{self.host.name}: {one.what}") for one in found]
 
     def _check_network(self) -> list[Check]:
@@ -247,12 +347,32 @@ def _blocks_of(labels: Mapping[str, str], room: Room) -> int:
 def _check_health(survey: Survey) -> list[Check]:
     if not survey.machine.accelerators:
         return []
-    fix = "take its runs elsewhere and restart the machine; replace the GPU if it comes again"
-    ill = [Check("accelerators are well", False, f"{key}: {what}", fix) for key, what in survey.ill]
+    ill = [Check("accelerators are well", False, f"{key}: {what}", ILL_FIX) for key, what in survey.ill]
     return ill or [Check("accelerators are well", True, f"{len(survey.machine.accelerators)} looked at")]
 
 
-def _check_clock(clock_s: int, before: float, after: float) -> Check:
-    apart_s = max(0.0, before - clock_s - 1, clock_s - after)
-    detail = "" if apart_s < CLOCK_S else f"{apart_s:.0f} s from this machine's"
-    return Check("clock is right", apart_s < CLOCK_S, detail, "set up NTP on both (timedatectl)")
+def _check_clock(survey: Survey) -> Check:
+    detail = "" if survey.apart_s < CLOCK_S else f"{survey.apart_s:.0f} s from this machine's"
+    return Check("clock is right", survey.apart_s < CLOCK_S, detail, CLOCK_FIX)
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What is wrong with a host, and what to do about it."""
+
+    why: str
+    fix: str
+
+
+def troubles(survey: Survey) -> Iterator[Trouble]:
+    """Yield what is wrong with a host on which launches may start all the same.
+
+    >>> [each.why for each in troubles(Survey(Machine(1, 1, 1, "x86"), apart_s=600.0))]
+    ["its clock is 600 s from this machine's"]
+    """
+    for key, what in survey.ill:
+        yield Trouble(f"{key}: {what}", ILL_FIX)
+    for fault in survey.machine.faults:
+        yield Trouble(fault, "install the vendor's driver there and restart it, or see the vendor's tool")
+    if survey.apart_s >= CLOCK_S:
+        yield Trouble(f"its clock is {survey.apart_s:.0f} s from this machine's", CLOCK_FIX)

@@ -9,6 +9,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+from orchestrator.backend import Leave
 from orchestrator.errors import ConfigError
 
 ENGINE_SOCKET = "/var/run/docker.sock"
@@ -59,6 +60,23 @@ class Host:
     internal_ip: str | None = None
     blocks: int | None = None
     engine_socket: str = ENGINE_SOCKET
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Why nothing new starts on a host, and how what is there is to leave."""
+
+    reason: str = ""
+    leave: Leave = ""
+
+    def __str__(self) -> str:
+        """Return it in words.
+
+        >>> str(Hold("a fan is loud")), str(Hold(leave="drain"))
+        ('cordoned: a fan is loud', 'drained')
+        """
+        word = "drained" if self.leave else "cordoned"
+        return f"{word}: {self.reason}" if self.reason else word
 
 
 class Reader:
@@ -112,6 +130,20 @@ class Reader:
         if policy not in HOST_KEYS:
             raise self.wrong("host_keys", "strict or accept-new", policy)
         return str(policy)
+
+    def held(self, held: object) -> Mapping[str, Hold]:
+        """Return the hosts on which nothing new starts; those that are no longer there say nothing."""
+        if not isinstance(held, Mapping):
+            raise self.wrong("held", "hosts with reason and leave", held)
+        return {str(host): self._hold(f"held.{host}", each) for host, each in held.items()}
+
+    def _hold(self, option: str, value: object) -> Hold:
+        if not isinstance(value, Mapping) or not value.keys() <= {"reason", "leave"}:
+            raise self.wrong(option, "a mapping with reason and leave", value)
+        leave: Leave | None = {"": "", "drain": "drain", "evict": "evict"}.get(value.get("leave", ""))  # type: ignore[assignment]  # mypy takes them for any text
+        if leave is None:
+            raise self.wrong(f"{option}.leave", "drain or evict", value.get("leave"))
+        return Hold(str(value.get("reason", "")), leave)
 
     def path(self, option: str, value: object) -> str | None:
         """Return a file's path with ``~`` as the home folder."""

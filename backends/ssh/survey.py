@@ -73,6 +73,10 @@ case $n in *GPU-*)
   s kernel
   (dmesg 2>/dev/null || journalctl -kb --no-pager -q 2>/dev/null) | grep -F 'NVRM: Xid' | tail -n 50 ;;
 esac
+s pci; for d in /sys/bus/pci/devices/*; do
+  c=$(cat "$d/class" 2>/dev/null)
+  case $c in 0x0300*|0x0302*|0x0380*|0x1200*) echo "$(cat "$d/vendor") $c" ;; esac
+done
 for f in /proc/driver/nvidia/gpus/*/information; do [ -r "$f" ] && {{ s "minor $f"; cat "$f"; }}; done
 if [ -e /dev/kfd ]; then
   t {shlex.join(AMD_SMI)}
@@ -98,13 +102,32 @@ class Survey:
     """What a host said of itself.
 
     ``clock_s`` is its seconds since 1970. ``addresses`` are its own, the one that the connection
-    came in by first. ``ill`` says what is wrong with an accelerator, by its key.
+    came in by first. ``ill`` says what is wrong with an accelerator, by its key. ``apart_s`` is how far
+    its clock is from ours.
     """
 
     machine: Machine
     clock_s: int = 0
     addresses: tuple[str, ...] = ()
     ill: tuple[tuple[str, str], ...] = ()
+    apart_s: float = 0.0
+
+    def ill_devices(self) -> tuple[Device, ...]:
+        """Return the accelerators that are not well."""
+        keys = {key for key, _ in self.ill}
+        return tuple(device for device in self.machine.accelerators if device.key in keys)
+
+    def ills_of(self, device: Device) -> str:
+        """Return what is wrong with an accelerator, in words."""
+        return "; ".join(what for key, what in self.ill if key == device.key)
+
+    def asked(self, before: float, after: float) -> Survey:
+        """Return it with how far its clock is from ours, which read ``before`` and ``after``.
+
+        >>> Survey(Machine(1, 1, 1, "x86"), clock_s=1600).asked(1000.0, 1001.0).apart_s
+        599.0
+        """
+        return replace(self, apart_s=max(0.0, before - self.clock_s - 1, self.clock_s - after))
 
     def address_in(self, network: IPv4Network | IPv6Network | None) -> str | None:
         """Return its address in ``network``; without one, the address that we reach it by.
@@ -153,12 +176,30 @@ def parse(output: str) -> Survey:
             disk_bytes=_first_number(r"\s\d+\s+\d+\s+(\d+)\s+\d+%", sections["disk"]) * 1024,
             arch=arch_name(sections["arch"].strip()),
             accelerators=devices,
-            faults=nvidia.faults + amd.faults,
+            faults=nvidia.faults + amd.faults + tuple(_without_driver(sections.get("pci", ""), devices)),
         ),
         clock_s=int(sections["clock"].strip()),
         addresses=_addresses(sections["connection"], sections["addresses"]),
         ill=tuple(_ill(devices, answers.get(" ".join(ECC), (0, ""))[1], sections.get("kernel", ""))),
     )
+
+
+def _without_driver(pci: str, devices: Sequence[Device]) -> Iterator[str]:
+    """Say which vendor's accelerators are plugged in and known to no driver.
+
+    Those of AMD are told by their class, processing accelerator (PCI Code and ID Assignment 1.11,
+    base class 12h) or other display controller: a plain display is often part of the processor.
+
+    >>> list(_without_driver("0x10de 0x030200\\n0x10de 0x030200\\n0x1002 0x030000", []))
+    ['2 NVIDIA GPUs are plugged in and no driver answers for them']
+    """
+    rows = [line.split() for line in pci.splitlines() if len(line.split()) == 2]
+    nvidia = sum(vendor == "0x10de" for vendor, _ in rows)
+    amd = sum(vendor == "0x1002" and kind[:6] in ("0x1200", "0x0380") for vendor, kind in rows)
+    for name, vendor, count in (("NVIDIA", "nvidia", nvidia), ("AMD", "amd", amd)):
+        if count and not any(device.vendor == vendor for device in devices):
+            are = "GPU is" if count == 1 else "GPUs are"
+            yield f"{count} {name} {are} plugged in and no driver answers for them"
 
 
 def _sections(text: str) -> Iterator[tuple[str, str]]:

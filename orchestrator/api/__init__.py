@@ -5,17 +5,17 @@ from __future__ import annotations
 from orchestrator.api.goals import has_arrived, has_missed, has_reached
 from orchestrator.api.local import Local, spec_of_run
 from orchestrator.api.planning import Planner, origin
-from orchestrator.api.protocol import Api, Goal, Offers, Orphan, Plans, Rehearsal, RunView, Stray
+from orchestrator.api.protocol import Api, FleetView, Goal, Offers, Orphan, Plans, RunView, Stray
 
 __all__ = [
     "Api",
+    "FleetView",
     "Goal",
     "Local",
     "Offers",
     "Orphan",
     "Planner",
     "Plans",
-    "Rehearsal",
     "RunView",
     "Stray",
     "has_arrived",

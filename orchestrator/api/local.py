@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -18,23 +19,28 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from orchestrator.api.goals import has_arrived
 from orchestrator.api.planning import Planner
-from orchestrator.api.protocol import Goal, Offers, Orphan, Plans, Rehearsal, RunView, Stray
-from orchestrator.api.rehearsal import rehearse
+from orchestrator.api.protocol import FleetView, Goal, Offers, Orphan, Plans, RunView, Stray
+from orchestrator.api.rehearsal import rehearsed
 from orchestrator.apply import (
     NOTHING_LOST,
     Consent,
     Deletion,
     Drift,
+    FleetPlan,
+    FleetRecord,
     VolumePlan,
     drifts,
     record,
     require_consent,
+    require_unused,
 )
 from orchestrator.backend import (
     Backend,
     Can,
     Check,
     Forwarder,
+    HostKeeper,
+    Leave,
     LogLine,
     Machine,
     Offer,
@@ -44,12 +50,14 @@ from orchestrator.backend import (
 )
 from orchestrator.catalog.hardware import accelerator
 from orchestrator.errors import BackendError, ModelyardError, NotFound, StateMoved, Unreachable, UsageError
-from orchestrator.places import Places, read_places
+from orchestrator.places import Places, Recorded, fleet_place, read_places
 from orchestrator.reconcile import Job, JobState, Run, RunEvent, Turn, Wanted
 from orchestrator.spec.interpolation import is_secret_name
-from orchestrator.store import current_runs, current_secrets, open_store
+from orchestrator.spec.models import Fleet, spec_of
+from orchestrator.store import current_fleets, current_runs, current_secrets, open_store
 from orchestrator.store.leases import this_owner
-from orchestrator.store.values import MAIN
+from orchestrator.store.values import MAIN, Cordon
+from orchestrator.store.values import Fleet as KeptFleet
 from orchestrator.store.values import Volume as KeptVolume
 
 if TYPE_CHECKING:  # the store imports SQLAlchemy, which a plan on a fresh machine does without
@@ -138,7 +146,13 @@ class Local(Planner):
     @cached_property
     def places(self) -> Places:
         """The configured backends."""
-        return Places([replace(place, wishes=self._wishes) for place in read_places(self._config)])
+        configured = [replace(place, wishes=self._wishes) for place in read_places(self._config)]
+        return Places(configured, recorded=self._recorded_places)
+
+    def _recorded_places(self) -> Recorded:
+        if "store" in self.__dict__:
+            return recorded_places(self.store.fleets(), self.store.cordons(), wishes=self._wishes)
+        return recorded_places(*current_fleets(self._url), wishes=self._wishes)
 
     @cached_property
     def store(self) -> Store:
@@ -157,9 +171,9 @@ class Local(Planner):
 
     # What a plan asks ------------------------------------------------------------------------
 
-    def rehearse(self, plans: Plans) -> Mapping[str, Rehearsal]:
-        """Return what clusters say of plans that are theirs to keep, by run; writes nothing."""
-        return rehearse(plans, self.places)
+    def rehearsed(self, plans: Plans) -> Plans:
+        """Return plans with what their clusters would change, or refuse."""
+        return rehearsed(plans, self.places)
 
     def record_of(self, names: Collection[str] | None) -> Mapping[str, Run]:
         """Return the runs on record by name: those of ``names``, or all; asks no place.
@@ -190,7 +204,45 @@ class Local(Planner):
 
     def abilities(self) -> Mapping[str, frozenset[Can]]:
         """Return what each place is able to do, preferred ones first."""
-        return {name: backend.can for name, backend in self.places.items()}
+        return {name: backend.can for name, backend in self._open_places()}
+
+    def _open_places(self) -> list[tuple[str, Backend]]:
+        """Return the places that this project may use."""
+        return [(name, self.places[name]) for name in self.places if self._may_use(name)]
+
+    def _may_use(self, place: str) -> bool:
+        return self.places.is_open_to(place, self._project)
+
+    def fleet_records(self) -> Mapping[str, FleetRecord]:
+        """Return the fleets on record by name, with who is on them.
+
+        Those of other projects are among them: a name is taken across projects.
+        """
+        fleets = self.store.fleets()
+        on = self._on([fleet.name for fleet in fleets]) if fleets else {}
+        active = self.store.active_runs() if fleets else []
+        return {
+            fleet.name: FleetRecord(
+                fleet,
+                on.get(fleet.name, {}),
+                tuple(run.name for run in active if fleet.name in run.template.backends),
+            )
+            for fleet in fleets
+        }
+
+    def _on(self, places: Collection[str]) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+        """Return the runs with a launch that has not ended, by place and host."""
+        found: dict[str, dict[str, set[str]]] = {}
+        for job in self.store.jobs():
+            if job.backend in places and not job.state.is_final:
+                run = job.name.rsplit("-", 3)[0]
+                found.setdefault(job.backend, {}).setdefault(job.machine, set()).add(run)
+        return {p: {host: tuple(sorted(runs)) for host, runs in on.items()} for p, on in found.items()}
+
+    def expect(self, fleets: Sequence[Fleet]) -> frozenset[str]:
+        """Count on the hosts of fleets that are about to be applied; return the names it could."""
+        own = [replace(fleet_place(each), wishes=self._wishes) for each in fleets if each.ssh_config]
+        return self.places.expect(own)
 
     def _is_ours(self, project: str) -> bool:
         return self._project in (None, project)
@@ -220,11 +272,20 @@ class Local(Planner):
         """
         require_consent(plans, consent)
         self._told = self.store.last_serial()
+        fleets = [plan for plan in plans if isinstance(plan, FleetPlan) and plan.action != "unchanged"]
+        if fleets:
+            self._require_ours(fleets)
+            self.places.expect(())  # back to what is on record: hosts that leave are in no plan
+        for fleet in fleets:
+            for host, _ in fleet.leaving:
+                self._clear(fleet.name, host)
         names = record(
             plans, self.store, environ=self._environ if variables is None else variables,
             now=self._clock(), new_id=lambda: uuid.uuid4().hex, project=self._project or MAIN,
             message=message,
         )  # fmt: skip
+        if fleets:
+            self.places.refresh()
         for plan in plans:
             if isinstance(plan, VolumePlan) and plan.action != "unchanged":
                 self.places[plan.backend].create_volume(plan.name, size_bytes=plan.spec.size)
@@ -241,8 +302,28 @@ class Local(Planner):
         if deletions and leaving:
             self.follow(leaving, "deleted", hooks=hooks)
         for deletion in deletions:
-            if deletion.run is None:
+            if deletion.type == "volume":
                 self.delete_volume(deletion.name)
+            elif deletion.type == "fleet":
+                self.delete_fleet(deletion.name)
+
+    def _require_ours(self, fleets: Sequence[FleetPlan]) -> None:
+        known = {fleet.name: fleet for fleet in self.store.fleets()}
+        for plan in fleets:
+            if plan.name in known and not self._is_ours(known[plan.name].project):
+                raise UsageError(
+                    f"another project has a fleet called {plan.name!r}", fix="choose another name for yours"
+                )
+
+    def _clear(self, place: str, host: str | None = None) -> None:
+        """Remove what is on a host that leaves, or on all of a place; one that is silent keeps it."""
+        backend = self.places[place]
+        try:
+            for instance in backend.instances():
+                if host in (None, instance.machine):
+                    backend.remove(instance.name)
+        except BackendError:
+            return
 
     def drift(self) -> tuple[Drift, ...]:
         """Return where the places differ from the record, which is left as it is."""
@@ -286,7 +367,10 @@ class Local(Planner):
     def _loop(self, hooks: Hooks | None = None) -> Driver:
         from orchestrator.loop import Hooks, Loop  # http, ssl and threads: only where runs are driven
 
-        return Loop(self.store, self.places, owner=this_owner(), clock=self._clock, hooks=hooks or Hooks())
+        return Loop(
+            self.store, self.places, owner=this_owner(), clock=self._clock, hooks=hooks or Hooks(),
+            refresh=self.places.refresh,
+        )  # fmt: skip
 
     # Reading ---------------------------------------------------------------------------------
 
@@ -476,7 +560,7 @@ class Local(Planner):
         """Return what every place offers now, with accelerators spelled as the catalog does."""
         found: list[Offer] = []
         silent: dict[str, str] = {}
-        for name, backend in self.places.items():
+        for name, backend in self._open_places():
             try:
                 found += [self._priced(_spelled(offer)) for offer in backend.offers()]
             except BackendError as error:
@@ -500,7 +584,7 @@ class Local(Planner):
                 if check.ok or self.places.is_required(name)
                 else replace(check, ok=True, detail="not here"),
             )
-            for name, backend in self.places.items()
+            for name, backend in self._open_places()
             for check in backend.check()
         ]
 
@@ -584,6 +668,87 @@ class Local(Planner):
         self.places[volume.backend].delete_volume(name)
         self.store.forget_volume(name)
 
+    def fleets(self, name: str | None = None) -> list[FleetView]:
+        """Return every fleet by name, or one, with its hosts as they are at this moment.
+
+        Raises:
+            NotFound: there is no such fleet.
+        """
+        keepers = {
+            place: backend
+            for place, backend in self._open_places()
+            if isinstance(backend, HostKeeper) and name in (None, place)
+        }
+        if name is not None and not keepers:
+            raise NotFound(f"no fleet {name!r}", fix="modelyard fleet list")
+        if not keepers:
+            return []
+        self._settle()
+        on, applied = self._on(keepers), {fleet.name for fleet in self.store.fleets()}
+        return [
+            FleetView(place, tuple(backend.hosts()), on.get(place, {}), place in applied)
+            for place, backend in sorted(keepers.items())
+        ]
+
+    def delete_fleet(self, name: str) -> None:
+        """Let go of a fleet's hosts; what ended there goes with its output.
+
+        Raises:
+            NotFound: no spec asked for it.
+            UsageError: runs or volumes are on it.
+        """
+        known = self.fleet_records().get(name)
+        if known is None or not self._is_ours(known.fleet.project):
+            configured = name in self.places and self._may_use(name)
+            fix = "take it out of the configuration" if configured else "modelyard fleet list"
+            raise NotFound(f"no fleet {name!r} was applied", fix=fix)
+        require_unused(known)
+        if volumes := sorted(v.name for v in self.store.volumes() if v.backend == name):
+            raise UsageError(
+                f"fleet {name!r} keeps volumes: {', '.join(volumes)}",
+                fix=f"modelyard volume delete {volumes[0]}",
+            )
+        self._clear(name)
+        self.store.forget_fleet(name)
+        self.places.refresh()
+
+    def cordon(self, fleet: str, host: str, *, reason: str = "", leave: Leave = "") -> None:
+        """Let nothing new start on a host; with ``leave`` also move away what is there.
+
+        Raises:
+            NotFound: there is no such fleet, or no such host in it.
+        """
+        self._require_host(fleet, host)
+        self.store.put_cordon(Cordon(fleet, host, self._clock(), reason, leave))
+        self.places.refresh()
+
+    def uncordon(self, fleet: str, host: str) -> None:
+        """Let launches start on a host again.
+
+        Raises:
+            NotFound: there is no such fleet, or no such host in it.
+        """
+        self._require_host(fleet, host)
+        self.store.forget_cordon(fleet, host)
+        self.places.refresh()
+
+    def _require_host(self, fleet: str, host: str) -> None:
+        backend = self.places[fleet] if fleet in self.places and self._may_use(fleet) else None
+        if not isinstance(backend, HostKeeper):
+            raise NotFound(f"no fleet {fleet!r}", fix="modelyard fleet list")
+        names = backend.host_names()
+        if host not in names:
+            near = difflib.get_close_matches(host, names, 1)
+            fix = f"did you mean {near[0]!r}?" if near else f"modelyard fleet show {fleet} lists them"
+            raise NotFound(f"fleet {fleet!r} has no host {host!r}", fix=fix)
+
+    def emptied(
+        self, fleet: str, host: str, *, hooks: Hooks | None = None, timeout_s: float | None = None
+    ) -> bool:
+        """Drive runs until none has a launch on a host; False when time ran out."""
+        with self._loop(hooks) as loop:
+            return loop.drive(lambda: not self._on([fleet]).get(fleet, {}).get(host), timeout_s=timeout_s)
+
     def secrets(self) -> list[tuple[str, datetime]]:
         """Return the names of the secrets, and when each was last set."""
         return self.store.secrets.of(self._project).list()
@@ -605,6 +770,21 @@ class Local(Planner):
     def delete_secret(self, name: str) -> None:
         """Forget a secret."""
         self.store.secrets.of(self._project).delete(name)
+
+
+def recorded_places(
+    fleets: Sequence[KeptFleet], cordons: Sequence[Cordon], *, wishes: Mapping[str, object]
+) -> Recorded:
+    """Return what the record says of places, as places take it."""
+    held: dict[str, dict[str, dict[str, str]]] = {}
+    for cordon in cordons:
+        held.setdefault(cordon.place, {})[cordon.host] = {"reason": cordon.reason, "leave": cordon.leave}
+    places = []
+    for fleet in fleets:
+        spec = spec_of(json.loads(fleet.spec))
+        assert isinstance(spec, Fleet)  # the table holds no other type
+        places.append(replace(fleet_place(spec, project=fleet.project), wishes=wishes))
+    return Recorded(tuple(places), held)
 
 
 GRACE = timedelta(minutes=10)

@@ -8,13 +8,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from orchestrator.api.protocol import Offers, Plans, Rehearsal
-from orchestrator.api.rehearsal import rehearsed, to_rehearse
+from orchestrator.api.protocol import Offers, Plans
 from orchestrator.apply import (
     NO_SET,
     NOTHING_LOST,
     Consent,
     Difference,
+    FleetRecord,
     Scope,
     World,
     diff_documents,
@@ -28,12 +28,12 @@ from orchestrator.apply.unset import unset
 from orchestrator.backend import Can, Offer
 from orchestrator.catalog.digest import digest
 from orchestrator.catalog.hardware import candidates
-from orchestrator.errors import ModelyardError, Problem, Unreachable, UsageError
+from orchestrator.errors import Problem, Unreachable, UsageError
 from orchestrator.planner.ask import Work
 from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Run
 from orchestrator.spec.load import Document
-from orchestrator.spec.models import Model
+from orchestrator.spec.models import Fleet, Model
 from orchestrator.spec.models import Volume as VolumeSpec
 from orchestrator.store.values import Artifact
 from orchestrator.store.values import Volume as KeptVolume
@@ -51,14 +51,20 @@ class Asked(Protocol):
     def kept_volumes(self) -> Mapping[str, KeptVolume]:
         """Return the volumes on record by name."""
 
+    def fleet_records(self) -> Mapping[str, FleetRecord]:
+        """Return the fleets on record by name, with who is on them."""
+
+    def expect(self, fleets: Sequence[Fleet]) -> frozenset[str]:
+        """Count on the hosts of fleets that are about to be applied; return the names it could."""
+
     def secret_names(self) -> Collection[str]:
         """Return the names of the secrets on record."""
 
     def abilities(self) -> Mapping[str, frozenset[Can]]:
         """Return what each place is able to do, preferred ones first."""
 
-    def rehearse(self, plans: Plans) -> Mapping[str, Rehearsal]:
-        """Return what clusters say of plans that are theirs to keep, by run; writes nothing."""
+    def rehearsed(self, plans: Plans) -> Plans:
+        """Return plans with what their places would change or refuse, where they can be asked."""
 
     def offers(self) -> Offers:
         """Return what every place offers now."""
@@ -99,13 +105,7 @@ class Planner:
         world = self._world(
             documents, rerun=rerun, resume=resume, sort=sort, strict=strict, scope=scope, models=models
         )
-        plans = plan_documents(documents, world)
-        changing = tuple(plan for plan in plans if plan.action not in ("unchanged", "delete"))
-        return rehearsed(plans, self._rehearse(changing, world))
-
-    def _rehearse(self, plans: Plans, world: World) -> Mapping[str, Rehearsal]:
-        asked = to_rehearse(plans, world.places)
-        return self._keeper.rehearse(asked) if asked else {}
+        return self._keeper.rehearsed(plan_documents(documents, world))
 
     def resolve_models(self, documents: Sequence[Document]) -> dict[str, LockedModel]:
         """Return the commits that the documents' models are at now, by run; asks the hub."""
@@ -148,7 +148,10 @@ class Planner:
     def resume(self, path: str) -> tuple[Plans, Consent]:
         """Return the plans of a file and what they may lose, or refuse when they no longer hold."""
         saved = read_plan(path, origin=origin(), now=self._clock())
-        plans = resume(saved, runs=self._keeper.record_of(None), volumes=self._keeper.kept_volumes())
+        keeper = self._keeper
+        plans = resume(
+            saved, runs=keeper.record_of(None), volumes=keeper.kept_volumes(), fleets=keeper.fleet_records()
+        )
         if is_priced(plans):
             found = self._keeper.offers()
             check_prices(plans, found.offers, found.silent)
@@ -157,16 +160,9 @@ class Planner:
     def diff(
         self, documents: Sequence[Document], *, models: Mapping[str, LockedModel] | None = None
     ) -> tuple[Difference, ...]:
-        """Return how the documents differ from the record, and from what clusters have of their runs."""
-        documents = _pinned(self._resolved(documents), models)
-        world = self._world(documents)
-        found = diff_documents(documents, world)
-        clusters = frozenset(name for name, can in world.places.items() if Can.GROUPS in can)
-        kept = tuple(plan for document in documents for plan in _kept_by(document, clusters, world))
-        said = self._rehearse(kept, world)
-        return tuple(
-            replace(each, places=said[each.name].phrases()) if each.name in said else each for each in found
-        )
+        """Return how the documents differ from the record; asks no backend."""
+        documents = self._resolved(documents)
+        return diff_documents(_pinned(documents, models), self._world(documents))
 
     def _resolved(self, documents: Sequence[Document]) -> Sequence[Document]:
         """Return documents with what runs of training left in place of the runs they name."""
@@ -193,9 +189,12 @@ class Planner:
         locked = {(each.id, each.commit): each for each in (models or {}).values()}
         has_volumes = scope.prune or any(_speaks_of_volumes(document) for document in documents)
         names = None if scope.prune else [document.spec.name for document in documents]
+        fleets = [document.spec for document in documents if isinstance(document.spec, Fleet)]
         return World(
             runs=self._keeper.record_of(names),
             volumes=self._keeper.kept_volumes() if has_volumes else {},
+            fleets=self._keeper.fleet_records() if fleets or scope.prune else {},
+            expected=self._keeper.expect(fleets) if fleets else frozenset(),
             places=self._keeper.abilities(),
             offers=self._offered,
             names=lambda name: [device.name for device in candidates(name)],
@@ -237,22 +236,6 @@ class Planner:
     @property
     def _offline(self) -> bool:
         return self._environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-
-
-def _kept_by(document: Document, clusters: frozenset[str], world: World) -> Plans:
-    """Return what to say to the cluster that keeps a document's run; nothing where none does.
-
-    A task's objects never change, and one that cannot be planned is not compared.
-    """
-    run = world.runs.get(document.spec.name)
-    if run is None or run.state.is_final or run.type == "task":
-        return ()
-    if not clusters.intersection(run.template.backends[:1]):
-        return ()
-    try:
-        return plan_documents([document], world)
-    except ModelyardError:
-        return ()
 
 
 def _pinned(documents: Sequence[Document], models: Mapping[str, LockedModel] | None) -> Sequence[Document]:

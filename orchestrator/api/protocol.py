@@ -8,19 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from orchestrator.apply import (
-    NO_SET,
-    NOTHING_LOST,
-    Consent,
-    Deletion,
-    Difference,
-    Drift,
-    RunPlan,
-    Scope,
-    VolumePlan,
-)
+from orchestrator.apply import NO_SET, NOTHING_LOST, Consent, Difference, Drift, Plan, Scope
 from orchestrator.apply.lock import LockedModel
-from orchestrator.backend import Check, Instance, LogLine, Machine, Offer, Volume
+from orchestrator.backend import Check, Host, Instance, Leave, LogLine, Machine, Offer, Volume
 from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Job, Run, RunEvent, Wanted
 from orchestrator.spec.load import Document
@@ -30,7 +20,7 @@ if TYPE_CHECKING:  # http, ssl and threads: only where runs are driven
     from orchestrator.loop import Hooks
 
 
-Plans = tuple[RunPlan | VolumePlan | Deletion, ...]
+Plans = tuple[Plan, ...]
 Goal = Literal["accepted", "started", "ready", "settled", "ended", "deleted"]
 """Where to follow a run to: *accepted* by a backend, *settled* (a task has ended, what is kept up
 is ready), or what the word says. A run that has ended has reached whatever it can.
@@ -56,25 +46,6 @@ class Offers:
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsal:
-    """What a cluster says of a plan: the fields it would change, a phrase each, or why it refuses."""
-
-    place: str
-    changes: tuple[str, ...] = ()
-    refusal: str = ""
-    fix: str | None = None
-
-    def phrases(self) -> tuple[str, ...]:
-        """Return it for people, one phrase a line.
-
-        >>> Rehearsal("lab", ("Deployment web: spec.replicas 7 -> 2",)).phrases()
-        ('lab: Deployment web: spec.replicas 7 -> 2',)
-        """
-        said = (f"refuses it: {self.refusal}",) if self.refusal else self.changes
-        return tuple(f"{self.place}: {phrase}" for phrase in said)
-
-
-@dataclass(frozen=True, slots=True)
 class Orphan:
     """An instance that carries our labels and whose run nobody has on record."""
 
@@ -89,6 +60,20 @@ class Stray:
     backend: str
     machine: Machine
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """A place that is made of hosts, as it is now.
+
+    ``on`` are the runs with a launch that has not ended, by host. ``applied`` says whether a spec asked
+    for it; else it is configured.
+    """
+
+    name: str
+    hosts: tuple[Host, ...]
+    on: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    applied: bool = True
 
 
 class Api(Protocol):
@@ -127,7 +112,7 @@ class Api(Protocol):
     def diff(
         self, documents: Sequence[Document], *, models: Mapping[str, LockedModel] | None = None
     ) -> tuple[Difference, ...]:
-        """Return how the documents differ from the record, and from what clusters have of their runs."""
+        """Return how the documents differ from the record; asks no backend."""
 
     def apply(self, plans: Plans, *, consent: Consent = NOTHING_LOST) -> tuple[str, ...]:
         """Write down what the plans say; return the names of the runs that changed."""
@@ -210,6 +195,23 @@ class Api(Protocol):
 
     def delete_volume(self, name: str) -> None:
         """Delete a volume and what it holds."""
+
+    def fleets(self, name: str | None = None) -> list[FleetView]:
+        """Return every fleet by name, or one, with its hosts as they are at this moment."""
+
+    def delete_fleet(self, name: str) -> None:
+        """Let go of a fleet's hosts; what ended there goes with its output."""
+
+    def cordon(self, fleet: str, host: str, *, reason: str = "", leave: Leave = "") -> None:
+        """Let nothing new start on a host; with ``leave`` also move away what is there."""
+
+    def uncordon(self, fleet: str, host: str) -> None:
+        """Let launches start on a host again."""
+
+    def emptied(
+        self, fleet: str, host: str, *, hooks: Hooks | None = None, timeout_s: float | None = None
+    ) -> bool:
+        """Drive runs until none has a launch on a host; False when time ran out."""
 
     def secrets(self) -> list[tuple[str, datetime]]:
         """Return the names of the secrets, and when each was last set."""

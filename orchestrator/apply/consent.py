@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.apply.planning import RunPlan, VolumePlan, loses_work
+from orchestrator.apply.fleets import FleetPlan
+from orchestrator.apply.planning import Plan, RunPlan, loses_work
 from orchestrator.apply.sets import Deletion
 from orchestrator.errors import UsageError
 
@@ -14,8 +15,8 @@ from orchestrator.errors import UsageError
 class Consent:
     """What a user allows beyond starting and updating.
 
-    ``destroy`` lets volumes be deleted with what they hold, ``replace`` lets a running task be
-    stopped for its successor, and what it did be lost.
+    ``destroy`` lets volumes be deleted with what they hold, and hosts leave with their runs;
+    ``replace`` lets a running task be stopped for its successor, and what it did be lost.
     """
 
     destroy: bool = False
@@ -33,13 +34,19 @@ class Consent:
 NOTHING_LOST = Consent()
 
 
-def require_consent(plans: Sequence[RunPlan | VolumePlan | Deletion], consent: Consent) -> None:
+def require_consent(plans: Sequence[Plan], consent: Consent) -> None:
     """Refuse plans that lose what their user did not allow to be lost.
 
     Raises:
-        UsageError: a volume would be deleted, or a running task replaced.
+        UsageError: a volume would be deleted, a running task replaced, or a host let go with its runs.
     """
     for plan in plans:
+        if isinstance(plan, FleetPlan) and plan.lost and not consent.destroy:
+            host, runs = next((host, runs) for host, runs in plan.leaving if runs)
+            raise UsageError(
+                f"host {host!r} would leave fleet {plan.name!r} with runs on it: {', '.join(runs)}",
+                fix=f"modelyard fleet drain {plan.name} {host} first, or add --allow-destroy to lose them",
+            )
         if isinstance(plan, Deletion) and plan.type == "volume" and not consent.destroy:
             raise UsageError(
                 f"volume {plan.name!r} would be deleted with what it holds",

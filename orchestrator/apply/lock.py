@@ -14,8 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from orchestrator.apply.planning import RunPlan, VolumePlan
-from orchestrator.apply.sets import Deletion
+from orchestrator.apply.planning import Plan, RunPlan
 from orchestrator.errors import PlanRefused
 from orchestrator.spec.load import STDIN, Document
 from orchestrator.spec.models import Model, Service, Task
@@ -149,7 +148,7 @@ def models_of(documents: Sequence[Document], lock: Lock) -> dict[str, LockedMode
     return found
 
 
-def lock_of(plans: Sequence[RunPlan | VolumePlan | Deletion], models: Mapping[str, LockedModel]) -> Lock:
+def lock_of(plans: Sequence[Plan], models: Mapping[str, LockedModel]) -> Lock:
     """Return what plans were resolved to; a run that stays is as its record says.
 
     Args:

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.apply.consent import Consent
+from orchestrator.apply.fleets import FleetPlan
 from orchestrator.apply.inputs import read_inputs
-from orchestrator.apply.planning import RunPlan, VolumePlan, fingerprint, updated
-from orchestrator.apply.prices import PLAN_AGAIN, Plan, cap_usd_hour, chosen
-from orchestrator.apply.sets import Deletion, Scope
+from orchestrator.apply.planning import Plan, RunPlan, VolumePlan, fingerprint, updated
+from orchestrator.apply.prices import PLAN_AGAIN, cap_usd_hour, chosen
+from orchestrator.apply.sets import Deletion, FleetRecord, Scope
 from orchestrator.backend import File, Launch
 from orchestrator.errors import (
     PlanRefused,
@@ -36,10 +37,9 @@ from orchestrator.planner.ask import Work
 from orchestrator.planner.compose import Inputs
 from orchestrator.planner.plan import Choice, Placed
 from orchestrator.reconcile import Run, Template, Wanted
-from orchestrator.reconcile.serving import metrics_of
 from orchestrator.spec.interpolation import looks_secret, refers_to_secret
 from orchestrator.spec.load import Document
-from orchestrator.spec.models import DevEnvironment, Service, Task, Volume, spec_of
+from orchestrator.spec.models import DevEnvironment, Fleet, Service, Task, Volume, spec_of
 from orchestrator.spec.parts import Change
 from orchestrator.spec.tree import Entries, Source
 from orchestrator.store.codec import decode, encode
@@ -184,6 +184,7 @@ def resume(
     *,
     runs: Mapping[str, Run],
     volumes: Mapping[str, KeptVolume],
+    fleets: Mapping[str, FleetRecord],
     inputs: Callable[[Document, Work], Inputs] = read_inputs,
 ) -> tuple[Plan, ...]:
     """Return the plans of a file, held to the record: each is of what it was made against.
@@ -192,14 +193,15 @@ def resume(
         saved: What ``read_plan`` returned.
         runs: Every run on record, by name.
         volumes: Every volume on record, by name.
+        fleets: Every fleet on record, by name.
         inputs: Where the files of a spec come from.
 
     Raises:
-        PlanRefused: a run or volume it touches moved since, one it leaves alone is no longer as
+        PlanRefused: a run, volume or fleet it touches moved since, one it leaves alone is no longer as
             its spec says, or a local file of a spec changed.
     """
     with _well_formed(saved.path):
-        return tuple(_resume(step, saved, runs, volumes, inputs) for step in saved.steps)
+        return tuple(_resume(step, saved, runs, volumes, fleets, inputs) for step in saved.steps)
 
 
 def reason_of(plan: Plan) -> str:
@@ -240,6 +242,9 @@ def _step(plan: Plan) -> dict[str, Any]:
     }
     if isinstance(plan, VolumePlan):
         return {**head, "backend": plan.backend}
+    if isinstance(plan, FleetPlan):
+        leaving = [[host, list(runs)] for host, runs in plan.leaving]
+        return {**head, "leaving": leaving, "notes": list(plan.notes)}
     head |= {"spec_hash": plan.spec_hash, "run": _pin(plan.run)}
     if plan.template is None or plan.action == "update":
         return head  # nothing is placed: what runs stays, and an update follows from spec and record
@@ -376,11 +381,44 @@ def _resume(
     saved: Saved,
     runs: Mapping[str, Run],
     volumes: Mapping[str, KeptVolume],
+    fleets: Mapping[str, FleetRecord],
     inputs: Callable[[Document, Work], Inputs],
 ) -> Plan:
     if step["action"] == "delete":
+        if step["type"] == "fleet":
+            return _resume_fleet_deletion(step, saved, fleets)
         return _resume_deletion(step, saved, runs, volumes)
+    if step["type"] == "fleet":
+        return _resume_fleet(step, fleets)
     return _resume_volume(step, volumes) if step["type"] == "volume" else _resume_run(step, runs, inputs)
+
+
+def _resume_fleet_deletion(
+    step: Mapping[str, Any], saved: Saved, fleets: Mapping[str, FleetRecord]
+) -> Deletion:
+    known = fleets.get(step["name"])
+    if known is None or known.fleet.set_name != saved.scope.name:
+        raise _stale("fleet", step["name"])
+    return Deletion(step["name"], "fleet", saved.scope.name, backend=step["name"])
+
+
+def _resume_fleet(step: Mapping[str, Any], fleets: Mapping[str, FleetRecord]) -> FleetPlan:
+    """Return the plan of a fleet, while the record has what it was compared with.
+
+    Who is on a host that leaves is looked up again: runs come and go.
+    """
+    spec, known = spec_of(step["spec"]), fleets.get(step["name"])
+    assert isinstance(spec, Fleet)
+    if (known is None) != (step["action"] == "create"):
+        raise _stale("fleet", spec.name)
+    same = known is not None and known.fleet.spec == json.dumps(spec.canonical(), sort_keys=True)
+    if step["action"] == "unchanged" and not same:
+        raise _stale("fleet", spec.name)
+    leaving = tuple((host, tuple(known.on.get(host, ())) if known else ()) for host, _ in step["leaving"])
+    return FleetPlan(
+        _document(spec, step), spec, step["action"], _changes(step), step["set"], leaving,
+        tuple(step["notes"]),
+    )  # fmt: skip
 
 
 def _resume_deletion(
@@ -422,8 +460,7 @@ def _resume_run(
         notes=tuple(step.get("notes", ())),
     )  # fmt: skip
     if action == "update" and run:
-        kept, metrics = run.template.replicas, metrics_of(run.plan)
-        return replace(plan, template=updated(run.template, spec, kept=kept, metrics=metrics))
+        return replace(plan, template=updated(run.template, spec, kept=run.template.replicas))
     template: Template = decode(Template, json.dumps(step["template"]))
     return replace(
         plan, template=_refilled(template, plan, inputs), placed=_placed_of(step["placed"]),
@@ -464,7 +501,7 @@ def _refilled(template: Template, plan: RunPlan, inputs: Callable[[Document, Wor
     return _with_files(template, {file.target: file for file in found.files})
 
 
-def _document(spec: Work | Volume, step: Mapping[str, Any]) -> Document:
+def _document(spec: Work | Volume | Fleet, step: Mapping[str, Any]) -> Document:
     """Return a document that knows where the spec began, and no more of its source."""
     file, line, column = step["at"]
     source = Source(file, "", Problems())

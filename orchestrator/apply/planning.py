@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
+from orchestrator.apply.fleets import FleetPlan, plan_fleet
 from orchestrator.apply.inputs import read_inputs
-from orchestrator.apply.sets import NO_SET, Deletion, Scope, deletions, joined, joining
-from orchestrator.backend import Can, Launch, Mount, Offer, Rent, Scaling
+from orchestrator.apply.sets import NO_SET, Deletion, FleetRecord, Scope, deletions, joined, joining
+from orchestrator.backend import Can, Launch, Mount, Offer, Rent
 from orchestrator.errors import Denied, ModelError, NothingFits, Problem, SpecError, UsageError
 from orchestrator.planner.ask import Names, Work, demand_of, runs_bare
 from orchestrator.planner.compose import Inputs, compose, opens_itself
@@ -18,7 +19,6 @@ from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.plan import Action, Placed, Sort, place
 from orchestrator.reconcile import Retry, Run, RunState, Template, Wanted
-from orchestrator.reconcile.serving import metrics_of
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import (
     DevEnvironment,
@@ -38,7 +38,6 @@ from orchestrator.store.values import Volume as KeptVolume
 if TYPE_CHECKING:  # catalog, sizing and engines: a third of a plan's time, and only for a model
     from orchestrator.catalog import ModelFacts
     from orchestrator.engines import EngineLaunch
-    from orchestrator.engines.job import Metrics
     from orchestrator.planner.serve import Served
     from orchestrator.planner.tune import Trained
 
@@ -68,6 +67,10 @@ class World:
     strict: bool = False
     """Refuse a spec that contradicts its model, rather than note it."""
     scope: Scope = NO_SET
+    fleets: Mapping[str, FleetRecord] = field(default_factory=dict)
+    """The fleets on record, by name."""
+    expected: frozenset[str] = frozenset()
+    """The places that are fleets among the documents, and that no configuration names."""
     unset: Callable[[Document, Work], Sequence[Problem]] = lambda _document, _spec: ()
     """The values that a document names and that nobody has given."""
 
@@ -134,22 +137,21 @@ class VolumePlan:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How one document differs from the record, and what applying it would do.
-
-    ``places`` is what the cluster that keeps its run has otherwise, whoever changed it there, and
-    what it would refuse.
-    """
+    """How one document differs from the record, and what applying it would do."""
 
     name: str
     type: str
     action: Action
     changes: tuple[Change, ...] = ()
-    places: tuple[str, ...] = ()
 
     @property
     def is_change(self) -> bool:
-        """Whether what runs is not what the document says."""
-        return self.action != "unchanged" or bool(self.places)
+        """Whether applying the document would do anything."""
+        return self.action != "unchanged"
+
+
+Plan = RunPlan | VolumePlan | FleetPlan | Deletion
+"""What would be done for one thing."""
 
 
 @dataclass(slots=True)
@@ -169,13 +171,11 @@ class _Offers:
         return self._index
 
 
-def plan_documents(
-    documents: Sequence[Document], world: World
-) -> tuple[RunPlan | VolumePlan | Deletion, ...]:
+def plan_documents(documents: Sequence[Document], world: World) -> tuple[Plan, ...]:
     """Return what would be done, in the order it would be done; same input, same plan.
 
-    Volumes come first, since runs use them, then runs, both in the order of the documents, then
-    what the world's set no longer has.
+    Fleets and volumes come first, since runs use them, then runs, each in the order of the documents,
+    then what the world's set no longer has.
 
     Raises:
         NothingFits: no offer holds one or more of them; it carries the reasons of each.
@@ -185,6 +185,7 @@ def plan_documents(
     """
     declared = frozenset(d.spec.name for d in documents if isinstance(d.spec, Volume))
     offers = _Offers(world, declared)
+    fleets: list[FleetPlan] = []
     volumes: list[VolumePlan] = []
     runs: list[RunPlan] = []
     homeless: list[NothingFits] = []
@@ -193,10 +194,7 @@ def plan_documents(
         if isinstance(spec, Volume):
             volumes.append(_plan_volume(document, spec, world))
         elif isinstance(spec, Fleet):
-            raise NothingFits(
-                f"no backend holds fleets, which fleet {spec.name!r} needs", where=document.position,
-                fix="name the machines of a fleet as backends in the configuration",
-            )  # fmt: skip
+            fleets.append(_plan_fleet(document, spec, world))
         else:
             try:
                 runs.append(_plan_run(document, spec, world, offers))
@@ -206,13 +204,24 @@ def plan_documents(
         first, *others = homeless
         first.also = tuple(others)
         raise first
-    return (*volumes, *runs, *_deletions(volumes, runs, world))
+    return (*fleets, *volumes, *runs, *_deletions(fleets, volumes, runs, world))
 
 
-def _deletions(volumes: Sequence[VolumePlan], runs: Sequence[RunPlan], world: World) -> tuple[Deletion, ...]:
+def _plan_fleet(document: Document, spec: Fleet, world: World) -> FleetPlan:
+    known = world.fleets.get(spec.name)
+    taken = spec.name in world.places and spec.name not in world.expected
+    return plan_fleet(document, spec, known, taken=taken, scope=world.scope)
+
+
+def _deletions(
+    fleets: Sequence[FleetPlan], volumes: Sequence[VolumePlan], runs: Sequence[RunPlan], world: World
+) -> tuple[Deletion, ...]:
     kept = {("volume", plan.name) for plan in volumes} | {("run", plan.name) for plan in runs}
+    kept |= {("fleet", plan.name) for plan in fleets}
     uses = {mount.name: plan.name for plan in runs for mount in plan.spec.volumes if mount.name}
-    return deletions(world.scope, kept=kept, runs=world.runs, volumes=world.volumes, uses=uses)
+    return deletions(
+        world.scope, kept=kept, runs=world.runs, volumes=world.volumes, uses=uses, fleets=world.fleets
+    )
 
 
 def diff_documents(documents: Sequence[Document], world: World) -> tuple[Difference, ...]:
@@ -228,6 +237,9 @@ def diff_documents(documents: Sequence[Document], world: World) -> tuple[Differe
         if isinstance(spec, Volume):
             volume = _plan_volume(document, spec, world)
             found.append(Difference(spec.name, spec.type, volume.action, volume.changes))
+        elif isinstance(spec, Fleet):
+            fleet = _plan_fleet(document, spec, world)
+            found.append(Difference(spec.name, spec.type, fleet.action, fleet.changes))
         elif isinstance(spec, Task | Service | DevEnvironment):
             run = world.runs.get(spec.name)
             spec_hash = fingerprint(spec, read_inputs(document, spec))
@@ -251,8 +263,7 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
         return plan
     plan = replace(plan, problems=tuple(world.unset(document, spec)))
     if action == "update" and run:
-        kept, metrics = run.template.replicas, metrics_of(run.plan)
-        return replace(plan, template=updated(run.template, spec, kept=kept, metrics=metrics))
+        return replace(plan, template=updated(run.template, spec, kept=run.template.replicas))
     demand = demand_of(spec, places=world.places, names=world.names)
     replaced = run if action == "replace" else None
     placing = _Placing(document, spec, demand, offers, replaced)
@@ -269,17 +280,14 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     backends, rents = _places(placed, demand)
     resumes = engine is not None and engine.trained is not None
     template = Template(
-        launch, backends, follower, nodes=demand.nodes, surge=surge, rents=rents, resumes=resumes,
-        scales=all(Can.SCALES in demand.places.get(name, ()) for name in backends),
-        serves=_serves(spec, engine.served) if engine and engine.served else (),
-    )  # fmt: skip
+        launch, backends, follower, nodes=demand.nodes, surge=surge, rents=rents, resumes=resumes
+    )
     return replace(
         plan, demand=demand, placed=placed,
         served=engine.served if engine else None, trained=engine.trained if engine else None,
         template=updated(
             template, spec, least_grace_s=engine.launch.stop_grace_s if engine else 0.0,
             kept=run.template.replicas if action == "replace" and run else 0,
-            metrics=engine.served.launch.metrics if engine and engine.served else None,
         ),
         notes=(
             *_notes(action, surge, engine, run, (isinstance(spec, Service) and spec.rollout.weight) or 0),
@@ -308,10 +316,7 @@ def _rent(offer: Offer) -> Rent:
 
 @dataclass(frozen=True, slots=True)
 class _Engine:
-    """What an engine was found to do for a spec, and where; ``beside`` the run it replaces or not.
-
-    ``fetch_bytes`` is what every node downloads of the model.
-    """
+    """What an engine was found to do for a spec, and where; ``beside`` the run it replaces or not."""
 
     placed: Placed
     beside: bool
@@ -320,7 +325,6 @@ class _Engine:
     count: int
     nodes: int
     mounts: tuple[Mount, ...]
-    fetch_bytes: int
     follower: EngineLaunch | None = None
     served: Served | None = None
     trained: Trained | None = None
@@ -340,8 +344,7 @@ class _Engine:
         """Return ``launch`` with the engine's part, and the folders it reads and writes."""
         mounted = {mount.target for mount in launch.mounts}
         more = tuple(mount for mount in self.mounts if mount.target not in mounted)
-        mounts = (*launch.mounts, *more)
-        return part.onto(replace(launch, mounts=mounts, fetch_bytes=self.fetch_bytes))
+        return part.onto(replace(launch, mounts=(*launch.mounts, *more)))
 
 
 def fingerprint(spec: Work, inputs: Inputs) -> str:
@@ -443,7 +446,6 @@ class _Placing:
         device = None if is_cpu(served.accelerator) else served.accelerator.name
         return _Engine(
             placed, beside, launch, device, layout.count, layout.nodes, served.mounts,
-            _fetched(spec.model, facts, served.parameters),
             follower=served.follower, served=served,
         )  # fmt: skip
 
@@ -465,8 +467,7 @@ class _Placing:
         where = trained.candidate
         return _Engine(
             placed, beside, trained.launch, None if is_cpu(where.accelerator) else where.accelerator.name,
-            where.count, where.nodes, trained.mounts,
-            _fetched(spec.train.model if spec.train else None, facts, trained.parameters), trained=trained,
+            where.count, where.nodes, trained.mounts, trained=trained,
         )  # fmt: skip
 
     @property
@@ -484,25 +485,12 @@ class _Placing:
             return choose(OfferIndex(freed, preference=tuple(self.offers.world.places))), False
 
 
-def _fetched(model: Model | None, facts: ModelFacts, parameters: int) -> int:
-    """Return the bytes of a model's files that a node downloads; none where it is mounted."""
-    from orchestrator.planner.sources import model_source
-
-    if model is None or model_source(model)[1]:
-        return 0
-    return facts.weights_bytes or 2 * parameters  # as published, 16 bits each
-
-
 def _with_back(offer: Offer, template: Template) -> Offer:
     """Return a machine's offer with what a run holds of it given back."""
-    if offer.backend not in template.backends:
+    if not offer.divisible or offer.backend not in template.backends:
         return offer
     held = template.launch.resources
     many = template.replicas * template.nodes
-    if not offer.divisible:
-        alike = (offer.accelerator, offer.count) == (held.accelerator, held.accelerators)
-        counted = alike and offer.available is not None
-        return replace(offer, available=(offer.available or 0) + many) if counted else offer
     return replace(
         offer,
         cpu=offer.cpu + (held.cpu or 0) * many,
@@ -511,20 +499,12 @@ def _with_back(offer: Offer, template: Template) -> Offer:
     )
 
 
-def updated(
-    template: Template,
-    spec: Work,
-    *,
-    least_grace_s: float = 0.0,
-    kept: int = 0,
-    metrics: Metrics | None = None,
-) -> Template:
+def updated(template: Template, spec: Work, *, least_grace_s: float = 0.0, kept: int = 0) -> Template:
     """Return ``template`` with what a spec may change in place.
 
     An engine that drains its requests is given at least as long as it takes for that. Of a service
     that scales, ``kept`` replicas are kept, as far as the spec's range goes: what the load took
-    before, it takes after. ``metrics`` are what its engine tells of its load, for places that scale
-    by it themselves.
+    before, it takes after.
     """
     launch: Launch = replace(template.launch, stop_grace_s=max(least_grace_s, _grace_s(spec)))
     follower = template.follower and replace(template.follower, stop_grace_s=launch.stop_grace_s)
@@ -534,31 +514,7 @@ def updated(
         template, launch=launch, follower=follower, replicas=replicas, canary=rollout.weight or 0,
         rollback=rollout.rollback == "auto", retry=_retry(spec),
         max_duration_s=spec.max_duration, idle_s=spec.idle_duration,
-        scaling=_scaling(spec, metrics) if template.scales else None,
     )  # fmt: skip
-
-
-def _scaling(spec: Work, metrics: Metrics | None) -> Scaling | None:
-    """Return how a service scales by what its engine tells; None where it does not, or cannot.
-
-    Requests a second are the gateway's to count, and a histogram is no number of a replica.
-    """
-    if not isinstance(spec, Service) or spec.scaling is None:
-        return None
-    series: Sequence[str] = ()
-    if spec.scaling.metric in ("queue", "running", "kv_cache"):
-        series = getattr(metrics, spec.scaling.metric, ())
-    if not series:
-        return None
-    least = spec.replicas.min or 0
-    return Scaling(least, spec.replicas.max or least, series[0], float(spec.scaling.target))
-
-
-def _serves(spec: Work, served: Served) -> tuple[str, ...]:
-    """Return what requests call the model, and its adapters, each once."""
-    assert isinstance(spec, Service)  # nothing else is served
-    model = [spec.model.id, *(adapter.name for adapter in spec.model.adapters)] if spec.model else []
-    return tuple(dict.fromkeys(filter(None, [*model, served.launch.model_name])))
 
 
 def _replicas(spec: Service, kept: int) -> int:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from orchestrator.apply.planning import RunPlan, VolumePlan
-from orchestrator.apply.sets import Deletion
+from orchestrator.apply.planning import Plan, RunPlan
 from orchestrator.backend import Offer
 from orchestrator.errors import PlanRefused, Unreachable
 from orchestrator.planner.plan import Choice
 
-Plan = RunPlan | VolumePlan | Deletion
 PLAN_AGAIN = "plan again, and review what changed"
 
 

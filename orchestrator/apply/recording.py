@@ -8,20 +8,21 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from orchestrator.apply.planning import RunPlan, VolumePlan
+from orchestrator.apply.fleets import FleetPlan
+from orchestrator.apply.planning import Plan, RunPlan, VolumePlan
 from orchestrator.apply.sets import Deletion
 from orchestrator.apply.unset import unset
 from orchestrator.errors import Problem, SpecError
 from orchestrator.reconcile import Run, RunEvent, RunState, Turn, Wanted
 from orchestrator.reconcile.values import before_of
-from orchestrator.store.values import MAIN, Volume
+from orchestrator.store.values import MAIN, Fleet, Volume
 
 if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without
     from orchestrator.store.records import Store
 
 
 def record(
-    plans: Sequence[RunPlan | VolumePlan | Deletion],
+    plans: Sequence[Plan],
     store: Store,
     *,
     environ: Mapping[str, str],
@@ -38,7 +39,7 @@ def record(
         environ: Where the values of bare variables come from.
         now: The time.
         new_id: Makes ids for new runs.
-        project: Whose new runs and volumes are.
+        project: Whose new runs, volumes and fleets are.
         message: What the events say, such as the commit that is applied.
 
     Raises:
@@ -54,6 +55,11 @@ def record(
             spec = json.dumps(plan.spec.canonical(), sort_keys=True)
             sha256 = plan.spec.hash()
             store.put_volume(Volume(plan.name, plan.backend, spec, sha256, now, plan.set_name, project))
+        if isinstance(plan, FleetPlan) and plan.action != "unchanged":
+            spec = json.dumps(plan.spec.canonical(), sort_keys=True)
+            store.put_fleet(Fleet(plan.name, spec, plan.spec.hash(), now, plan.set_name, project))
+            for host, _ in plan.leaving:
+                store.forget_cordon(plan.name, host)
     for name, value in captured.items():
         kept.set(name, value, now=now)
     turns = [_turn(plan, now=now, new_id=new_id, project=project, message=message) for plan in runs]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from orchestrator.errors import UsageError
 from orchestrator.reconcile import Run, Wanted
 from orchestrator.spec.models import NAME
 from orchestrator.spec.parts import Change
-from orchestrator.store.values import Volume
+from orchestrator.store.values import Fleet, Volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,26 @@ NO_SET = Scope()
 
 
 @dataclass(frozen=True, slots=True)
+class FleetRecord:
+    """A fleet as it is on record, and who is on it.
+
+    ``on`` are the runs with a launch that has not ended, by host; "" is a host that is not known yet.
+    ``bound`` are the runs that have not ended and may only, or also, go there.
+    """
+
+    fleet: Fleet
+    on: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    bound: tuple[str, ...] = ()
+
+    @property
+    def users(self) -> frozenset[str]:
+        """Every run that may be on it."""
+        return frozenset(self.bound).union(*self.on.values())
+
+
+@dataclass(frozen=True, slots=True)
 class Deletion:
-    """What a prune would delete: a run as it is on record, or a volume."""
+    """What a prune would delete: a run as it is on record, a volume or a fleet."""
 
     name: str
     type: str
@@ -86,8 +104,9 @@ def deletions(
     runs: Mapping[str, Run],
     volumes: Mapping[str, Volume],
     uses: Mapping[str, str],
+    fleets: Mapping[str, FleetRecord],
 ) -> tuple[Deletion, ...]:
-    """Return what a prune of the set deletes: runs by name, then the volumes they may have used.
+    """Return what a prune of the set deletes: runs by name, then the volumes and fleets they may have used.
 
     Args:
         scope: The set; one that does not prune deletes nothing.
@@ -95,9 +114,10 @@ def deletions(
         runs: Every run on record, by name.
         volumes: Every volume on record, by name.
         uses: Volumes that the documents' runs use, each with the name of one such run.
+        fleets: Every fleet on record, by name.
 
     Raises:
-        UsageError: a run that stays uses a volume that would go.
+        UsageError: a run that stays uses a volume or a fleet that would go.
     """
     if not scope.prune:
         return ()
@@ -116,6 +136,15 @@ def deletions(
                     fix=f"keep the volume in the files, or modelyard delete {used[name]}",
                 )
             gone.append(Deletion(name, "volume", scope.name, backend=volume.backend))
+    for name, record in sorted(fleets.items()):
+        if record.fleet.set_name == scope.name and ("fleet", name) not in kept:
+            staying = sorted(record.users - leaving)
+            if staying:
+                raise UsageError(
+                    f"fleet {name!r} cannot go: run {staying[0]!r} uses it",
+                    fix=f"keep the fleet in the files, or modelyard delete {staying[0]}",
+                )
+            gone.append(Deletion(name, "fleet", scope.name, backend=name))
     return tuple(gone)
 
 

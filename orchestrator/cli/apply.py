@@ -116,14 +116,36 @@ def _carry_out(api: Api, plans: Plans, consent: Consent, *, yes: bool, detach: b
 
         make_outputs(plans)
     names = api.apply(plans, consent=consent)
-    watched = [plan.name for plan in plans if plan.type != "volume" and plan.action != "delete"]
+    kept = ("volume", "fleet")
+    watched = [plan.name for plan in plans if plan.type not in kept and plan.action != "delete"]
+    silent = _show_fleets(api, plans, json=json and not names)
     failed = _follow(api, watched, fresh=names, detach=detach, json=json) if names else []
+    failed += silent
     _see_off(api, plans)
     if names and json:
         from orchestrator.render.runs import runs_json
 
         typer.echo(runs_json([api.run(name) for name in watched]))
     return failed
+
+
+def _show_fleets(api: Api, plans: Plans, *, json: bool) -> list[str]:
+    """Look at the hosts of fleets that changed and say how they are; return the fleets of which none answers.
+
+    A fleet with a host that is not well is applied all the same: the others can be used.
+    """
+    changed = [plan.name for plan in plans if plan.type == "fleet" and plan.action in ("create", "update")]
+    if not changed:
+        return []
+    from orchestrator.render.fleets import fleets_json, hosts_text
+
+    found = [view for name in changed for view in api.fleets(name)]
+    typer.echo(fleets_json(found) if json else "\n".join(map(hosts_text, found)), err=not json)
+    return [
+        f"fleet {view.name}: no host answers"
+        for view in found
+        if all(host.state == "silent" for host in view.hosts)
+    ]
 
 
 def _see_off(api: Api, plans: Plans) -> None:

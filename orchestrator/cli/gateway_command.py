@@ -76,7 +76,10 @@ def run_gateway(
         from orchestrator.loop import Hooks, Keeper, Loop
         from orchestrator.store.leases import this_owner
 
-        loop = Loop(api.store, api.places, owner=this_owner(), hooks=Hooks(serving=told.serving))
+        loop = Loop(
+            api.store, api.places, owner=this_owner(), hooks=Hooks(serving=told.serving),
+            refresh=api.places.refresh,
+        )  # fmt: skip
         with Keeper(loop, complain=_complain):
             _run(_serve(told, api.store, host, port, tls, wake=loop.wake))
 

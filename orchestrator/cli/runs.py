@@ -12,11 +12,11 @@ import typer
 from typer.core import TyperCommand
 
 from orchestrator.cli.shared import Config, Json, RunName, RunNames, Yes, confirm, open_api
-from orchestrator.errors import RunFailed, UsageError
+from orchestrator.errors import NotFound, RunFailed, UsageError
 from orchestrator.units import parse_duration
 
 if TYPE_CHECKING:
-    from orchestrator.api import Api, Goal
+    from orchestrator.api import Api, FleetView, Goal, RunView
     from orchestrator.reconcile import Wanted
 
 app = typer.Typer(rich_markup_mode=None)
@@ -44,12 +44,28 @@ def ps(all: Annotated[bool, typer.Option("-a", "--all", help="Ended runs too.")]
 
 @app.command()
 def show(run: RunName, json: Json = False, config: Config = None) -> None:
-    """Show one run in full."""
+    """Show one run in full, or the hosts of a fleet."""
     with open_api(config) as api:
-        view = api.run(run)
+        view = _run_or_fleet(api, run)
+    if isinstance(view, list):
+        from orchestrator.render.fleets import fleets_json, hosts_text
+
+        typer.echo(fleets_json(view) if json else "\n".join(map(hosts_text, view)))
+        return
     from orchestrator.render.runs import run_json, run_text
 
     typer.echo(run_json(view) if json else run_text(view))
+
+
+def _run_or_fleet(api: Api, name: str) -> RunView | list[FleetView]:
+    """Return the run of a name, else the fleet."""
+    try:
+        return api.run(name)
+    except NotFound as missing:
+        try:
+            return api.fleets(name)
+        except NotFound:
+            raise missing from None
 
 
 @app.command()

@@ -94,6 +94,7 @@ class Loop:
         look_s: How often the record is read while others drive some of the runs; None leaves it to
             whoever calls ``wake``.
         share: How many of so many active runs are ours to drive; by default all that are free.
+        refresh: Called before each pass, to take up places that came, changed or went.
     """
 
     def __init__(
@@ -106,9 +107,11 @@ class Loop:
         hooks: Hooks | None = None,
         look_s: float | None = LOOK_S,
         share: Callable[[int], int] = lambda active: active,
+        refresh: Callable[[], None] = _say_nothing,
     ) -> None:
         self._look_s = look_s
         self._share = share
+        self._refresh = refresh
         self._store = store
         self._backends = backends
         self._owner = owner
@@ -180,6 +183,7 @@ class Loop:
         A run whose record moved between reading and writing is left to the next pass.
         """
         moved = self._collect()
+        self._refresh()
         active = self._store.active_runs()
         runs = self._lease(active)
         self._others_drive = len(runs) < len(active)
@@ -205,6 +209,8 @@ class Loop:
             self._decide_group(run, jobs, writes, effects)
             return
         found = self._observer.of_run(run.name, _homes(run, jobs))
+        if run.wanted is Wanted.DELETE:
+            found |= self._gone(found, jobs)
         if run.type == "service" and run.wanted is Wanted.RUN:
             ready = {job.name for job in jobs if job.state is JobState.READY}
             found = {name: self._probed(seen, run.template, ready) for name, seen in found.items()}
@@ -220,6 +226,11 @@ class Loop:
             else:
                 writes.append(action)
         self._wake_by(step.wake_at)
+
+    def _gone(self, places: Collection[str], jobs: Sequence[Job]) -> Mapping[str, Sequence[Instance]]:
+        """Return places that are configured no more, on which all had ended: nothing is there for us."""
+        alive = {job.backend for job in jobs if not job.state.is_final}
+        return {name: () for name in places if name not in self._backends and name not in alive}
 
     def _decide_group(
         self, run: Run, jobs: Sequence[Job], writes: list[Write], effects: list[Effect]

@@ -45,11 +45,12 @@ class Observer:
     monotonic: Callable[[], float]
     wake: Callable[[], None]
     _readings: dict[str, _Reading] = field(default_factory=dict)
-    _closed: threading.Event = field(default_factory=threading.Event)
-    _watched: set[str] = field(default_factory=set)
+    _watched: dict[str, tuple[Backend, threading.Event]] = field(default_factory=dict)
 
     def read(self, names: Iterable[str]) -> None:
         """Bring the readings of these backends up to date, where they are stale."""
+        for gone in self._readings.keys() - set(self.backends):
+            del self._readings[gone]
         due = [n for n in sorted(set(names)) if n in self.backends and self._is_due(n)]
         answers = self.pool.map(self._ask, due) if len(due) > 1 else map(self._ask, due)
         for name, answer in zip(due, answers, strict=True):
@@ -95,21 +96,31 @@ class Observer:
         return max(0.0, min(waits, default=RESYNC_S))
 
     def watch(self, names: Iterable[str]) -> None:
-        """Listen to these backends from now on, each in a thread of its own."""
-        for name in sorted(set(names) - self._watched):
-            if name in self.backends:
-                self._watched.add(name)
-                threading.Thread(target=self._listen, args=(name,), daemon=True, name=f"watch-{name}").start()
+        """Listen to these backends from now on, each in a thread of its own; to one that changed, anew."""
+        for name in sorted(set(names)):
+            if name not in self.backends:
+                continue
+            backend, watched = self.backends[name], self._watched.get(name)
+            if watched is not None and watched[0] is backend:
+                continue
+            if watched is not None:
+                watched[1].set()
+                self.changed(name)
+            closed = threading.Event()
+            self._watched[name] = backend, closed
+            arguments = (name, backend, closed)
+            threading.Thread(target=self._listen, args=arguments, daemon=True, name=f"watch-{name}").start()
 
     def close(self) -> None:
         """Stop listening."""
-        self._closed.set()
+        for _, closed in self._watched.values():
+            closed.set()
 
-    def _listen(self, name: str) -> None:
+    def _listen(self, name: str, backend: Backend, closed: threading.Event) -> None:
         pause = FIRST_PAUSE_S
-        while not self._closed.is_set():
+        while not closed.is_set():
             try:
-                for _ in self.backends[name].watch(self._closed):
+                for _ in backend.watch(closed):
                     pause = FIRST_PAUSE_S
                     self.changed(name)
                     self.wake()
@@ -117,7 +128,7 @@ class Observer:
                 # the next reading finds out what is wrong and says so
                 self.changed(name)
                 self.wake()
-            if self._closed.wait(pause):
+            if closed.wait(pause):
                 return
             pause = min(MOST_PAUSE_S, pause * 2)
 

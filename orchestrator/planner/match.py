@@ -215,18 +215,18 @@ def disk(offer: Offer, demand: Demand) -> str | None:
     return None
 
 
+@_stage("unfit")
+def unfit(offer: Offer, demand: Demand) -> str | None:  # noqa: ARG001  # a stage's signature
+    """Refuse a machine on which nothing may start now, with its owner's or the machine's own reason."""
+    return offer.unfit or None
+
+
 @_stage("available", "divisible")
 def available(offer: Offer, demand: Demand) -> str | None:
     """Refuse what is sold out, or too few for all nodes."""
     if offer.available is not None and offer.available < (1 if offer.divisible else demand.nodes):
         return "no capacity now"
     return None
-
-
-@_stage("nodes")
-def joined(offer: Offer, demand: Demand) -> str | None:
-    """Refuse machines that are one, such as those of a TPU slice, where another number is asked for."""
-    return f"one of {offer.nodes} machines" if offer.nodes > 1 and offer.nodes != demand.nodes else None
 
 
 @_stage("price_list")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from orchestrator.backend import Instance, Phase
+from orchestrator.backend import Instance, Leave, Phase
 from orchestrator.errors import AuthFailed, BackendError, NoCapacity, Quota, Temporary
 from orchestrator.reconcile.ledger import Ledger, word_of
 from orchestrator.reconcile.retry import Again, GiveUp, failures_in_a_row, next_attempt, told
@@ -46,6 +46,7 @@ DRAIN_LOOK_S = 0.5
 SIGTERMED = 143
 """Exit code of a program that SIGTERM ended: 128 and the signal."""
 INTERRUPTED = "interrupted"
+EVICTED = "evicted"
 
 KEPT_ATTEMPTS = 2
 """Ended launches kept per replica and node, so that the output of the last failure can be read."""
@@ -177,6 +178,9 @@ class _Pass(Ledger[Action]):
         What resumes is interrupted, whatever its exit code: it may end with 0, 1 or 143 then, and
         none of them says that it is done.
         """
+        if job.stop_cause == EVICTED:
+            self._end(job, JobState.FAILED, instance, reason="preempted", cause=EVICTED)
+            return
         if self.run.template.resumes and job.stop_cause != "node-failed":
             self._end(job, JobState.STOPPED, instance, reason=INTERRUPTED, cause=job.stop_cause or "stopped")
             return
@@ -281,13 +285,13 @@ class _Pass(Ledger[Action]):
 
     def _keep_replica(self, replica: int) -> str | None:
         """Bring one replica forward; return why it will not be tried again, if so."""
-        stale = [j for j in self._live() if j.replica == replica and not self._is_current(j)]
+        stale = [j for j in self._live() if j.replica == replica and not self._stays(j)]
         attempts = self._attempts(replica)
         latest = attempts[-1] if attempts else []
         if not latest and stale and not self._may_roll(replica, stale):
             return None
         if not latest:
-            self._begin(replica, 0, stale, cause=f"replaces {stale[0].name}" if stale else "applied")
+            self._begin(replica, 0, stale, cause=self._why_begun(stale))
             return None
         if any(not job.state.is_final for job in latest):
             self._keep_attempt(latest, stale)
@@ -312,8 +316,8 @@ class _Pass(Ledger[Action]):
             return False
         wanted = range(self.run.template.replicas)
         live = [job for job in self._live() if job.stop_asked_at is None]
-        done = _ready_replicas([job for job in live if self._is_current(job)])
-        untouched = {job.replica for job in live if not self._is_current(job)}
+        done = _ready_replicas([job for job in live if self._stays(job)])
+        untouched = {job.replica for job in live if not self._stays(job)}
         begun = {r for r in wanted if self._attempts(r)} | (set(wanted) - untouched)
         moving = begun - done - {replica}
         most = len(wanted) // 4 if self.run.template.surge and done else 1
@@ -337,6 +341,9 @@ class _Pass(Ledger[Action]):
         if job.stop_asked_at:
             self._ask_stop(job, job.stop_cause)
             return
+        if self._leave(job) == "evict":
+            self._ask_stop(job, EVICTED, "its host is being emptied")
+            return
         if why := self.observed.sick.get(job.name):
             self._ask_stop(job, "hung", why)
             return
@@ -354,8 +361,8 @@ class _Pass(Ledger[Action]):
 
     def _after_failures(self, replica: int, row: list[Job], stale: list[Job]) -> str | None:
         template = self.run.template
-        if not row:  # scaled down, and up again
-            self._begin(replica, 0, stale, cause="scaled up")
+        if not row:  # scaled down and up again, or its host was emptied
+            self._begin(replica, 0, stale, cause=self._why_begun(stale) if stale else "scaled up")
             return None
         limit = None if self.run.was_ready else template.retry.attempts
         verdict = next_attempt(row, policy=template.retry, places=template.places, limit=limit)
@@ -477,6 +484,22 @@ class _Pass(Ledger[Action]):
             not job.state.is_final or job.created_at >= self.run.since
         )
 
+    def _leave(self, job: Job) -> Leave:
+        """Return how the host that a job is on is emptied, if it is."""
+        seen = self.seen.get(job.name)
+        return seen.leave if seen else ""
+
+    def _stays(self, job: Job) -> bool:
+        """Return whether a job is of the present spec, and where it may stay: a service leaves its host."""
+        leaves = self.run.type == "service" and not job.state.is_final and self._leave(job)
+        return self._is_current(job) and not leaves
+
+    def _why_begun(self, stale: Sequence[Job]) -> str:
+        if not stale:
+            return "applied"
+        moves = all(self._is_current(job) for job in stale)
+        return f"replaces {stale[0].name}" + (", whose host is being emptied" if moves else "")
+
     def _live(self) -> list[Job]:
         return [job for job in self.jobs.values() if not job.state.is_final]
 
@@ -486,7 +509,7 @@ class _Pass(Ledger[Action]):
         for job in self.jobs.values():
             if job.replica == replica and self._is_current(job):
                 by_number[job.attempt].append(job)
-        return [by_number[n] for n in sorted(by_number)]
+        return [by_number[n] for n in sorted(by_number) if all(map(self._stays, by_number[n]))]
 
     def _is_due(self, at: datetime) -> bool:
         if at <= self.now:

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from textwrap import indent
 from typing import Any, TypeAlias
 
-from orchestrator.apply import Deletion, RunPlan, VolumePlan
+from orchestrator.apply import Plan, RunPlan, VolumePlan
 from orchestrator.backend import Can, File, Launch, Mount, Probe
 from orchestrator.errors import Problem, SpecError
 from orchestrator.spec.load import Document
@@ -29,7 +29,7 @@ _NAMESPACE = "modelyard"
 """Begins the names of volumes, as it does on Docker, so that both see the same data."""
 
 
-def compose_text(plans: Sequence[RunPlan | VolumePlan | Deletion]) -> str:
+def compose_text(plans: Sequence[Plan]) -> str:
     """Return the compose file of ``plans``; the same plans give the same text, and no secret's value.
 
     Needs Docker Compose 2.23.1, which takes files from ``configs.content``.
@@ -55,7 +55,7 @@ def compose_text(plans: Sequence[RunPlan | VolumePlan | Deletion]) -> str:
     return "\n".join(parts)
 
 
-def compose_notes(plans: Sequence[RunPlan | VolumePlan | Deletion]) -> tuple[Problem, ...]:
+def compose_notes(plans: Sequence[Plan]) -> tuple[Problem, ...]:
     """Return what the specs say and compose has no word for, at its place."""
     found: list[Problem] = []
     for plan in plans:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from orchestrator.apply import Deletion, RunPlan, VolumePlan
+from orchestrator.apply import Deletion, FleetPlan, Plan, RunPlan
 from orchestrator.errors import ModelyardError, NothingFits, Position, Problem, SpecError
 from orchestrator.render.plans import change_text, count_text
 
 
-def plan_github(plans: Sequence[RunPlan | VolumePlan | Deletion]) -> str:
+def plan_github(plans: Sequence[Plan]) -> str:
     """Return a notice for everything that would be done, and one that counts it.
 
     What would be deleted, or stopped with its work lost, is a warning: it stands nowhere in the files.
@@ -54,12 +54,12 @@ def command(kind: str, text: str, *, at: Position | None = None) -> str:
     return f"::{kind}{where}::{_escaped(text)}"
 
 
-def _plan_command(plan: RunPlan | VolumePlan | Deletion) -> str:
+def _plan_command(plan: Plan) -> str:
     said = [f"{plan.name} {plan.type}: {plan.action}"]
     if isinstance(plan, Deletion):
         return command("warning", "\n".join([*said, plan.reason]))
     said += [change_text(change) for change in plan.changes]
-    notes = plan.notes if isinstance(plan, RunPlan) else ()
+    notes = plan.notes if isinstance(plan, RunPlan | FleetPlan) else ()
     return command("notice", "\n".join([*said, *notes]), at=plan.document.position)
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from orchestrator.apply import Deletion, RunPlan, VolumePlan
+from orchestrator.apply import Deletion, Plan, RunPlan
 from orchestrator.apply.planfile import reason_of
 from orchestrator.render.plans import count_text, holds, plan_text, price_text
 
 
-def plan_markdown(plans: Sequence[RunPlan | VolumePlan | Deletion]) -> str:
+def plan_markdown(plans: Sequence[Plan]) -> str:
     """Return a table of what would be done and why, what is lost above it, the whole plan folded below."""
     return "\n".join(_lines(plans))
 
 
-def _lines(plans: Sequence[RunPlan | VolumePlan | Deletion]) -> Iterator[str]:
+def _lines(plans: Sequence[Plan]) -> Iterator[str]:
     yield f"### Modelyard: {count_text(plans)}"
     yield ""
     changed = [plan for plan in plans if plan.action != "unchanged"]
@@ -38,12 +38,12 @@ def _lines(plans: Sequence[RunPlan | VolumePlan | Deletion]) -> Iterator[str]:
     yield "</details>"
 
 
-def _row(plan: RunPlan | VolumePlan | Deletion) -> tuple[str, ...]:
+def _row(plan: Plan) -> tuple[str, ...]:
     where, price = _place(plan)
     return f"`{plan.name}`", plan.type, f"**{plan.action}**", reason_of(plan), where, price
 
 
-def _place(plan: RunPlan | VolumePlan | Deletion) -> tuple[str, str]:
+def _place(plan: Plan) -> tuple[str, str]:
     if not isinstance(plan, RunPlan):
         return plan.backend, ""
     chosen = next((c for c in plan.placed.choices if c.chosen), None) if plan.placed else None

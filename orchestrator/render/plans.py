@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from orchestrator.apply import Deletion, Difference, RunPlan, VolumePlan
+from orchestrator.apply import Deletion, Difference, FleetPlan, Plan, RunPlan, VolumePlan, host_names
 from orchestrator.backend import Launch, Offer
 from orchestrator.planner.ask import Work
 from orchestrator.planner.plan import Choice, Placed
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # their modules are heavy, and most plans serve no model
 _SHOWN_REASONS = 4
 
 
-def plan_text(plans: Sequence[RunPlan | VolumePlan | Deletion], *, explain: bool = False) -> str:
+def plan_text(plans: Sequence[Plan], *, explain: bool = False) -> str:
     """Return the plans one below the other, and a line that counts what would be done.
 
     With ``explain`` the arithmetic of every served model follows its plan, and what would admit
@@ -34,7 +34,7 @@ def plan_text(plans: Sequence[RunPlan | VolumePlan | Deletion], *, explain: bool
     return "\n".join([*blocks, f"plan: {count_text(plans)}"])
 
 
-def _block(plan: RunPlan | VolumePlan | Deletion, *, explain: bool) -> Iterator[str]:
+def _block(plan: Plan, *, explain: bool) -> Iterator[str]:
     yield f"{plan.name}  {plan.type}  {_verb(plan)}"
     if isinstance(plan, Deletion):
         yield from _deletion(plan)
@@ -44,6 +44,9 @@ def _block(plan: RunPlan | VolumePlan | Deletion, *, explain: bool) -> Iterator[
     if isinstance(plan, VolumePlan):
         if plan.action != "unchanged":
             yield f"  backend  {plan.backend}"
+        return
+    if isinstance(plan, FleetPlan):
+        yield from _fleet(plan)
         return
     if plan.served:
         yield from _served(plan.served, plan.spec)
@@ -158,13 +161,22 @@ def memory_text(size: Size) -> str:
     return f"{whole}: {' · '.join(told)}"
 
 
+def _fleet(plan: FleetPlan) -> Iterator[str]:
+    if plan.action == "create":
+        yield f"  hosts    {', '.join(host_names(plan.spec))}"
+    for host, runs in plan.leaving:
+        yield f"  leaves   {host}" + (f", with runs on it: {', '.join(runs)}" if runs else "")
+    for note in plan.notes:
+        yield f"  note     {note}"
+
+
 def _tokens(part: str, size: Size) -> str:
     return (
         f" ({size.kv_cache_tokens // 1000:,}k tokens)" if part == "KV cache" and size.kv_cache_tokens else ""
     )
 
 
-def _verb(plan: RunPlan | VolumePlan | Deletion) -> str:
+def _verb(plan: Plan) -> str:
     if plan.action == "unchanged" and isinstance(plan, RunPlan) and plan.run and plan.run.state.is_final:
         return f"unchanged, {plan.run.state.value} before (--rerun starts it again)"
     return plan.action
@@ -229,7 +241,7 @@ def price_text(usd_hour: float) -> str:
     return f"${usd_hour:.4g}/h"
 
 
-def count_text(plans: Sequence[RunPlan | VolumePlan | Deletion]) -> str:
+def count_text(plans: Sequence[Plan]) -> str:
     """Return how many things would be done, by kind, in a fixed order."""
     order = ("create", "rerun", "update", "replace", "delete", "unchanged")
     counts = {action: sum(plan.action == action for plan in plans) for action in order}
@@ -239,12 +251,12 @@ def count_text(plans: Sequence[RunPlan | VolumePlan | Deletion]) -> str:
     return ", ".join(said) or "nothing to do"
 
 
-def plan_json(plans: Sequence[RunPlan | VolumePlan | Deletion], *, explain: bool = False) -> str:
+def plan_json(plans: Sequence[Plan], *, explain: bool = False) -> str:
     """Return the plans as ``modelyard/plan/v1``; ``explain`` adds ``explained`` and ``why_not``."""
     return to_json("modelyard/plan/v1", {"runs": [_plan_object(plan, explain=explain) for plan in plans]})
 
 
-def _plan_object(plan: RunPlan | VolumePlan | Deletion, *, explain: bool) -> dict[str, object]:
+def _plan_object(plan: Plan, *, explain: bool) -> dict[str, object]:
     if isinstance(plan, Deletion):
         head: dict[str, object] = {"name": plan.name, "type": plan.type, "action": plan.action}
         return {**head, "changes": [], "reason": plan.reason}
@@ -256,6 +268,9 @@ def _plan_object(plan: RunPlan | VolumePlan | Deletion, *, explain: bool) -> dic
     }
     if isinstance(plan, VolumePlan):
         return body | {"backend": plan.backend}
+    if isinstance(plan, FleetPlan):
+        leaving = [{"host": host, "runs": list(runs)} for host, runs in plan.leaving]
+        return body | {"hosts": list(host_names(plan.spec)), "leaving": leaving, "notes": list(plan.notes)}
     body["spec_hash"] = plan.spec_hash
     if plan.template:
         launch = plan.template.launch
@@ -389,6 +404,7 @@ def offer_object(offer: Offer) -> dict[str, object]:
         "spot": offer.spot,
         "price_usd_hour": offer.price_usd_hour,
         "available": offer.available,
+        **({"unfit": offer.unfit} if offer.unfit else {}),
     }
 
 
@@ -398,20 +414,13 @@ def diff_text(found: Sequence[Difference]) -> str:
     for difference in found:
         lines.append(f"{difference.name}  {difference.type}  {difference.action}")
         lines += ["  " + change_text(change) for change in difference.changes]
-        lines += [f"  ~ {phrase}" for phrase in difference.places]
     return "\n".join(lines)
 
 
 def diff_json(found: Sequence[Difference]) -> str:
     """Return the differences as ``modelyard/diff/v1``."""
     runs = [
-        {
-            "name": d.name,
-            "type": d.type,
-            "action": d.action,
-            "changes": [change_object(c) for c in d.changes],
-            "places": list(d.places),
-        }
+        {"name": d.name, "type": d.type, "action": d.action, "changes": [change_object(c) for c in d.changes]}
         for d in found
     ]
     return to_json("modelyard/diff/v1", {"runs": runs})

@@ -281,10 +281,12 @@ def _event_object(serial: int, event: RunEvent) -> dict[str, object]:
 def offers_text(offers: Offers) -> str:
     """Return one line per offer, cheapest first, and the places that did not answer."""
     header = ["BACKEND", "REGION", "INSTANCE TYPE", "HOLDS", "CPU", "MEMORY", "DISK", "PRICE"]
+    header += ["NOT NOW"] if any(offer.unfit for offer in offers.offers) else []
     ordered = sorted(offers.offers, key=lambda o: (o.price_usd_hour, o.backend, o.region, o.instance_type))
     rows = [
         [o.backend, o.region or "-", o.instance_type, holds(o), f"{o.cpu:g}", format_bytes(o.memory_bytes),
-         format_bytes(o.disk_bytes) if o.disk_bytes is not None else "-", price_text(o.price_usd_hour)]
+         format_bytes(o.disk_bytes) if o.disk_bytes is not None else "-", price_text(o.price_usd_hour),
+         o.unfit]
         for o in ordered
     ]  # fmt: skip
     lines = [table(header, rows) if rows else "no offers"]

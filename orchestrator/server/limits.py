@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 
 from orchestrator.api import Plans
-from orchestrator.apply import RunPlan, VolumePlan
+from orchestrator.apply import Deletion, RunPlan, VolumePlan
 from orchestrator.backend import Offer
 from orchestrator.errors import Denied
 from orchestrator.reconcile import Run, Template, Wanted
@@ -62,7 +62,7 @@ def _after(runs: Iterable[Run], plans: Plans) -> list[tuple[Template, int]]:
     for plan in plans:
         if isinstance(plan, RunPlan) and plan.template is not None:
             found[plan.name] = plan.template, _most(plan.spec, plan.template)
-        elif plan.action == "delete":
+        elif isinstance(plan, Deletion) and plan.run is not None:
             found.pop(plan.name, None)
     return list(found.values())
 

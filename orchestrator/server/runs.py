@@ -1,4 +1,4 @@
-"""Routes of a project: plans, runs, events, output, places, volumes and secrets."""
+"""Routes of a project: plans, runs, events, output, places, volumes, fleets and secrets."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated
 
 from fastapi import Path, Query, Request, Response
 
-from orchestrator.api import Plans, RunView, origin
-from orchestrator.apply import Consent, Drift, RunPlan, Scope
+from orchestrator.api import FleetView, Plans, RunView, origin
+from orchestrator.apply import Consent, Drift, FleetRecord, RunPlan, Scope
 from orchestrator.apply.inputs import clone_command, digest_of
 from orchestrator.apply.planfile import default_expiry, opened_plan, resume, sealed_plan
 from orchestrator.apply.prices import check_prices, is_priced
@@ -24,7 +24,7 @@ from orchestrator.server.carrying import carry_out
 from orchestrator.server.gate import Gate, caller, require_serial, site_of
 from orchestrator.server.site import Hosted, Site
 from orchestrator.server.sync import Syncer
-from orchestrator.server.users import EVERYWHERE, Role
+from orchestrator.server.users import EVERYWHERE, Caller, Role
 from orchestrator.spec.load import Document, read
 from orchestrator.spec.models import MAX_NAME, NAME
 from orchestrator.store.values import Volume as KeptVolume
@@ -33,6 +33,7 @@ from orchestrator.wire import (
     Application,
     Applied,
     Checked,
+    CordonRequest,
     Ending,
     EventPage,
     Kept,
@@ -41,7 +42,6 @@ from orchestrator.wire import (
     Orphans,
     PlacedVolume,
     PlanRequest,
-    Rehearsals,
     RunPage,
     SecretValue,
     Strays,
@@ -84,9 +84,10 @@ def _read(path: str, text: str, asked: PlanRequest) -> tuple[Document, ...]:
 
 
 def _refuse_twins(documents: list[Document]) -> None:
-    first: dict[tuple[bool, str], Document] = {}
+    first: dict[tuple[str, str], Document] = {}
     for document in documents:
-        key = document.spec.type == "volume", document.spec.name
+        kind = document.spec.type
+        key = kind if kind in ("volume", "fleet") else "run", document.spec.name
         if key in first:
             what = f"a second document named {document.spec.name!r}"
             raise SpecError([document.problem("name", what, f"the first is at {first[key].position}")])
@@ -108,6 +109,7 @@ def apply(project: Project, sent: Application, request: Request) -> Applied:
     """Carry out a plan file exactly, or refuse it: stale, expired, changed, or over a limit."""
     site = site_of(request)
     plans, consent = opened(site, site.api(project), sent)
+    _require_for_fleets(caller(request), plans, project)
     request.state.subject = ",".join(plan.name for plan in plans if plan.action != "unchanged")
     request.state.spec_hash = ",".join(
         plan.spec_hash[:16] for plan in plans if isinstance(plan, RunPlan) and plan.action != "unchanged"
@@ -115,13 +117,14 @@ def apply(project: Project, sent: Application, request: Request) -> Applied:
     return Applied(runs=list(carry_out(site, project, plans, consent, sent.variables)))
 
 
-@gate.route_for("POST", "/rehearsals", Role.OPERATOR)
-def rehearse(project: Project, sent: Application, request: Request) -> Rehearsals:
-    """Say a plan file to the clusters that would keep its runs, and return their words; writes nothing."""
-    site = site_of(request)
-    api = site.api(project)
-    plans, _ = opened(site, api, sent)
-    return Rehearsals(runs=dict(api.rehearse(plans)))
+def _require_for_fleets(asking: Caller, plans: Plans, project: str) -> None:
+    """Hold back fleets from who is no admin: this server logs in where they say, with keys of its own."""
+    named = [plan.name for plan in plans if plan.type == "fleet" and plan.action != "unchanged"]
+    if named and not asking.may(Role.ADMIN, project):
+        raise Denied(
+            f"{asking.name!r} may not change fleet {named[0]!r}",
+            fix=f"it takes a token with the role admin in project {project!r}",
+        )
 
 
 def opened(site: Site, api: Hosted, sent: Application) -> tuple[Plans, Consent]:
@@ -133,7 +136,9 @@ def opened(site: Site, api: Hosted, sent: Application) -> tuple[Plans, Consent]:
         clones = tuple(clone_command(repo) for repo in spec.repos if not repo.local_path)
         return Inputs(files, digest_of(files), clones)
 
-    plans = resume(saved, runs=api.record_of(None), volumes=api.kept_volumes(), inputs=inputs)
+    plans = resume(
+        saved, runs=api.record_of(None), volumes=api.kept_volumes(), fleets=api.fleet_records(), inputs=inputs
+    )
     api.record_of([plan.name for plan in plans if isinstance(plan, RunPlan)])  # a name of another project
     _refuse_strange(api, plans)
     if is_priced(plans):
@@ -398,6 +403,39 @@ def kept_volumes(project: Project, request: Request) -> list[KeptVolume]:
 def delete_volume(project: Project, name: Name, request: Request) -> None:
     """Delete a volume and what it holds."""
     site_of(request).api(project).delete_volume(name)
+
+
+# Fleets ----------------------------------------------------------------------------------------
+
+
+@gate.route_for("GET", "/fleets", Role.VIEWER)
+def fleets(project: Project, request: Request, name: str | None = None) -> list[FleetView]:
+    """List fleets with their hosts as they are at this moment."""
+    return site_of(request).api(project).fleets(name)
+
+
+@gate.route_for("GET", "/fleets/record", Role.VIEWER)
+def fleet_records(project: Project, request: Request) -> list[FleetRecord]:
+    """List fleets as they are on record, with who is on them."""
+    return list(site_of(request).api(project).fleet_records().values())
+
+
+@gate.route_for("DELETE", "/fleets/{name}", Role.ADMIN, status=204)
+def delete_fleet(project: Project, name: Name, request: Request) -> None:
+    """Let go of a fleet's hosts."""
+    site_of(request).api(project).delete_fleet(name)
+
+
+@gate.route_for("PUT", "/fleets/{name}/cordons/{host}", Role.ADMIN, status=204)
+def cordon(project: Project, name: Name, host: Name, asked: CordonRequest, request: Request) -> None:
+    """Let nothing new start on a host; with leave also move away what is there."""
+    site_of(request).api(project).cordon(name, host, reason=asked.reason, leave=asked.leave)
+
+
+@gate.route_for("DELETE", "/fleets/{name}/cordons/{host}", Role.ADMIN, status=204)
+def uncordon(project: Project, name: Name, host: Name, request: Request) -> None:
+    """Let launches start on a host again."""
+    site_of(request).api(project).uncordon(name, host)
 
 
 @gate.route_for("GET", "/secrets", Role.VIEWER)

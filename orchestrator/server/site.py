@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator.api import Local
-from orchestrator.api.local import Driver
+from orchestrator.api.local import Driver, recorded_places
 from orchestrator.errors import ModelyardError
 from orchestrator.loop import Hooks, Loop
-from orchestrator.places import Places, read_places
+from orchestrator.places import Places, Recorded, read_places
 from orchestrator.reconcile import RunEvent
 from orchestrator.server.feed import Feed
+from orchestrator.spec.models import Fleet
 from orchestrator.store import open_store
 from orchestrator.store.leases import is_gone, this_owner
 
@@ -58,7 +59,7 @@ class Site:
         self.owner = owner or this_owner()
         self.complain = complain
         self.store = open_store(url, secret_key=environ.get("MODELYARD_SECRET_KEY"))
-        self.places = Places(read_places(config))
+        self.places = Places(read_places(config), recorded=self._recorded_places)
         for name in self.places:
             self.places[name]  # built now: two calls at once must not build one twice
         self.passes = 0
@@ -70,10 +71,14 @@ class Site:
         self.loop = Loop(
             self.store, self.places, owner=self.owner, clock=clock,
             hooks=Hooks(event=self._written, serving=lambda: self.serving()), look_s=None, share=self._share,
+            refresh=self.places.refresh,
         )  # fmt: skip
         self.feed = Feed(self.store.last_serial, self.loop.wake)
         self._driver = threading.Thread(target=self._drive, name="loop", daemon=True)
         self._herald = threading.Thread(target=self._be_there, name="herald", daemon=True)
+
+    def _recorded_places(self) -> Recorded:
+        return recorded_places(self.store.fleets(), self.store.cordons(), wishes={})
 
     def start(self) -> None:
         """Begin to drive runs."""
@@ -185,6 +190,11 @@ class Hosted(Local):
         # both are made once for all calls, and outlive this one
         self.__dict__["store"] = site.store
         self.__dict__["places"] = site.places
+
+    def expect(self, fleets: Sequence[Fleet]) -> frozenset[str]:
+        """Count on nothing: the places are those of all calls."""
+        del fleets
+        return frozenset()
 
     def _settle(self) -> None:
         """Do nothing: the server's loop keeps the record up to date."""

@@ -873,17 +873,31 @@ class DevEnvironment(Work):
     ] = None
 
 
+SshPort = Annotated[int, Strict(), Ge(1), Le(65535)]
+
+
+class ProxyJump(Part):
+    """A machine on the way to the others."""
+
+    hostname: Annotated[str, replace("An address or a name.")]
+    port: Annotated[SshPort | None, replace("The SSH port.")] = None
+    user: Annotated[str, replace("Who logs in.")]
+    identity_file: Annotated[LocalPath | None, replace("The private key's file.")] = None
+
+
 class SshHost(Part):
     """One machine, and how to reach it."""
 
     short_forms = ("string",)
 
     hostname: Annotated[str, replace("An address or a name.")]
-    port: Annotated[Annotated[int, Strict(), Ge(1), Le(65535)] | None, replace("The SSH port.")] = None
+    port: Annotated[SshPort | None, replace("The SSH port.")] = None
     user: Annotated[str | None, replace("Who logs in.")] = None
     identity_file: Annotated[LocalPath | None, replace("The private key's file.")] = None
+    proxy_jump: Annotated[ProxyJump | None, replace("A machine on the way to this one.")] = None
     internal_ip: Annotated[str | None, replace("Its address among the fleet's machines.")] = None
     blocks: Annotated[Count | None, replace("Into how many equal parts it is divided.")] = None
+    engine_socket: Annotated[AbsolutePath | None, replace("Where Docker listens there.")] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -891,24 +905,26 @@ class SshHost(Part):
         return {"hostname": value} if isinstance(value, str) else value
 
 
-class ProxyJump(Part):
-    """A machine on the way to the others."""
-
-    hostname: Annotated[str, replace("An address or a name.")]
-    port: Annotated[Annotated[int, Strict(), Ge(1), Le(65535)] | None, replace("The SSH port.")] = None
-    user: Annotated[str, replace("Who logs in.")]
-    identity_file: Annotated[LocalPath | None, replace("The private key's file.")] = None
-
-
 class SshConfig(Part):
     """Machines of one's own, reached over SSH."""
 
     hosts: Annotated[tuple[SshHost, ...], in_place("The machines: names, or names with their own settings.")]
-    user: Annotated[str | None, replace("Who logs in on all of them.")] = None
-    port: Annotated[Annotated[int, Strict(), Ge(1), Le(65535)] | None, replace("The SSH port of all.")] = None
-    identity_file: Annotated[LocalPath | None, replace("The private key's file for all.")] = None
-    proxy_jump: Annotated[ProxyJump | None, replace("A machine on the way.")] = None
-    network: Annotated[str | None, replace("The network between them, as 10.0.0.0/24.")] = None
+    user: Annotated[str | None, in_place("Who logs in on all of them.")] = None
+    port: Annotated[SshPort | None, replace("The SSH port of all.")] = None
+    identity_file: Annotated[LocalPath | None, in_place("The private key's file for all.")] = None
+    proxy_jump: Annotated[ProxyJump | None, in_place("A machine on the way.")] = None
+    network: Annotated[str | None, in_place("The network between them, as 10.0.0.0/24.")] = None
+    host_keys: Annotated[
+        Literal["strict", "accept-new"],
+        in_place("strict: only hosts in known_hosts; accept-new: also hosts never seen before."),
+    ] = "strict"
+    config_file: Annotated[
+        LocalPath | None, in_place("A file read in place of the user's ssh configuration.")
+    ] = None
+    engine_socket: Annotated[AbsolutePath | None, replace("Where Docker listens on all of them.")] = None
+    namespace: Annotated[
+        Name | None, replace("Begins the names of containers; two records on the same hosts need two.")
+    ] = None
 
 
 class Fleet(Placement):
@@ -923,7 +939,7 @@ class Fleet(Placement):
         "any"
     )
     resources: Annotated[Resources, replace("What each machine has.")] = Resources.model_construct()
-    blocks: Annotated[Count, replace("Into how many equal parts each machine is divided.")] = 1
+    blocks: Annotated[Count, in_place("Into how many equal parts each machine is divided.")] = 1
     env: Annotated[
         Annotated[
             Mapping[str, str | None], BeforeValidator(forms.expand_env, json_schema_input_type=EnvInput)

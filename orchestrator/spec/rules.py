@@ -244,12 +244,14 @@ def _fleet_source(spec: Fleet) -> Iterator[Finding]:
 def _ssh_hosts(spec: Fleet) -> Iterator[Finding]:
     if spec.ssh_config is None:
         return
-    names = [(host.hostname, host.port) for host in spec.ssh_config.hosts]
+    port = spec.ssh_config.port or 22
+    names = [(host.hostname.lower(), host.port or port) for host in spec.ssh_config.hosts]
     if not names:
         yield Finding("ssh_config.hosts", "no hosts", "name at least one")
     for index, name in enumerate(names):
         if name in names[:index]:
-            yield Finding(f"ssh_config.hosts[{index}]", f"{name[0]!r} is there twice", "keep one of them")
+            twice = spec.ssh_config.hosts[index].hostname
+            yield Finding(f"ssh_config.hosts[{index}]", f"{twice!r} is there twice", "keep one of them")
 
 
 @_rule(Fleet, "ssh_config")

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrator.reconcile.values import Run
-from orchestrator.store.peek import peek, peek_secrets
+from orchestrator.store.peek import peek, peek_fleets, peek_secrets
 from orchestrator.store.urls import sqlite_path
+from orchestrator.store.values import Cordon, Fleet
 
 if TYPE_CHECKING:
     from orchestrator.store.records import Store
@@ -67,3 +68,17 @@ def current_secrets(url: str) -> set[str]:
         return found
     with open_store(url) as store:
         return {name for name, _ in store.secrets.list()}
+
+
+def current_fleets(url: str) -> tuple[list[Fleet], list[Cordon]]:
+    """Return the fleets of the store at ``url`` and the hosts that are held back, in the cheapest way.
+
+    Raises:
+        ConfigError, StoreBusy, StoreError: as in ``open_store``.
+    """
+    path = sqlite_path(url)
+    found = peek_fleets(path) if path is not None else None
+    if found is not None:
+        return found
+    with open_store(url) as store:
+        return store.fleets(), store.cordons()

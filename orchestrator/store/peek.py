@@ -16,7 +16,8 @@ from urllib.parse import quote
 from orchestrator.errors import StoreBusy, StoreError
 from orchestrator.reconcile.values import Run
 from orchestrator.store.revisions import is_current
-from orchestrator.store.rows import run_of
+from orchestrator.store.rows import cordon_of, fleet_of, run_of
+from orchestrator.store.values import Cordon, Fleet
 
 BUSY_S = 30.0
 LOG_INDEX_BYTES = 32 * 2**10
@@ -45,6 +46,19 @@ def peek_secrets(path: Path) -> set[str] | None:
     """
     rows = _rows(path, "SELECT name FROM secrets")
     return None if rows is None else {str(row["name"]) for row in rows}
+
+
+def peek_fleets(path: Path) -> tuple[list[Fleet], list[Cordon]] | None:
+    """Return the fleets and cordons in the SQLite file at ``path``, None as in :func:`peek`.
+
+    Raises:
+        StoreBusy, StoreError: as in :func:`peek`.
+    """
+    fleets = _rows(path, "SELECT * FROM fleets ORDER BY name")
+    cordons = None if fleets is None else _rows(path, "SELECT * FROM cordons ORDER BY place, host")
+    if fleets is None or cordons is None:
+        return None
+    return [fleet_of(row) for row in fleets], [cordon_of(row) for row in cordons]
 
 
 def _rows(path: Path, query: str) -> list[dict[str, Any]] | None:

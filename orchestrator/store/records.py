@@ -16,15 +16,23 @@ from orchestrator.errors import ModelyardError, NotFound
 from orchestrator.reconcile.values import Job, Run, RunEvent, RunState, Wanted, Write
 from orchestrator.store import leases
 from orchestrator.store.access import Access
-from orchestrator.store.codec import from_micros, to_micros
+from orchestrator.store.codec import from_micros, legible, to_micros
 from orchestrator.store.database import Database
 from orchestrator.store.group import Group
 from orchestrator.store.prepared import Prepared, among, insert_for
-from orchestrator.store.rows import artifact_of, artifact_row, event_of, job_of, run_of
+from orchestrator.store.rows import (
+    artifact_of,
+    artifact_row,
+    cordon_of,
+    event_of,
+    fleet_of,
+    job_of,
+    run_of,
+)
 from orchestrator.store.secrets import Secrets
 from orchestrator.store.settle import Batch, batch_of, settle
-from orchestrator.store.tables import artifacts, events, jobs, runs, volumes
-from orchestrator.store.values import MAIN, Artifact, Volume
+from orchestrator.store.tables import artifacts, cordons, events, fleets, jobs, runs, volumes
+from orchestrator.store.values import MAIN, Artifact, Cordon, Fleet, Volume
 
 _IN_LIST = 10_000
 """Values in one IN list; SQLite takes 32,766 in a statement, PostgreSQL 65,535."""
@@ -221,6 +229,47 @@ class Store:
         """Strike out a volume; one that is not there is no error."""
         with self.database.writing() as connection:
             connection.execute(volumes.delete().where(volumes.c.name == name))
+
+    def fleets(self) -> list[Fleet]:
+        """Return the fleets that specs asked for, by name."""
+        return sorted(map(fleet_of, self._rows(sa.select(fleets))), key=lambda fleet: fleet.name)
+
+    def put_fleet(self, fleet: Fleet) -> None:
+        """Write down a fleet, in place of one of the same name."""
+        row = {
+            "spec": fleet.spec,
+            "spec_hash": fleet.spec_hash,
+            "created_at": to_micros(fleet.created_at),
+            "set_name": fleet.set_name,
+            "project": fleet.project,
+        }
+        put = insert_for(self.database.engine.dialect, fleets).values(name=fleet.name, **row)
+        with self.database.writing() as connection:
+            connection.execute(put.on_conflict_do_update(index_elements=["name"], set_=row))
+
+    def forget_fleet(self, name: str) -> None:
+        """Strike out a fleet and the cordons of its hosts; one that is not there is no error."""
+        with self.database.writing() as connection:
+            connection.execute(fleets.delete().where(fleets.c.name == name))
+            connection.execute(cordons.delete().where(cordons.c.place == name))
+
+    def cordons(self) -> list[Cordon]:
+        """Return the hosts on which nothing new starts, by place and name."""
+        found = map(cordon_of, self._rows(sa.select(cordons)))
+        return sorted(found, key=lambda each: (each.place, each.host))
+
+    def put_cordon(self, cordon: Cordon) -> None:
+        """Let nothing new start on a host, in place of what was said of it before."""
+        row = {"since": to_micros(cordon.since), "reason": legible(cordon.reason), "leave": cordon.leave}
+        put = insert_for(self.database.engine.dialect, cordons)
+        put = put.values(place=cordon.place, host=cordon.host, **row)
+        with self.database.writing() as connection:
+            connection.execute(put.on_conflict_do_update(index_elements=["place", "host"], set_=row))
+
+    def forget_cordon(self, place: str, host: str) -> None:
+        """Let launches start on a host again; one that is not held back is no error."""
+        with self.database.writing() as connection:
+            connection.execute(cordons.delete().where(cordons.c.place == place, cordons.c.host == host))
 
     def artifacts(self, run_id: str) -> list[Artifact]:
         """Return what a run left, by kind."""

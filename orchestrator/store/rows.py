@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.backend import Rent
 from orchestrator.reconcile.values import Job, JobState, Run, RunEvent, RunState, Template, Wanted
 from orchestrator.store.codec import decode, encode, from_micros, legible, to_micros
-from orchestrator.store.values import Artifact
+from orchestrator.store.values import Artifact, Cordon, Fleet
 
 Row = Mapping[str, Any]
 
@@ -185,6 +185,16 @@ def artifact_of(row: Row) -> Artifact:
     """Return the artifact that a row holds."""
     metrics = decode(tuple[tuple[str, float], ...], row["metrics"])
     return Artifact(**{**row, "metrics": metrics, "recorded_at": from_micros(row["recorded_at"])})
+
+
+def fleet_of(row: Row) -> Fleet:
+    """Return the fleet that a row holds."""
+    return Fleet(**{**row, "created_at": from_micros(row["created_at"])})
+
+
+def cordon_of(row: Row) -> Cordon:
+    """Return the cordon that a row holds."""
+    return Cordon(**{**row, "since": from_micros(row["since"])})
 
 
 def _micros(at: datetime | None) -> int | None:

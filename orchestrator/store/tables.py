@@ -116,6 +116,29 @@ volumes = Table(
     Column("project", Text, nullable=False, server_default="main"),
 )
 
+fleets = Table(
+    "fleets",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("spec_hash", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("set_name", Text, nullable=False, server_default=""),
+    Column("project", Text, nullable=False, server_default="main"),
+)
+
+# Hosts on which nothing new starts; of fleets, and of places that are configured.
+cordons = Table(
+    "cordons",
+    metadata,
+    Column("place", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("leave", Text, nullable=False),
+    PrimaryKeyConstraint("place", "host", name="cordons_pkey"),
+)
+
 projects = Table(
     "projects",
     metadata,

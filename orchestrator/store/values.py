@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from orchestrator.backend import Leave
+
 MAIN = "main"
 """The project of whoever has named none."""
 
@@ -21,6 +23,29 @@ class Volume:
     set_name: str = ""
     """The set it was applied under, "" where none was named."""
     project: str = MAIN
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """A fleet that a spec asked for: its name, and the spec as canonical JSON."""
+
+    name: str
+    spec: str
+    spec_hash: str
+    created_at: datetime
+    set_name: str = ""
+    project: str = MAIN
+
+
+@dataclass(frozen=True, slots=True)
+class Cordon:
+    """A host of a place on which nothing new starts, since when and why; ``leave`` empties it, too."""
+
+    place: str
+    host: str
+    since: datetime
+    reason: str = ""
+    leave: Leave = ""
 
 
 @dataclass(frozen=True, slots=True)

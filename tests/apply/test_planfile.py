@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.api import Local
-from orchestrator.apply import NO_SET, NOTHING_LOST, Deletion, RunPlan, VolumePlan
+from orchestrator.apply import NO_SET, NOTHING_LOST, Deletion, FleetPlan, Plan, RunPlan, VolumePlan
 from orchestrator.apply.planfile import Origin, default_expiry, plan_file, read_plan, resume
-from orchestrator.apply.prices import Plan, check_prices, is_priced
+from orchestrator.apply.prices import check_prices, is_priced
 from orchestrator.backend import Offer
 from orchestrator.catalog.digest import digest
 from orchestrator.errors import PlanRefused, Unreachable, UsageError
@@ -310,7 +310,7 @@ def test_every_config_comes_back_from_a_plan_file_as_it_was_planned(path: Path, 
             expires_at=default_expiry(now),
         )
     )  # fmt: skip
-    again = resume(read_plan(str(file), origin=origin, now=now), runs={}, volumes={})
+    again = resume(read_plan(str(file), origin=origin, now=now), runs={}, volumes={}, fleets={})
     assert [written_down(plan) for plan in again] == [written_down(plan) for plan in plans]
 
 
@@ -320,4 +320,6 @@ def written_down(plan: Plan) -> tuple[object, ...]:
     head = plan.name, plan.action, plan.spec.canonical(), plan.spec.hash(), plan.set_name
     if isinstance(plan, VolumePlan):
         return *head, plan.backend
+    if isinstance(plan, FleetPlan):
+        return *head, plan.leaving, plan.notes
     return *head, plan.spec_hash, plan.template, plan.serving

@@ -328,7 +328,7 @@ def test_a_place_that_does_not_answer_is_named(cli: Cli, monkeypatch: pytest.Mon
     refused = cli("plan", "-f", cli.write("hello.yaml", HELLO))
     assert refused.code == 69
     fleet = cli("plan", "-f", cli.write("fleet.yaml", "type: fleet\nname: rack\nnodes: 1\n"))
-    assert (fleet.code, "holds fleets" in fleet.err) == (75, True)
+    assert (fleet.code, "machines are rented for a run, not for a fleet" in fleet.err) == (75, True)
     assert "backend 'docker': " in refused.err
     assert "127.0.0.1" in refused.err
     assert "backend check" in refused.err

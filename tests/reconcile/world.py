@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from backends.sim import Hand, Script, Sim
-from orchestrator.backend import Instance, Launch, Phase, Probe
+from orchestrator.backend import Instance, Launch, Leave, Phase, Probe
 from orchestrator.engines.failures import Failure
 from orchestrator.errors import BackendError, Temporary
 from orchestrator.reconcile import (
@@ -58,6 +58,8 @@ class World:
     """Requests that a gateway beside the loop has with each launch."""
     sick: dict[str, str] = field(default_factory=dict)
     words: dict[str, Failure] = field(default_factory=dict)
+    leave: dict[str, Leave] = field(default_factory=dict)
+    """How the machines that launches are on are emptied, by launch."""
 
     def __post_init__(self) -> None:
         self.places = {
@@ -169,7 +171,8 @@ class World:
 
     def _observe(self, place: Sim, run: str) -> list[Instance] | None:
         try:
-            return [i for i in place.instances() if i.run == run]
+            seen = [i for i in place.instances() if i.run == run]
+            return [replace(i, leave=self.leave.get(i.name, "")) for i in seen]
         except BackendError:
             return None
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.apply import Deletion, RunPlan, VolumePlan, plan_documents
+from orchestrator.apply import Plan, RunPlan, plan_documents
 from orchestrator.apply.imagined import anywhere, imagined_world, vendor_of
 from orchestrator.errors import NothingFits, SpecError
 from orchestrator.facts import resolve
@@ -41,7 +41,7 @@ TASK = (
 )
 
 
-def planned(text: str) -> list[RunPlan | VolumePlan | Deletion]:
+def planned(text: str) -> list[Plan]:
     return [
         plan
         for document in read(text)

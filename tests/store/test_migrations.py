@@ -22,8 +22,8 @@ LATER = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006"
-down_revision = "0005"
+revision = "0007"
+down_revision = "0006"
 
 def upgrade():
     with op.batch_alter_table("runs") as runs:
@@ -57,10 +57,10 @@ def test_a_later_migration_keeps_what_is_there(
         before = (store.deployment, store.runs(), store.jobs(), store.events())
     later = tmp_path / "later"
     shutil.copytree(migrate.MIGRATIONS, later)
-    (later / "versions" / "r0006_later.py").write_text(LATER)
+    (later / "versions" / "r0007_later.py").write_text(LATER)
     monkeypatch.setattr(migrate, "MIGRATIONS", later)
-    monkeypatch.setattr(revisions, "REVISIONS", ("0001", "0002", "0003", "0004", "0005", "0006"))
-    monkeypatch.setattr(revisions, "HEAD", "0006")
+    monkeypatch.setattr(revisions, "REVISIONS", ("0001", "0002", "0003", "0004", "0005", "0006", "0007"))
+    monkeypatch.setattr(revisions, "HEAD", "0007")
 
     assert current_runs(url) == before[1]
     with open_store(url) as store:
@@ -69,7 +69,7 @@ def test_a_later_migration_keeps_what_is_there(
             if store.database.path:
                 assert connection.execute(sa.text("PRAGMA foreign_keys")).scalar() == 1
             revision = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
-        assert revision == "0006"
+        assert revision == "0007"
 
 
 def test_a_migration_that_fails_leaves_the_old_schema(
@@ -77,13 +77,13 @@ def test_a_migration_that_fails_leaves_the_old_schema(
 ) -> None:
     later = tmp_path / "later"
     shutil.copytree(migrate.MIGRATIONS, later)
-    (later / "versions" / "r0006_later.py").write_text(LATER + '    raise RuntimeError("power cut")\n')
+    (later / "versions" / "r0007_later.py").write_text(LATER + '    raise RuntimeError("power cut")\n')
     with open_store(url) as store:
         store.commit([made(a_run("chat"))])
     with monkeypatch.context() as patched:
         patched.setattr(migrate, "MIGRATIONS", later)
-        patched.setattr(revisions, "REVISIONS", ("0001", "0002", "0003", "0004", "0005", "0006"))
-        patched.setattr(revisions, "HEAD", "0006")
+        patched.setattr(revisions, "REVISIONS", ("0001", "0002", "0003", "0004", "0005", "0006", "0007"))
+        patched.setattr(revisions, "HEAD", "0007")
 
         with pytest.raises(RuntimeError, match="power cut"):
             open_store(url)
@@ -108,7 +108,13 @@ def test_what_was_written_before_sets_belongs_to_none(
 ) -> None:
     first = tmp_path / "first"
     shutil.copytree(migrate.MIGRATIONS, first)
-    for later in ("r0002_sets.py", "r0003_machines.py", "r0004_users.py", "r0005_artifacts.py"):
+    for later in (
+        "r0002_sets.py",
+        "r0003_machines.py",
+        "r0004_users.py",
+        "r0005_artifacts.py",
+        "r0006_fleets.py",
+    ):
         (first / "versions" / later).unlink()
     run = a_run("chat")
     with monkeypatch.context() as patched:

@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.machine import Device
+from backends.machine import Device, Machine
 from backends.ssh import Ssh
 from backends.ssh.host import _check_clock
 from backends.ssh.memory import Memory
 from backends.ssh.options import Host, Login, Reader
 from backends.ssh.placement import Room, candidates, spread
 from backends.ssh.refusals import explained
-from backends.ssh.survey import parse, script
+from backends.ssh.survey import Survey, parse, script
 from orchestrator.backend import Instance, Phase, Resources
 from orchestrator.errors import AuthFailed, ConfigError, Unreachable
 
@@ -234,7 +234,10 @@ def test_script_runs_in_a_plain_shell_and_sees_a_tool_on_the_path(tmp_path: Path
 
 def test_clock_that_is_ten_minutes_off_is_told() -> None:
     now = 1764100000.0
-    right, wrong = (_check_clock(int(now) + off, now, now + 2) for off in (1, -600))
+    said = Survey(Machine(1, 1, 1, "x86"))
+    right, wrong = (
+        _check_clock(replace(said, clock_s=int(now) + off).asked(now, now + 2)) for off in (1, -600)
+    )
     assert (right.ok, wrong.ok) == (True, False)
     assert wrong.detail.startswith("599 s")
 

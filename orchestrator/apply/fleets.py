@@ -1,0 +1,147 @@
+"""Compare fleets with the record, and plan what has to change; no host is asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from orchestrator.apply.sets import FleetRecord, Scope, joined, joining
+from orchestrator.errors import NothingFits, UsageError
+from orchestrator.planner.plan import Action
+from orchestrator.spec.load import Document
+from orchestrator.spec.models import Fleet, SshConfig, changes, spec_of
+from orchestrator.spec.parts import Change
+
+
+@dataclass(frozen=True, slots=True)
+class FleetPlan:
+    """What would be done for one fleet.
+
+    ``leaving`` are the hosts that it no longer has, with the runs that are there still.
+    """
+
+    document: Document
+    spec: Fleet
+    action: Action
+    changes: tuple[Change, ...] = ()
+    set_name: str = ""
+    leaving: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The fleet's name."""
+        return self.spec.name
+
+    @property
+    def type(self) -> str:
+        """The document's type."""
+        return self.spec.type
+
+    @property
+    def backend(self) -> str:
+        """The place that it is: it bears the fleet's name."""
+        return self.spec.name
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """The runs that applying it would lose, because their host leaves."""
+        return tuple(sorted({run for _, runs in self.leaving for run in runs}))
+
+
+def plan_fleet(
+    document: Document, spec: Fleet, known: FleetRecord | None, *, taken: bool, scope: Scope
+) -> FleetPlan:
+    """Return what would be done for a fleet.
+
+    Args:
+        document: Where it stands.
+        spec: What it says.
+        known: The fleet of that name on record, None where there is none.
+        taken: Whether a configured place has its name.
+        scope: The set that it is applied under.
+
+    Raises:
+        NothingFits: it is of machines that nobody rents for a fleet.
+        UsageError: its name is taken, or a field changed under the feet of runs.
+    """
+    if spec.ssh_config is None:
+        raise NothingFits(
+            f"fleet {spec.name!r}: machines are rented for a run, not for a fleet",
+            where=document.position,
+            fix="leave the fleet out: name the backend in 'backends' of the runs, with their idle_duration",
+        )
+    if taken and known is None:
+        raise UsageError(
+            f"a configured backend is called {spec.name!r} already",
+            fix="choose another name for the fleet, or take the backend out of the configuration",
+        )
+    joins = joined(spec.name, known.fleet.set_name if known else "", scope)
+    notes = tuple(_notes(spec))
+    if known is None:
+        return FleetPlan(document, spec, "create", set_name=joins, notes=notes)
+    old = spec_of(json.loads(known.fleet.spec))
+    assert isinstance(old, Fleet)  # the record holds fleets under no other type
+    changed = _in_place(changes(old, spec), known)
+    changed += joining(known.fleet.set_name, joins)
+    action: Action = "update" if changed else "unchanged"
+    return FleetPlan(document, spec, action, changed, joins, tuple(_leaving(old, spec, known)), notes)
+
+
+def _in_place(changed: tuple[Change, ...], known: FleetRecord) -> tuple[Change, ...]:
+    """Return changes of a fleet, which has no containers of its own to replace."""
+    runs = sorted(known.users)
+    for change in changed:
+        if change.mark == "replace" and runs and not change.path.startswith("ssh_config.hosts"):
+            raise UsageError(
+                f"fleet {known.fleet.name!r} cannot change its {change.path} while runs are on it: "
+                f"{', '.join(runs)}",
+                fix=f"modelyard stop {' '.join(runs)} first",
+            )
+    return tuple(replace(change, mark="in-place") for change in changed)
+
+
+def _leaving(old: Fleet, new: Fleet, known: FleetRecord) -> Iterator[tuple[str, tuple[str, ...]]]:
+    kept = set(host_names(new))
+    for host in host_names(old):
+        if host not in kept:
+            yield host, tuple(known.on.get(host, ()))
+
+
+def _notes(spec: Fleet) -> Iterator[str]:
+    """Say which fields of a fleet of one's own machines do nothing."""
+    if spec.env:
+        yield "env: put it into the runs: what runs on a fleet gets none of its variables"
+    if spec.placement == "cluster" and spec.ssh_config and not spec.ssh_config.network:
+        yield "placement: nodes find each other by the addresses that we reach them by; name their network"
+    rented = ("regions", "availability_zones", "instance_types", "reservation", "max_price", "resources")
+    for name in ("backends", *rented, "idle_duration"):
+        if getattr(spec, name) != type(spec).model_fields[name].get_default(call_default_factory=True):
+            yield f"{name}: says nothing of machines of one's own"
+
+
+def host_names(spec: Fleet) -> tuple[str, ...]:
+    """Return what the hosts of a fleet are called: by hostname, with the port where one is there twice.
+
+    >>> host_names(Fleet(name="rack", ssh_config={"hosts": ["a", {"hostname": "b", "port": 23}]}))
+    ('a', 'b')
+    """
+    config = spec.ssh_config or SshConfig(hosts=())
+    found = [(host.hostname, host.port or config.port or 22) for host in config.hosts]
+    names = [name for name, _ in found]
+    return tuple(f"{name}:{port}" if names.count(name) > 1 else name for name, port in found)
+
+
+def require_unused(known: FleetRecord) -> None:
+    """Refuse to let a fleet go while runs may be on it.
+
+    Raises:
+        UsageError: a run that has not ended is there, or may go there.
+    """
+    runs = sorted(known.users)
+    if runs:
+        raise UsageError(
+            f"fleet {known.fleet.name!r} is in use: {', '.join(runs)}",
+            fix=f"modelyard stop {' '.join(runs)} first",
+        )

@@ -1,0 +1,189 @@
+"""``type: fleet`` from the command line, on real hosts: applied, used, changed, emptied and deleted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from backends.ssh import Ssh
+from orchestrator.apply import host_names
+from orchestrator.places import fleet_place
+from orchestrator.spec.models import Fleet
+from tests import images
+from tests.backends.ssh.farm import Farm, Machine, Sshd
+from tests.cli.conftest import Cli, cli
+
+__all__ = ["cli"]
+
+pytestmark = pytest.mark.docker
+
+Document = Callable[..., str]
+
+
+@pytest.fixture
+def prompt(cli: Cli, folders: Path, namespace: str) -> Cli:
+    """Lend a prompt that knows no place but the sim, and whose fleets have a namespace of the test's."""
+    assert folders
+    assert namespace
+    return cli
+
+
+@pytest.fixture
+def rack(prompt: Cli, own_farm: Farm, namespace: str, machine: Machine) -> Document:
+    """Return a function that writes a fleet's document and returns its path."""
+
+    def write(*hosts: Sshd, name: str = "rack", **more: Any) -> str:
+        options = own_farm.options(*hosts, machine=machine)
+        config = {
+            "user": options["user"],
+            "identity_file": options["identity_file"],
+            "config_file": options["ssh_config"],
+            "namespace": namespace,
+            "hosts": options["hosts"],
+        }
+        document = {"type": "fleet", "name": name, "blocks": 4, "ssh_config": {**config, **more}}
+        return prompt.write(f"{name}.yaml", yaml.safe_dump(document))
+
+    return write
+
+
+def task(prompt: Cli, name: str, script: str, **more: Any) -> str:
+    """Write a task for the fleet and return its path."""
+    document = {
+        "type": "task", "name": name, "image": images.busybox(), "commands": [script], "fleets": ["rack"],
+        "resources": {"cpu": "1..", "memory": "64MB..", "disk": None}, **more,
+    }  # fmt: skip
+    return prompt.write(f"{name}.yaml", yaml.safe_dump(document))
+
+
+def hosts_of(prompt: Cli, fleet: str = "rack") -> dict[str, dict[str, Any]]:
+    """Return the hosts of a fleet as the command line tells them."""
+    (found,) = json.loads(prompt("fleet", "show", fleet, "--json").out)["fleets"]
+    return {host["name"]: host for host in found["hosts"]}
+
+
+def test_a_fleet_is_applied_used_changed_and_deleted(
+    prompt: Cli, rack: Document, own_farm: Farm, machine: Machine
+) -> None:
+    first, second = own_farm.add(), own_farm.add(machine=machine)
+
+    made = prompt("apply", "-y", "-f", rack(first))
+    assert made.code == 0, made.err
+    assert f"hosts    {first.address}" in made.err
+    assert hosts_of(prompt)[first.address]["state"] == "ready"
+    assert prompt("apply", "-y", "-f", rack(first)).out.startswith("rack  fleet  unchanged")
+
+    grown = prompt("apply", "-y", "-f", rack(first, second))
+    assert grown.code == 0, grown.err
+    assert set(hosts_of(prompt)) == {first.address, second.address}
+
+    ran = prompt("apply", "-y", "-f", task(prompt, "six", "echo $((6 * 7))"))
+    assert (ran.code, ran.out.strip()) == (0, "42"), ran.err
+    assert "rack" in prompt("show", "six").out
+
+    listed = prompt("fleet", "list").out
+    assert "2 ready" in listed
+    assert "a spec" in listed
+
+    shrunk = prompt("apply", "-y", "-f", rack(first))
+    assert shrunk.code == 0, shrunk.err
+    assert f"leaves   {second.address}" in shrunk.err
+    gone = prompt("fleet", "delete", "rack", "-y")
+    assert gone.code == 0, gone.err
+    assert prompt("fleet", "list").out == "no fleets\n"
+    assert prompt("delete", "-y", "six").code == 0  # its place is no more, and so is what it left there
+
+
+def test_a_run_of_the_same_folder_goes_to_the_fleet_beside_it(
+    prompt: Cli, rack: Document, own_farm: Farm
+) -> None:
+    fleet, work = rack(own_farm.add()), task(prompt, "six", "echo 42")
+    planned = prompt("plan", "-f", fleet, "-f", work)
+    assert planned.code == 0, planned.err
+    assert "2 to create" in planned.out
+    assert prompt("fleet", "list").out == "no fleets\n"  # a plan leaves nothing
+    ran = prompt("apply", "-y", "-f", fleet, "-f", work)
+    assert (ran.code, ran.out.strip()) == (0, "42"), ran.err
+
+
+def test_a_host_with_runs_leaves_only_once_it_is_empty(
+    prompt: Cli, rack: Document, own_farm: Farm, machine: Machine
+) -> None:
+    first, second = own_farm.add(), own_farm.add(machine=machine)
+    prompt("apply", "-y", "-f", rack(first, second))
+    kept = task(prompt, "kept", "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done")
+    assert prompt("apply", "-y", "-d", "-f", kept).code == 0
+    on = next(name for name, host in hosts_of(prompt).items() if host["runs"] == ["kept"])
+    other = second if on == first.address else first
+
+    refused = prompt("apply", "-y", "-f", rack(other))
+    assert refused.code == 64
+    assert f"host '{on}' would leave fleet 'rack' with runs on it: kept" in refused.err
+    assert f"modelyard fleet drain rack {on}" in refused.err
+    in_use = prompt("fleet", "delete", "rack", "-y")
+    assert (in_use.code, "fleet 'rack' is in use: kept" in in_use.err) == (64, True)
+
+    early = prompt("fleet", "drain", "rack", on, "--timeout", "1s")
+    assert (early.code, f"{on} is not empty: kept" in early.err) == (1, True)
+    drained = prompt("fleet", "drain", "rack", on, "--evict", "--reason", "a fan")
+    assert drained.code == 0, drained.err
+    host = hosts_of(prompt)[on]
+    assert (host["state"], host["why"], host["runs"]) == ("draining", "drained: a fan", [])
+    assert prompt("apply", "-y", "-f", rack(other)).code == 0
+    assert set(hosts_of(prompt)) == {other.address}
+
+
+def test_nothing_starts_on_a_host_that_is_cordoned_and_the_plan_says_why(
+    prompt: Cli, rack: Document, own_farm: Farm
+) -> None:
+    host = own_farm.add()
+    prompt("apply", "-y", "-f", rack(host))
+    work = task(prompt, "six", "echo 42")
+    unknown = prompt("fleet", "cordon", "rack", "127.0.0.2")
+    assert (unknown.code, f"did you mean '{host.address}'?" in unknown.err) == (64, True)
+    assert prompt("fleet", "cordon", "rack", host.address, "--reason", "a loud fan").code == 0
+
+    refused = prompt("apply", "-y", "-f", work)
+    assert refused.code == 75
+    assert "cordoned: a loud fan" in refused.err
+    assert "cordoned: a loud fan" in prompt("offers").out
+    shown = prompt("show", "rack").out
+    assert f"{host.address}: cordoned: a loud fan" in shown
+    assert f"modelyard fleet uncordon rack {host.address}" in shown
+
+    assert prompt("fleet", "uncordon", "rack", host.address).code == 0
+    assert prompt("apply", "-y", "-f", work).out.strip() == "42"
+
+
+def test_a_fleet_whose_hosts_are_all_silent_is_told_with_the_fix(
+    prompt: Cli, rack: Document, own_farm: Farm
+) -> None:
+    host = own_farm.add()
+    host.stop()
+    made = prompt("apply", "-y", "-f", rack(host))
+    assert made.code == 1
+    assert "fleet rack: no host answers" in made.err
+    assert f"start sshd on '{host.address}', or correct port" in made.err
+    assert hosts_of(prompt)[host.address]["state"] == "silent"
+
+
+def test_a_name_of_a_configured_place_is_no_name_for_a_fleet(
+    prompt: Cli, rack: Document, own_farm: Farm
+) -> None:
+    refused = prompt("plan", "-f", rack(own_farm.add(), name="sim"))
+    assert (refused.code, "a configured backend is called 'sim' already" in refused.err) == (64, True)
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [["a", "b"], [{"hostname": "a", "port": 23}, "a"], ["A", {"hostname": "b", "port": 22, "blocks": 2}]],
+)
+def test_hosts_bear_the_same_names_in_plans_and_places(hosts: list[Any]) -> None:
+    fleet = Fleet.model_validate({"name": "rack", "ssh_config": {"user": "ops", "hosts": hosts}})
+    place = fleet_place(fleet)
+    assert tuple(Ssh(place.name, **place.options).host_names()) == host_names(fleet)
