@@ -37,6 +37,7 @@ class Can(enum.Enum):
     RESTART = "restart a launch that ended, by itself"
     NODES = "run the nodes of one replica on several machines"
     GROUPS = "keep whole groups with its own controllers"
+    SCALES = "scale services with its own controllers"
     RENT = "rent the machine that an offer names, and give it back"
 
 
@@ -73,6 +74,8 @@ class Offer:
     zone: str | None = None
     fleet: str | None = None
     reservation: str | None = None
+    nodes: int = 1
+    """Machines that are one, such as those of a TPU slice: taken by as many nodes of one replica."""
     price_list: str = ""
     """Whose prices in the catalog are added to ``price_usd_hour``, where the place does not tell
     the machine's; one that is not there leaves the offer without a price, and nobody rents it."""
@@ -237,6 +240,8 @@ class Launch:
     more_probes: tuple[Probe, ...] = ()
     writable: tuple[str, ...] = ()
     """Folders of the image that the program writes to, where its engine states them."""
+    fetch_bytes: int = 0
+    """What it downloads of a model before it is ready, into its caches; 0 where nobody knows."""
     restart: bool = False
     stop_grace_s: float = 10.0
     host_network: bool = False
@@ -527,7 +532,8 @@ class Group:
     The template's name, replica, node and attempt are those of the first launch. ``follower`` is
     the launch of the nodes above 0, where it differs. With ``surge`` a changed replica may run
     beside the one it replaces; without, the old one goes first. ``scaling`` is for a place that
-    has a controller of its own for it.
+    has a controller of its own for it (``Can.SCALES``), and None where we scale. ``serves`` is what
+    requests call the model and its adapters, for a place that routes by it.
     """
 
     name: str
@@ -540,6 +546,7 @@ class Group:
     follower: Launch | None = None
     surge: bool = True
     scaling: Scaling | None = None
+    serves: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """Return what tells this group from any other, for a backend to write on what it makes."""

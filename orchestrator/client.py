@@ -21,6 +21,7 @@ from orchestrator.api import (
     Orphan,
     Planner,
     Plans,
+    Rehearsal,
     RunView,
     Stray,
     has_arrived,
@@ -39,7 +40,16 @@ from orchestrator.apply import (
 from orchestrator.apply.inputs import read_inputs
 from orchestrator.apply.planfile import default_expiry, sealed_plan
 from orchestrator.backend import Can, Check, Leave, LogLine, Volume
-from orchestrator.errors import ModelyardError, NotFound, StoreBusy, StoreError, Unreachable, UsageError
+from orchestrator.errors import (
+    Denied,
+    ModelyardError,
+    NotFound,
+    PlanRefused,
+    StoreBusy,
+    StoreError,
+    Unreachable,
+    UsageError,
+)
 from orchestrator.reconcile import Run, RunEvent, Wanted
 from orchestrator.spec.models import Fleet
 from orchestrator.store.values import MAIN, Artifact
@@ -61,6 +71,7 @@ from orchestrator.wire import (
     Orphans,
     PlacedVolume,
     ProjectBody,
+    Rehearsals,
     RunPage,
     SecretValue,
     Strays,
@@ -133,9 +144,12 @@ class Remote(Planner):
         """Return the runs on record by name: those of ``names``, or all."""
         return {view.run.name: view.run for view in self._views(names)}
 
-    def rehearsed(self, plans: Plans) -> Plans:
-        """Return plans as they are: the places are the server's, which refuses at the apply."""
-        return plans
+    def rehearse(self, plans: Plans) -> Mapping[str, Rehearsal]:
+        """Return what the server's clusters say of plans, by run; nothing to who may not apply them."""
+        try:
+            return self._body(Rehearsals, "POST", "rehearsals", self._application(plans, NOTHING_LOST)).runs
+        except (Denied, NotFound, PlanRefused):  # an older server, or a record that moves: the apply says it
+            return {}
 
     def kept_volumes(self) -> Mapping[str, KeptVolume]:
         """Return the volumes on record by name."""
@@ -179,13 +193,16 @@ class Remote(Planner):
         """Send the plans, which the server carries out exactly or refuses."""
         require_consent(plans, consent)
         self._told = self._newest()
+        return tuple(self._body(Applied, "POST", "applications", self._application(plans, consent)).runs)
+
+    def _application(self, plans: Plans, consent: Consent) -> Application:
         runs = [plan for plan in plans if isinstance(plan, RunPlan) and plan.template is not None]
         # deletions are held to the set that they are of; the rest of a scope is in each step
         of = next((plan.set_name for plan in plans if isinstance(plan, Deletion)), "")
         sealed = sealed_plan(
             plans, origin=origin(), scope=Scope(of), consent=consent, expires_at=default_expiry(self._clock())
         )
-        application = Application(
+        return Application(
             plan=sealed,
             files={plan.name: list(read_inputs(plan.document, plan.spec).files) for plan in runs},
             variables={
@@ -196,7 +213,6 @@ class Remote(Planner):
                 if value is None and name in self._environ
             },
         )
-        return tuple(self._body(Applied, "POST", "applications", application).runs)
 
     def finish_deletions(self, plans: Plans, *, hooks: Hooks | None = None) -> None:
         """See the runs off that the plans delete, then delete the plans' volumes."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator import errors
-from orchestrator.api import Orphan, RunView, Stray
+from orchestrator.api import Orphan, Rehearsal, RunView, Stray
 from orchestrator.backend import Check, File, Launch, Leave, LogLine, Offer, Volume
 from orchestrator.errors import ModelyardError, Position, Problem, Refusal, SpecError, Temporary, WhyNot
 from orchestrator.reconcile import RunEvent, Wanted
@@ -133,6 +133,12 @@ class Applied(_Body):
     """The runs that changed."""
 
     runs: list[str]
+
+
+class Rehearsals(_Body):
+    """What clusters say of a plan, by run."""
+
+    runs: dict[str, Rehearsal]
 
 
 class Ending(_Body):

@@ -81,6 +81,8 @@ OWNERS = (
 )
 DEPENDENTS = (
     ("autoscaling/v2", "HorizontalPodAutoscaler"),
+    ("gateway.networking.k8s.io/v1", "HTTPRoute"),
+    ("inference.networking.k8s.io/v1", "InferencePool"),
     ("keda.sh/v1alpha1", "ScaledObject"),
     ("policy/v1", "PodDisruptionBudget"),
     ("v1", "ConfigMap"),
@@ -139,6 +141,7 @@ class Kubernetes:
         tasks: Tasks = "job",
         mig: Mig = "mixed",
         autoscaler: Autoscaler = "none",
+        gateway: Mapping[str, Any] | None = None,
         prometheus: str = PROMETHEUS,
         disruption_budget: bool = True,
         queue: str | None = None,
@@ -155,7 +158,7 @@ class Kubernetes:
         pull_secrets: Sequence[str] = (),
         node_selector: Mapping[str, str] | None = None,
         tolerations: Sequence[Mapping[str, Any]] = (),
-        fabric: Mapping[str, Any] | None = None,
+        fabrics: Sequence[Mapping[str, Any]] = (),
         pools: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         try:
@@ -167,14 +170,15 @@ class Kubernetes:
             name,
             {
                 "namespace": namespace, "security": security, "user_id": user_id, "multinode": multinode,
-                "tasks": tasks, "mig": mig, "autoscaler": autoscaler, "prometheus": prometheus,
-                "disruption_budget": disruption_budget, "queue": queue, "queue_priority": queue_priority,
+                "tasks": tasks, "mig": mig, "autoscaler": autoscaler, "gateway": gateway,
+                "prometheus": prometheus, "disruption_budget": disruption_budget,
+                "queue": queue, "queue_priority": queue_priority,
                 "priority_class": priority_class, "default_image": default_image,
                 "cache_claim": cache_claim, "storage_class": storage_class, "volume_access": volume_access,
                 "volume_bytes": volume_bytes, "images": images or {}, "env": env or {},
                 "secrets": secrets or {}, "pull_secrets": tuple(pull_secrets),
                 "node_selector": node_selector or {}, "tolerations": tuple(tolerations),
-                "fabric": fabric, "pools": tuple(pools),
+                "fabrics": tuple(fabrics), "pools": tuple(pools),
             },
         )  # fmt: skip
         self._cluster = Cluster(name, kubeconfig=kubeconfig, context=context, timeout_s=timeout_s)
@@ -183,6 +187,7 @@ class Kubernetes:
         self.can = frozenset(
             {Can.IMAGES, Can.PORTS, Can.VOLUMES, Can.EXEC, Can.LIMITS, Can.NODES, Can.GROUPS}
             | ({Can.BARE} if default_image else set())
+            | ({Can.SCALES} if autoscaler != "none" else set())
             | ({Can.PRIVILEGED} if security == "image-default" else set())
         )
 
@@ -224,6 +229,7 @@ class Kubernetes:
         rendered = self.render(group)
         notes = [f"Secret {n.secret!r} holds {n.key!r}: {_told(n.reference)}" for n in rendered.needs]
         notes += [f"the cluster has {kind}: {INSTALL[kind]}" for kind in rendered.requires]
+        notes += rendered.notes
         return Rendering(to_yaml(rendered.objects), tuple(notes))
 
     def volume_manifest(self, name: str, *, size_bytes: int | None) -> Rendering:

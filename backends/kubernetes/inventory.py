@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from backends.kubernetes.devices import NO_DEVICES, Device, Devices
-from backends.kubernetes.placement import AMD_DEVICES, RESOURCES
+from backends.kubernetes.placement import AMD_DEVICES, RESOURCES, SLICE
 from backends.kubernetes.settings import Pool, Settings
 from orchestrator.backend import Offer
 
@@ -113,6 +114,7 @@ def inventory(
     held = _held(pods)
     offers: list[Offer] = []
     left_out: list[LeftOut] = []
+    slices: dict[str, list[Offer]] = {}
     for node in sorted(nodes, key=lambda n: str(n["metadata"]["name"])):
         name = node["metadata"]["name"]
         why = _refusal(node, settings)
@@ -120,8 +122,18 @@ def inventory(
             left_out.append(LeftOut(name, why))
             continue
         found, partly = _offers(node, held.get(name, {}), backend, settings, devices)
-        offers += found
         left_out += [LeftOut(name, one) for one in partly]
+        for offer in found:
+            if offer.nodes > 1:
+                slices.setdefault((node["metadata"].get("labels") or {}).get(SLICE, name), []).append(offer)
+            else:
+                offers.append(offer)
+    for name, machines in sorted(slices.items()):
+        whole = _slice(machines)
+        if whole is None:
+            left_out.append(LeftOut(name, f"{len(machines)} of the {machines[0].nodes} machines of a slice"))
+        else:
+            offers.append(whole)
     offers += [_pool_offer(pool, backend) for pool in settings.pools]
     return Inventory(tuple(offers), tuple(left_out))
 
@@ -257,12 +269,17 @@ def _offers(
         if why:
             partly.append(why)
             continue
-        offers.append(
-            Offer(
-                **base, accelerator=facts.name, vendor=facts.vendor, count=int(free[resource]),
-                vram_bytes=facts.vram_bytes, compute_capability=facts.capability,
-            )
-        )  # fmt: skip
+        known: Json = {
+            "accelerator": facts.name, "vendor": facts.vendor, "vram_bytes": facts.vram_bytes,
+            "compute_capability": facts.capability,
+        }  # fmt: skip
+        if resource == RESOURCES["google"]:
+            # a pod asks for a whole machine of a slice: its topology says how many chips there are
+            count = int(whole[resource])
+            known |= {"divisible": False, "available": int(free[resource] == count)}
+            offers.append(Offer(**{**base, **known}, count=count, nodes=_machines(labels, count)))
+        else:
+            offers.append(Offer(**base, **known, count=int(free[resource])))
     return offers or [Offer(**base)], partly
 
 
@@ -390,6 +407,35 @@ def _first(labels: Mapping[str, str], what: str) -> str:
 def _tpu(labels: Mapping[str, str]) -> Facts:
     known = _TPU_GIB.get(labels.get("cloud.google.com/gke-tpu-accelerator", ""))
     return Facts(known[0], "google", known[1] * 2**30) if known else Facts()
+
+
+def _machines(labels: Mapping[str, str], count: int) -> int:
+    """Return how many machines a node's slice has, each with ``count`` chips.
+
+    >>> _machines({"cloud.google.com/gke-tpu-topology": "4x4"}, 4)
+    4
+    """
+    sides = labels.get("cloud.google.com/gke-tpu-topology", "").split("x")
+    if not all(side.isdigit() for side in sides):
+        return 1
+    return max(1, math.prod(map(int, sides)) // count)
+
+
+def _slice(machines: Sequence[Offer]) -> Offer | None:
+    """Return a slice of several machines as one offer, None while some of them are not there.
+
+    What is free of each counts; a slice of which anything is held is no longer free.
+    """
+    one = machines[0]
+    if len(machines) < one.nodes:
+        return None
+    is_free = all(machine.available for machine in machines)
+    return replace(
+        one,
+        cpu=min(machine.cpu for machine in machines),
+        memory_bytes=min(machine.memory_bytes for machine in machines),
+        available=len(machines) if is_free else 0,
+    )
 
 
 def _published(devices: Sequence[Device]) -> Facts:

@@ -47,6 +47,16 @@ TPU_SLICES: Mapping[str, Mapping[int, str]] = MappingProxyType(
 Source: AI-Hypercomputer/xpk, ``src/xpk/core/system_characteristics.py`` at 073d687.
 """
 
+CHIPS_OF_HOST: Mapping[str, int] = MappingProxyType({"tpu-v5-lite-podslice": 8, "tpu-v6e-slice": 8})
+"""The most chips of one machine, where that is not 4; machines of a slice of several have 4 each (the
+same source, ``chips_per_vm``)."""
+
+HOST = 4
+
+SLICE = "cloud.google.com/gke-nodepool"
+"""The label that the nodes of one slice of several machines share, and no others: GKE makes each a node
+pool of its own (GKE docs, "About TPUs in GKE")."""
+
 _TPU_LABELS = {
     "TPU-V4": "tpu-v4-podslice",
     "TPU-V5P": "tpu-v5p-slice",
@@ -105,7 +115,8 @@ def placement(resources: Resources, settings: Settings, *, nodes: int) -> Placem
         Rejected: the cluster cannot be asked for such accelerators.
     """
     tolerations = [dict(one) for one in settings.tolerations]
-    selector = dict(settings.node_selector)
+    fabric = settings.fabric_of(resources.accelerator, nodes=nodes)
+    selector = {**settings.node_selector, **(fabric.node_selector if fabric else {})}
     if not resources.accelerators:
         return Placement({}, selector, None, tuple(tolerations))
     resource = resource_of(resources, settings)
@@ -149,18 +160,31 @@ def _taint(resource: str) -> str:
     return "nvidia.com/gpu" if resource.startswith("nvidia.com/") else resource
 
 
+def is_slice(resources: Resources, *, nodes: int) -> bool:
+    """Return whether the nodes of one replica have to be one TPU slice."""
+    return resources.vendor == "google" and nodes > 1 and bool(resources.accelerators)
+
+
 def _slice(resources: Resources, nodes: int) -> dict[str, str]:
     label = _TPU_LABELS.get(resources.accelerator or "")
-    chips = resources.accelerators * nodes
+    each = resources.accelerators
     topologies = TPU_SLICES.get(label or "", {})
-    if label is None or chips not in topologies:
+    if label is None or each * nodes not in topologies:
         sizes = ", ".join(map(str, topologies)) or "none"
         raise Rejected(
-            f"there is no slice of {chips} × {resources.accelerator}", fix=f"slices have {sizes} chips in all"
+            f"there is no slice of {each * nodes} × {resources.accelerator}",
+            fix=f"slices have {sizes} chips in all",
+        )
+    most = CHIPS_OF_HOST.get(label, HOST)
+    if (each > most) if nodes == 1 else (each != HOST):
+        raise Rejected(
+            f"no machine of such a slice has {each} × {resources.accelerator}",
+            fix=f"one machine has up to {most}; a slice of several has {HOST} on each: "
+            f"set nodes to its chips divided by {HOST}",
         )
     return {
         "cloud.google.com/gke-tpu-accelerator": label,
-        "cloud.google.com/gke-tpu-topology": topologies[chips],
+        "cloud.google.com/gke-tpu-topology": topologies[each * nodes],
     }
 
 

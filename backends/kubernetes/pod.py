@@ -31,6 +31,9 @@ SHM_PER_ACCELERATOR = 2 * 2**30
 DRAIN_S = 5
 """An endpoint takes a moment to leave every proxy; requests that still come must find someone."""
 
+SCRATCH_BYTES = 4 * 2**30
+"""Logs, kernels that are compiled and temporary files of an engine, beside its model."""
+
 LONGEST_GRACE_S = 10 * 365 * 86_400
 
 MOST_FILE_BYTES = 900_000
@@ -91,7 +94,7 @@ def pod(
     _refuse(launch, settings)
     volumes = _Volumes(launch, settings)
     where = placement(launch.resources, settings, nodes=nodes)
-    fabric = settings.fabric if nodes > 1 else None
+    fabric = settings.fabric_of(launch.resources.accelerator, nodes=nodes)
     extended = dict(where.resources)
     if fabric and fabric.resource and launch.resources.accelerators:
         extended[fabric.resource] = str(fabric.count)
@@ -99,7 +102,7 @@ def pod(
         "name": CONTAINER,
         "image": image_of(launch, settings),
         "env": _env(launch, settings, variables, fabric_env=fabric.env if fabric else {}),
-        "resources": _resources(launch, extended, volumes.shm_bytes),
+        "resources": _resources(launch, settings, extended, volumes.shm_bytes),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": volumes.mounts,
         **_command(launch),
@@ -261,7 +264,7 @@ def _container_security(launch: Launch, settings: Settings, capabilities: Iterab
     return {"securityContext": wanted} if wanted else {}
 
 
-def _resources(launch: Launch, extended: Mapping[str, str], shm_bytes: int) -> Json:
+def _resources(launch: Launch, settings: Settings, extended: Mapping[str, str], shm_bytes: int) -> Json:
     given = launch.resources
     requests: Json = dict(extended)
     limits: Json = dict(extended)
@@ -272,9 +275,23 @@ def _resources(launch: Launch, extended: Mapping[str, str], shm_bytes: int) -> J
     if given.memory_bytes is not None:
         # pages of /dev/shm are counted as the container's memory
         requests["memory"] = limits["memory"] = quantity(given.memory_bytes + shm_bytes)
-    if given.disk_bytes is not None:
-        requests["ephemeral-storage"] = quantity(given.disk_bytes)
+    if disk_bytes := _disk_bytes(launch, settings):
+        requests["ephemeral-storage"] = quantity(disk_bytes)
     return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}
+
+
+def _disk_bytes(launch: Launch, settings: Settings) -> int:
+    """Return what a pod writes on its node's disk; 0 where nobody knows.
+
+    A pod that asks for less than it writes is the first to be evicted, in the middle of its download
+    (Kubernetes docs, "Node-pressure Eviction").
+    """
+    if launch.resources.disk_bytes is not None:
+        return launch.resources.disk_bytes
+    if not launch.fetch_bytes:
+        return 0
+    fetched = launch.fetch_bytes if settings.cache_claim is None else 0
+    return -(-(SCRATCH_BYTES + fetched) // 2**20) * 2**20
 
 
 def _cores(cpu: float) -> str:

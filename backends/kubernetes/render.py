@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from backends.kubernetes.gateway import HTTP_ROUTE, INFERENCE_POOL, picker_of, pool_spec, route_spec, waiting
 from backends.kubernetes.names import (
     ATTEMPT,
     DIGEST,
@@ -21,6 +22,7 @@ from backends.kubernetes.names import (
     labels,
     selector,
 )
+from backends.kubernetes.placement import SLICE, is_slice
 from backends.kubernetes.pod import Needs, Pod, pod, quantity
 from backends.kubernetes.settings import Settings
 from orchestrator.backend import Group, Launch, Port
@@ -36,6 +38,8 @@ INSTALL: Mapping[str, str] = {
     LEADER_WORKER_SET: "https://lws.sigs.k8s.io/docs/installation/",
     JOB_SET: "https://jobset.sigs.k8s.io/docs/installation/",
     SCALED_OBJECT: "https://keda.sh/docs/latest/deploy/",
+    HTTP_ROUTE: "https://gateway-api.sigs.k8s.io/guides/getting-started/",
+    INFERENCE_POOL: "https://gateway-api-inference-extension.sigs.k8s.io/guides/",
 }
 """Where an operator reads how to install what a group takes."""
 
@@ -45,12 +49,14 @@ class Rendered:
     """The objects of one group.
 
     The first object owns the others: deleting it deletes all. ``needs`` names the keys of Secrets
-    that have to be in the namespace, ``requires`` the custom resources of the cluster.
+    that have to be in the namespace, ``requires`` the custom resources of the cluster, ``notes`` what
+    else has to be there.
     """
 
     objects: tuple[Json, ...]
     needs: tuple[Needs, ...] = ()
     requires: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def render_group(group: Group, settings: Settings) -> Rendered:
@@ -172,6 +178,7 @@ class _Making:
             "replicatedJobs": [{"name": "node", "replicas": 1, "template": template}],
         }
         owner = self._object("jobset.x-k8s.io/v1alpha2", "JobSet", name, spec, queued=True)
+        self._slices(owner, "alpha.jobset.sigs.k8s.io/exclusive-topology")
         return replace(self._whole([owner], made), requires=(JOB_SET,))
 
     # -- what is kept up -------------------------------------------------------------------------
@@ -192,7 +199,8 @@ class _Making:
             **self._replicas(),
         }
         owner = self._object("apps/v1", "Deployment", self.name, spec, queued=True)
-        return self._kept_up([owner, *self._service(selector(self.run))], made, "apps/v1", "Deployment")
+        objects = [owner, *self._service(selector(self.run))]
+        return self._kept_up(objects, made, "apps/v1", "Deployment", leaders=selector(self.run))
 
     def dev_environment(self) -> Rendered:
         """Return a StatefulSet of one pod, which keeps its name."""
@@ -228,10 +236,11 @@ class _Making:
         }
         version = "leaderworkerset.x-k8s.io/v1"
         owner = self._object(version, "LeaderWorkerSet", self.name, spec, queued=True)
+        self._slices(owner, "leaderworkerset.sigs.k8s.io/exclusive-topology")
         # the controller makes a headless service of the set's own name
         chosen = {**selector(self.run), prefix + "worker-index": "0"}
         objects = [owner, *self._service(chosen, name=fitting(f"{self.run}-leaders"))]
-        rendered = self._kept_up(objects, made, version, "LeaderWorkerSet", others=(workers,))
+        rendered = self._kept_up(objects, made, version, "LeaderWorkerSet", leaders=chosen, others=(workers,))
         return replace(rendered, requires=(LEADER_WORKER_SET, *rendered.requires))
 
     def stateful_pairs(self) -> Rendered:
@@ -259,7 +268,8 @@ class _Making:
                 mark = {"modelyard.dev/replica": str(replica), role: "worker" if first else "leader"}
                 spec = self._stateful(made, replicas=many, chosen={**selector(self.run), **mark}, first=first)
                 objects.append(self._object("apps/v1", "StatefulSet", name, spec, queued=True))
-        return self._whole(objects, *pods)
+        ways, requires, notes = self._ways_in(leaders, fitting(f"{self.run}-leaders"))
+        return replace(self._whole([*objects, *ways], *pods), requires=requires, notes=notes)
 
     def _stateful(self, made: Pod, *, replicas: int, chosen: Mapping[str, str], first: int = 0) -> Json:
         replica = {key: value for key, value in chosen.items() if key == "modelyard.dev/replica"}
@@ -275,8 +285,16 @@ class _Making:
         }
 
     def _kept_up(
-        self, objects: list[Json], made: Pod, version: str, kind: str, *, others: Sequence[Pod] = ()
+        self,
+        objects: list[Json],
+        made: Pod,
+        version: str,
+        kind: str,
+        *,
+        leaders: Mapping[str, str],
+        others: Sequence[Pod] = (),
     ) -> Rendered:
+        """Return objects with what drains, scales and leads to them; ``leaders`` are who answers."""
         group = self.group
         many = group.scaling.most if group.scaling else group.replicas
         if self.settings.disruption_budget and many > 1 and group.nodes == 1:
@@ -287,7 +305,57 @@ class _Making:
             scaled = {"apiVersion": version, "kind": kind, "name": self.name}
             objects.append(self._hpa(scaled) if self.settings.autoscaler == "hpa" else self._keda(scaled))
             requires = (SCALED_OBJECT,) if self.settings.autoscaler == "keda" else ()
-        return replace(self._whole(objects, made, *others), requires=requires)
+        service = self.name if group.nodes == 1 else fitting(f"{self.run}-leaders")
+        ways, more, notes = self._ways_in(leaders, service)
+        whole = self._whole([*objects, *ways], made, *others)
+        return replace(whole, requires=(*requires, *more), notes=notes)
+
+    @property
+    def _is_pooled(self) -> bool:
+        """Return whether replicas are chosen by an endpoint picker."""
+        gateway = self.settings.gateway
+        return bool(gateway and gateway.pools and self.group.serves and self.launch.ports)
+
+    def _ways_in(
+        self, leaders: Mapping[str, str], service: str
+    ) -> tuple[list[Json], tuple[str, ...], tuple[str, ...]]:
+        """Return the route and the pool of a service, what defines them, and what else they take."""
+        gateway = self.settings.gateway
+        if gateway is None or not self.launch.ports:
+            return [], (), ()
+        port = self.launch.ports[0].container
+        if not self._is_pooled:
+            to: Json = {"group": "", "kind": "Service", "name": service, "port": port}
+            return [self._route(to)], (HTTP_ROUTE,), ()
+        pool = self._object(
+            "inference.networking.k8s.io/v1", "InferencePool", self.name,
+            pool_spec(gateway, self.name, leaders, port),
+        )  # fmt: skip
+        to = {"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": self.name}
+        picker = picker_of(gateway, self.name)
+        note = f"Service {picker!r} is the endpoint picker of InferencePool {self.name!r}"
+        return [pool, self._route(to)], (INFERENCE_POOL, HTTP_ROUTE), (note,)
+
+    def _route(self, to: Json) -> Json:
+        gateway = self.settings.gateway
+        assert gateway is not None
+        spec = route_spec(gateway, self.name, self.group.serves, to)
+        return self._object("gateway.networking.k8s.io/v1", "HTTPRoute", self.name, spec)
+
+    @property
+    def _is_exclusive(self) -> bool:
+        """Return whether a controller gives each replica a TPU slice of its own."""
+        sets = self.settings.tasks == "jobset" if self.group.kind == "task" else not self._is_paired
+        return sets and is_slice(self.launch.resources, nodes=self.group.nodes)
+
+    @property
+    def _is_paired(self) -> bool:
+        return self.settings.multinode == "statefulset"
+
+    def _slices(self, owner: Json, annotation: str) -> None:
+        """Have each replica's nodes be one TPU slice, and no other replica's."""
+        if self._is_exclusive and not self.settings.queue:
+            owner["metadata"]["annotations"][annotation] = SLICE
 
     def _hpa(self, scaled: Json) -> Json:
         scaling = self._scaling()
@@ -307,7 +375,7 @@ class _Making:
     def _keda(self, scaled: Json) -> Json:
         scaling = self._scaling()
         chosen = f'namespace="{self.settings.namespace}",pod=~"{self.name}-.*"'
-        trigger = {
+        trigger: Json = {
             "type": "prometheus",
             "metricType": "AverageValue",
             "metadata": {
@@ -316,11 +384,16 @@ class _Making:
                 "threshold": _number(scaling.target),
             },
         }
+        triggers = [trigger]
+        if self._is_pooled:
+            # the series of a service at zero is gone; its pool's door is where requests wait then
+            door = {**trigger["metadata"], "query": waiting(self.name), "threshold": "1"}
+            triggers.append({**trigger, "metadata": door})
         spec = {
             "scaleTargetRef": scaled,
             "minReplicaCount": scaling.least,
             "maxReplicaCount": scaling.most,
-            "triggers": [trigger],
+            "triggers": triggers,
         }
         return self._object("keda.sh/v1alpha1", "ScaledObject", self.name, spec)
 
@@ -355,23 +428,35 @@ class _Making:
             replica_key: The label that its controller gives each replica a value of.
         """
         counted = {NODES: str(self.group.nodes), ATTEMPT: str(self.launch.attempt)}
-        fabric = self.settings.fabric if self.group.nodes > 1 else None
+        resources = self.launch.resources
+        fabric = self.settings.fabric_of(resources.accelerator, nodes=self.group.nodes)
         # whole here: a label holds 63 characters, and a hash may have 64
         annotations = {HASH: self.launch.spec_hash, **(fabric.annotations if fabric else {})}
         spec = made.spec
-        if fabric and fabric.topology and self.settings.queue:
+        topology, together = (fabric.topology, fabric.together) if fabric else ("", "required")
+        if is_slice(resources, nodes=self.group.nodes):
+            topology, together = SLICE, "required"
+        if topology and self.settings.queue:
             # the queue knows what is free where, and places all of a set or none
-            annotations["kueue.x-k8s.io/podset-required-topology"] = fabric.topology
+            annotations[f"kueue.x-k8s.io/podset-{together}-topology"] = topology
             if replica_key:
                 annotations["kueue.x-k8s.io/podset-group-name"] = self.name
-        elif fabric and fabric.topology:
+        elif topology and not self._is_exclusive:
             term: Json = {
                 "labelSelector": {"matchLabels": {**selector(self.run), **replica}},
-                "topologyKey": fabric.topology,
+                "topologyKey": topology,
                 **({"matchLabelKeys": [replica_key]} if replica_key else {}),
             }
-            together = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
-            spec = {**spec, "affinity": {**spec.get("affinity", {}), **together}}
+            near: Json = (
+                {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
+                if together == "required"
+                else {
+                    "preferredDuringSchedulingIgnoredDuringExecution": [
+                        {"weight": 100, "podAffinityTerm": term}
+                    ]
+                }
+            )
+            spec = {**spec, "affinity": {**spec.get("affinity", {}), "podAffinity": near}}
         metadata = {"labels": {**self.labels, **counted}, "annotations": annotations}
         return {"metadata": metadata, "spec": spec}
 

@@ -15,6 +15,7 @@ Tasks = Literal["job", "jobset"]
 Autoscaler = Literal["none", "hpa", "keda"]
 Mig = Literal["mixed", "single"]
 Access = Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]
+Together = Literal["required", "preferred"]
 
 
 PROMETHEUS = "http://prometheus-operated.monitoring:9090"
@@ -23,9 +24,11 @@ PROMETHEUS = "http://prometheus-operated.monitoring:9090"
 
 @dataclass(frozen=True, slots=True)
 class Fabric:
-    """The fast network between the nodes of one replica, as this site's device plugin names it.
+    """A fast network between the nodes of one replica, as this site's device plugin names it.
 
     Args:
+        accelerators: The accelerators whose nodes have it, by catalog name; none: whatever they have.
+        node_selector: Labels of the nodes that have it, where not all with these accelerators do.
         resource: The extended resource, such as ``rdma/ib`` or ``vpc.amazonaws.com/efa``.
         count: How many a pod asks for.
         env: Variables that a pod gets with it, such as ``NCCL_IB_HCA``.
@@ -34,8 +37,11 @@ class Fabric:
         annotations: Annotations that attach networks, such as those of Multus.
         topology: The label of nodes whose value all nodes of one replica have in common, such as
             ``topology.kubernetes.io/zone``.
+        together: Whether that is ``required``, or only ``preferred`` over nodes that are further apart.
     """
 
+    accelerators: Sequence[str] = ()
+    node_selector: Mapping[str, str] = field(default_factory=dict)
     resource: str = ""
     count: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
@@ -43,6 +49,42 @@ class Fabric:
     host_network: bool = False
     annotations: Mapping[str, str] = field(default_factory=dict)
     topology: str = ""
+    together: Together = "required"
+
+    def joins(self, accelerator: str | None) -> bool:
+        """Return whether nodes with this accelerator have the network.
+
+        >>> Fabric(["H100-80GB"]).joins("H100-80GB"), Fabric(["H100-80GB"]).joins(None), Fabric().joins(None)
+        (True, False, True)
+        """
+        return not self.accelerators or accelerator in self.accelerators
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A Gateway of the cluster that leads to services, beside or instead of Modelyard's own.
+
+    Args:
+        name: The Gateway's name.
+        namespace: Its namespace, where it is not that of the runs.
+        section: Which of its listeners; none: all that admit the route.
+        host: The host that a service answers to; with ``{run}`` in it each has one of its own, without
+            they share it by path and model.
+        pools: Whether replicas of a model are an InferencePool, whose endpoint picker chooses among them;
+            without, the Service spreads requests.
+        picker: The Service of the endpoint picker of a run's pool.
+        picker_port: Its port.
+        fail_open: Whether requests go to any replica while the picker is away.
+    """
+
+    name: str
+    namespace: str = ""
+    section: str = ""
+    host: str = ""
+    pools: bool = True
+    picker: str = "{run}-epp"
+    picker_port: int = 9002
+    fail_open: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +123,7 @@ class Settings:
         tasks: What runs a task that spans nodes; a JobSet starts all of it again when one fails.
         mig: How NVIDIA's device plugin counts slices of GPUs: each by its profile, or as a GPU.
         autoscaler: What moves a service's replicas; the number is left out of its object then.
+        gateway: A Gateway of the cluster that leads to services.
         prometheus: Where KEDA finds the series, for ``keda``.
         disruption_budget: Whether a service of several replicas gets one.
         queue: Kueue's LocalQueue for every run.
@@ -98,7 +141,7 @@ class Settings:
         pull_secrets: Secrets with which images are pulled.
         node_selector: Labels of the nodes that may be used.
         tolerations: Taints of the nodes that may be used, as Kubernetes writes them.
-        fabric: The network of replicas that span nodes.
+        fabrics: The networks of replicas that span nodes; the first that has their accelerator is used.
         pools: Machines that exist on demand.
     """
 
@@ -109,6 +152,7 @@ class Settings:
     tasks: Tasks = "job"
     mig: Mig = "mixed"
     autoscaler: Autoscaler = "none"
+    gateway: Gateway | None = None
     prometheus: str = PROMETHEUS
     disruption_budget: bool = True
     queue: str | None = None
@@ -125,11 +169,23 @@ class Settings:
     pull_secrets: Sequence[str] = ()
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: Sequence[Mapping[str, Any]] = ()
-    fabric: Fabric | None = None
+    fabrics: Sequence[Fabric] = ()
     pools: Sequence[Pool] = ()
 
+    def fabric_of(self, accelerator: str | None, *, nodes: int) -> Fabric | None:
+        """Return the network between ``nodes`` nodes with this accelerator; None where there is none.
 
-_Part = TypeVar("_Part", Fabric, Pool)
+        >>> site = Settings(fabrics=[Fabric(["A100-80GB"], resource="efa"), Fabric(resource="ib")])
+        >>> [site.fabric_of(name, nodes=2).resource for name in ("A100-80GB", "H100-80GB")]
+        ['efa', 'ib']
+        >>> site.fabric_of("H100-80GB", nodes=1)
+        """
+        if nodes == 1:
+            return None
+        return next((fabric for fabric in self.fabrics if fabric.joins(accelerator)), None)
+
+
+_Part = TypeVar("_Part", Fabric, Gateway, Pool)
 
 
 def read_settings(name: str, options: Mapping[str, Any]) -> Settings:
@@ -138,17 +194,20 @@ def read_settings(name: str, options: Mapping[str, Any]) -> Settings:
     Raises:
         ConfigError: an option has no such value, or two contradict each other.
 
-    >>> read_settings("lab", {"namespace": "ml", "fabric": {"resource": "rdma/ib"}}).fabric.count
+    >>> read_settings("lab", {"namespace": "ml", "fabrics": [{"resource": "rdma/ib"}]}).fabrics[0].count
     1
     """
     given = dict(options)
-    if isinstance(given.get("fabric"), Mapping):
-        given["fabric"] = _part(name, "fabric", Fabric, given["fabric"])
+    if given.get("fabrics"):
+        given["fabrics"] = tuple(_part(name, "fabrics", Fabric, fabric) for fabric in given["fabrics"])
+    if given.get("gateway") is not None:
+        given["gateway"] = _part(name, "gateway", Gateway, given["gateway"])
     if given.get("pools"):
         given["pools"] = tuple(_part(name, "pools", Pool, pool) for pool in given["pools"])
     settings = Settings(**given)
     _check_choices(name, settings)
-    _check_fabric(name, settings)
+    for fabric in settings.fabrics:
+        _check_fabric(name, fabric, settings.security)
     for variable, place in settings.secrets.items():
         if place.count("/") != 1:
             raise ConfigError(
@@ -184,11 +243,15 @@ def _check_choices(name: str, settings: Settings) -> None:
             raise ConfigError(f"backend {name!r}: {option} is {value!r}", fix=f"one of {', '.join(allowed)}")
 
 
-def _check_fabric(name: str, settings: Settings) -> None:
-    fabric = settings.fabric
-    if fabric and (fabric.capabilities or fabric.host_network) and settings.security != "image-default":
+def _check_fabric(name: str, fabric: Fabric, security: Security) -> None:
+    if fabric.together not in get_args(Together):
+        allowed = ", ".join(get_args(Together))
+        raise ConfigError(
+            f"backend {name!r}: together of a fabric is {fabric.together!r}", fix=f"one of {allowed}"
+        )
+    if (fabric.capabilities or fabric.host_network) and security != "image-default":
         what = "capabilities" if fabric.capabilities else "the host's network"
         raise ConfigError(
-            f"backend {name!r}: a fabric that takes {what} is refused by Pod Security {settings.security!r}",
+            f"backend {name!r}: a fabric that takes {what} is refused by Pod Security {security!r}",
             fix="set security: image-default, in a namespace that admits it",
         )

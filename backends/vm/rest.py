@@ -170,12 +170,26 @@ class Rest:
             raise self.refused(self._read(status, found), where)
         return found
 
+    def post_form(self, path: str, form: Mapping[str, str], *, where: str) -> Any:
+        """Send a form, as those who sign in do, and return the answer."""
+        status, found, _ = self._send("POST", path, {}, None, where, form=form)
+        if status >= 400:
+            raise self.refused(self._read(status, found), where)
+        return found
+
     def refused(self, refusal: Refusal, where: str) -> BackendError:
         """Return a refusal as an error of this cloud's."""
         return refusal.error(backend=self._backend, where=where, fixes=self._fixes)
 
     def _send(
-        self, method: str, path: str, query: Mapping[str, str], body: Any, where: str
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Any,
+        where: str,
+        *,
+        form: Mapping[str, str] | None = None,
     ) -> tuple[int, Any, float | None]:
         import httpx  # heavy: only where a call is made
 
@@ -183,8 +197,9 @@ class Rest:
             # a connection of its own for each call: none is left open for nobody to close
             with httpx.Client(verify=_trusted(), timeout=self._timeout_s) as client:
                 answer = client.request(
-                    method, self._url + path, params=dict(query), json=body, headers=dict(self._sign())
-                )
+                    method, self._url + path, params=dict(query), json=body, data=form,
+                    headers=dict(self._sign()),
+                )  # fmt: skip
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise Unreachable(
                 f"{where}: {self._url} does not answer ({type(error).__name__})", backend=self._backend,

@@ -5,7 +5,17 @@ from __future__ import annotations
 from orchestrator.api.goals import has_arrived, has_missed, has_reached
 from orchestrator.api.local import Local, spec_of_run
 from orchestrator.api.planning import Planner, origin
-from orchestrator.api.protocol import Api, FleetView, Goal, Offers, Orphan, Plans, RunView, Stray
+from orchestrator.api.protocol import (
+    Api,
+    FleetView,
+    Goal,
+    Offers,
+    Orphan,
+    Plans,
+    Rehearsal,
+    RunView,
+    Stray,
+)
 
 __all__ = [
     "Api",
@@ -16,6 +26,7 @@ __all__ = [
     "Orphan",
     "Planner",
     "Plans",
+    "Rehearsal",
     "RunView",
     "Stray",
     "has_arrived",

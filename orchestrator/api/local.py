@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from orchestrator.api.goals import has_arrived
 from orchestrator.api.planning import Planner
-from orchestrator.api.protocol import FleetView, Goal, Offers, Orphan, Plans, RunView, Stray
-from orchestrator.api.rehearsal import rehearsed
+from orchestrator.api.protocol import FleetView, Goal, Offers, Orphan, Plans, Rehearsal, RunView, Stray
+from orchestrator.api.rehearsal import rehearse
 from orchestrator.apply import (
     NOTHING_LOST,
     Consent,
@@ -171,9 +171,9 @@ class Local(Planner):
 
     # What a plan asks ------------------------------------------------------------------------
 
-    def rehearsed(self, plans: Plans) -> Plans:
-        """Return plans with what their clusters would change, or refuse."""
-        return rehearsed(plans, self.places)
+    def rehearse(self, plans: Plans) -> Mapping[str, Rehearsal]:
+        """Return what clusters say of plans that are theirs to keep, by run; writes nothing."""
+        return rehearse(plans, self.places)
 
     def record_of(self, names: Collection[str] | None) -> Mapping[str, Run]:
         """Return the runs on record by name: those of ``names``, or all; asks no place.

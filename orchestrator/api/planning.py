@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from orchestrator.api.protocol import Offers, Plans
+from orchestrator.api.protocol import Offers, Plans, Rehearsal
+from orchestrator.api.rehearsal import rehearsed, to_rehearse
 from orchestrator.apply import (
     NO_SET,
     NOTHING_LOST,
@@ -28,7 +29,7 @@ from orchestrator.apply.unset import unset
 from orchestrator.backend import Can, Offer
 from orchestrator.catalog.digest import digest
 from orchestrator.catalog.hardware import candidates
-from orchestrator.errors import Problem, Unreachable, UsageError
+from orchestrator.errors import ModelyardError, Problem, Unreachable, UsageError
 from orchestrator.planner.ask import Work
 from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Run
@@ -63,8 +64,8 @@ class Asked(Protocol):
     def abilities(self) -> Mapping[str, frozenset[Can]]:
         """Return what each place is able to do, preferred ones first."""
 
-    def rehearsed(self, plans: Plans) -> Plans:
-        """Return plans with what their places would change or refuse, where they can be asked."""
+    def rehearse(self, plans: Plans) -> Mapping[str, Rehearsal]:
+        """Return what clusters say of plans that are theirs to keep, by run; writes nothing."""
 
     def offers(self) -> Offers:
         """Return what every place offers now."""
@@ -105,7 +106,13 @@ class Planner:
         world = self._world(
             documents, rerun=rerun, resume=resume, sort=sort, strict=strict, scope=scope, models=models
         )
-        return self._keeper.rehearsed(plan_documents(documents, world))
+        plans = plan_documents(documents, world)
+        changing = tuple(plan for plan in plans if plan.action not in ("unchanged", "delete"))
+        return rehearsed(plans, self._rehearse(changing, world))
+
+    def _rehearse(self, plans: Plans, world: World) -> Mapping[str, Rehearsal]:
+        asked = to_rehearse(plans, world.places)
+        return self._keeper.rehearse(asked) if asked else {}
 
     def resolve_models(self, documents: Sequence[Document]) -> dict[str, LockedModel]:
         """Return the commits that the documents' models are at now, by run; asks the hub."""
@@ -160,9 +167,16 @@ class Planner:
     def diff(
         self, documents: Sequence[Document], *, models: Mapping[str, LockedModel] | None = None
     ) -> tuple[Difference, ...]:
-        """Return how the documents differ from the record; asks no backend."""
-        documents = self._resolved(documents)
-        return diff_documents(_pinned(documents, models), self._world(documents))
+        """Return how the documents differ from the record, and from what clusters have of their runs."""
+        documents = _pinned(self._resolved(documents), models)
+        world = self._world(documents)
+        found = diff_documents(documents, world)
+        clusters = frozenset(name for name, can in world.places.items() if Can.GROUPS in can)
+        kept = tuple(plan for document in documents for plan in _kept_by(document, clusters, world))
+        said = self._rehearse(kept, world)
+        return tuple(
+            replace(each, places=said[each.name].phrases()) if each.name in said else each for each in found
+        )
 
     def _resolved(self, documents: Sequence[Document]) -> Sequence[Document]:
         """Return documents with what runs of training left in place of the runs they name."""
@@ -236,6 +250,22 @@ class Planner:
     @property
     def _offline(self) -> bool:
         return self._environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+
+
+def _kept_by(document: Document, clusters: frozenset[str], world: World) -> Plans:
+    """Return what to say to the cluster that keeps a document's run; nothing where none does.
+
+    A task's objects never change, and one that cannot be planned is not compared.
+    """
+    run = world.runs.get(document.spec.name)
+    if run is None or run.state.is_final or run.type == "task":
+        return ()
+    if not clusters.intersection(run.template.backends[:1]):
+        return ()
+    try:
+        return plan_documents([document], world)
+    except ModelyardError:
+        return ()
 
 
 def _pinned(documents: Sequence[Document], models: Mapping[str, LockedModel] | None) -> Sequence[Document]:

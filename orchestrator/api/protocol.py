@@ -46,6 +46,25 @@ class Offers:
 
 
 @dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What a cluster says of a plan: the fields it would change, a phrase each, or why it refuses."""
+
+    place: str
+    changes: tuple[str, ...] = ()
+    refusal: str = ""
+    fix: str | None = None
+
+    def phrases(self) -> tuple[str, ...]:
+        """Return it for people, one phrase a line.
+
+        >>> Rehearsal("lab", ("Deployment web: spec.replicas 7 -> 2",)).phrases()
+        ('lab: Deployment web: spec.replicas 7 -> 2',)
+        """
+        said = (f"refuses it: {self.refusal}",) if self.refusal else self.changes
+        return tuple(f"{self.place}: {phrase}" for phrase in said)
+
+
+@dataclass(frozen=True, slots=True)
 class Orphan:
     """An instance that carries our labels and whose run nobody has on record."""
 
@@ -112,7 +131,7 @@ class Api(Protocol):
     def diff(
         self, documents: Sequence[Document], *, models: Mapping[str, LockedModel] | None = None
     ) -> tuple[Difference, ...]:
-        """Return how the documents differ from the record; asks no backend."""
+        """Return how the documents differ from the record, and from what clusters have of their runs."""
 
     def apply(self, plans: Plans, *, consent: Consent = NOTHING_LOST) -> tuple[str, ...]:
         """Write down what the plans say; return the names of the runs that changed."""

@@ -37,6 +37,7 @@ from orchestrator.planner.ask import Work
 from orchestrator.planner.compose import Inputs
 from orchestrator.planner.plan import Choice, Placed
 from orchestrator.reconcile import Run, Template, Wanted
+from orchestrator.reconcile.serving import metrics_of
 from orchestrator.spec.interpolation import looks_secret, refers_to_secret
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import DevEnvironment, Fleet, Service, Task, Volume, spec_of
@@ -460,7 +461,8 @@ def _resume_run(
         notes=tuple(step.get("notes", ())),
     )  # fmt: skip
     if action == "update" and run:
-        return replace(plan, template=updated(run.template, spec, kept=run.template.replicas))
+        kept, metrics = run.template.replicas, metrics_of(run.plan)
+        return replace(plan, template=updated(run.template, spec, kept=kept, metrics=metrics))
     template: Template = decode(Template, json.dumps(step["template"]))
     return replace(
         plan, template=_refilled(template, plan, inputs), placed=_placed_of(step["placed"]),

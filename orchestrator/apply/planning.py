@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from orchestrator.apply.fleets import FleetPlan, plan_fleet
 from orchestrator.apply.inputs import read_inputs
 from orchestrator.apply.sets import NO_SET, Deletion, FleetRecord, Scope, deletions, joined, joining
-from orchestrator.backend import Can, Launch, Mount, Offer, Rent
+from orchestrator.backend import Can, Launch, Mount, Offer, Rent, Scaling
 from orchestrator.errors import Denied, ModelError, NothingFits, Problem, SpecError, UsageError
 from orchestrator.planner.ask import Names, Work, demand_of, runs_bare
 from orchestrator.planner.compose import Inputs, compose, opens_itself
@@ -19,6 +19,7 @@ from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.plan import Action, Placed, Sort, place
 from orchestrator.reconcile import Retry, Run, RunState, Template, Wanted
+from orchestrator.reconcile.serving import metrics_of
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import (
     DevEnvironment,
@@ -38,6 +39,7 @@ from orchestrator.store.values import Volume as KeptVolume
 if TYPE_CHECKING:  # catalog, sizing and engines: a third of a plan's time, and only for a model
     from orchestrator.catalog import ModelFacts
     from orchestrator.engines import EngineLaunch
+    from orchestrator.engines.job import Metrics
     from orchestrator.planner.serve import Served
     from orchestrator.planner.tune import Trained
 
@@ -137,17 +139,22 @@ class VolumePlan:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How one document differs from the record, and what applying it would do."""
+    """How one document differs from the record, and what applying it would do.
+
+    ``places`` is what the cluster that keeps its run has otherwise, whoever changed it there, and
+    what it would refuse.
+    """
 
     name: str
     type: str
     action: Action
     changes: tuple[Change, ...] = ()
+    places: tuple[str, ...] = ()
 
     @property
     def is_change(self) -> bool:
-        """Whether applying the document would do anything."""
-        return self.action != "unchanged"
+        """Whether what runs is not what the document says."""
+        return self.action != "unchanged" or bool(self.places)
 
 
 Plan = RunPlan | VolumePlan | FleetPlan | Deletion
@@ -263,7 +270,8 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
         return plan
     plan = replace(plan, problems=tuple(world.unset(document, spec)))
     if action == "update" and run:
-        return replace(plan, template=updated(run.template, spec, kept=run.template.replicas))
+        kept, metrics = run.template.replicas, metrics_of(run.plan)
+        return replace(plan, template=updated(run.template, spec, kept=kept, metrics=metrics))
     demand = demand_of(spec, places=world.places, names=world.names)
     replaced = run if action == "replace" else None
     placing = _Placing(document, spec, demand, offers, replaced)
@@ -280,14 +288,17 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     backends, rents = _places(placed, demand)
     resumes = engine is not None and engine.trained is not None
     template = Template(
-        launch, backends, follower, nodes=demand.nodes, surge=surge, rents=rents, resumes=resumes
-    )
+        launch, backends, follower, nodes=demand.nodes, surge=surge, rents=rents, resumes=resumes,
+        scales=all(Can.SCALES in demand.places.get(name, ()) for name in backends),
+        serves=_serves(spec, engine.served) if engine and engine.served else (),
+    )  # fmt: skip
     return replace(
         plan, demand=demand, placed=placed,
         served=engine.served if engine else None, trained=engine.trained if engine else None,
         template=updated(
             template, spec, least_grace_s=engine.launch.stop_grace_s if engine else 0.0,
             kept=run.template.replicas if action == "replace" and run else 0,
+            metrics=engine.served.launch.metrics if engine and engine.served else None,
         ),
         notes=(
             *_notes(action, surge, engine, run, (isinstance(spec, Service) and spec.rollout.weight) or 0),
@@ -316,7 +327,10 @@ def _rent(offer: Offer) -> Rent:
 
 @dataclass(frozen=True, slots=True)
 class _Engine:
-    """What an engine was found to do for a spec, and where; ``beside`` the run it replaces or not."""
+    """What an engine was found to do for a spec, and where; ``beside`` the run it replaces or not.
+
+    ``fetch_bytes`` is what every node downloads of the model.
+    """
 
     placed: Placed
     beside: bool
@@ -325,6 +339,7 @@ class _Engine:
     count: int
     nodes: int
     mounts: tuple[Mount, ...]
+    fetch_bytes: int
     follower: EngineLaunch | None = None
     served: Served | None = None
     trained: Trained | None = None
@@ -344,7 +359,8 @@ class _Engine:
         """Return ``launch`` with the engine's part, and the folders it reads and writes."""
         mounted = {mount.target for mount in launch.mounts}
         more = tuple(mount for mount in self.mounts if mount.target not in mounted)
-        return part.onto(replace(launch, mounts=(*launch.mounts, *more)))
+        mounts = (*launch.mounts, *more)
+        return part.onto(replace(launch, mounts=mounts, fetch_bytes=self.fetch_bytes))
 
 
 def fingerprint(spec: Work, inputs: Inputs) -> str:
@@ -446,6 +462,7 @@ class _Placing:
         device = None if is_cpu(served.accelerator) else served.accelerator.name
         return _Engine(
             placed, beside, launch, device, layout.count, layout.nodes, served.mounts,
+            _fetched(spec.model, facts, served.parameters),
             follower=served.follower, served=served,
         )  # fmt: skip
 
@@ -467,7 +484,8 @@ class _Placing:
         where = trained.candidate
         return _Engine(
             placed, beside, trained.launch, None if is_cpu(where.accelerator) else where.accelerator.name,
-            where.count, where.nodes, trained.mounts, trained=trained,
+            where.count, where.nodes, trained.mounts,
+            _fetched(spec.train.model if spec.train else None, facts, trained.parameters), trained=trained,
         )  # fmt: skip
 
     @property
@@ -485,12 +503,25 @@ class _Placing:
             return choose(OfferIndex(freed, preference=tuple(self.offers.world.places))), False
 
 
+def _fetched(model: Model | None, facts: ModelFacts, parameters: int) -> int:
+    """Return the bytes of a model's files that a node downloads; none where it is mounted."""
+    from orchestrator.planner.sources import model_source
+
+    if model is None or model_source(model)[1]:
+        return 0
+    return facts.weights_bytes or 2 * parameters  # as published, 16 bits each
+
+
 def _with_back(offer: Offer, template: Template) -> Offer:
     """Return a machine's offer with what a run holds of it given back."""
-    if not offer.divisible or offer.backend not in template.backends:
+    if offer.backend not in template.backends:
         return offer
     held = template.launch.resources
     many = template.replicas * template.nodes
+    if not offer.divisible:
+        alike = (offer.accelerator, offer.count) == (held.accelerator, held.accelerators)
+        counted = alike and offer.available is not None
+        return replace(offer, available=(offer.available or 0) + many) if counted else offer
     return replace(
         offer,
         cpu=offer.cpu + (held.cpu or 0) * many,
@@ -499,12 +530,20 @@ def _with_back(offer: Offer, template: Template) -> Offer:
     )
 
 
-def updated(template: Template, spec: Work, *, least_grace_s: float = 0.0, kept: int = 0) -> Template:
+def updated(
+    template: Template,
+    spec: Work,
+    *,
+    least_grace_s: float = 0.0,
+    kept: int = 0,
+    metrics: Metrics | None = None,
+) -> Template:
     """Return ``template`` with what a spec may change in place.
 
     An engine that drains its requests is given at least as long as it takes for that. Of a service
     that scales, ``kept`` replicas are kept, as far as the spec's range goes: what the load took
-    before, it takes after.
+    before, it takes after. ``metrics`` are what its engine tells of its load, for places that scale
+    by it themselves.
     """
     launch: Launch = replace(template.launch, stop_grace_s=max(least_grace_s, _grace_s(spec)))
     follower = template.follower and replace(template.follower, stop_grace_s=launch.stop_grace_s)
@@ -514,7 +553,31 @@ def updated(template: Template, spec: Work, *, least_grace_s: float = 0.0, kept:
         template, launch=launch, follower=follower, replicas=replicas, canary=rollout.weight or 0,
         rollback=rollout.rollback == "auto", retry=_retry(spec),
         max_duration_s=spec.max_duration, idle_s=spec.idle_duration,
+        scaling=_scaling(spec, metrics) if template.scales else None,
     )  # fmt: skip
+
+
+def _scaling(spec: Work, metrics: Metrics | None) -> Scaling | None:
+    """Return how a service scales by what its engine tells; None where it does not, or cannot.
+
+    Requests a second are the gateway's to count, and a histogram is no number of a replica.
+    """
+    if not isinstance(spec, Service) or spec.scaling is None:
+        return None
+    series: Sequence[str] = ()
+    if spec.scaling.metric in ("queue", "running", "kv_cache"):
+        series = getattr(metrics, spec.scaling.metric, ())
+    if not series:
+        return None
+    least = spec.replicas.min or 0
+    return Scaling(least, spec.replicas.max or least, series[0], float(spec.scaling.target))
+
+
+def _serves(spec: Work, served: Served) -> tuple[str, ...]:
+    """Return what requests call the model, and its adapters, each once."""
+    assert isinstance(spec, Service)  # nothing else is served
+    model = [spec.model.id, *(adapter.name for adapter in spec.model.adapters)] if spec.model else []
+    return tuple(dict.fromkeys(filter(None, [*model, served.launch.model_name])))
 
 
 def _replicas(spec: Service, kept: int) -> int:

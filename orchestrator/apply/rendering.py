@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.apply.fleets import FleetPlan
 from orchestrator.apply.imagined import anywhere, imagined_world, vendor_of
 from orchestrator.apply.planning import RunPlan, VolumePlan, plan_documents
-from orchestrator.backend import Backend, Group, Renderer, Rendering, Scaling
+from orchestrator.backend import Backend, Group, Renderer, Rendering
 from orchestrator.errors import UsageError
 from orchestrator.reconcile import group_from
 from orchestrator.spec.load import Document
-from orchestrator.spec.models import Model, Service
+from orchestrator.spec.models import Model
 
 if TYPE_CHECKING:
     from orchestrator.catalog import ModelFacts
@@ -72,17 +72,4 @@ def renderer_of(backend: Backend) -> Renderer:
 
 def _group(plan: RunPlan) -> Group:
     assert plan.template is not None
-    group = group_from(plan.template, name=plan.name, kind=plan.spec.type)
-    return replace(group, scaling=_scaling(plan))
-
-
-def _scaling(plan: RunPlan) -> Scaling | None:
-    """Return how a service scales by what its engine tells; None where it does not, or cannot."""
-    spec, served = plan.spec, plan.served
-    if not isinstance(spec, Service) or spec.scaling is None or served is None:
-        return None
-    series: Sequence[str] = getattr(served.launch.metrics, spec.scaling.metric, ())
-    if not series:  # requests a second are the gateway's to count
-        return None
-    least = spec.replicas.min or 0
-    return Scaling(least, spec.replicas.max or least, series[0], float(spec.scaling.target))
+    return group_from(plan.template, name=plan.name, kind=plan.spec.type)

@@ -174,7 +174,7 @@ def _service(run: Run, jobs: Sequence[Job]) -> ServiceRoute:
 
 def _scaled(run: Run, spec: Service, jobs: Sequence[Job]) -> Scaled | None:
     rule = rule_of(spec)
-    if rule is None:
+    if rule is None or run.template.scaling is not None:  # its place scales it
         return None
     came_s = [(job.ready_at - job.created_at).total_seconds() for job in jobs if job.ready_at]
     start_s = statistics.median(came_s[-FEW_STARTS:]) if came_s else rule.start_s

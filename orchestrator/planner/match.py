@@ -229,6 +229,12 @@ def available(offer: Offer, demand: Demand) -> str | None:
     return None
 
 
+@_stage("nodes")
+def joined(offer: Offer, demand: Demand) -> str | None:
+    """Refuse machines that are one, such as those of a TPU slice, where another number is asked for."""
+    return f"one of {offer.nodes} machines" if offer.nodes > 1 and offer.nodes != demand.nodes else None
+
+
 @_stage("price_list")
 def unpriced(offer: Offer, demand: Demand) -> str | None:  # noqa: ARG001  # a stage's signature
     """Refuse to rent what nobody knows the price of."""

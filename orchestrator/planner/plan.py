@@ -139,7 +139,7 @@ _ADVICE = {
 
 
 def _advice(refused: Sequence[Refusal]) -> str:
-    known = (_ADVICE.get(r.reason) or _unable(r.reason) for r in refused)
+    known = (_ADVICE.get(r.reason) or _unable(r.reason) or _joined(r.reason) for r in refused)
     return next(filter(None, known), "ask for less, or allow more places")
 
 
@@ -153,3 +153,13 @@ def _unable(reason: str) -> str:
         return "add image to the spec, or default_image to that backend's configuration"
     found = re.fullmatch(r".+ cannot .+, which (\S+) needs", reason)
     return f"configure a backend that can, such as docker, or leave {found[1]!r} out" if found else ""
+
+
+def _joined(reason: str) -> str:
+    """Return what to do where machines are taken all at once.
+
+    >>> _joined("one of 4 machines")
+    'set nodes: 4, which are one slice'
+    """
+    found = re.fullmatch(r"one of (\d+) machines", reason)
+    return f"set nodes: {found[1]}, which are one slice" if found else ""

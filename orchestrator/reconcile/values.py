@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
-from orchestrator.backend import Group, Instance, Launch, Rent, Resources
+from orchestrator.backend import Group, Instance, Launch, Rent, Resources, Scaling
 from orchestrator.engines.failures import Failure
 
 RunType = Literal["task", "service", "dev-environment"]
@@ -128,6 +128,12 @@ class Template:
     """Why the spec that came after this one was given up, and this one put back."""
     resumes: bool = False
     """Whether the next attempt goes on where a stopped one left off, as training does."""
+    scales: bool = False
+    """Whether its places scale with controllers of their own."""
+    scaling: Scaling | None = None
+    """Between what numbers they do, and by what; None where we scale, or nobody does."""
+    serves: tuple[str, ...] = ()
+    """What requests call the model and its adapters, for places that route by it."""
 
     @property
     def places(self) -> tuple[tuple[str, Rent | None], ...]:

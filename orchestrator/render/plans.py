@@ -414,13 +414,20 @@ def diff_text(found: Sequence[Difference]) -> str:
     for difference in found:
         lines.append(f"{difference.name}  {difference.type}  {difference.action}")
         lines += ["  " + change_text(change) for change in difference.changes]
+        lines += [f"  ~ {phrase}" for phrase in difference.places]
     return "\n".join(lines)
 
 
 def diff_json(found: Sequence[Difference]) -> str:
     """Return the differences as ``modelyard/diff/v1``."""
     runs = [
-        {"name": d.name, "type": d.type, "action": d.action, "changes": [change_object(c) for c in d.changes]}
+        {
+            "name": d.name,
+            "type": d.type,
+            "action": d.action,
+            "changes": [change_object(c) for c in d.changes],
+            "places": list(d.places),
+        }
         for d in found
     ]
     return to_json("modelyard/diff/v1", {"runs": runs})

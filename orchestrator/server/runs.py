@@ -42,6 +42,7 @@ from orchestrator.wire import (
     Orphans,
     PlacedVolume,
     PlanRequest,
+    Rehearsals,
     RunPage,
     SecretValue,
     Strays,
@@ -115,6 +116,15 @@ def apply(project: Project, sent: Application, request: Request) -> Applied:
         plan.spec_hash[:16] for plan in plans if isinstance(plan, RunPlan) and plan.action != "unchanged"
     )[:2_000]
     return Applied(runs=list(carry_out(site, project, plans, consent, sent.variables)))
+
+
+@gate.route_for("POST", "/rehearsals", Role.OPERATOR)
+def rehearse(project: Project, sent: Application, request: Request) -> Rehearsals:
+    """Say a plan file to the clusters that would keep its runs, and return their words; writes nothing."""
+    site = site_of(request)
+    api = site.api(project)
+    plans, _ = opened(site, api, sent)
+    return Rehearsals(runs=dict(api.rehearse(plans)))
 
 
 def _require_for_fleets(asking: Caller, plans: Plans, project: str) -> None:

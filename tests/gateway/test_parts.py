@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.backend import Launch, Port
+from orchestrator.backend import Launch, Port, Scaling
 from orchestrator.errors import StoreError
 from orchestrator.gateway.answers import models
 from orchestrator.gateway.keys import PREFIX, Key, Keys, digest_of, new_key
@@ -168,6 +168,13 @@ def test_limits_and_auth_come_from_the_spec() -> None:
     service = routes_of([a_run(rate_limits=limits, auth=False)], []).services["chat"]
     assert service.rates == (Rate("/v1/", 2.0, 3, "x-user"),)
     assert not service.auth
+
+
+def test_a_service_that_its_place_scales_is_not_scaled_here() -> None:
+    run = a_run(replicas="1..4", scaling={"metric": "queue", "target": 4})
+    assert routes_of([run], []).services["chat"].scaled is not None
+    theirs = replace(run, template=replace(run.template, scaling=Scaling(1, 4, "waiting", 4.0)))
+    assert routes_of([theirs], []).services["chat"].scaled is None
 
 
 def test_adapters_are_models_of_their_service() -> None:

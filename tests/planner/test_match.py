@@ -75,6 +75,8 @@ def gpu(**wanted: object) -> Demand:
         (RENTED, Demand(memory_bytes=Span(2 * GB, 8 * GB)), "more memory than asked for"),
         (replace(H100, price_list="aws"), gpu(), "price not known"),
         (replace(OWN, available=0), Demand(), "no capacity now"),
+        (replace(RENTED, nodes=4), Demand(), "one of 4 machines"),
+        (replace(RENTED, nodes=4, available=4), Demand(nodes=4), None),
         (OWNED, replace(gpu(count=Span(4)), max_price_usd_hour=7), "over max_price"),
         (OWNED, replace(gpu(count=Span(3)), max_price_usd_hour=7), None),
         (H100, replace(gpu(), max_price_usd_hour=50.0), "over max_price"),

@@ -7,15 +7,18 @@ Otherwise the binaries are looked for under ``KUBEBUILDER_ASSETS``, as envtest d
 
 from __future__ import annotations
 
+import datetime as dt
+import ipaddress
+import json
+import math
 import os
-import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,8 +60,8 @@ def api_server(folder: Path) -> Iterator[str]:
 def _running(folder: Path, etcd: str, server: str) -> Iterator[str]:
     client, peer, port = _free_port(), _free_port(), _free_port()
     store = f"http://127.0.0.1:{client}"
-    token = secrets.token_hex(16)
-    (folder / "tokens.csv").write_text(f'{token},admin,admin,"system:masters"\n')
+    authority = Authority(folder)
+    served, served_key = authority.signed("apiserver", "kube-apiserver")
     _service_account_key(folder / "sa.key")
     commands = (
         [
@@ -68,7 +71,8 @@ def _running(folder: Path, etcd: str, server: str) -> Iterator[str]:
         ],
         [
             server, f"--etcd-servers={store}", "--bind-address=127.0.0.1", f"--secure-port={port}",
-            f"--cert-dir={folder}", f"--token-auth-file={folder / 'tokens.csv'}",
+            f"--tls-cert-file={served}", f"--tls-private-key-file={served_key}",
+            f"--client-ca-file={authority.certificate}",
             "--authorization-mode=RBAC", "--service-cluster-ip-range=10.0.0.0/24",
             "--service-account-issuer=https://tests", f"--service-account-key-file={folder / 'sa.key'}",
             f"--service-account-signing-key-file={folder / 'sa.key'}",
@@ -79,7 +83,7 @@ def _running(folder: Path, etcd: str, server: str) -> Iterator[str]:
     with (folder / "log").open("wb") as log:
         made = [subprocess.Popen(c, stdout=log, stderr=log, start_new_session=True) for c in commands]
         try:
-            config = _kubeconfig(folder, port, token)
+            config = _kubeconfig(folder, port, authority)
             _wait(config, made)
             yield config
         finally:
@@ -103,16 +107,80 @@ def _service_account_key(path: Path) -> None:
     path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
 
 
-def _kubeconfig(folder: Path, port: int, token: str) -> str:
-    path = folder / "kubeconfig"
-    path.write_text(
-        "apiVersion: v1\nkind: Config\ncurrent-context: tests\n"
-        f"clusters: [{{name: tests, cluster: {{server: 'https://127.0.0.1:{port}', "
-        f"certificate-authority: {folder / 'apiserver.crt'}}}}}]\n"
-        "contexts: [{name: tests, context: {cluster: tests, user: tests}}]\n"
-        f"users: [{{name: tests, user: {{token: {token}}}}}]\n"
-    )
+class Authority:
+    """Who signs the certificates of a server and of its users: made for one test run, kept in its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        from cryptography import x509
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        self._folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
+        own = self._certificate(self._name, self._key.public_key(), is_authority=True)
+        self.certificate = folder / "ca.crt"
+        self.certificate.write_bytes(own)
+
+    def signed(self, file: str, name: str, group: str = "") -> tuple[Path, Path]:
+        """Return a certificate and its key for ``name``, who may be a user in a group of users."""
+        from cryptography import x509
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        parts = [x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]
+        if group:
+            parts.append(x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, group))
+        certificate, private = self._folder / f"{file}.crt", self._folder / f"{file}.key"
+        certificate.write_bytes(self._certificate(x509.Name(parts), key.public_key()))
+        private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
+        return certificate, private
+
+    def _certificate(self, subject: Any, key: Any, *, is_authority: bool = False) -> bytes:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        now = dt.datetime.now(dt.UTC)
+        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        made = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(minutes=5))
+            .not_valid_after(now + dt.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        return made.public_bytes(Encoding.PEM)
+
+
+def _kubeconfig(folder: Path, port: int, authority: Authority) -> str:
+    certificate, key = authority.signed("admin", "admin", "system:masters")
+    user = {"client-certificate": str(certificate), "client-key": str(key)}
+    cluster = {"server": f"https://127.0.0.1:{port}", "certificate-authority": str(authority.certificate)}
+    return write_config(folder / "kubeconfig", cluster, user)
+
+
+def write_config(path: Path, cluster: Any, user: Any) -> str:
+    """Write a kubeconfig of one server and one user; JSON, which is YAML as well."""
+    config = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "tests",
+        "clusters": [{"name": "tests", "cluster": cluster}],
+        "contexts": [{"name": "tests", "context": {"cluster": "tests", "user": "tests"}}],
+        "users": [{"name": "tests", "user": user}],
+    }  # fmt: skip
+    path.write_text(json.dumps(config))
     return str(path)
+
+
+def server_of(root: Cluster, **more: Any) -> dict[str, Any]:
+    """Return how the server of ``root`` is reached, for another kubeconfig."""
+    settings = root.configuration()
+    return {"server": settings.host, "certificate-authority": settings.ssl_ca_cert, **more}
 
 
 def _wait(config: str, made: list[subprocess.Popen[bytes]]) -> None:
@@ -190,9 +258,7 @@ def account(root: Cluster, roles: Sequence[Any], folder: Path) -> str:
     root.send("POST", accounts, first)
     for one in others:
         root.send("POST", rbac_path(one), one)
-    asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
-    token = root.send("POST", f"{accounts}/{first['metadata']['name']}/token", asked)
-    return with_token(root, folder, token["status"]["token"])
+    return with_token(root, folder, token_of(root, space, first["metadata"]["name"]))
 
 
 def rbac_path(one: Any) -> str:
@@ -205,13 +271,29 @@ def rbac_path(one: Any) -> str:
 
 def with_token(root: Cluster, folder: Path, token: str) -> str:
     """Return a kubeconfig of the same server for whoever holds ``token``."""
-    settings = root.configuration()
-    path = folder / "account.conf"
-    path.write_text(
-        "apiVersion: v1\nkind: Config\ncurrent-context: a\n"
-        f"clusters: [{{name: a, cluster: {{server: '{settings.host}', "
-        f"certificate-authority: {settings.ssl_ca_cert}}}}}]\n"
-        "contexts: [{name: a, context: {cluster: a, user: a}}]\n"
-        f"users: [{{name: a, user: {{token: {token}}}}}]\n"
-    )
-    return str(path)
+    return write_config(folder / "account.conf", server_of(root), {"token": token})
+
+
+def token_of(root: Cluster, space: str, name: str = "default") -> str:
+    """Return a token of a service account, as the server gives it."""
+    asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+    path = f"/api/v1/namespaces/{space}/serviceaccounts/{name}/token"
+    return str(root.send("POST", path, asked)["status"]["token"])
+
+
+def watched(
+    root: Cluster, path: str, holds: Callable[[], object], *, wait_s: float = 90.0, **query: str
+) -> None:
+    """Wait until ``holds``, which is asked whenever something at ``path`` changes."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        _, version = root.list(path, **query)
+        if holds():
+            return
+        left = deadline - time.monotonic()
+        assert left > 0, f"nothing at {path} made it so in {wait_s:g} s"
+        asked = {**query, "watch": "true", "resourceVersion": version, "timeoutSeconds": f"{math.ceil(left)}"}
+        with root.lines(path, asked) as events:
+            for _ in events:
+                if holds():
+                    return

@@ -75,6 +75,14 @@ CUSTOM: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
         frozenset({"replicatedJobs"}),
         frozenset({"network", "successPolicy", "failurePolicy", "suspend", "coordinator", "managedBy"}),
     ),
+    "HTTPRoute": (  # gateway-api 1.2
+        frozenset(),
+        frozenset({"parentRefs", "hostnames", "rules"}),
+    ),
+    "InferencePool": (  # gateway-api-inference-extension 1.0
+        frozenset({"selector", "targetPorts", "endpointPickerRef"}),
+        frozenset({"appProtocol"}),
+    ),
     "ScaledObject": (  # keda 2.17
         frozenset({"scaleTargetRef", "triggers"}),
         frozenset({"minReplicaCount", "maxReplicaCount", "pollingInterval", "cooldownPeriod", "advanced"}),

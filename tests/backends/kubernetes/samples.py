@@ -47,6 +47,7 @@ TRAIN = replace(TASK, name="sft-0-0-0", run="sft", resources=replace(H100, accel
 
 SERVICE = Group("llama-70b", SERVE, "service", replicas=2, surge=False)
 SPANNING = Group("llama-405b", replace(SERVE, run="llama-405b"), "service", replicas=2, nodes=2)
+POOLED = replace(SERVICE, serves=("meta-llama/Llama-3.1-70B-Instruct",))
 SCALED = replace(SERVICE, scaling=Scaling(1, 4, "vllm:num_requests_waiting", 4.0))
 JOB = Group("answer", TASK, "task", retries=2, max_duration_s=3600)
 INDEXED = Group("sft", TRAIN, "task", nodes=4, retries=1)
@@ -68,6 +69,7 @@ GROUPS = {
     "service": SERVICE,
     "spanning": SPANNING,
     "scaled": SCALED,
+    "pooled": POOLED,
     "job": JOB,
     "indexed": INDEXED,
     "workplace": WORKPLACE,

@@ -22,9 +22,10 @@ import pytest
 
 from backends.kubernetes import Kubernetes
 from backends.kubernetes.attach import _exit_code
+from backends.kubernetes.client import path_of
 from orchestrator.backend import Group, Launch, Port
 from orchestrator.errors import Rejected, Unreachable
-from tests.backends.kubernetes.cluster import namespace, whole_cluster
+from tests.backends.kubernetes.cluster import admin, namespace, watched, whole_cluster
 
 BOX = Group(
     "box",
@@ -47,9 +48,8 @@ def space() -> Iterator[str]:
     with namespace(config) as name:
         place = Kubernetes("lab", kubeconfig=config, namespace=name)
         place.apply_group(BOX, secrets={})
-        deadline = time.monotonic() + WAIT_S
-        while not any(one.ready for one in place.instances()) and time.monotonic() < deadline:
-            time.sleep(0.2)  # until a kubelet has started it
+        pods = path_of("v1", "Pod", name)
+        watched(admin(config), pods, lambda: any(one.ready for one in place.instances()), wait_s=WAIT_S)
         yield name
 
 

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -34,7 +34,14 @@ from orchestrator.backend import Group
 from orchestrator.catalog.hardware import accelerator
 from orchestrator.errors import BackendError
 from tests.backends.kubernetes import rules
-from tests.backends.kubernetes.cluster import account, admin, api_server, namespace, whole_cluster
+from tests.backends.kubernetes.cluster import (
+    account,
+    admin,
+    api_server,
+    namespace,
+    watched,
+    whole_cluster,
+)
 from tests.backends.kubernetes.configs import TAKEN, objects_of
 from tests.backends.kubernetes.samples import INDEXED, JOB, SCALED, SERVICE, SPANNING
 from tests.backends.kubernetes.test_inventory import SITES
@@ -200,9 +207,14 @@ def test_scheduler_puts_a_pod_on_its_own_device(
     with namespace(config) as space:
         pod = _create_pod(root, space, template, dry=False)
         path = path_of("v1", "Pod", space, pod["metadata"]["name"])
-        deadline = time.monotonic() + 20
-        while not (seen := root.get(path) or pod)["spec"].get("nodeName") and time.monotonic() < deadline:
-            time.sleep(0.1)  # a scheduler takes a moment
+        seen: Any = pod
+
+        def is_decided() -> bool:
+            nonlocal seen
+            seen = root.get(path)
+            return bool(seen["spec"].get("nodeName") or seen["status"].get("conditions"))
+
+        watched(root, path_of("v1", "Pod", space), is_decided)
         bound = seen["spec"].get("nodeName", "")
         root.delete(path, grace_s=0)
     there = {name for other, name in nodes.items() if SITES[other][2] in _alike(SITES[site][2])}
@@ -236,17 +248,18 @@ def test_nodes_of_a_replica_end_up_in_one_zone(config: str, root: Cluster, zones
     if not os.environ.get("MODELYARD_TEST_CLUSTER"):
         pytest.skip("needs controllers: MODELYARD_TEST_CLUSTER=control or full, and KUBECONFIG")
     resources = replace(offered("gfd-h100")[1], cpu=1)
-    fabric = {"topology": "topology.kubernetes.io/zone"}
+    fabrics = [{"topology": "topology.kubernetes.io/zone"}]
     chosen = {"modelyard.dev/zoned": "yes"}
     with namespace(config) as space:
         place = Kubernetes(
-            "lab", kubeconfig=config, namespace=space, fabric=fabric, node_selector=chosen, **TOLERANT
+            "lab", kubeconfig=config, namespace=space, fabrics=fabrics, node_selector=chosen, **TOLERANT
         )
         # one after the other, for two that start at once may each hold half of a zone: Kueue's to prevent
         for number, run in enumerate(("one", "two", "three"), 1):
             template = replace(INDEXED.template, run=run, resources=resources)
             place.apply_group(replace(INDEXED, name=run, template=template, nodes=2), secrets={})
-            _until(lambda wanted=2 * number: len(_bound(root, space)) == wanted)
+            pods = path_of("v1", "Pod", space)
+            watched(root, pods, lambda wanted=2 * number: len(_bound(root, space)) == wanted)
         bound = _bound(root, space)
         for run in ("one", "two", "three"):
             place.delete_group(run, grace_s=0)  # no kubelet would end them
@@ -341,16 +354,11 @@ def test_quota_that_keeps_a_task_from_starting_is_told(tmp_path: Path) -> None:
         quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, **hard}
         root.send("POST", f"/api/v1/namespaces/{space}/resourcequotas", quota)
         place = Kubernetes("lab", kubeconfig=config, namespace=space)
-        _until(lambda: (root.get(f"/api/v1/namespaces/{space}/resourcequotas/none") or {}).get("status"))
+        quotas = f"/api/v1/namespaces/{space}/resourcequotas"
+        watched(root, quotas, lambda: (root.get(f"{quotas}/none") or {}).get("status"))
         place.apply_group(JOB, secrets={})
-        _until(lambda: "exceeded quota" in place.groups()[0].message)
-
-
-def _until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)  # until a controller has seen it
+        events = path_of("v1", "Event", space)
+        watched(root, events, lambda: "exceeded quota" in place.groups()[0].message)
 
 
 @pytest.mark.parametrize(

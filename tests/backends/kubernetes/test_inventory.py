@@ -331,3 +331,54 @@ def test_pool_at_zero_is_offered_as_declared() -> None:
 def test_what_is_no_quantity_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="quantity"):
         amount_of(text)
+
+
+# --- slices of TPUs
+
+
+def slice_node(name: str, pool: str, *, topology: str = "4x4", chips: int = 4) -> dict[str, Any]:
+    labels = {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": topology,
+        "cloud.google.com/gke-nodepool": pool,
+    }
+    made = gpu_node(labels, chips, "google.com/tpu")
+    made["metadata"]["name"] = name
+    return made
+
+
+SLICE = [slice_node(f"a{number}", "a") for number in range(4)]
+
+
+def held(on: str, chips: int) -> dict[str, Any]:
+    made = pod(on)
+    made["spec"]["containers"][0]["resources"]["requests"]["google.com/tpu"] = str(chips)
+    return made
+
+
+def test_machines_of_a_slice_are_one_offer() -> None:
+    (offer,) = offers(*SLICE)
+    assert (offer.accelerator, offer.count, offer.nodes, offer.available) == ("v5e", 4, 4, 4)
+    assert not offer.divisible
+
+
+def test_slice_of_which_a_machine_is_held_is_not_free() -> None:
+    (offer,) = offers(*SLICE, pods=[held("a2", 4)])
+    assert offer.available == 0
+
+
+def test_slice_that_lacks_a_machine_is_left_out() -> None:
+    assert offers(*SLICE[:3]) == []
+    assert why(*SLICE[:3]) == ["3 of the 4 machines of a slice"]
+
+
+def test_two_slices_are_two_offers() -> None:
+    others = [slice_node(f"b{number}", "b") for number in range(4)]
+    assert [offer.available for offer in offers(*SLICE, *others)] == [4, 4]
+
+
+def test_machine_that_is_a_slice_of_its_own_is_taken_whole() -> None:
+    alone = slice_node("c", "c", topology="2x4", chips=8)
+    (offer,) = offers(alone)
+    assert (offer.count, offer.nodes, offer.available, offer.divisible) == (8, 1, 1, False)
+    assert [one.available for one in offers(alone, pods=[held("c", 8)])] == [0]

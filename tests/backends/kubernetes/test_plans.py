@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backends.kubernetes import Kubernetes
-from orchestrator.api.rehearsal import rehearsed
+from orchestrator.api import Local
+from orchestrator.api.protocol import Rehearsal
+from orchestrator.api.rehearsal import rehearse, rehearsed, to_rehearse
+from orchestrator.apply import record
 from orchestrator.apply.imagined import imagined_world
-from orchestrator.apply.planning import RunPlan, plan_documents
-from orchestrator.backend import Group
+from orchestrator.apply.planning import RunPlan, plan_documents, updated
+from orchestrator.backend import Can, Group, Scaling
+from orchestrator.engines.job import Metrics
 from orchestrator.errors import AuthFailed, ModelyardError, Quota, Rejected, Unreachable
-from orchestrator.spec.load import load
+from orchestrator.facts import resolve
+from orchestrator.reconcile import Template, group_from
+from orchestrator.render.plans import diff_text
+from orchestrator.spec.load import load, read
 
 WEB = "type: service\nname: web\nimage: busybox:1.37\ncommands: [sleep 1d]\nport: 8080\n"
 
@@ -45,7 +53,8 @@ def planned(folder: Path) -> RunPlan:
 
 
 def told(folder: Path, answer: Any) -> RunPlan:
-    (plan,) = rehearsed([planned(folder)], {"lab": Rehearsing(answer)})
+    plans = [planned(folder)]
+    (plan,) = rehearsed(plans, rehearse(plans, {"lab": Rehearsing(answer)}))
     assert isinstance(plan, RunPlan)
     return plan
 
@@ -75,8 +84,104 @@ def test_silence_is_no_refusal(tmp_path: Path) -> None:
     assert told(tmp_path, Unreachable("no answer", backend="lab")) == planned(tmp_path)
 
 
-def test_a_plan_that_changes_nothing_is_asked_of_nobody(tmp_path: Path) -> None:
-    place = Rehearsing([])
-    unchanged = replace(planned(tmp_path), action="unchanged")
-    assert rehearsed([unchanged], {"lab": place}) == (unchanged,)
-    assert place.asked == []
+def test_only_what_a_cluster_keeps_is_said_to_it(tmp_path: Path) -> None:
+    plan = planned(tmp_path)
+    cluster, other = Kubernetes("lab").can, frozenset({Can.IMAGES})
+    assert to_rehearse([plan], {"lab": cluster}) == (plan,)
+    assert to_rehearse([plan], {"lab": other}) == ()
+    assert to_rehearse([replace(plan, template=None)], {"lab": cluster}) == ()
+
+
+def test_rehearsal_says_its_changes_or_why_it_is_refused() -> None:
+    assert Rehearsal("lab", ("a", "b")).phrases() == ("lab: a", "lab: b")
+    assert Rehearsal("lab", refusal="held by hand").phrases() == ("lab: refuses it: held by hand",)
+
+
+def local(folder: Path, answer: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Local, Rehearsing]:
+    """Return the api of a record with ``web`` on a cluster whose answer is known."""
+    place = Rehearsing(answer)
+    api = Local(f"sqlite:///{folder / 'record.db'}", config=None, environ={})
+    monkeypatch.setattr(api, "places", {"lab": place})
+    now = datetime(2026, 11, 29, tzinfo=UTC)
+    record([planned(folder)], api.store, environ={}, now=now, new_id=lambda: "one")
+    return api, place
+
+
+@pytest.mark.parametrize(
+    ("text", "action"), [(WEB, "unchanged"), (WEB.replace("port", "replicas: 2\nport"), "update")]
+)
+def test_diff_tells_what_the_cluster_has_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, action: str
+) -> None:
+    api, _ = local(tmp_path, ["Deployment web: spec.replicas 7 -> 2"], monkeypatch)
+    (tmp_path / "web.yaml").write_text(text)
+    (found,) = api.diff(load([str(tmp_path / "web.yaml")], env={}))
+    api.close()
+    assert found.action == action
+    assert found.places == ("lab: Deployment web: spec.replicas 7 -> 2",)
+    assert found.is_change
+    assert "  ~ lab: Deployment web: spec.replicas 7 -> 2" in diff_text([found])
+
+
+def test_diff_of_what_is_as_it_should_be_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    api, place = local(tmp_path, [], monkeypatch)
+    (found,) = api.diff(load([str(tmp_path / "web.yaml")], env={}))
+    api.close()
+    assert not found.is_change
+    assert [group.name for group in place.asked] == ["web"]
+
+
+def test_diff_of_what_is_not_on_record_asks_no_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, place = local(tmp_path, ["x"], monkeypatch)
+    (tmp_path / "other.yaml").write_text(WEB.replace("web", "other"))
+    (found,) = api.diff(load([str(tmp_path / "other.yaml")], env={}))
+    api.close()
+    assert (found.action, found.places, place.asked) == ("create", (), [])
+
+
+CHAT = """\
+type: service
+name: chat
+model: Qwen/Qwen2.5-7B-Instruct
+replicas: 1..4
+scaling: {metric: queue, target: 4}
+"""
+
+
+def chat(text: str = CHAT, **options: Any) -> Template:
+    """Return the template of a service on a cluster with these options."""
+    place = Kubernetes("lab", **options)
+    facts = lambda model: resolve(model.id, revision=model.revision, hub=None, offline=True)  # noqa: E731
+    world = imagined_world("lab", place.can, vendor="nvidia", facts=facts)
+    (plan,) = plan_documents(read(text), world)
+    assert isinstance(plan, RunPlan)
+    assert plan.template is not None
+    return plan.template
+
+
+@pytest.mark.parametrize("autoscaler", ["hpa", "keda"])
+def test_cluster_that_scales_is_told_between_what_and_by_what(autoscaler: str) -> None:
+    template = chat(autoscaler=autoscaler)
+    assert template.scaling == Scaling(1, 4, "vllm:num_requests_waiting", 4.0)
+    assert group_from(template, name="chat", kind="service").scaling == template.scaling
+    assert template.serves == ("Qwen/Qwen2.5-7B-Instruct",)
+
+
+@pytest.mark.parametrize("metric", ["rps", "ttft"])
+def test_what_no_replica_tells_is_scaled_by_our_gateway(metric: str) -> None:
+    assert chat(CHAT.replace("queue", metric), autoscaler="keda").scaling is None
+
+
+def test_cluster_without_an_autoscaler_leaves_the_number_to_us() -> None:
+    assert chat().scaling is None
+
+
+def test_scaling_that_changes_in_place_reaches_the_cluster() -> None:
+    before = chat(autoscaler="keda")
+    (document,) = read(CHAT.replace("1..4", "0..8").replace("target: 4", "target: 2"))
+    metrics = Metrics(queue=("vllm:num_requests_waiting",))
+    after = updated(before, document.spec, metrics=metrics)
+    assert after.scaling == Scaling(0, 8, "vllm:num_requests_waiting", 2.0)
+    assert after.launch.command == before.launch.command

@@ -12,7 +12,7 @@ import pytest
 from backends.kubernetes.names import fitting, literal
 from backends.kubernetes.pod import HOME
 from backends.kubernetes.render import LEADER_WORKER_SET, render_group, render_volume, to_yaml
-from backends.kubernetes.settings import Fabric, Pool, Settings, read_settings
+from backends.kubernetes.settings import Fabric, Gateway, Pool, Settings, read_settings
 from orchestrator.backend import Group, Mount, Probe, Resources
 from orchestrator.errors import ConfigError, Rejected
 from tests.backends.kubernetes import rules
@@ -46,10 +46,11 @@ SETTINGS = {
         pull_secrets=("pull",),
         node_selector={"pool": "gpu"},
         tolerations=({"key": "team", "operator": "Equal", "value": "a"},),
-        fabric=Fabric("rdma/ib", env={"NCCL_IB_HCA": "mlx5"}),
+        fabrics=(Fabric(resource="rdma/ib", env={"NCCL_IB_HCA": "mlx5"}),),
+        gateway=Gateway("inference", namespace="gateways"),
     ),
     "hpa": Settings(autoscaler="hpa"),
-    "near": Settings(fabric=Fabric("rdma/ib", topology="topology.kubernetes.io/zone")),
+    "near": Settings(fabrics=(Fabric(resource="rdma/ib", topology="topology.kubernetes.io/zone"),)),
 }
 
 
@@ -345,6 +346,59 @@ def test_tpu_is_asked_for_by_slice() -> None:
         render_group(replace(group, nodes=3), Settings())
 
 
+@pytest.mark.parametrize(("nodes", "each"), [(1, 16), (2, 8), (8, 2)])
+def test_machine_of_a_slice_has_the_chips_it_has(nodes: int, each: int) -> None:
+    tpu = Resources(accelerator="TPU-V5E", vendor="google", accelerators=each, vram_bytes=2**34)
+    group = replace(INDEXED, nodes=nodes, template=replace(INDEXED.template, resources=tpu))
+    with pytest.raises(Rejected, match="no machine of such a slice") as refused:
+        render_group(group, Settings())
+    assert "set nodes" in (refused.value.fix or "")
+
+
+TPU = Resources(accelerator="TPU-V5E", vendor="google", accelerators=4, vram_bytes=2**34)
+POOL = "cloud.google.com/gke-nodepool"
+
+
+def test_nodes_of_a_replica_are_one_slice() -> None:
+    job = replace(INDEXED, template=replace(INDEXED.template, resources=TPU))
+    (plain, *_) = render_group(job, Settings()).objects
+    near = plain["spec"]["template"]["spec"]["affinity"]["podAffinity"]
+    (term,) = near["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["topologyKey"] == POOL
+    (jobset, *_) = render_group(job, Settings(tasks="jobset")).objects
+    assert jobset["metadata"]["annotations"]["alpha.jobset.sigs.k8s.io/exclusive-topology"] == POOL
+    assert [t["spec"].get("affinity") for t in rules.pod_templates(jobset)] == [None]
+    service = replace(SPANNING, nodes=4, template=replace(SERVE, run="v5e", resources=TPU))
+    (leaders, *_) = render_group(service, Settings()).objects
+    assert leaders["metadata"]["annotations"]["leaderworkerset.sigs.k8s.io/exclusive-topology"] == POOL
+    (queued, *_) = render_group(job, Settings(queue="team-a")).objects
+    told = queued["spec"]["template"]["metadata"]["annotations"]
+    assert told["kueue.x-k8s.io/podset-required-topology"] == POOL
+
+
+@pytest.mark.parametrize(
+    ("fetch_bytes", "options", "asked"),
+    [
+        (140 * 10**9, {}, "137611Mi"),
+        (140 * 10**9, {"cache_claim": "models"}, "4Gi"),
+        (0, {}, None),
+    ],
+)
+def test_disk_of_the_node_is_asked_for_what_a_pod_downloads(
+    fetch_bytes: int, options: Any, asked: str | None
+) -> None:
+    fetches = replace(SERVICE, template=replace(SERVE, fetch_bytes=fetch_bytes))
+    requests = container(render_group(fetches, Settings(**options)).objects[0])["resources"]["requests"]
+    assert requests.get("ephemeral-storage") == asked
+
+
+def test_disk_that_a_spec_names_is_asked_for_as_it_is() -> None:
+    resources = replace(H100, disk_bytes=50 * 2**30)
+    names = replace(SERVICE, template=replace(SERVE, resources=resources, fetch_bytes=2**40))
+    requests = container(render_group(names, Settings()).objects[0])["resources"]["requests"]
+    assert requests["ephemeral-storage"] == "50Gi"
+
+
 def group_objects(group: Group) -> Any:
     return render_group(group, Settings()).objects[0]
 
@@ -356,7 +410,41 @@ def test_fabric_is_given_to_replicas_that_span_nodes_only() -> None:
     assert env(made["indexed"])["NCCL_IB_HCA"] == "mlx5"
 
 
-NEAR = Fabric("rdma/ib", topology="topology.kubernetes.io/zone")
+SITE = Settings(
+    fabrics=(
+        Fabric(("A100-80GB",), resource="vpc.amazonaws.com/efa", count=4, env={"FI_PROVIDER": "efa"}),
+        Fabric(("H100-80GB",), {"fabric": "ib"}, "rdma/ib", topology="rack", together="preferred"),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "resource", "selector"),
+    [
+        ("A100-80GB", {"vpc.amazonaws.com/efa": "4"}, None),
+        ("H100-80GB", {"rdma/ib": "1"}, {"fabric": "ib"}),
+        ("H200-141GB", {}, None),
+    ],
+)
+def test_fabric_is_that_of_the_accelerator(accelerator: str, resource: Any, selector: Any) -> None:
+    template = replace(INDEXED.template, resources=replace(H100, accelerator=accelerator))
+    (job, *_) = render_group(replace(INDEXED, template=template), SITE).objects
+    limits = container(job)["resources"]["limits"]
+    assert {k: v for k, v in limits.items() if "/" in k and k != "nvidia.com/gpu"} == resource
+    assert job["spec"]["template"]["spec"].get("nodeSelector") == selector
+
+
+def test_nodes_are_rather_near_each_other_than_have_to_be() -> None:
+    (job, *_) = render_group(INDEXED, SITE).objects
+    near = job["spec"]["template"]["spec"]["affinity"]["podAffinity"]
+    (term,) = near["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert term["podAffinityTerm"]["topologyKey"] == "rack"
+    (queued, *_) = render_group(INDEXED, replace(SITE, queue="team-a")).objects
+    told = queued["spec"]["template"]["metadata"]["annotations"]
+    assert told["kueue.x-k8s.io/podset-preferred-topology"] == "rack"
+
+
+NEAR = Fabric(resource="rdma/ib", topology="topology.kubernetes.io/zone")
 
 
 @pytest.mark.parametrize(
@@ -371,7 +459,7 @@ NEAR = Fabric("rdma/ib", topology="topology.kubernetes.io/zone")
     ],
 )  # fmt: skip
 def test_nodes_of_a_replica_are_near_each_other(name: str, options: Any, selects: Any, by: Any) -> None:
-    made = render_group(GROUPS[name], Settings(fabric=NEAR, **options))
+    made = render_group(GROUPS[name], Settings(fabrics=(NEAR,), **options))
     (template, *_) = rules.pod_templates(list(made.objects))
     affinity = template["spec"]["affinity"]
     (term,) = affinity["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
@@ -382,7 +470,7 @@ def test_nodes_of_a_replica_are_near_each_other(name: str, options: Any, selects
 
 
 def test_queue_is_told_the_topology_instead() -> None:
-    made = render_group(SPANNING, Settings(fabric=NEAR, queue="team-a"))
+    made = render_group(SPANNING, Settings(fabrics=(NEAR,), queue="team-a"))
     for template in rules.pod_templates(made.objects[0]):
         assert template["metadata"]["annotations"].items() >= {
             ("kueue.x-k8s.io/podset-required-topology", NEAR.topology),
@@ -392,7 +480,7 @@ def test_queue_is_told_the_topology_instead() -> None:
 
 
 def test_one_node_is_near_itself() -> None:
-    assert render_group(SERVICE, Settings(fabric=NEAR)) == render_group(SERVICE, Settings())
+    assert render_group(SERVICE, Settings(fabrics=(NEAR,))) == render_group(SERVICE, Settings())
 
 
 @pytest.mark.parametrize(
@@ -423,8 +511,11 @@ def test_dev_environment_has_one_node() -> None:
     [
         {"security": "lax"},
         {"autoscaler": "magic"},
-        {"fabric": {"resource": "rdma/ib", "capabilities": ["IPC_LOCK"]}},
-        {"fabric": {"resorce": "rdma/ib"}},
+        {"fabrics": [{"resource": "rdma/ib", "capabilities": ["IPC_LOCK"]}]},
+        {"fabrics": [{"resorce": "rdma/ib"}]},
+        {"fabrics": [{"topology": "zone", "together": "maybe"}]},
+        {"gateway": {"nme": "inference"}},
+        {"gateway": {"namespace": "gateways"}},
         {"pools": [{"name": "x"}]},
         {"secrets": {"HF_TOKEN": "no-key"}},
     ],

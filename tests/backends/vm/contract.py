@@ -285,6 +285,7 @@ class ProviderContract:
         assert cloud.made == 1
         sent = [asked for asked in cloud.heard if asked.method != "GET" and not self.signs_in(asked.path)]
         text = json.dumps([(asked.path, dict(asked.query), asked.body) for asked in sent], default=str)
+        text += "".join(made.user_data for made in cloud.there.values())  # some send it in base64
         assert "ssh_authorized_keys" in text
         for word in ("hf_of_the_test", self.secret, "PRIVATE KEY"):
             assert word not in text
@@ -346,12 +347,11 @@ class ProviderContract:
         assert [line.text for line in last.logs("sft-0-0-1")] == ["twice"]
 
     @pytest.mark.docker
-    def test_a_start_that_was_killed_anywhere_ends_with_one_machine_and_one_container(
+    def test_a_start_that_is_killed_again_and_again_ends_with_one_machine_and_one_container(
         self, cloud: FakeCloud, rented: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         name = "sft-0-0-0"
         for point in ("between intent and id", "between id and boot", "between boot and start"):
-            cloud.reset()
             dying = self.kind(**rented)
             with monkeypatch.context() as patched:
                 if point == "between intent and id":
@@ -365,14 +365,14 @@ class ProviderContract:
                     self.start(dying, self.launch("sleep 60"))
             assert cloud.made == 1, point
             (left,) = cloud.there
-            backend = self.kind(**rented)
-            (seen,) = backend.instances()
+            (seen,) = self.kind(**rented).instances()
             assert (seen.name, seen.phase, seen.machine, seen.rented) == (name, Phase.PENDING, left, True)
 
-            found = self.start(backend, self.launch("sleep 60"))
+        backend = self.kind(**rented)
+        found = self.start(backend, self.launch("sleep 60"))
 
-            assert found.machine == left, point
-            assert cloud.made == 1, point
-            assert [one.phase for one in backend.instances()] == [Phase.RUNNING], point
-            backend.remove(name)
-            assert backend.instances() == []
+        assert (found.machine, cloud.made) == (left, 1)
+        assert [one.phase for one in backend.instances()] == [Phase.RUNNING]
+        backend.remove(name)
+        assert backend.instances() == []
+        assert cloud.there == {}

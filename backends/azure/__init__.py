@@ -1,0 +1,116 @@
+"""Azure: virtual machines that are rented for a launch, over SSH and Docker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from backends.azure.machines import Settings, VirtualMachines
+from backends.vm import RentedMachines, boot
+from backends.vm.cooling import Cooled
+from backends.vm.options import cache_folder, duration_s, networks, size_bytes, state_folder, words
+from orchestrator.errors import ConfigError
+
+IMAGE = "microsoft-dsvm:ubuntu-hpc:2204:latest"
+"""Microsoft's own image with NVIDIA's driver, Docker and the container toolkit
+(learn.microsoft.com/azure/virtual-machines/azure-hpc-vm-images)."""
+
+DISK_USD_GIB_MONTH = 0.075
+"""StandardSSD_LRS in East US, azure.microsoft.com/pricing/details/managed-disks; set
+``disk_usd_gib_month`` where it differs."""
+
+
+class Azure(RentedMachines):
+    """Runs each launch on a virtual machine of Azure's that is rented for it.
+
+    Args:
+        name: The backend's name in the configuration.
+        subscription: The id of the subscription that pays.
+        resource_group: The group that holds all that is made; it has to be there.
+        regions: Where machines are rented.
+        instance_types: Patterns of sizes, added to all with GPUs that are known here.
+        image: The image, as ``publisher:offer:sku:version`` or the id of one's own. It brings Docker,
+            and the driver where there are GPUs.
+        user: Who logs in on that image.
+        port: Its SSH port.
+        disk: The size of a machine's disk, such as ``200GiB``.
+        disk_usd_gib_month: What a GiB of it costs a month; it is part of every price.
+        subnets: Ids of subnets by region; default: a network of our own, made where it is missing.
+        ssh_from: The networks that the security group of our own lets in.
+        public_address: Whether machines get a public address.
+        identity_file: The private key for the machines; default: one is made for this user.
+        deployment: Tells our machines from others' of the group, and has to be the same for all that
+            share a record; default: one is made for this user.
+        namespace: Begins the names of containers.
+        abandoned_after: How long a machine stays up after it last heard of us.
+        boot_timeout: How long a machine may take until its engine answers.
+        timeout_s: How long one answer of an engine may take.
+        endpoint_url: Another address of the Resource Manager's API.
+        login_url: Another address to sign in at.
+
+    Raises:
+        ConfigError: an option has no such value.
+    """
+
+    def __init__(
+        self,
+        name: str = "azure",
+        *,
+        subscription: str = "",
+        resource_group: str = "modelyard",
+        regions: Sequence[str] = ("eastus",),
+        instance_types: Sequence[str] = (),
+        image: str = IMAGE,
+        user: str = "ubuntu",
+        port: int = 22,
+        disk: str = "200GiB",
+        disk_usd_gib_month: float = DISK_USD_GIB_MONTH,
+        subnets: dict[str, str] | None = None,
+        ssh_from: Sequence[str] = ("0.0.0.0/0",),
+        public_address: bool = True,
+        identity_file: str | None = None,
+        deployment: str | None = None,
+        namespace: str = "modelyard",
+        abandoned_after: str = "1d",
+        boot_timeout: str = "15m",
+        timeout_s: float = 30.0,
+        endpoint_url: str = "https://management.azure.com",
+        login_url: str = "https://login.microsoftonline.com",
+    ) -> None:
+        if not image.startswith("/") and image.count(":") != 3:
+            raise ConfigError(
+                f"backend {name!r}: image: expected publisher:offer:sku:version or an id, got {image!r}"
+            )
+        state = state_folder(name)
+        settings = Settings(
+            subscription=subscription,
+            group=resource_group,
+            regions=words(name, "regions", regions, least=1),
+            types=words(name, "instance_types", instance_types),
+            image=image,
+            user=user,
+            disk_bytes=size_bytes(name, "disk", disk),
+            disk_usd_gib_month=disk_usd_gib_month,
+            subnets=dict(subnets or {}),
+            ssh_from=networks(name, "ssh_from", ssh_from),
+            public_address=public_address,
+            url=endpoint_url,
+            login_url=login_url,
+        )
+        super().__init__(
+            name,
+            Cooled(
+                VirtualMachines(name, settings, cache=cache_folder(name)),
+                backend=name,
+                path=state / "sold-out.json",
+            ),
+            user=user,
+            port=port,
+            state=state,
+            identity_file=identity_file,
+            deployment=deployment,
+            namespace=namespace,
+            abandoned_s=duration_s(name, "abandoned_after", abandoned_after),
+            boot_s=duration_s(name, "boot_timeout", boot_timeout),
+            timeout_s=timeout_s,
+            prepare=[boot.TOOLKIT],
+        )
