@@ -35,6 +35,7 @@ REGIONS = [f"region-{n}" for n in range(40)]
 MANY = 50_000
 SERVICES = 1_000
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+SERVICE_70B = Path(__file__).parents[2] / "configs" / "services" / "llama-70b.yaml"
 TASK = "type: task\nname: hello\nimage: python:3.12-slim\ncommands: [echo hi]\nresources: {cpu: 1}\n"
 SERVICE = """\
 type: service
@@ -166,6 +167,7 @@ def cold() -> Iterator[Row]:
             ("plan --help", ["plan", "--help"], 0.15),
             ("size MODEL", ["size", LLAMA], 0.30),
             ("plan of a small task", ["plan", "-f", str(task), "--config", str(places)], 0.30),
+            ("render of a 70B service", ["render", "-f", str(SERVICE_70B), "--to", "kubernetes"], 0.40),
         )
         for what, words, goal in commands:
             yield Row(f"modelyard {what}", command_s(words, home), goal, "s")

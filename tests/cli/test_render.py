@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 from tests.cli.conftest import Cli
 
 HELLO = "type: task\nname: hello\nimage: busybox:1.37\ncommands: [echo hi]\nmax_duration: 1h\n"
@@ -50,6 +55,21 @@ def test_kubernetes_is_rendered_as_its_place_is_configured(cli: Cli) -> None:
 
     assert "namespace: ml\n" in done.out
     assert "kueue.x-k8s.io/queue-name: team\n" in done.out
+
+
+def test_two_processes_render_the_same_bytes(tmp_path: Path) -> None:
+    spec = Path(__file__).parents[2] / "configs" / "services" / "llama-70b.yaml"
+    made = [
+        subprocess.run(
+            [sys.executable, "-m", "orchestrator.cli", "render", "-f", str(spec), "--to", "kubernetes"],
+            env={**os.environ, "PYTHONHASHSEED": seed, "HOME": str(tmp_path), "MODELYARD_CONFIG": ""},
+            cwd=Path(__file__).parents[2], capture_output=True, check=True,
+        )
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert made[0].stdout == made[1].stdout
+    assert made[0].stderr == made[1].stderr
+    assert b"meta-llama/Llama-3.1-70B-Instruct" in made[0].stdout
 
 
 def test_roles_are_rendered_without_files_or_beside_them(cli: Cli) -> None:
