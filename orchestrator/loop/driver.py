@@ -16,6 +16,7 @@ from orchestrator.errors import BackendError, NotFound, Rejected, StateMoved, Te
 from orchestrator.loop.observe import Observer
 from orchestrator.loop.probes import Prober
 from orchestrator.loop.pulse import Pulse
+from orchestrator.loop.queue import Queue
 from orchestrator.loop.words import Words
 from orchestrator.reconcile import (
     ApplyGroup,
@@ -123,6 +124,7 @@ class Loop:
         self._prober = Prober(self._pool, time.monotonic, self._woken.set)
         self._pulse = Pulse(self._pool, time.monotonic, self._woken.set)
         self._words = Words(backends, self._pool, time.monotonic, self._woken.set)
+        self._queue = Queue()
         self._under_way: dict[str, Future[Write | None]] = {}
         self._asked_for: frozenset[str] = frozenset()
         self._refused: dict[str, tuple[str, str]] = {}
@@ -153,8 +155,17 @@ class Loop:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def drive(self, until: Callable[[], bool], *, timeout_s: float | None = None) -> bool:
-        """Pass after pass until ``until`` holds; return False when time ran out first."""
+    def drive(
+        self,
+        until: Callable[[], bool],
+        *,
+        timeout_s: float | None = None,
+        closed: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Pass after pass until ``until`` holds; return False when time ran out first, or it was ``closed``.
+
+        ``until`` is asked when there is nothing to do at the moment, ``closed`` after each pass.
+        """
         from orchestrator.loop.training import Follower  # only where runs are driven to an end
 
         self._follower = Follower(self._backends, self._clock, self._note, self._hooks.progress)
@@ -164,6 +175,8 @@ class Loop:
             settled = not self.step()
             if settled and until():
                 return True
+            if closed():
+                return False
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
@@ -193,6 +206,7 @@ class Loop:
         effects: list[Effect] = []
         self._wake_at = None
         self._trains = {run.id: run for run in runs if run.template.resumes}
+        self._queue.begin(active, jobs, self._clock())
         for run in runs:
             self._decide(run, jobs.get(run.id, ()), writes, effects)
             self._listen(run, jobs.get(run.id, ()))
@@ -215,9 +229,10 @@ class Loop:
             ready = {job.name for job in jobs if job.state is JobState.READY}
             found = {name: self._probed(seen, run.template, ready) for name, seen in found.items()}
         words, unread = self._words.read(found, {job.name for job in jobs if _may_tell(job)})
+        ahead = self._queue.ahead_of(run)
         observed = Observed(
             found, frozenset(self._under_way) | unread, self._asked_for, self._hooks.serving(),
-            self._sick(run, jobs, found), words,
+            self._sick(run, jobs, found), words, ahead.run if ahead else "", self._queue.asks_again(run),
         )  # fmt: skip
         step = reconcile(run, jobs, observed, now=self._clock())
         for action in step.actions:
@@ -225,7 +240,13 @@ class Loop:
                 effects.append(action)
             else:
                 writes.append(action)
+                if isinstance(action, Record) and action.job.state.is_final:
+                    self._queue.ended(action.job.backend)
         self._wake_by(step.wake_at)
+        if ahead and step.yields:
+            self._wake_by(self._queue.yielded(run, ahead))
+        else:
+            self._queue.went_on(run)
 
     def _gone(self, places: Collection[str], jobs: Sequence[Job]) -> Mapping[str, Sequence[Instance]]:
         """Return places that are configured no more, on which all had ended: nothing is there for us."""

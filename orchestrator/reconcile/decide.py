@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from orchestrator.backend import Instance, Leave, Phase
 from orchestrator.errors import AuthFailed, BackendError, NoCapacity, Quota, Temporary
 from orchestrator.reconcile.ledger import Ledger, word_of
+from orchestrator.reconcile.precedence import REFUSED_S
 from orchestrator.reconcile.retry import Again, GiveUp, failures_in_a_row, next_attempt, told
 from orchestrator.reconcile.values import (
     Action,
@@ -109,12 +110,13 @@ class _Pass(Ledger[Action]):
         self.observed = observed
         self.waiting: list[str] = []
         """What the replicas that are to be tried again wait for."""
+        self.yields = False
         self.seen: dict[str, Instance] = {
             i.name: i for found in observed.instances.values() if found is not None for i in found
         }
 
     def result(self) -> Step:
-        return Step(tuple(self.actions), self.wake_at)
+        return Step(tuple(self.actions), self.wake_at, self.yields)
 
     # What was observed -----------------------------------------------------------------------
 
@@ -370,11 +372,20 @@ class _Pass(Ledger[Action]):
             case GiveUp(why):
                 return f"{told(row)} ({why})" if why else told(row)
             case Again(at, backend):
-                if self._is_due(at):
+                if self._is_due(at) or self._may_ask_again(row[-1]):
                     self._begin(replica, backend, stale, cause=f"attempt {len(row) + 1}")
                 else:
                     self.waiting.append(f"{told(row[-1:])}; tries again at {at:%Y-%m-%dT%H:%M:%SZ}")
                 return None
+
+    def _may_ask_again(self, last: Job) -> bool:
+        """Return whether a place that had no capacity a while ago is asked before the pause is over."""
+        if last.reason != "no-capacity" or not self.observed.ask_again or last.finished_at is None:
+            return False
+        return (
+            self.run.template.retry.attempts is None
+            and self.now - last.finished_at >= timedelta(seconds=REFUSED_S)
+        )  # fmt: skip
 
     def _begin(self, replica: int, backend: int, stale: list[Job], *, cause: str) -> None:
         """Write down and start the next attempt of a replica, once nothing stands in its way."""
@@ -388,6 +399,10 @@ class _Pass(Ledger[Action]):
             return
         place, rent = template.places[backend]
         if not self.observed.is_known(place):
+            return
+        if self.observed.ahead:
+            self.waiting.append(f"{self.observed.ahead} goes first: it has a higher priority")
+            self.yields = True
             return
         attempt = 1 + max((j.attempt for j in self.jobs.values() if j.replica == replica), default=-1)
         for node in range(template.nodes):

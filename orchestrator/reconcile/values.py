@@ -401,10 +401,14 @@ Action = Record | Turn | Forget | Start | Stop | Remove | Release
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one pass asks for, in order, and when to look again at the latest."""
+    """What one pass asks for, in order, and when to look again at the latest.
+
+    ``yields`` says that a launch would have started, and waits for a run of a higher priority.
+    """
 
     actions: tuple[Action, ...]
     wake_at: datetime | None = None
+    yields: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,7 +420,8 @@ class Observed:
     and that is still pending, nobody can know whether the asking came to its end. ``serving``
     counts the requests that launches work on, where a gateway of this process knows. ``sick`` are
     launches that run and do their work no longer, with what shows it; ``words`` is what the output
-    of launches says they ended of.
+    of launches says they ended of. ``ahead`` is a run of a higher priority that is to have the place
+    first, "" where there is none; ``ask_again`` says that a place which had no capacity may have some now.
     """
 
     instances: Mapping[str, Sequence[Instance] | None]
@@ -425,6 +430,8 @@ class Observed:
     serving: Mapping[str, int] = field(default_factory=dict)
     sick: Mapping[str, str] = field(default_factory=dict)
     words: Mapping[str, Failure] = field(default_factory=dict)
+    ahead: str = ""
+    ask_again: bool = False
 
     def is_known(self, backend: str) -> bool:
         """Return whether ``backend`` answered."""

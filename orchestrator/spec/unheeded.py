@@ -9,7 +9,6 @@ from orchestrator.spec.rules import Finding
 
 UNHEEDED: Mapping[str, str] = {
     "schedule": "applying it starts it now; it takes a server to start it again by the clock",
-    "priority": "runs start as they are applied, whatever their priority",
     "utilization_policy": "nobody measures its accelerators: it is not ended for being idle",
     "inactivity_duration": "it stays up until it is stopped",
     "startup_order": "its nodes start all at once",
@@ -24,8 +23,8 @@ def unheeded(spec: Spec) -> Iterator[Finding]:
     """Yield the fields that ``spec`` sets and that will do nothing.
 
     >>> from orchestrator.spec.models import Task
-    >>> [found.path for found in unheeded(Task(name="a", commands=["true"], priority=7))]
-    ['priority']
+    >>> [f.path for f in unheeded(Task(name="a", commands=["true"], stop_criteria="master-done"))]
+    ['stop_criteria']
     """
     for name, what in UNHEEDED.items():
         info = type(spec).model_fields.get(name)
