@@ -24,6 +24,8 @@ from orchestrator.store.values import Deed, Limits
 PROBLEM = "application/problem+json"
 TYPE = "urn:modelyard:error:"
 MAX_PAGE = 1_000
+STDOUT, STDERR = b"\x01", b"\x02"
+"""What each piece of a command's output begins with."""
 _NAME = f"^(?:{NAME.pattern})$"
 
 
@@ -248,6 +250,30 @@ class SyncStatus(_Body):
     message: str = ""
     changed: list[str] = []
     failures: int = 0
+
+
+class Command(_Body):
+    """What to run inside a job, and on what terminal: the first message of whoever asks."""
+
+    command: list[str] = Field(min_length=1, max_length=1_000)
+    tty: bool = False
+    rows: int | None = Field(None, ge=1, le=10_000)
+    columns: int | None = Field(None, ge=1, le=10_000)
+
+
+class Keys(_Body):
+    """What a keyboard says that is no key: another size of the window, or that nothing more comes."""
+
+    rows: int | None = Field(None, ge=1, le=10_000)
+    columns: int | None = Field(None, ge=1, le=10_000)
+    end: bool = False
+
+
+class Said(_Body):
+    """What became of a command: its exit code, or why there is none."""
+
+    code: int | None = None
+    problem: dict[str, Any] | None = None
 
 
 class Lines(_Body):

@@ -23,7 +23,6 @@ from backends.docker.images import pull
 from backends.docker.refusals import explained
 from backends.docker.streams import engine_time, forward, frames, log_lines
 from backends.machine import Device, Machine, arch_name, inventory
-from backends.terminal import raw_terminal
 from orchestrator.backend import (
     LABEL,
     Can,
@@ -45,6 +44,7 @@ from orchestrator.errors import (
     Rejected,
     Unreachable,
 )
+from orchestrator.terminal import raw_terminal
 from orchestrator.units import format_bytes
 
 INVENTORY_S = 60.0

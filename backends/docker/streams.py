@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Literal
 
-from backends import terminal
 from backends.docker.container import parse_time
+from orchestrator import terminal
 from orchestrator.backend import LogLine
 
 Stream = Literal["stdout", "stderr"]

@@ -11,10 +11,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from backends import terminal
 from backends.kubernetes.channels import Channels
 from backends.kubernetes.client import Cluster
 from backends.kubernetes.pod import CONTAINER
+from orchestrator import terminal
 from orchestrator.errors import ModelyardError, Rejected, Unreachable
 
 _STDIN, _STDOUT, _STDERR, _STATUS, _RESIZE = range(5)

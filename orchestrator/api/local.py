@@ -498,16 +498,24 @@ class Local(Planner):
             loop.drive(has_gone_on)
         return min(found, key=lambda j: j.attempt) if found else None
 
+    def running_job(self, name: str, *, replica: int = 0, node: int = 0) -> Job:
+        """Return the job that runs at one place of a run.
+
+        Raises:
+            NotFound: none does.
+        """
+        return self._latest(name, replica, node, alive=True)
+
     def execute(
         self, name: str, command: Sequence[str], *, replica: int = 0, node: int = 0, tty: bool
     ) -> int:
         """Run a command inside a running job on this terminal; return its exit code."""
-        job = self._latest(name, replica, node, alive=True)
+        job = self.running_job(name, replica=replica, node=node)
         return self.places[job.backend].execute(job.name, command, tty=tty)
 
     def container(self, name: str, *, replica: int = 0, node: int = 0) -> str:
         """Return what a running job's container is called on this machine, "" where there is none."""
-        job = self._latest(name, replica, node, alive=True)
+        job = self.running_job(name, replica=replica, node=node)
         found = (i.container for i in self.places[job.backend].instances() if i.name == job.name)
         return next(found, "")
 
@@ -516,16 +524,45 @@ class Local(Planner):
         self, name: str, *, replica: int = 0, node: int = 0
     ) -> Iterator[Mapping[int, tuple[str, int]]]:
         """Give addresses of this machine that lead to a running job's ports, where it has none yet."""
-        job = self._latest(name, replica, node, alive=True)
-        place = self.places[job.backend]
+        job = self.running_job(name, replica=replica, node=node)
         launch = self.store.run(name).template.of_node(job.node)
         with ExitStack() as open_ports:
             found: dict[int, tuple[str, int]] = {}
-            if isinstance(place, Forwarder) and not job.ports:
+            if isinstance(self.places[job.backend], Forwarder) and not job.ports:
                 for port in launch.ports:
-                    forward = place.forwarded(job.name, port.container)
-                    found[port.container] = open_ports.enter_context(forward)
+                    found[port.container] = open_ports.enter_context(self.reached(job, port.container))
             yield found
+
+    def require_port(self, job: Job, port: int) -> None:
+        """Refuse a port that does not lead from here to a running job.
+
+        Raises:
+            NotFound: always then.
+        """
+        if port not in job.ports and not (
+            isinstance(self.places[job.backend], Forwarder) and port in self._opens(job)
+        ):
+            raise NotFound(f"{job.name} has no port {port}", fix="its spec says which, with ports or port")
+
+    def _opens(self, job: Job) -> Collection[int]:
+        run = self.store.run(job.name.rsplit("-", 3)[0])
+        return {port.container for port in run.template.of_node(job.node).ports}
+
+    @contextmanager
+    def reached(self, job: Job, port: int) -> Iterator[tuple[str, int]]:
+        """Give the address at which this process reaches a port of a running job, until left.
+
+        Raises:
+            NotFound: it has no such port.
+        """
+        self.require_port(job, port)
+        place = self.places[job.backend]
+        if port in job.ports:
+            yield job.ports[port]
+            return
+        assert isinstance(place, Forwarder)  # asked for above
+        with place.forwarded(job.name, port) as address:
+            yield address
 
     # Ending ----------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -184,6 +185,11 @@ class Api(Protocol):
 
     def container(self, name: str, *, replica: int = 0, node: int = 0) -> str:
         """Return what a running job's container is called on this machine, "" where there is none."""
+
+    def forwarded(
+        self, name: str, *, replica: int = 0, node: int = 0
+    ) -> AbstractContextManager[Mapping[int, tuple[str, int]]]:
+        """Give addresses of this machine that lead to a running job's ports, where it has none yet."""
 
     def ask(self, names: Sequence[str], wanted: Wanted) -> None:
         """Write down that the runs shall stop, or be deleted."""

@@ -194,13 +194,13 @@ def attach(run: RunName, replica: Replica = 0, node: Node = 0, config: Config = 
     with open_api(config) as api, ExitStack() as open_ports:
         view = api.run(run)
         container = api.container(run, replica=replica, node=node)
-        for line in (*ports_text(view), *editor_link(view, container)):
+        # a server's addresses are those of its own machine: its ports are led here instead
+        ports = ports_text(view) if isinstance(api, Local) else ()
+        for line in (*ports, *editor_link(view, container)):
             typer.echo(line, err=True)
-        if isinstance(api, Local):  # a server's machine is not the one that this is typed on
-            for port, (host, local) in open_ports.enter_context(
-                api.forwarded(run, replica=replica, node=node)
-            ).items():
-                typer.echo(f"port {port} answers at {host}:{local} until you leave", err=True)
+        led = open_ports.enter_context(api.forwarded(run, replica=replica, node=node))
+        for port, (host, local) in led.items():
+            typer.echo(f"port {port} answers at {host}:{local} until you leave", err=True)
         shell = ["/bin/sh", "-c", "command -v bash >/dev/null && exec bash -l || exec sh -l"]
         code = api.execute(run, shell, replica=replica, node=node, tty=_on_terminal())
     raise typer.Exit(code)

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from orchestrator.errors import Denied, ModelyardError, UsageError
-from orchestrator.server import office, runs
+from orchestrator.server import office, runs, sockets
 from orchestrator.server.gate import Unknown, problem, read_body
 from orchestrator.server.login import Doorman
 from orchestrator.server.site import Site
@@ -32,6 +32,7 @@ def application(site: Site, *, syncer: Syncer | None = None, doorman: Doorman | 
     app.state.site = site
     app.include_router(runs.gate)
     app.include_router(office.gate)
+    app.include_router(sockets.gate)
     app.state.syncer = syncer
     app.state.doorman = doorman
     if doorman is not None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
+from cryptography.fernet import Fernet, InvalidToken
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+from starlette.routing import WebSocketRoute
+from starlette.types import ASGIApp
 
-from orchestrator.errors import Denied, ModelyardError, StateMoved, UsageError
+from orchestrator.errors import Denied, ModelyardError, StateMoved, StoreBusy, UsageError
 from orchestrator.server.site import Site
 from orchestrator.server.users import Caller, Role, caller_of
 from orchestrator.store.values import Answer, Deed
@@ -23,6 +30,10 @@ from orchestrator.wire import PROBLEM, problem_of, status_of
 MAX_BODY_BYTES = 64 * 2**20
 REMEMBER = timedelta(days=1)
 """How long an idempotency key is known."""
+CLAIM = timedelta(minutes=2)
+"""After how long a call that its server never answered may be tried again."""
+WAIT_S, _LOOK_S = 10.0, 0.1
+"""How long one that comes twice at once waits for the answer to the first, and how often it looks."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -58,7 +69,7 @@ class Gated(APIRoute):
         async def handle(request: Request) -> Response:
             site: Site = request.app.state.site
             project = request.path_params.get("project")
-            caller = await run_in_threadpool(_authenticate, site, request, role, project)
+            caller = await run_in_threadpool(authenticate, site, request, role, project)
             request.state.caller = caller
             if request.method in _SAFE:
                 return await inner(request)
@@ -68,7 +79,7 @@ class Gated(APIRoute):
         return handle
 
 
-def _authenticate(site: Site, request: Request, role: Role, project: str | None) -> Caller:
+def authenticate(site: Site, request: HTTPConnection, role: Role, project: str | None) -> Caller:
     """Return who asks.
 
     Raises:
@@ -111,17 +122,9 @@ async def _changing(
     action: str,
     inner: Callable[[Request], Coroutine[Any, Any, Response]],
 ) -> Response:
-    key = request.headers.get("idempotency-key")
-    name = hashlib.sha256(f"{caller.id}\0{request.method}\0{key}".encode()).hexdigest() if key else ""
-    asked = hashlib.sha256(f"{request.url.path}\0".encode() + await request.body()).hexdigest()
-    if key:
-        if len(key) > 200:
-            raise UsageError("an Idempotency-Key of more than 200 characters", fix="a UUID does")
-        known = await run_in_threadpool(site.store.access.answer, name)
-        if known is not None:
-            if known.digest != asked:
-                raise UsageError("this Idempotency-Key was used for something else", fix="make a new one")
-            return Response(known.body, known.status, media_type="application/json")
+    once = _Once.of(request, caller, await request.body())
+    if once is not None and (known := await once.claim(site)) is not None:
+        return known
     outcome = "failed"
     try:
         response = await inner(request)
@@ -140,13 +143,79 @@ async def _changing(
         )  # fmt: skip
         await run_in_threadpool(site.store.access.note_deed, deed)
         site.wrote()
-    if key and response.status_code < 300:
-        body = bytes(response.body).decode()
-        answer = Answer(asked, response.status_code, body)
+        if once is not None and not outcome.startswith("2"):
+            await run_in_threadpool(site.store.access.drop_claim, once.name)  # it may be tried again
+    if once is not None:
+        await once.keep(site, response)
+    return response
+
+
+@dataclass(frozen=True)
+class _Once:
+    """A call that is carried out once, however often it comes with its key.
+
+    ``name`` is what the record knows the key as, ``digest`` what was asked for. Answers are kept sealed with
+    what only the caller has: the answer to who makes a token is that token.
+    """
+
+    name: str
+    digest: str
+    seal: Fernet
+
+    @classmethod
+    def of(cls, request: Request, caller: Caller, body: bytes) -> _Once | None:
+        """Return what a call is known by, None where it has no key.
+
+        Raises:
+            UsageError: the key is too long.
+        """
+        key = request.headers.get("idempotency-key")
+        if not key:
+            return None
+        if len(key) > 200:
+            raise UsageError("an Idempotency-Key of more than 200 characters", fix="a UUID does")
+        name = hashlib.sha256(f"{caller.id}\0{request.method}\0{key}".encode()).hexdigest()
+        secret = hashlib.sha256(f"answer\0{request.headers['authorization']}\0{key}".encode()).digest()
+        asked = hashlib.sha256(f"{request.url.path}\0".encode() + body).hexdigest()
+        return cls(name, asked, Fernet(urlsafe_b64encode(secret)))
+
+    async def claim(self, site: Site) -> Response | None:
+        """Return what was answered before; None where the call is to be carried out now.
+
+        One that is under way elsewhere is waited for.
+
+        Raises:
+            UsageError: the key was used for something else.
+            StoreBusy: the other one takes long.
+        """
+        for _ in range(round(WAIT_S / _LOOK_S)):
+            now = site.clock()
+            known = await run_in_threadpool(
+                site.store.access.claim, self.name, self.digest,
+                owner=site.owner, now=now, stale_before=now - CLAIM,
+            )  # fmt: skip
+            if known is None:
+                return None
+            if known.digest != self.digest:
+                raise UsageError("this Idempotency-Key was used for something else", fix="make a new one")
+            if known.status:
+                return Response(self._opened(known.body), known.status, media_type="application/json")
+            await asyncio.sleep(_LOOK_S)
+        raise StoreBusy("a call with this Idempotency-Key is still under way", fix="ask again in a second")
+
+    def _opened(self, body: str) -> bytes:
+        try:
+            return self.seal.decrypt(body.encode())
+        except InvalidToken:  # an earlier version kept it as it was
+            return body.encode()
+
+    async def keep(self, site: Site, response: Response) -> None:
+        """Keep an answer for whoever comes again."""
+        sealed = self.seal.encrypt(bytes(response.body)).decode()
+        answer = Answer(self.digest, response.status_code, sealed)
         now = site.clock()
         keep = site.store.access.keep_answer
-        await run_in_threadpool(keep, name, answer, now=now, forget_before=now - REMEMBER)
-    return response
+        await run_in_threadpool(keep, self.name, answer, now=now, forget_before=now - REMEMBER)
 
 
 def _address(request: Request) -> str:
@@ -180,6 +249,10 @@ class Gate(APIRouter):
                 path, methods=[method], status_code=status, openapi_extra=extra, responses=PROBLEMS, **kwargs
             ),
         )
+
+    def socket_for(self, path: str, answer: ASGIApp) -> None:
+        """Put a WebSocket behind ``path``; it holds its own role."""
+        self.routes.append(WebSocketRoute(self.prefix + path, answer))
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {

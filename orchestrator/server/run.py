@@ -122,7 +122,7 @@ def serve(
     config = uvicorn.Config(
         application(site, syncer=syncer, doorman=doorman),
         log_level="warning", access_log=False, lifespan="off", server_header=False,
-        timeout_graceful_shutdown=DRAIN_S, proxy_headers=False, http="h11", ws="none",
+        timeout_graceful_shutdown=DRAIN_S, proxy_headers=False, http="h11", ws="websockets-sansio",
     )  # fmt: skip
     if door.certificate is not None:
         _load(config, door)

@@ -26,6 +26,8 @@ THERE_S = 12.0
 SAY_S = 3.0
 LOOK_S = 0.5
 """How soon a server of this machine that was killed is found out."""
+MOST_SOCKETS = 64
+"""Terminals and ports that one server carries at a time."""
 PAUSE_S = 1.0
 """How long the loop waits after a pass that failed."""
 
@@ -67,6 +69,7 @@ class Site:
         self.peers: Sequence[str] = (self.owner,)
         self.serving: Callable[[], Mapping[str, int]] = dict
         """How many requests each replica works on, where a gateway runs here too."""
+        self.sockets = threading.BoundedSemaphore(MOST_SOCKETS)
         self._closed = threading.Event()
         self.loop = Loop(
             self.store, self.places, owner=self.owner, clock=clock,
@@ -131,7 +134,7 @@ class Site:
     def _drive(self) -> None:
         while not self._closed.is_set():
             try:
-                self.loop.drive(self._is_over)
+                self.loop.drive(self._is_over, closed=self._closed.is_set)
             except ModelyardError as error:
                 self.complain(f"a pass of the loop failed: {error.what}")
                 self._closed.wait(PAUSE_S)

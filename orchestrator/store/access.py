@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from orchestrator.errors import NotFound, UsageError
 from orchestrator.store.codec import decode, encode, from_micros, legible, to_micros
 from orchestrator.store.database import Database
+from orchestrator.store.leases import is_gone
 from orchestrator.store.prepared import insert_for
 from orchestrator.store.tables import answers, audit, drivers, notes, projects, runs, tokens, volumes
 from orchestrator.store.values import MAIN, Answer, Deed, Limits, Project, Token
@@ -134,24 +135,38 @@ class Access:
 
     # Answers ---------------------------------------------------------------------------------
 
-    def answer(self, key: str) -> Answer | None:
-        """Return what was answered to a key, None where it was not used."""
-        for row in self._rows(sa.select(answers).where(answers.c.key == key)):
-            return Answer(row["digest"], row["status"], row["body"])
-        return None
+    def claim(
+        self, key: str, digest: str, *, owner: str, now: datetime, stale_before: datetime
+    ) -> Answer | None:
+        """Return what was answered to a key; where it was not used, take it for ``owner``, and return None.
+
+        Of those who ask at once one gets it; to the others its answer has the status 0 until it is kept.
+        One that nobody answered is free again where its owner is gone, or took it before ``stale_before``.
+        """
+        row = {"digest": digest, "status": 0, "body": owner, "at": to_micros(now)}
+        put = insert_for(self._database.engine.dialect, answers).values(key=key, **row)
+        with self._database.writing() as connection:
+            if connection.execute(put.on_conflict_do_nothing()).rowcount:
+                return None
+            found = connection.execute(sa.select(answers).where(answers.c.key == key)).mappings().one()
+            is_open = found["status"] == 0 and found["digest"] == digest
+            if is_open and (found["at"] < to_micros(stale_before) or is_gone(found["body"])):
+                connection.execute(answers.update().where(answers.c.key == key).values(row))
+                return None
+            return Answer(found["digest"], found["status"], found["body"])
+
+    def drop_claim(self, key: str) -> None:
+        """Give back a key that was taken and not answered."""
+        with self._database.writing() as connection:
+            connection.execute(answers.delete().where(answers.c.key == key, answers.c.status == 0))
 
     def keep_answer(self, key: str, answer: Answer, *, now: datetime, forget_before: datetime) -> None:
         """Keep an answer under its key, and drop those older than ``forget_before``."""
-        row = {
-            "digest": answer.digest,
-            "status": answer.status,
-            "body": answer.body,
-            "at": to_micros(now),
-        }
+        row = {"digest": answer.digest, "status": answer.status, "body": answer.body, "at": to_micros(now)}
         put = insert_for(self._database.engine.dialect, answers).values(key=key, **row)
         with self._database.writing() as connection:
             connection.execute(answers.delete().where(answers.c.at < to_micros(forget_before)))
-            connection.execute(put.on_conflict_do_nothing())
+            connection.execute(put.on_conflict_do_update(index_elements=["key"], set_=row))
 
     # Servers ---------------------------------------------------------------------------------
 

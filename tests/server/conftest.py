@@ -72,6 +72,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
     def start(
         where: str | None = None,
         *,
+        config: Path = config,
         owner: str | None = None,
         syncer: Callable[[Site], Syncer] | None = None,
         doorman: Callable[[Site], Doorman] | None = None,
@@ -91,7 +92,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
             app,
             log_level="critical",
             lifespan="off",
-            ws="none",
+            ws="websockets-sansio",
         )
         server = uvicorn.Server(options)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[opened])))

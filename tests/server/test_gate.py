@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from fastapi.routing import APIRoute
+from starlette.routing import WebSocketRoute
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from orchestrator.apply.planfile import _seal
 from orchestrator.errors import Denied, NotFound, StateMoved, UsageError
@@ -15,11 +22,15 @@ from orchestrator.server.app import OPEN, application
 from orchestrator.server.gate import Gated
 from orchestrator.server.office import gate as office
 from orchestrator.server.runs import gate as runs
+from orchestrator.server.sockets import GatedSocket
+from orchestrator.server.sockets import gate as sockets
 from orchestrator.server.users import Role
 from orchestrator.spec.load import read
-from orchestrator.store.values import Project
+from orchestrator.store.values import Limits, Project
+from orchestrator.wire import TokenRequest
 from tests.server.conftest import Served
 
+SOCKETS = [route for route in sockets.routes if isinstance(route, WebSocketRoute)]
 ROUTES = [route for route in (*runs.routes, *office.routes) if isinstance(route, APIRoute)]
 HELLO = "type: task\nname: hello\ncommands: [echo hi]\n"
 
@@ -35,8 +46,41 @@ def ask(served: Served, route: APIRoute, token: str | None, project: str = "main
     return served.http.request(method, served.url + path_of(route, project), headers=headers, json={})
 
 
+def flat(routes: Iterable[Any]) -> Iterator[Any]:
+    """Yield routes, and those of the routers among them, whatever FastAPI calls these."""
+    for route in routes:
+        inner = getattr(route, "original_router", None)
+        if inner is None:
+            yield route
+        else:
+            yield from flat(inner.routes)
+
+
 def role_of(route: APIRoute) -> Role:
     return Role.named((route.openapi_extra or {})["x-role"])
+
+
+def knock(served: Served, path: str, token: str | None) -> int:
+    """Ask for a WebSocket; return the status of the answer, 101 where it opened."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    url = served.url.replace("http", "ws") + re.sub(r"\{[^}]*\}", "1", path.replace("{project}", "main"))
+    try:
+        with connect(url, additional_headers=headers):
+            return 101
+    except InvalidStatus as error:
+        return error.response.status_code
+
+
+def test_every_socket_refuses_whom_it_does_not_know(served: Served) -> None:
+    operator, theirs = served.token("operator", "main"), served.token("admin", "other")
+    viewer = served.token("viewer", "main")
+    for route in SOCKETS:
+        assert isinstance(route.endpoint, GatedSocket), route.path
+        assert route.endpoint.role >= Role.OPERATOR, route.path
+        asked = {who: knock(served, route.path, who) for who in (None, "my-0", theirs, viewer, operator)}
+        assert list(asked.values()) == [401, 401, 403, 403, 404], route.path
+    assert len(SOCKETS) == 2
+    assert list(served.site.store.access.deeds("main")) == []
 
 
 def test_every_route_refuses_whom_it_does_not_know(served: Served) -> None:
@@ -62,14 +106,16 @@ def test_every_route_refuses_whom_it_does_not_know(served: Served) -> None:
 
 def test_every_route_has_a_role_and_what_changes_takes_more_than_a_viewers(served: Served) -> None:
     planning = {"/v1/projects/{project}/plans"}  # it asks in a body, and changes nothing
-    for route in application(served.site).routes:
-        path = getattr(route, "path", "")
+    found = list(flat(application(served.site).routes))
+    for route in found:
+        path = route.path
         if path in OPEN:
             continue
+        assert isinstance(route, Gated) or isinstance(route.endpoint, GatedSocket), path
         if isinstance(route, APIRoute):
-            assert isinstance(route, Gated), path
             changes = bool(route.methods - {"GET", "HEAD"}) and path not in planning
             assert role_of(route) > Role.VIEWER or not changes, path
+    assert len(found) == len(ROUTES) + len(SOCKETS) + len(OPEN & {route.path for route in found})
     assert len(ROUTES) > 25
 
 
@@ -109,6 +155,57 @@ def test_what_was_called_once_more_with_its_key_is_done_once(served: Served) -> 
     assert first.json() == again.json()
     assert other.status_code == 400
     assert len([t for t in served.site.store.access.tokens() if t.name == "ci"]) == 1
+
+
+def test_of_calls_with_one_key_at_the_same_time_one_is_carried_out(served: Served) -> None:
+    headers = {"Authorization": f"Bearer {served.token()}", "Idempotency-Key": "k1"}
+    url = f"{served.url}/v1/projects/main/tokens"
+    body = {"name": "ci", "role": "viewer"}
+
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(served.http.post, url, headers=headers, json=body) for _ in range(8)]
+    answers = [each.result() for each in asked]
+
+    assert [answer.status_code for answer in answers] == [201] * 8
+    assert len({answer.json()["token"] for answer in answers}) == 1
+    assert len([t for t in served.site.store.access.tokens() if t.name == "ci"]) == 1
+    assert [deed.action for _, deed in served.site.store.access.deeds()] == ["create_token"]
+
+
+def test_a_call_that_failed_may_be_made_again_with_its_key(served: Served) -> None:
+    headers = {"Authorization": f"Bearer {served.token()}", "Idempotency-Key": "k1"}
+    url = f"{served.url}/v1/projects/main/endings"
+    body = {"runs": ["hello"], "wanted": "stop"}
+    assert served.http.post(url, headers=headers, json=body).status_code == 404
+    client = served.client()
+    client.apply(client.plan(read(HELLO)))
+
+    assert served.http.post(url, headers=headers, json=body).status_code == 202
+
+
+def test_a_key_that_a_killed_server_took_is_free_again(served: Served) -> None:
+    access, now = served.site.store.access, served.site.clock()
+    old = now - timedelta(minutes=5)
+    for key, owner, at in (("a", "elsewhere:1:1", now), ("b", "elsewhere:1:1", old)):
+        assert access.claim(key, "d", owner=owner, now=at, stale_before=old) is None
+
+    def taken(key: str, digest: str = "d") -> bool:
+        found = access.claim(
+            key, digest, owner=served.site.owner, now=now, stale_before=now - timedelta(minutes=2)
+        )
+        return found is not None
+
+    assert taken("a")
+    assert taken("b", "another")
+    assert not taken("b")
+
+
+def test_the_answer_that_is_a_token_is_not_on_record(served: Served, tmp_path: Path) -> None:
+    made = served.client().new_token(TokenRequest(name="ci", role="viewer"))
+    secret = made.token.rpartition("-")[2]
+
+    for path in tmp_path.glob("state.db*"):
+        assert secret.encode() not in path.read_bytes(), path
 
 
 def test_a_run_that_moved_is_not_stopped_by_who_saw_it_before(served: Served) -> None:
@@ -159,6 +256,25 @@ def test_a_project_is_held_to_its_limits(served: Served, limits: dict[str, objec
     with pytest.raises(Denied, match=said):
         client.apply(plans)
     assert client.runs() == []
+
+
+def test_a_project_is_held_to_its_dollars(serve: Callable[..., Served], tmp_path: Path) -> None:
+    config = tmp_path / "priced.yaml"
+    config.write_text("backends: [{type: sim, script: {}, prices: {H100-80GB: 4.0}}]\n")
+    served = serve(config=config)
+    access, now = served.site.store.access, served.site.clock()
+    access.put_project(Project("other", now, Limits(usd_hour=20.0)))
+    client = served.client("operator", "other", of="other")
+    spec = "type: service\nname: {}\ncommands: [serve]\nimage: a\nport: 8000\nresources: {{gpu: H100:2}}\n"
+
+    client.apply(client.plan(read(spec.format("web"))))  # $8 an hour
+    more = client.plan(read(spec.format("more") + "replicas: 0..2\nscaling: {metric: rps, target: 1}\n"))
+    with pytest.raises(Denied, match=r"would cost \$24/h and may cost \$20/h"):
+        client.apply(more)  # what it may come to, and not the nothing it begins with
+    access.put_project(Project("other", now, Limits(usd_hour=24.0)))
+    client.apply(more)
+
+    assert {view.run.name for view in client.runs()} == {"web", "more"}
 
 
 def test_a_template_that_no_plan_of_ours_would_hold_is_refused(served: Served) -> None:

@@ -7,6 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote
@@ -82,6 +83,7 @@ from orchestrator.wire import (
 )
 
 if TYPE_CHECKING:  # http, ssl and threads: only where runs are driven
+    from orchestrator.client.channel import Channels
     from orchestrator.loop import Hooks
 
 _Value = TypeVar("_Value")
@@ -349,22 +351,36 @@ class Remote(Planner):
     def execute(
         self, name: str, command: Sequence[str], *, replica: int = 0, node: int = 0, tty: bool
     ) -> int:
-        """Refuse: a terminal does not cross.
-
-        Raises:
-            UsageError: always; says where it can be had.
-        """
-        del command, replica, node, tty
-        raise UsageError(
-            f"a command inside {name!r} takes a terminal, which a server does not carry",
-            fix="unset MODELYARD_URL on the machine of the server, and run it there",
-        )
+        """Run a command inside a running job on this terminal; return its exit code."""
+        query = {"replica": replica, "node": node}
+        return self._channels().execute(f"runs/{_quoted(name)}/exec", query, command, tty=tty)
 
     def container(self, name: str, *, replica: int = 0, node: int = 0) -> str:
         """Return "": a container behind a server is none of this machine."""
         del replica, node
         self.run(name)
         return ""
+
+    @contextmanager
+    def forwarded(
+        self, name: str, *, replica: int = 0, node: int = 0
+    ) -> Iterator[Mapping[int, tuple[str, int]]]:
+        """Give addresses of this machine that lead to a running job's ports."""
+        launch = self.run(name).run.template.of_node(node)
+        query = {"replica": replica, "node": node}
+        with ExitStack() as open_ports:
+            yield {
+                port.container: open_ports.enter_context(
+                    self._channels().forwarded(f"runs/{_quoted(name)}/ports/{port.container}", query)
+                )
+                for port in launch.ports
+            }
+
+    def _channels(self) -> Channels:
+        from orchestrator.client.channel import Channels  # websockets: only where a terminal is asked for
+
+        token = self._http.headers["Authorization"].removeprefix("Bearer ")
+        return Channels(str(self._http.base_url), token, _quoted(self._project))
 
     def ask(self, names: Sequence[str], wanted: Wanted) -> None:
         """Write down that the runs shall stop, or be deleted."""

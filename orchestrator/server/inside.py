@@ -1,0 +1,46 @@
+"""A program that runs one command inside a launch, on the terminal or pipes that the server gave it.
+
+Backends run commands on their own process's terminal, and a server has none: so each command of a caller
+has a process of its own. What to run comes over a socket that was inherited and is in no argument that
+others on the machine could list; what became of it goes back there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import sys
+import termios
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import ModelyardError
+from orchestrator.places import Places, read_places
+from orchestrator.wire import problem_of
+
+
+def main() -> None:
+    """Read what to run from the socket whose number is the first argument, run it, and say how it ended."""
+    with socket.socket(fileno=int(sys.argv[1])) as server, server.makefile("rw") as said:
+        print(json.dumps(_ended(json.loads(said.readline()))), file=said, flush=True)
+
+
+def _ended(asked: dict[str, Any]) -> dict[str, Any]:
+    if asked["tty"]:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the kernel then tells us of the window's size, and its end
+    config = asked["config"]
+    try:
+        place = Places(read_places(Path(config) if config else None))[asked["place"]]
+        code = place.execute(asked["launch"], asked["command"], tty=asked["tty"])
+        sys.stdout.flush()
+        return {"code": code}
+    except ModelyardError as error:
+        return {"problem": problem_of(error)}
+    except OSError as error:  # whoever reads is gone, or the machine has no more of something
+        return {"problem": problem_of(ModelyardError(f"{os.strerror(error.errno or 0)}"))}
+
+
+if __name__ == "__main__":
+    main()
