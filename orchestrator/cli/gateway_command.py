@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import re
 import signal
 import sys
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import ssl
 
     from orchestrator.gateway.server import Gateway
+    from orchestrator.gateway.server.tracing import Tracing
     from orchestrator.store.records import Store
 
 app = typer.Typer(rich_markup_mode=None)
@@ -45,6 +47,10 @@ def run_gateway(
     certificate: Annotated[Path | None, typer.Option("--certificate", help="PEM file, to serve TLS.")] = None,
     private_key: Annotated[Path | None, typer.Option("--private-key", help="Its key, as PEM.")] = None,
     access_log: Annotated[bool, typer.Option("--access-log", help="Print a JSON line per request.")] = False,
+    traces: Annotated[
+        bool,
+        typer.Option("--traces", help="Send OpenTelemetry traces where OTEL_EXPORTER_OTLP_ENDPOINT says."),
+    ] = False,
     scale: Annotated[
         bool,
         typer.Option(
@@ -68,6 +74,7 @@ def run_gateway(
         trusted=frozenset(trust_proxy or ()),
         scheme="https" if tls else "http",
         log=(lambda entry: typer.echo(entry.line())) if access_log else None,
+        tracing=open_tracing() if traces else None,
     )
     with open_record(config) as api:
         if not scale:
@@ -82,6 +89,19 @@ def run_gateway(
         )  # fmt: skip
         with Keeper(loop, complain=_complain):
             _run(_serve(told, api.store, host, port, tls, wake=loop.wake))
+
+
+def open_tracing() -> Tracing:
+    """Return where spans go.
+
+    Raises:
+        ConfigError: the extra is not installed, or nothing says where traces go.
+    """
+    try:
+        from orchestrator.gateway.server.tracing import exporting
+    except ImportError:
+        raise ConfigError("OpenTelemetry is not installed", fix="pip install 'modelyard[traces]'") from None
+    return exporting(environ=os.environ)
 
 
 @gateway.command("key")
@@ -206,6 +226,8 @@ async def serve_until(
     await gateway.close()
     for task in beside:
         task.cancel()
+    if gateway.tracing is not None:
+        await asyncio.to_thread(gateway.tracing.close)
 
 
 def _complain(text: str) -> None:

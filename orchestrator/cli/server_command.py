@@ -118,10 +118,10 @@ def _seconds(text: str) -> float:
 
 
 async def _gateway(site: Site, at: tuple[str, int], ended: asyncio.Event) -> None:
-    from orchestrator.cli.gateway_command import serve_until
+    from orchestrator.cli.gateway_command import open_tracing, serve_until
     from orchestrator.gateway.server import Gateway
 
-    told = Gateway()
+    told = Gateway(tracing=open_tracing() if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") else None)
     site.serving = told.serving
     await serve_until(ended, told, site.store, *at, wake=site.wrote)
 

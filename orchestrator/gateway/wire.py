@@ -39,7 +39,9 @@ _FROM_THE_EDGE = frozenset(
     )
 )  # fmt: skip
 _OURS = frozenset((b"host", b"content-length", b"expect", b"authorization", b"x-api-key", b"content-type"))
-_TAKEN = _HOP_BY_HOP | _FROM_THE_EDGE | _OURS
+_TRACE = frozenset((b"traceparent", b"tracestate"))
+"""W3C Trace Context: passed on, or taken for the parent of a span of ours."""
+_TAKEN = _HOP_BY_HOP | _FROM_THE_EDGE | _OURS | _TRACE
 _RESPONSE_TAKEN = _HOP_BY_HOP | {b"content-length"}
 
 Body = Literal["none", "length", "chunked", "close"]

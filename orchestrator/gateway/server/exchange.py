@@ -18,6 +18,7 @@ from orchestrator.gateway.wire import LAST_CHUNK, Request, Response, chunk
 if TYPE_CHECKING:
     from orchestrator.gateway.server.gateway import Desk
     from orchestrator.gateway.server.inbound import Inbound
+    from orchestrator.gateway.server.tracing import Traced
 
 ATTEMPTS = 3
 """Replicas that a request is sent to at most: one that brings replicas down must not reach all."""
@@ -30,6 +31,7 @@ HELD_BYTES = 256 * 1024
 
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS"))
 _BEARER = b"bearer "
+_TRACE = (b"traceparent", b"tracestate")
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 
 
@@ -46,7 +48,7 @@ class Exchange:
         "_is_stream", "_lane", "_look", "_model", "_out", "_outbound", "_piece", "_received", "_sending",
         "_started_s", "_status", "_tail", "_target", "_timed_out", "_tried", "_wait_until", "_wants_fresh",
         "close_after", "deadline", "first_byte_s", "has_begun", "inbound", "is_over", "is_sent",
-        "is_tunnel", "key", "request", "taken_s",
+        "is_tunnel", "key", "request", "taken_s", "traced",
     )  # fmt: skip
 
     def __init__(self, inbound: Inbound, request: Request) -> None:
@@ -65,6 +67,7 @@ class Exchange:
         self.taken_s = 0.0
         """When a replica was found for it; 0.0 before."""
         self._started_s = gateway.clock()
+        self.traced: Traced | None = None
         self._body = bytearray()
         self._body_ended = request.body == "none"
         self._forgotten = False
@@ -99,6 +102,8 @@ class Exchange:
         """Find the service; where that takes the body, as much of it as has come."""
         self.has_begun = True
         gateway = self.inbound.gateway
+        if gateway.tracing is not None:
+            self.traced = gateway.tracing.begin(self)
         path = self.request.path.decode("ascii")
         self.key = self._find_key()
         if path == "/health":
@@ -324,6 +329,10 @@ class Exchange:
             % (request.method, self._target, taken.get(b"host") or b"localhost", address, gateway.scheme),
             request.fields,
         ]
+        if self.traced is not None:
+            parts.append(self.traced.ask(self))
+        else:
+            parts += [b"%b: %b\r\n" % (name, taken[name]) for name in _TRACE if name in taken]
         if b"content-type" in taken:
             parts.append(b"content-type: %b\r\n" % taken[b"content-type"])
         if not self._desk.service.auth:  # a program that asks for credentials itself

@@ -7,6 +7,7 @@ import math
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from orchestrator.engines.exposition import EngineLoad
 from orchestrator.gateway.keys import Keys
@@ -18,6 +19,9 @@ from orchestrator.gateway.server.metrics import TOKENS_S, WAITS_S, Histogram, To
 from orchestrator.gateway.server.outbound import IDLE_S, Lane, Outbound
 from orchestrator.gateway.usage import Account, Tokens
 from orchestrator.gateway.wire import Request
+
+if TYPE_CHECKING:  # an extra
+    from orchestrator.gateway.server.tracing import Tracing
 
 LAST_WORDS_S = 1.0
 """For clients to read the error that ends what was cut."""
@@ -118,6 +122,7 @@ class Gateway:
         trusted: Addresses of proxies in front of it, whose ``X-Forwarded-For`` is believed.
         scheme: What clients speak, where no proxy says so: ``http`` or ``https``.
         log: Told of every request that is over.
+        tracing: Makes OpenTelemetry spans of requests.
     """
 
     def __init__(
@@ -127,6 +132,7 @@ class Gateway:
         trusted: frozenset[str] = frozenset(),
         scheme: str = "http",
         log: Callable[[Told], None] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.limits = limits
         self.routes = Routes()
@@ -143,6 +149,7 @@ class Gateway:
         """Answers of our own by status."""
         self._trusted = trusted
         self._log = log
+        self.tracing = tracing
         self._lanes: dict[Replica, Lane] = {}
         self._leaving: list[Lane] = []
         """Replicas that left the routes, while requests are still with them."""
@@ -337,6 +344,8 @@ class Gateway:
                 self._time(exchange, desk, tokens)
             if desk.waiting:
                 self._serve_waiting(desk)
+        if exchange.traced is not None:
+            exchange.traced.end(exchange, desk.service.name if desk else "", status, tokens)
         if self._log is not None:
             self._log(self._told(exchange, desk, status, tokens))
 
