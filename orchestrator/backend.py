@@ -171,7 +171,9 @@ class Probe:
     ``http`` succeeds on a 2xx or 3xx answer, ``tcp`` on a connection that the other side keeps
     open. ``start_s`` is how long the launch may take until the first success before it counts as
     failed. It is ready after ``ready_after`` good answers in a row and no longer after
-    ``failures`` bad ones; with ``until_ready`` it is not asked again once it is.
+    ``failures`` bad ones; with ``until_ready`` it is not asked again once it is. One that was ready
+    and has not answered for ``silent_s`` is replaced; None is never. In a ``body`` that asks for a
+    token of a model the model is called ``MODEL`` until its engine is known.
     """
 
     kind: Literal["http", "tcp"] = "http"
@@ -186,6 +188,11 @@ class Probe:
     failures: int = 3
     ready_after: int = 1
     until_ready: bool = False
+    silent_s: float | None = 180.0
+
+
+MODEL = "$(MODELYARD_MODEL)"
+"""Stands in a probe for what an engine calls its model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.api.protocol import Goal
-from orchestrator.reconcile import Job, Run, RunState
+from orchestrator.reconcile import Job, JobState, Run, RunState
 
 _UP = frozenset({RunState.RUNNING, RunState.READY})
 _ACCEPTED = _UP | {RunState.STARTING}
@@ -47,4 +47,10 @@ def has_arrived(run: Run, jobs: Sequence[Job], goal: Goal) -> bool:
     if not has_reached(run, goal) or goal != "settled" or run.state.is_final:
         return has_reached(run, goal)
     live = [job for job in jobs if not job.state.is_final]
-    return bool(run.reason) or all(job.spec_hash == run.spec_hash and not job.stop_asked_at for job in live)
+    wanted = {adapter.told for adapter in run.template.adapters}
+    return bool(run.reason) or all(
+        job.spec_hash == run.spec_hash
+        and not job.stop_asked_at
+        and (job.node > 0 or job.state is not JobState.READY or wanted <= set(job.adapters))
+        for job in live
+    )

@@ -37,7 +37,7 @@ from orchestrator.planner.ask import Work
 from orchestrator.planner.compose import Inputs
 from orchestrator.planner.plan import Choice, Placed
 from orchestrator.reconcile import Run, Template, Wanted
-from orchestrator.reconcile.serving import metrics_of
+from orchestrator.reconcile.serving import adapters_of, metrics_of
 from orchestrator.spec.interpolation import looks_secret, refers_to_secret
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import DevEnvironment, Fleet, Service, Task, Volume, spec_of
@@ -247,7 +247,7 @@ def _step(plan: Plan) -> dict[str, Any]:
         leaving = [[host, list(runs)] for host, runs in plan.leaving]
         return {**head, "leaving": leaving, "notes": list(plan.notes)}
     head |= {"spec_hash": plan.spec_hash, "run": _pin(plan.run)}
-    if plan.template is None or plan.action == "update":
+    if plan.template is None or (plan.action == "update" and not plan.template.base):
         return head  # nothing is placed: what runs stays, and an update follows from spec and record
     return {
         **head,
@@ -256,6 +256,7 @@ def _step(plan: Plan) -> dict[str, Any]:
         "placed": _placed(plan),
         "template": json.loads(encode(_without_files(plan))),
         "serving": json.loads(plan.serving),
+        "held": plan.held,
         "notes": list(plan.notes),
     }
 
@@ -293,7 +294,7 @@ def _without_files(plan: RunPlan) -> Template:
     """
     assert plan.template is not None
     inputs = read_inputs(plan.document, plan.spec)
-    if fingerprint(plan.spec, inputs) != plan.spec_hash:
+    if fingerprint(plan.spec, inputs, plan.held) != plan.spec_hash:
         raise PlanRefused(f"files of {plan.name!r} changed while it was planned", fix="plan again")
     return _with_files(plan.template, {file.target: replace(file, content=b"") for file in inputs.files})
 
@@ -458,11 +459,11 @@ def _resume_run(
     run = _same_run(step, runs)
     plan = RunPlan(
         document, spec, action, step["spec_hash"], _changes(step), run=run, set_name=step["set"],
-        notes=tuple(step.get("notes", ())),
+        notes=tuple(step.get("notes", ())), held=step.get("held", ""),
     )  # fmt: skip
-    if action == "update" and run:
-        kept, metrics = run.template.replicas, metrics_of(run.plan)
-        return replace(plan, template=updated(run.template, spec, kept=kept, metrics=metrics))
+    if action == "update" and run and "template" not in step:
+        kept, metrics, takes = run.template.replicas, metrics_of(run.plan), adapters_of(run.plan)
+        return replace(plan, template=updated(run.template, spec, kept=kept, metrics=metrics, takes=takes))
     template: Template = decode(Template, json.dumps(step["template"]))
     return replace(
         plan, template=_refilled(template, plan, inputs), placed=_placed_of(step["placed"]),
@@ -498,7 +499,7 @@ def _stale(kind: str, name: str) -> PlanRefused:
 def _refilled(template: Template, plan: RunPlan, inputs: Callable[[Document, Work], Inputs]) -> Template:
     """Return a template with the files of its spec as they are here, if they are what was planned."""
     found = inputs(plan.document, plan.spec)
-    if fingerprint(plan.spec, found) != plan.spec_hash:
+    if fingerprint(plan.spec, found, plan.held) != plan.spec_hash:
         raise PlanRefused(f"files of {plan.name!r} changed since the plan was made", fix=PLAN_AGAIN)
     return _with_files(template, {file.target: file for file in found.files})
 

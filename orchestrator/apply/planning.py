@@ -8,18 +8,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
+from orchestrator.apply.adapters import (
+    adapter_notes,
+    held_adapters,
+    held_by,
+    loadable,
+    shared,
+    takes_adapters,
+)
 from orchestrator.apply.fleets import FleetPlan, plan_fleet
 from orchestrator.apply.inputs import read_inputs
 from orchestrator.apply.sets import NO_SET, Deletion, FleetRecord, Scope, deletions, joined, joining
 from orchestrator.backend import Can, Launch, Mount, Offer, Rent, Scaling
+from orchestrator.engines.job import Adapters, relisted
 from orchestrator.errors import Denied, ModelError, NothingFits, Problem, SpecError, UsageError
 from orchestrator.planner.ask import Names, Work, demand_of, runs_bare
 from orchestrator.planner.compose import Inputs, compose, opens_itself
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import OfferIndex
-from orchestrator.planner.plan import Action, Placed, Sort, place
+from orchestrator.planner.plan import Action, Choice, Placed, Sort, place
 from orchestrator.reconcile import Retry, Run, RunState, Template, Wanted
-from orchestrator.reconcile.serving import metrics_of
+from orchestrator.reconcile.serving import adapters_of, metrics_of
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import (
     DevEnvironment,
@@ -32,7 +41,7 @@ from orchestrator.spec.models import (
     changes,
     spec_of,
 )
-from orchestrator.spec.parts import Change
+from orchestrator.spec.parts import IN_PLACE, REPLACE, Change
 from orchestrator.spec.unheeded import unheeded
 from orchestrator.store.values import Volume as KeptVolume
 
@@ -101,6 +110,8 @@ class RunPlan:
     set_name: str = ""
     serving: str = "{}"
     """What the gateway has to know of the engine, as JSON."""
+    held: str = ""
+    """What its containers hold of its adapters, which is part of the hash."""
     problems: tuple[Problem, ...] = ()
     """What has to be put right before it can be applied: values that nobody has given."""
 
@@ -168,6 +179,8 @@ class _Offers:
     world: World
     declared: frozenset[str] = frozenset()
     """The volumes among the documents."""
+    services: Mapping[str, bool] = field(default_factory=dict)
+    """The services among the documents that can take adapters, and whether each runs without a container."""
     served: dict[str, tuple[Placed, Served]] = field(default_factory=dict)
     """Answers by question: a folder of services asks few different ones."""
     _index: OfferIndex | None = None
@@ -191,7 +204,12 @@ def plan_documents(documents: Sequence[Document], world: World) -> tuple[Plan, .
         UsageError: a document cannot take the place of what is on record.
     """
     declared = frozenset(d.spec.name for d in documents if isinstance(d.spec, Volume))
-    offers = _Offers(world, declared)
+    services = {
+        d.spec.name: runs_bare(d.spec, world.places)
+        for d in documents
+        if isinstance(d.spec, Service) and takes_adapters(d.spec)
+    }
+    offers = _Offers(world, declared, services)
     fleets: list[FleetPlan] = []
     volumes: list[VolumePlan] = []
     runs: list[RunPlan] = []
@@ -249,7 +267,7 @@ def diff_documents(documents: Sequence[Document], world: World) -> tuple[Differe
             found.append(Difference(spec.name, spec.type, fleet.action, fleet.changes))
         elif isinstance(spec, Task | Service | DevEnvironment):
             run = world.runs.get(spec.name)
-            spec_hash = fingerprint(spec, read_inputs(document, spec))
+            spec_hash = fingerprint(spec, read_inputs(document, spec), held_by(spec, run))
             action, changed = _compare(spec, spec_hash, run, rerun=_starts_again(spec, world))
             found.append(Difference(spec.name, spec.type, action, changed))
     return tuple(found)
@@ -258,30 +276,39 @@ def diff_documents(documents: Sequence[Document], world: World) -> tuple[Differe
 def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> RunPlan:
     run = world.runs.get(spec.name)
     inputs = read_inputs(document, spec)
-    spec_hash = fingerprint(spec, inputs)
+    held = held_by(spec, run)
+    spec_hash = fingerprint(spec, inputs, held)
     action, changed = _compare(spec, spec_hash, run, rerun=_starts_again(spec, world))
     there = run.set_name if run else ""
     joins = joined(spec.name, there, world.scope)
     if run and (moves := joining(there, joins)):
         changed += moves
         action = "update" if action == "unchanged" else action
-    plan = RunPlan(document, spec, action, spec_hash, changed, run=run, set_name=joins)
+    plan = RunPlan(document, spec, action, spec_hash, changed, run=run, set_name=joins, held=held)
     if action == "unchanged":
         return plan
     plan = replace(plan, problems=tuple(world.unset(document, spec)))
+    if isinstance(spec, Service) and spec.base:
+        return replace(plan, template=shared(document, spec, world.runs, offers.services))
     if action == "update" and run:
-        kept, metrics = run.template.replicas, metrics_of(run.plan)
-        return replace(plan, template=updated(run.template, spec, kept=kept, metrics=metrics))
+        kept, metrics, takes = run.template.replicas, metrics_of(run.plan), adapters_of(run.plan)
+        template = updated(run.template, spec, kept=kept, metrics=metrics, takes=takes)
+        return replace(plan, template=template, notes=tuple(adapter_notes(template, takes)))
     demand = demand_of(spec, places=world.places, names=world.names)
     replaced = run if action == "replace" else None
     placing = _Placing(document, spec, demand, offers, replaced)
     engine = placing.engine(world.facts)
     placed, surge = (engine.placed, engine.beside) if engine else placing.plain()
     demand = engine.taken(demand) if engine else demand
+    serving = _serving(engine.served if engine else None, placed.choices[0], world)
+    takes = adapters_of(serving)
+    if engine and engine.served:  # only now it is known what a change of its adapters would take
+        held = held_adapters(spec, takes, bare=not engine.launch.image)
+        spec_hash = fingerprint(spec, inputs, held)
     launch = compose(spec, spec_hash=spec_hash, inputs=inputs, offer=placed.choices[0].offer, demand=demand)
+    follower = engine.onto(launch, engine.follower) if engine and engine.follower else None
     if engine:
         launch = engine.onto(launch, engine.launch)
-    follower = engine.onto(launch, engine.follower) if engine and engine.follower else None
     surge = surge and isinstance(spec, Service) and all(port.host is None for port in launch.ports)
     own = opens_itself(spec) if _shares_ports(placed, world) else False
     surge = surge and own is not True
@@ -293,12 +320,12 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
         serves=_serves(spec, engine.served) if engine and engine.served else (),
     )  # fmt: skip
     return replace(
-        plan, demand=demand, placed=placed,
+        plan, demand=demand, placed=placed, spec_hash=spec_hash, held=held,
         served=engine.served if engine else None, trained=engine.trained if engine else None,
         template=updated(
             template, spec, least_grace_s=engine.launch.stop_grace_s if engine else 0.0,
             kept=run.template.replicas if action == "replace" and run else 0,
-            metrics=engine.served.launch.metrics if engine and engine.served else None,
+            metrics=engine.served.launch.metrics if engine and engine.served else None, takes=takes,
         ),
         notes=(
             *_notes(action, surge, engine, run, (isinstance(spec, Service) and spec.rollout.weight) or 0),
@@ -306,7 +333,7 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
             *_volume_notes(spec, offers),
             *(f"{found.path}: {found.what}" for found in unheeded(spec)),
         ),
-        serving=_serving(engine.served if engine else None, placed.choices[0].price_usd_hour),
+        serving=serving,
     )  # fmt: skip
 
 
@@ -363,13 +390,13 @@ class _Engine:
         return part.onto(replace(launch, mounts=mounts, fetch_bytes=self.fetch_bytes))
 
 
-def fingerprint(spec: Work, inputs: Inputs) -> str:
-    """Return the hash of all that needs new containers when it changes: the spec's, and its files'."""
-    return (
-        hashlib.sha256(f"{spec.hash()}\0{inputs.digest}".encode()).hexdigest()
-        if inputs.digest
-        else spec.hash()
-    )
+def fingerprint(spec: Work, inputs: Inputs, held: str = "") -> str:
+    """Return the hash of all that needs new containers when it changes.
+
+    That is the spec's, its files', and ``held``: what containers hold of adapters (``held_adapters``).
+    """
+    parts = [spec.hash(), *(part for part in (inputs.digest, held) if part)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest() if len(parts) > 1 else parts[0]
 
 
 def _starts_again(spec: Work, world: World) -> bool:
@@ -391,6 +418,12 @@ def _compare(
             fix=f"choose another name, or modelyard delete {run.name}",
         )
     changed = changes(spec_of(json.loads(run.spec)), spec)
+    if spec_hash != run.spec_hash and changed and all(change.mark == IN_PLACE for change in changed):
+        # adapters that the engine cannot take while it runs, or not from where they are
+        changed = tuple(
+            replace(each, mark=REPLACE) if each.path.startswith("model.adapters") else each
+            for each in changed
+        )
     over = run.state.is_final or run.wanted is Wanted.STOP
     if spec_hash != run.spec_hash:
         return ("rerun" if over else "replace"), changed
@@ -537,20 +570,29 @@ def updated(
     least_grace_s: float = 0.0,
     kept: int = 0,
     metrics: Metrics | None = None,
+    takes: Adapters | None = None,
 ) -> Template:
     """Return ``template`` with what a spec may change in place.
 
     An engine that drains its requests is given at least as long as it takes for that. Of a service
     that scales, ``kept`` replicas are kept, as far as the spec's range goes: what the load took
     before, it takes after. ``metrics`` are what its engine tells of its load, for places that scale
-    by it themselves.
+    by it themselves. ``takes`` is how its engine takes adapters while it runs: those that run load and
+    drop what changed, those that start begin with all of them.
     """
     launch: Launch = replace(template.launch, stop_grace_s=max(least_grace_s, _grace_s(spec)))
     follower = template.follower and replace(template.follower, stop_grace_s=launch.stop_grace_s)
+    adapters = template.adapters
+    if takes and isinstance(spec, Service) and spec.model:
+        adapters = loadable(spec.model.adapters, bare=launch.image is None)
+        named = [f"{adapter.name}={adapter.path}" for adapter in adapters]
+        launch = replace(launch, command=relisted(launch.command, takes.flag, named))
+        follower = follower and replace(follower, command=relisted(follower.command, takes.flag, named))
     replicas = _replicas(spec, kept) if isinstance(spec, Service) else 1
     rollout = spec.rollout if isinstance(spec, Service) else Rollout()
     return replace(
-        template, launch=launch, follower=follower, replicas=replicas, canary=rollout.weight or 0,
+        template, launch=launch, follower=follower, adapters=adapters, replicas=replicas,
+        canary=rollout.weight or 0,
         rollback=rollout.rollback == "auto", retry=_retry(spec),
         max_duration_s=spec.max_duration, idle_s=spec.idle_duration,
         scaling=_scaling(spec, metrics) if template.scales else None,
@@ -607,8 +649,12 @@ def _retry(spec: Work) -> Retry:
     return Retry()
 
 
-def _serving(served: Served | None, price_usd_hour: float) -> str:
-    """Return what the gateway has to know of the engine and the offer that the plan chose, as JSON."""
+def _serving(served: Served | None, choice: Choice, world: World) -> str:
+    """Return what the gateway has to know of the engine and the offer that the plan chose, as JSON.
+
+    A cluster keeps its replicas by their commands: there nothing is loaded while one runs.
+    """
+    price_usd_hour = choice.price_usd_hour
     priced = {"price_usd_hour": price_usd_hour} if price_usd_hour else {}
     if served is None:
         return json.dumps(priced)
@@ -620,6 +666,8 @@ def _serving(served: Served | None, price_usd_hour: float) -> str:
         "routes": launch.routes,
         "metrics": asdict(launch.metrics) if launch.metrics else None,
     }
+    if launch.adapters and Can.GROUPS not in world.places[choice.offer.backend]:
+        serving["adapters"] = asdict(launch.adapters)
     return json.dumps({"serving": serving, **priced}, sort_keys=True)
 
 

@@ -26,9 +26,9 @@ def names_runs(document: Document) -> bool:
         if isinstance(spec, Task) and spec.train
         else None
     )
-    return model is not None and any(
-        each.startswith(SCHEME) for each in (model.id, *(adapter.id for adapter in model.adapters))
-    )
+    adapters = spec.adapters if isinstance(spec, Service) else ()
+    named = [adapter.id for adapter in (*adapters, *(model.adapters if model else ()))]
+    return any(each.startswith(SCHEME) for each in (*named, *([model.id] if model else [])))
 
 
 def resolved(document: Document, left: Left) -> Document:
@@ -48,7 +48,11 @@ def resolved(document: Document, left: Left) -> Document:
             document, spec=spec.model_copy(update={"train": spec.train.model_copy(update={"model": model})})
         )
     assert isinstance(spec, Service)
-    assert spec.model is not None
+    if spec.model is None:
+        shared = tuple(
+            _adapter(document, f"adapters[{index}]", each, left) for index, each in enumerate(spec.adapters)
+        )
+        return replace(document, spec=spec.model_copy(update={"adapters": shared}))
     model = _model(document, "model", spec.model, left, takes_adapter=spec.engine != "transformers")
     return replace(document, spec=spec.model_copy(update={"model": model}))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from orchestrator.backend import File, Launch, Mount, Port, Probe
+from orchestrator.backend import MODEL, File, Launch, Mount, Port, Probe
 
 if TYPE_CHECKING:  # the record names an engine's failures, and a small plan reads no catalog
     from orchestrator.catalog.values import Accelerator, ModelFacts
@@ -64,6 +65,55 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapters:
+    """How an engine takes adapters while it runs.
+
+    ``load`` and ``unload`` are paths that take a POST with ``lora_name``, the first with ``lora_path``
+    too. ``listed`` answers a GET with the models, of which an adapter has a ``parent`` and, as ``root``,
+    the path it was loaded from. ``flag`` lists them on the command line, each as ``name=path``.
+    Requests call one ``called``, with ``{base}`` and ``{name}`` filled in. It was started with room in
+    device memory for ``slots`` of them, of rank ``rank`` at most; more take turns.
+    """
+
+    load: str
+    unload: str
+    flag: str
+    listed: str = "/v1/models"
+    called: str = "{name}"
+    slots: int = 1
+    rank: int = 0
+
+
+UNKNOWN_RANK = 64
+"""Assumed for an adapter whose rank is not known; a larger one is refused by the engine."""
+
+
+def room_for(ranks: Iterable[int | None]) -> int:
+    """Return the rank that room is made for: a power of two, as engines make it.
+
+    >>> room_for([12, 20]), room_for([]), room_for([8, None])
+    (32, 64, 64)
+    """
+    largest = max((rank or UNKNOWN_RANK for rank in ranks), default=UNKNOWN_RANK)
+    return max(8, 1 << (largest - 1).bit_length())
+
+
+def relisted(command: Sequence[str], flag: str, named: Sequence[str]) -> tuple[str, ...]:
+    """Return ``command`` with ``named`` after ``flag``, in place of what was there.
+
+    >>> relisted(("serve", "--lora", "a=/a", "b=/b", "--port", "1"), "--lora", ["c=/c"])
+    ('serve', '--lora', 'c=/c', '--port', '1')
+    >>> relisted(("serve", "--lora", "a=/a"), "--lora", [])
+    ('serve',)
+    """
+    words = list(command)
+    at = words.index(flag) if flag in words else len(words)
+    end = next((i for i in range(at + 1, len(words)) if words[i].startswith("--")), len(words))
+    words[at:end] = [flag, *named] if named else []
+    return tuple(words)
+
+
+@dataclass(frozen=True, slots=True)
 class ServingJob:
     """One replica of a served model, sized: all that an engine needs to write its command.
 
@@ -95,6 +145,8 @@ class ServingJob:
     memory_utilization: float | None = None
     free_bytes: int | None = None
     adapters: tuple[Adapter, ...] = ()
+    adapter_slots: int = 0
+    """Adapters held in device memory at once; 0: as many as are listed."""
     served_name: str | None = None
     port: int | None = None
     arch: Literal["x86", "arm"] = "x86"
@@ -120,6 +172,20 @@ class ServingJob:
     def name(self) -> str:
         """Return the model name that clients ask for."""
         return self.served_name or self.source.id
+
+    def states_own(self, flag: str) -> bool:
+        """Return whether the user's arguments give ``flag`` a value of their own."""
+        return any(word == flag or word.startswith(flag + "=") for word in self.args)
+
+    @property
+    def slots(self) -> int:
+        """Return how many adapters are held in device memory at once; 0 where none ever is."""
+        return self.adapter_slots or len(self.adapters)
+
+    @property
+    def adapter_rank(self) -> int:
+        """Return the largest rank that an adapter may have."""
+        return room_for(adapter.rank for adapter in self.adapters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +263,8 @@ class EngineLaunch:
     """Whether the machine's port has to be the container's."""
     probe: Probe | None = None
     metrics: Metrics | None = None
+    adapters: Adapters | None = None
+    """None where those it starts with are all it ever has."""
     model_name: str = ""
     routes: tuple[str, ...] = ()
     stop_grace_s: float = 10.0
@@ -218,6 +286,20 @@ class EngineLaunch:
         env = tuple((name, value) for name, value in self.env if not value.startswith("/root/"))
         return replace(self, image=None, setup="", caches=(), shm_bytes=0, env=env, fixed_port=True)
 
+    def _probes(self, asked: Sequence[Probe]) -> tuple[Probe, ...]:
+        """Return the probes that were asked for, with what only the engine knows, else its own."""
+        if not self.port:
+            return ()
+        own = self.probe or Probe(port=self.port)
+        name = json.dumps(self.model_name)[1:-1]
+        return tuple(
+            replace(
+                each, port=each.port or own.port, start_s=each.start_s or own.start_s,
+                body=each.body and each.body.replace(MODEL, name),
+            )
+            for each in asked
+        ) or ((self.probe,) if self.probe else ())  # fmt: skip
+
     def onto(self, launch: Launch) -> Launch:
         """Return ``launch`` with the engine's part filled in; its name, run and mounts are kept.
 
@@ -231,6 +313,7 @@ class EngineLaunch:
         if self.setup:  # exec, so that the engine is the process that gets the signal to stop
             inner = (*(entrypoint or ()), *command)
             entrypoint, command = ("sh", "-c"), (f'{self.setup} && exec "$@"', "sh", *inner)
+        probes = self._probes(launch.probes())
         return replace(
             launch,
             image=self.image,
@@ -244,7 +327,8 @@ class EngineLaunch:
             ports=self._ports(launch.ports),
             mounts=(*launch.mounts, *self.caches),
             files=(*launch.files, *self.files),
-            probe=launch.probe or self.probe,
+            probe=next(iter(probes), None),
+            more_probes=probes[1:],
             writable=self.profile.writable if self.image else (),
             stop_grace_s=self.stop_grace_s,
         )

@@ -6,11 +6,12 @@ Options and figures are those of SGLang 0.5.23, from its documentation and its o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, checks, images, nodes, quantization, startup
 from orchestrator.engines.arguments import Option, Optioned, Rules, option, positive
-from orchestrator.engines.job import EngineLaunch, Metrics, Profile, ServingJob
+from orchestrator.engines.job import UNKNOWN_RANK, Adapters, EngineLaunch, Metrics, Profile, ServingJob
 from orchestrator.engines.quantization import Choice, Method
 
 PORT = 30000
@@ -20,6 +21,8 @@ DRAIN_MARGIN_S = 15
 HEALTH_TIMEOUT_S = 30.0
 """``/health`` generates a token and gives up after 20 s itself."""
 
+ADAPTERS = Adapters("/load_lora_adapter", "/unload_lora_adapter", "--lora-paths", called="{base}:{name}")
+"""An adapter's name stands after the model's and a colon (SGLang docs, advanced_features/lora)."""
 GFX = frozenset({"gfx942", "gfx950"})
 _CPU = frozenset({"cpu"})
 
@@ -148,6 +151,7 @@ class Sglang(Optioned):
             port=(job.port or PORT) if leads else 0,
             probe=_probe(job) if leads else None,
             metrics=METRICS,
+            adapters=_run_time(job),
             model_name=job.name,
             routes=ROUTES if leads else (),
             stop_grace_s=float(job.drain_s + DRAIN_MARGIN_S),
@@ -226,16 +230,21 @@ def _parallel(job: ServingJob) -> list[Option]:
     return parts
 
 
+def _run_time(job: ServingJob) -> Adapters | None:
+    """Return how adapters are taken at run time, None beside copies that share the requests."""
+    if not job.slots or job.data > 1 or job.states_own(ADAPTERS.flag):
+        return None
+    return replace(ADAPTERS, slots=job.slots, rank=job.adapter_rank)
+
+
 def _adapters(job: ServingJob) -> list[Option]:
-    if not job.adapters:
+    if not job.slots:
         return []
-    named = (f"{a.name}={a.source.reference}" for a in job.adapters)
-    # rank and target modules are read from the adapters themselves
-    return [
-        option("--enable-lora"),
-        option("--max-loras-per-batch", len(job.adapters)),
-        option("--lora-paths", *named),
-    ]
+    parts = [option("--enable-lora"), option("--max-loras-per-batch", job.slots)]
+    if job.adapters:
+        parts.append(option("--lora-paths", *(f"{a.name}={a.source.reference}" for a in job.adapters)))
+    # written out: it would read them from the adapters listed, and refuse larger ones later
+    return [*parts, option("--max-lora-rank", job.adapter_rank), option("--lora-target-modules", "all")]
 
 
 def _environment(job: ServingJob) -> tuple[tuple[str, str], ...]:
@@ -272,6 +281,8 @@ def _cautions(job: ServingJob) -> tuple[str, ...]:
     ]
     if isinstance(chosen, Choice) and chosen.method:
         told.append(quantization.widened(chosen.method, METHODS, job.accelerator))
+    if any(adapter.rank is None for adapter in job.adapters):
+        told.append(f"the rank of an adapter is unknown, {UNKNOWN_RANK} is assumed")
     return tuple(t for t in told if t)
 
 

@@ -5,12 +5,13 @@ Options and figures are those of vLLM 0.33.0, from its documentation and its own
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 
 from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, checks, images, nodes, quantization, startup
 from orchestrator.engines.arguments import Option, Optioned, Rules, option, positive
-from orchestrator.engines.job import Adapter, EngineLaunch, Metrics, Profile, ServingJob
+from orchestrator.engines.job import UNKNOWN_RANK, Adapters, EngineLaunch, Metrics, Profile, ServingJob
 from orchestrator.engines.quantization import Choice, Method
 from orchestrator.units import GIB
 
@@ -18,8 +19,8 @@ PORT = 8000
 MEMORY_UTILIZATION = 0.92
 """The engine's default, written out: it was 0.90 in older releases."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-UNKNOWN_RANK = 64
-"""Assumed for an adapter whose rank is not known; a larger one ends the engine at boot."""
+ADAPTERS = Adapters("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "--lora-modules")
+"""Open where ``VLLM_ALLOW_RUNTIME_LORA_UPDATING`` is set (vLLM docs, features/lora)."""
 DRAIN_MARGIN_S = 15
 """What the engine needs to end after its drain (KServe 0.19 leaves as much, kserve pull 5496)."""
 
@@ -153,6 +154,7 @@ class Vllm(Optioned):
             port=(job.port or PORT) if leads else 0,
             probe=probe(job) if leads else None,
             metrics=METRICS,
+            adapters=adapters(job),
             model_name=job.name,
             routes=ROUTES if leads else (),
             stop_grace_s=float(job.drain_s + DRAIN_MARGIN_S),
@@ -230,7 +232,7 @@ def options(job: ServingJob) -> list[Option]:
     if isinstance(chosen, Choice) and chosen.online:
         parts.append(option("--quantization", chosen.method))
     drain = option("--shutdown-timeout", job.drain_s)
-    return [*parts, *memory_options(job), *parallel_options(job), *_adapters(job.adapters), drain]
+    return [*parts, *memory_options(job), *parallel_options(job), *_adapters(job), drain]
 
 
 def memory_options(job: ServingJob) -> list[Option]:
@@ -264,18 +266,28 @@ def parallel_options(job: ServingJob) -> list[Option]:
     return parts
 
 
-def _adapters(adapters: Sequence[Adapter]) -> list[Option]:
-    if not adapters:
+def _adapters(job: ServingJob) -> list[Option]:
+    if not job.slots:
         return []
-    needed = max(a.rank or UNKNOWN_RANK for a in adapters)
-    rank = next(r for r in LORA_RANKS if r >= needed)
-    named = (f"{a.name}={a.source.reference}" for a in adapters)
+    named = [f"{a.name}={a.source.reference}" for a in job.adapters]
     return [
         option("--enable-lora"),
-        option("--max-loras", len(adapters)),
-        option("--max-lora-rank", rank),
-        option("--lora-modules", *named),
+        option("--max-loras", job.slots),
+        option("--max-lora-rank", _room(job)),
+        *([option("--lora-modules", *named)] if named else []),
     ]
+
+
+def _room(job: ServingJob) -> int:
+    needed = max((a.rank or UNKNOWN_RANK for a in job.adapters), default=UNKNOWN_RANK)
+    return next(rank for rank in LORA_RANKS if rank >= needed)
+
+
+def adapters(job: ServingJob) -> Adapters | None:
+    """Return how adapters are taken at run time, None where the user's own arguments list them."""
+    if not job.slots or job.states_own(ADAPTERS.flag):
+        return None
+    return replace(ADAPTERS, slots=job.slots, rank=_room(job))
 
 
 def environment(job: ServingJob) -> tuple[tuple[str, str], ...]:
@@ -287,6 +299,8 @@ def environment(job: ServingJob) -> tuple[tuple[str, str], ...]:
     home = home_of(job)
     parts = [("HF_HOME", f"{home}/.cache/huggingface"), ("VLLM_CACHE_ROOT", f"{home}/.cache/vllm")]
     parts += [("VLLM_NO_USAGE_STATS", "1"), ("VLLM_ENGINE_READY_TIMEOUT_S", f"{startup.start_s(job):.0f}")]
+    if job.slots:
+        parts.append(("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "True"))
     if job.fetch_bytes == 0 or job.source.scheme == "folder":
         parts.append(("HF_HUB_OFFLINE", "1"))
     if job.accelerator is None and job.kv_cache_bytes:

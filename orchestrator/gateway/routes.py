@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from orchestrator.engines.job import Metrics
+from orchestrator.engines.job import Adapters, Metrics
 from orchestrator.gateway.limits import Rate
 from orchestrator.gateway.scaling import Rule, rule_of
-from orchestrator.reconcile.serving import metrics_of, price_of, serving_of
+from orchestrator.reconcile.serving import adapters_of, metrics_of, price_of, serving_of
 from orchestrator.reconcile.values import Job, JobState, Run, Wanted
 from orchestrator.spec.models import Service, spec_of
 
@@ -33,12 +33,17 @@ _ESCAPES = re.compile(r"//|\\|%2e|%2f|%5c|%00|/\.{1,2}(?:/|$)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One replica that answers: its job's name, and where it listens; ``is_new`` is of the spec on record."""
+    """One replica that answers: its job's name, and where it listens.
+
+    ``is_new`` is of the spec on record. ``adapters`` are those it serves by now, None where it serves
+    all of its service's from its start.
+    """
 
     name: str
     host: str
     port: int
     is_new: bool = field(default=True, compare=False)
+    adapters: frozenset[str] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,8 @@ class ServiceRoute:
     replica at once. ``scaled`` is None where its number of replicas does not follow the load.
     ``metrics`` is where its engine tells its load, None where it does not. ``canary`` percent of its
     requests are for replicas of the newer spec, while there are some of both. ``held`` replicas are
-    held for it, ready or not, at ``price_usd_hour`` each.
+    held for it, ready or not, at ``price_usd_hour`` each. ``adapters`` are those of ``models`` that
+    only replicas answer which have loaded them; ``base`` is the service whose replicas these are.
     """
 
     name: str
@@ -76,6 +82,8 @@ class ServiceRoute:
     canary: int = 0
     held: int = 0
     price_usd_hour: float = 0.0
+    adapters: frozenset[str] = frozenset()
+    base: str = ""
 
     def allows(self, path: str) -> bool:
         """Return whether requests to ``path`` are passed on.
@@ -144,8 +152,36 @@ def routes_of(runs: Sequence[Run], jobs: Sequence[Job], *, serial: int = 0) -> R
     of_run: dict[str, list[Job]] = {}
     for job in jobs:
         of_run.setdefault(job.run_id, []).append(job)
-    services = [_service(run, of_run.get(run.id, ())) for run in runs if run.type == "service"]
-    return make_routes(services, serial=serial)
+    own = [run for run in runs if run.type == "service"]
+    services = {run.name: _service(run, of_run.get(run.id, ())) for run in own if not run.template.base}
+    bases = {run.name: run for run in own}
+    for run in own:
+        if run.template.base:
+            base = services.get(run.template.base)
+            services[run.name] = _based(run, base, bases[base.name].plan if base else "{}")
+    return make_routes(list(services.values()), serial=serial)
+
+
+def _based(run: Run, base: ServiceRoute | None, plan: str) -> ServiceRoute:
+    """Return a service that another one's replicas serve: its own name, keys and limits, their replicas."""
+    spec, serving = _spec(run.spec), serving_of(plan)
+    takes = adapters_of(plan) or Adapters("", "", "")
+    name = str(serving.get("model_name") or "")
+    models = {a.name: takes.called.format(base=name, name=a.name) for a in run.template.adapters}
+    over = run.wanted is not Wanted.RUN or run.state.is_final or base is None or base.over
+    return ServiceRoute(
+        run.name,
+        () if base is None or over else base.replicas,
+        models=MappingProxyType(models),
+        paths=frozenset() if base is None else base.paths,
+        auth=spec.auth,
+        rates=tuple(_rates(spec)),
+        over=over,
+        most_outstanding=LEAST_OUTSTANDING if base is None else base.most_outstanding,
+        created_s=int(run.created_at.timestamp()) if run.created_at else 0,
+        adapters=frozenset(models),
+        base=run.template.base,
+    )
 
 
 def _service(run: Run, jobs: Sequence[Job]) -> ServiceRoute:
@@ -153,11 +189,15 @@ def _service(run: Run, jobs: Sequence[Job]) -> ServiceRoute:
     over = run.wanted is not Wanted.RUN or run.state.is_final
     ports = run.template.launch.ports
     port = ports[0].container if ports else 0
-    replicas = [] if run.wanted is not Wanted.RUN else [r for job in jobs if (r := _replica(run, job, port))]
+    takes = adapters_of(run.plan)
+    replicas = [
+        each for job in jobs
+        if run.wanted is Wanted.RUN and (each := _replica(run, job, port, loads=takes is not None))
+    ]  # fmt: skip
     return ServiceRoute(
         run.name,
         tuple(replicas),
-        models=_models(spec, serving),
+        models=_models(spec, serving, takes),
         paths=_paths(spec, serving),
         auth=spec.auth,
         rates=tuple(_rates(spec)),
@@ -169,6 +209,7 @@ def _service(run: Run, jobs: Sequence[Job]) -> ServiceRoute:
         canary=run.template.canary if len({r.is_new for r in replicas}) > 1 else 0,
         held=len({(job.replica, job.attempt) for job in jobs if not job.state.is_final}),
         price_usd_hour=price_of(run.plan),
+        adapters=frozenset(a.name for a in spec.model.adapters) if spec.model and takes else frozenset(),
     )
 
 
@@ -181,19 +222,23 @@ def _scaled(run: Run, spec: Service, jobs: Sequence[Job]) -> Scaled | None:
     return Scaled(replace(rule, start_s=start_s), run.template.replicas)
 
 
-def _replica(run: Run, job: Job, port: int) -> Replica | None:
+def _replica(run: Run, job: Job, port: int, *, loads: bool) -> Replica | None:
     """Return where a job answers, None where no new request may go to it."""
     if job.state is not JobState.READY or job.stop_asked_at is not None or job.node != 0:
         return None
     where = job.ports.get(port)
-    return Replica(job.name, *where, job.spec_hash == run.spec_hash) if where else None
+    if where is None:
+        return None
+    adapters = frozenset(told.partition("@")[0] for told in job.adapters) if loads else None
+    return Replica(job.name, *where, job.spec_hash == run.spec_hash, adapters)
 
 
-def _models(spec: Service, serving: Mapping[str, Any]) -> Mapping[str, str]:
+def _models(spec: Service, serving: Mapping[str, Any], takes: Adapters | None) -> Mapping[str, str]:
     if spec.model is None:
         return {}
     name = str(serving.get("model_name") or spec.model.id)
-    adapters = {adapter.name: adapter.name for adapter in spec.model.adapters}
+    called = takes.called if takes else "{name}"
+    adapters = {a.name: called.format(base=name, name=a.name) for a in spec.model.adapters}
     return MappingProxyType({spec.model.id: name, **adapters})
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from orchestrator.backend import Backend, Group, GroupBackend, Instance, Launch, Phase, Renter
 from orchestrator.errors import BackendError, NotFound, Rejected, StateMoved, Temporary
+from orchestrator.loop.adapters import Tender
 from orchestrator.loop.observe import Observer
 from orchestrator.loop.probes import Prober
 from orchestrator.loop.pulse import Pulse
@@ -42,7 +43,8 @@ from orchestrator.reconcile import (
     reconcile_group,
     start_failed,
 )
-from orchestrator.reconcile.serving import metrics_of
+from orchestrator.reconcile.serving import adapters_of, metrics_of
+from orchestrator.reconcile.values import Adapter, Loaded
 
 if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without
     from orchestrator.loop.training import Follower
@@ -123,6 +125,9 @@ class Loop:
         self._observer = Observer(backends, self._pool, time.monotonic, self._woken.set)
         self._prober = Prober(self._pool, time.monotonic, self._woken.set)
         self._pulse = Pulse(self._pool, time.monotonic, self._woken.set)
+        self._tender = Tender(self._pool, time.monotonic, self._woken.set)
+        self._active: Sequence[Run] = ()
+        """Every run that is not over, those that others drive too."""
         self._words = Words(backends, self._pool, time.monotonic, self._woken.set)
         self._queue = Queue()
         self._under_way: dict[str, Future[Write | None]] = {}
@@ -197,7 +202,7 @@ class Loop:
         """
         moved = self._collect()
         self._refresh()
-        active = self._store.active_runs()
+        self._active = active = self._store.active_runs()
         runs = self._lease(active)
         self._others_drive = len(runs) < len(active)
         jobs = self._store.jobs_of([run.id for run in runs])
@@ -219,6 +224,10 @@ class Loop:
     # Deciding --------------------------------------------------------------------------------
 
     def _decide(self, run: Run, jobs: Sequence[Job], writes: list[Write], effects: list[Effect]) -> None:
+        if run.template.base:
+            step = reconcile(run, jobs, Observed({}, lacks=self._lacks(run)), now=self._clock())
+            writes += [action for action in step.actions if isinstance(action, Turn | Record | Forget)]
+            return
         if self._observer.keeps_groups(run.template.backends[0]):
             self._decide_group(run, jobs, writes, effects)
             return
@@ -233,6 +242,7 @@ class Loop:
         observed = Observed(
             found, frozenset(self._under_way) | unread, self._asked_for, self._hooks.serving(),
             self._sick(run, jobs, found), words, ahead.run if ahead else "", self._queue.asks_again(run),
+            self._loaded(run, jobs, found),
         )  # fmt: skip
         step = reconcile(run, jobs, observed, now=self._clock())
         for action in step.actions:
@@ -316,6 +326,50 @@ class Loop:
                 sick[instance.name] = why
         return sick
 
+    def _loaded(
+        self, run: Run, jobs: Sequence[Job], found: Mapping[str, Sequence[Instance] | None]
+    ) -> Mapping[str, Loaded]:
+        """Return the adapters that each replica serves, where its engine takes them while it runs."""
+        takes, ports = adapters_of(run.plan), run.template.launch.ports
+        if takes is None or not ports or run.type != "service" or run.wanted is not Wanted.RUN:
+            return {}
+        wanted = self._adapters(run)
+        ready = {
+            job.name: job.adapters
+            for job in jobs
+            if job.ready_at and not job.node and _may_tell(job) and job.spec_hash == run.spec_hash
+        }
+        loaded: dict[str, Loaded] = {}
+        for instance in (i for seen in found.values() for i in seen or () if i.name in ready):
+            if instance.phase is Phase.RUNNING and instance.ready is not False:
+                told = self._tender.look(instance, takes, wanted, ready[instance.name], ports[0].container)
+                if told is not None:
+                    loaded[instance.name] = told
+        return loaded
+
+    def _adapters(self, run: Run) -> tuple[Adapter, ...]:
+        """Return what a run's replicas are to serve: its own adapters, and those of services based on it."""
+        own = {adapter.name: adapter for adapter in run.template.adapters}
+        for other in sorted(self._active, key=lambda each: (each.created_at or each.since, each.name)):
+            if other.template.base == run.name and other.wanted is Wanted.RUN:
+                own |= {a.name: a for a in other.template.adapters if a.name not in own}
+        return tuple(own.values())
+
+    def _lacks(self, run: Run) -> str:
+        """Return what the base of a service does not do for it, "" where it serves all of its adapters."""
+        base = next((each for each in self._active if each.name == run.template.base), None)
+        if base is None or base.type != "service" or base.wanted is not Wanted.RUN:
+            return f"service {run.template.base} is not there: apply it"
+        jobs = self._store.jobs(base.id)
+        serving = [
+            job for job in jobs if job.state is JobState.READY and not job.stop_asked_at and not job.node
+        ]
+        for adapter in run.template.adapters if serving else ():
+            count = sum(adapter.told in job.adapters for job in serving)
+            if count < len(serving):
+                return f"{count} of {len(serving)} replicas of {base.name} serve adapter {adapter.name}"
+        return ""
+
     def _observe(self, runs: Sequence[Run], jobs: Mapping[str, Sequence[Job]]) -> None:
         names = {home for run in runs for home in _homes(run, jobs.get(run.id, ()))}
         self._observer.watch(names)
@@ -324,6 +378,7 @@ class Loop:
         self._asked_for &= alive
         self._prober.forget(alive)
         self._pulse.forget(alive)
+        self._tender.forget(alive)
         self._words.forget(alive)
 
     def _lease(self, runs: Sequence[Run]) -> list[Run]:
@@ -366,7 +421,7 @@ class Loop:
             waits.append(self._look_s)  # what another process writes wakes nobody here
         if self._wake_at is not None:
             waits.append((self._wake_at - self._clock()).total_seconds())
-        waits += [s for each in (self._prober, self._pulse) if (s := each.next_s()) is not None]
+        waits += [s for each in (self._prober, self._pulse, self._tender) if (s := each.next_s()) is not None]
         if left is not None:
             waits.append(left)
         return max(0.005, min(waits))

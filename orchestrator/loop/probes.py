@@ -16,10 +16,6 @@ FIRST_S = 0.05
 PATIENCE = 0.02
 """Of the time it has taken so far, how long until it is asked again: what it takes longer by at most."""
 
-SILENT_S = 180.0
-"""How long a launch that was ready may not answer before another one takes its place. An engine that is
-full answers late, and one that is replaced for that makes the others fuller."""
-
 HANGS_UP_S = 0.1
 """How soon a proxy without a program behind it closes a connection."""
 
@@ -71,6 +67,8 @@ class _Patient:
     next_at: float = 0.0
     asked: Future[bool] | None = None
     is_over: bool = False
+    silent_s: float | None = None
+    """How long it may be silent once it was ready; None is for ever."""
 
 
 @dataclass(slots=True)
@@ -101,6 +99,7 @@ class Prober:
         patient = self._patients.setdefault(
             (instance.name, at), _Patient(ready=before, since=self.monotonic(), was_ready=before)
         )
+        patient.silent_s = probe.silent_s
         if patient.asked is not None and patient.asked.done():
             self._take(patient, probe, patient.asked.result())
         patient.is_over = patient.ready and probe.until_ready
@@ -113,10 +112,14 @@ class Prober:
 
     def silence(self, name: str) -> str | None:
         """Return how long a launch that was ready has not answered, None where that is no reason to act."""
-        silent = [p.silent_since for (n, _), p in self._patients.items() if n == name and p.was_ready]
-        since = min((at for at in silent if at is not None), default=None)
-        lasted_s = 0.0 if since is None else self.monotonic() - since
-        return f"no answer for {lasted_s:.0f} s" if lasted_s >= SILENT_S else None
+        now = self.monotonic()
+        for (asked, _), patient in self._patients.items():
+            if asked != name or not patient.was_ready or patient.silent_since is None:
+                continue
+            lasted_s = now - patient.silent_since
+            if patient.silent_s is not None and lasted_s >= patient.silent_s:
+                return f"no answer for {lasted_s:.0f} s"
+        return None
 
     def forget(self, alive: Collection[str]) -> None:
         """Drop all but these launches."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.backend import File, Launch, Mount, Offer, Port, Probe, Resources
+from orchestrator.backend import MODEL, File, Launch, Mount, Offer, Port, Probe, Resources
 from orchestrator.planner.ask import Work
 from orchestrator.planner.demand import Demand
 from orchestrator.spec.models import DevEnvironment, MountPoint, Service
@@ -155,30 +156,44 @@ def _mount(mount: MountPoint) -> Mount:
 
 def _probes(spec: Work) -> tuple[Probe, ...]:
     """Return what decides whether a service is ready; without probes, that its port answers."""
-    if not isinstance(spec, Service) or not spec.port:
+    if not isinstance(spec, Service):
         return ()
-    if spec.model and not spec.commands and not spec.probes:
+    serves = spec.model is not None and not spec.commands
+    port = spec.port.container_port if spec.port else 0
+    if not port and not serves:
+        return ()
+    if spec.probes:  # of an engine that is not known yet: it fills in its port, and how long it starts
+        return tuple(_probe_of(each, port, start_s=0 if serves else DEFAULT_START_S) for each in spec.probes)
+    if serves:
         return ()  # its engine knows better than a port that answers
-    port = spec.port.container_port
-    if not spec.probes:
-        return (Probe("tcp", port, start_s=DEFAULT_START_S),)
-    return tuple(_probe_of(probe, port) for probe in spec.probes)
+    return (Probe("tcp", port, start_s=DEFAULT_START_S),)
 
 
-def _probe_of(probe: ProbeSpec, port: int) -> Probe:
+TOKEN_PATH = "/v1/completions"
+"""What every engine answers that serves a model by OpenAI's API; a chat takes a template of the model."""
+
+
+def _probe_of(probe: ProbeSpec, port: int, *, start_s: float) -> Probe:
+    headers = tuple((h.name, h.value) for h in probe.headers)
+    path, method, body = probe.url, probe.method.upper(), probe.body
+    if probe.type == "token":
+        path, method = TOKEN_PATH, "POST"
+        headers = (("content-type", "application/json"), *headers)
+        body = json.dumps({"model": MODEL, "prompt": "1", "max_tokens": 1})
     return Probe(
-        kind=probe.type,
+        kind="tcp" if probe.type == "tcp" else "http",
         port=port,
-        path=probe.url,
-        method=probe.method.upper(),
-        headers=tuple((h.name, h.value) for h in probe.headers),
-        body=probe.body,
+        path=path,
+        method=method,
+        headers=headers,
+        body=body,
         timeout_s=probe.timeout,
         interval_s=probe.interval,
-        start_s=DEFAULT_START_S if probe.start_duration is None else probe.start_duration,
+        start_s=start_s if probe.start_duration is None else probe.start_duration,
         failures=probe.failures,
         ready_after=probe.ready_after,
         until_ready=probe.until_ready,
+        silent_s=None if probe.replace_after is None else float(probe.replace_after),
     )
 
 

@@ -17,7 +17,7 @@ from orchestrator.backend import Mount, Offer
 from orchestrator.catalog import Accelerator, ModelFacts, PriceRow, count_parameters
 from orchestrator.engines import Adapter, EngineLaunch, Kind, Source, Stated, engine, kind_of
 from orchestrator.engines import ServingJob as EngineJob
-from orchestrator.engines.job import Precision
+from orchestrator.engines.job import Precision, room_for
 from orchestrator.errors import NothingFits, Position, WhyNot
 from orchestrator.planner.choose import (
     TOO_LITTLE,
@@ -140,7 +140,8 @@ class Question:
             max_num_seqs=stated.max_num_seqs,
             max_num_batched_tokens=stated.max_num_batched_tokens,
             concurrency=self.traffic.concurrency,
-            adapters=len(self.model.adapters),
+            adapters=self.model.max_adapters or len(self.model.adapters),
+            adapter_rank=room_for(adapter.rank for adapter in self.model.adapters),
             measured=Measured(
                 weights_bytes=measured.weights,
                 activations_bytes=measured.activations,
@@ -619,6 +620,7 @@ def _engine_job(question: Question, candidate: Candidate, job: ServingJob, size:
         max_num_batched_tokens=size.max_num_batched_tokens or None,
         memory_utilization=default,
         adapters=tuple(_adapter(question, each) for each in model.adapters),
+        adapter_slots=model.max_adapters or 0,
         served_name=question.served_name,
         port=question.port,
         image=question.image,
@@ -632,7 +634,7 @@ def _engine_job(question: Question, candidate: Candidate, job: ServingJob, size:
 
 def _adapter(question: Question, adapter: AdapterSpec) -> Adapter:
     here = Source(adapter.id, adapter.revision)
-    return Adapter(adapter.name, here if question.bare else adapter_source(adapter)[0])
+    return Adapter(adapter.name, here if question.bare else adapter_source(adapter)[0], adapter.rank)
 
 
 def _precision(name: str) -> Precision:

@@ -206,11 +206,23 @@ class _Pass(Ledger[Action]):
             devices=instance.devices,
             message=instance.message,
             machine=instance.machine,
+            adapters=self._loaded(job),
         )
         if state is not job.state:
             self._put(fresh, None if job.stop_asked_at else cause)
+        elif fresh.adapters != job.adapters:
+            self._put(fresh, _serves(fresh))
         elif _whereabouts(fresh) != _whereabouts(job):
             self._put(fresh, None)
+
+    def _loaded(self, job: Job) -> tuple[str, ...]:
+        """Return the adapters that a launch serves; what nobody asked it this time stays."""
+        loaded = self.observed.loaded.get(job.name)
+        if loaded is None:
+            return job.adapters
+        if loaded.trouble:
+            self.waiting.append(loaded.trouble)
+        return loaded.adapters
 
     def _alive_state(self, job: Job, instance: Instance) -> tuple[JobState, str]:
         if instance.phase is Phase.PENDING:
@@ -416,6 +428,10 @@ class _Pass(Ledger[Action]):
 
     def _summarize(self, failed: list[str]) -> None:
         """Turn the run into what its replicas make of it."""
+        if self.run.template.base:
+            state = RunState.RUNNING if self.observed.lacks else RunState.READY
+            self._turn(state, reason=self.observed.lacks, answered=not self.observed.lacks)
+            return
         live = self._live()
         current = [j for j in live if self._is_current(j)]
         ready = len(_ready_replicas(current) & set(range(self.run.template.replicas)))
@@ -588,6 +604,11 @@ class _Pass(Ledger[Action]):
 
 def _whereabouts(job: Job) -> tuple[object, ...]:
     return job.ports, job.devices, job.address, job.machine
+
+
+def _serves(job: Job) -> str:
+    names = ", ".join(told.partition("@")[0] for told in job.adapters)
+    return f"serves adapters {names}" if names else "serves no adapters"
 
 
 def _is_out_of_time(job: Job) -> bool:

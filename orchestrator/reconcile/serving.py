@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.engines.job import Metrics
+from orchestrator.engines.job import Adapters, Metrics
 
 
 # A plan outlives the many changes of its run's jobs.
@@ -42,3 +42,18 @@ def metrics_of(plan: str) -> Metrics | None:
         tuple(map(str, told.get(name, ()))) for name in ("queue", "running", "kv_cache", "ttft", "steps")
     )
     return Metrics(str(told.get("path", Metrics().path)), queue, running, kv_cache, ttft, steps)
+
+
+@functools.lru_cache(maxsize=1024)
+def adapters_of(plan: str) -> Adapters | None:
+    """Return how a run's engine takes adapters while it runs; None where it does not.
+
+    >>> told = '{"load": "/l", "unload": "/u", "flag": "--lora", "slots": 2}'
+    >>> adapters_of(f'{{"serving": {{"adapters": {told}}}}}').slots
+    2
+    """
+    told = serving_of(plan).get("adapters")
+    if not told:
+        return None
+    known = {name: told[name] for name in Adapters.__dataclass_fields__ if name in told}
+    return Adapters(**known)

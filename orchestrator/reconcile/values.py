@@ -98,6 +98,35 @@ class Before:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """LoRA weights that replicas serve beside their model: what they are called, and where they are read.
+
+    ``revision`` tells them from others that were at ``path`` before.
+    """
+
+    name: str
+    path: str
+    revision: str = ""
+
+    @property
+    def told(self) -> str:
+        """Return the name and the revision, as the record says what a replica serves.
+
+        >>> Adapter("sql", "/a").told, Adapter("sql", "/a", "v2").told
+        ('sql', 'sql@v2')
+        """
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What an engine was seen to serve beside its model, and why that is not what it should."""
+
+    adapters: tuple[str, ...] = ()
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Template:
     """How a run's launches look and where they may go.
 
@@ -134,6 +163,10 @@ class Template:
     """Between what numbers they do, and by what; None where we scale, or nobody does."""
     serves: tuple[str, ...] = ()
     """What requests call the model and its adapters, for places that route by it."""
+    adapters: tuple[Adapter, ...] = ()
+    """What is to be loaded while replicas run; none where those a launch starts with are all it has."""
+    base: str = ""
+    """The service whose replicas serve ``adapters``; "" for what has replicas of its own."""
 
     @property
     def places(self) -> tuple[tuple[str, Rent | None], ...]:
@@ -293,6 +326,8 @@ class Job:
     """The kind of machine it is rented, with the price that was counted for it."""
     machine: str = ""
     """The machine it was seen on, as its backend calls it."""
+    adapters: tuple[str, ...] = ()
+    """The adapters that it serves, as ``Adapter.told``, of those that are loaded while it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,6 +457,8 @@ class Observed:
     launches that run and do their work no longer, with what shows it; ``words`` is what the output
     of launches says they ended of. ``ahead`` is a run of a higher priority that is to have the place
     first, "" where there is none; ``ask_again`` says that a place which had no capacity may have some now.
+    ``loaded`` are the adapters that launches serve. ``lacks`` is what the base of a run without replicas
+    does not do for it.
     """
 
     instances: Mapping[str, Sequence[Instance] | None]
@@ -432,6 +469,8 @@ class Observed:
     words: Mapping[str, Failure] = field(default_factory=dict)
     ahead: str = ""
     ask_again: bool = False
+    loaded: Mapping[str, Loaded] = field(default_factory=dict)
+    lacks: str = ""
 
     def is_known(self, backend: str) -> bool:
         """Return whether ``backend`` answered."""

@@ -89,7 +89,7 @@ def usd_hour_of(template: Template, offers: Sequence[Offer]) -> float:
     prices = [
         offer.costs_usd_hour(count=wanted.accelerators, nodes=template.nodes)
         for offer in offers
-        if offer.backend == template.backends[0]
+        if (offer.backend,) == template.backends[:1]
         and (not wanted.accelerators or offer.accelerator == wanted.accelerator)
         and offer.count >= wanted.accelerators
         and offer.cpu >= (wanted.cpu or 0)

@@ -124,7 +124,18 @@ def _local_if_dotted(path: str, info: ValidationInfo) -> str:
     return _local_path(path, info) if path.startswith(("./", "../", "~/")) else path
 
 
+def _adapter_name(name: str) -> str:
+    """Take what engines can be told on a command line as ``name=path``, and SGLang after a colon."""
+    if len(name) > 128 or not _ADAPTER_NAME.fullmatch(name):
+        rule = "letters, digits, dots, dashes, underscores and slashes, at most 128"
+        raise FormError(f"{forms.shown(name)} is no name for an adapter", rule)
+    return name
+
+
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*", re.ASCII)
+
 Name = Annotated[str, AfterValidator(_checked_name)]
+AdapterName = Annotated[str, AfterValidator(_adapter_name)]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 LocalPath = Annotated[str, AfterValidator(_local_path)]
 Source = Annotated[str, AfterValidator(_local_if_dotted)]
@@ -339,9 +350,12 @@ class Resources(Part):
 class Adapter(Part):
     """LoRA weights served beside their base model."""
 
-    name: Annotated[str, replace("The name that requests ask for.")]
-    id: Annotated[Source, replace("A hub id, a local folder, a URL such as s3://, or run://NAME.")]
-    revision: Annotated[str | None, replace("A branch, tag or commit of the hub.")] = None
+    name: Annotated[AdapterName, in_place("The name that requests ask for.")]
+    id: Annotated[Source, in_place("A hub id, a local folder, a URL such as s3://, or run://NAME.")]
+    revision: Annotated[str | None, in_place("A branch, tag or commit of the hub.")] = None
+    rank: Annotated[
+        Count | None, in_place("Rank of its matrices; unset: room is made for 64.", examples=[16])
+    ] = None
 
 
 class Measured(Part):
@@ -375,7 +389,16 @@ class Model(Part):
         Count | None, replace("Tokens a request may hold; unset: what the model allows and what fits.")
     ] = None
     kv_cache: Annotated[Literal["auto", "bf16", "fp8"], replace("The format of the KV cache.")] = "auto"
-    adapters: Annotated[tuple[Adapter, ...], replace("LoRA adapters served beside the base.")] = ()
+    adapters: Annotated[
+        tuple[Adapter, ...],
+        in_place(
+            "LoRA adapters served beside the base; where the engine cannot, a change replaces replicas."
+        ),
+    ] = ()
+    max_adapters: Annotated[
+        Count | None,
+        replace("Adapters held in device memory at once; unset: as many as are listed.", examples=[8]),
+    ] = None
     measured: Annotated[Measured | None, replace("Figures that were measured, in place of formulas.")] = None
 
     @model_validator(mode="before")
@@ -595,7 +618,10 @@ class Header(Part):
 class Probe(Part):
     """A question to a replica that decides whether it is ready."""
 
-    type: Annotated[Literal["http", "tcp"], replace("An HTTP request, or a connection.")] = "http"
+    type: Annotated[
+        Literal["http", "tcp", "token"],
+        replace("An HTTP request, a connection, or the first token of an answer of the model."),
+    ] = "http"
     url: Annotated[AbsolutePath, replace("The path that is asked for.")] = "/"
     method: Annotated[
         Literal["get", "post", "put", "delete", "patch", "head"], replace("The HTTP method.")
@@ -611,9 +637,17 @@ class Probe(Part):
         replace("Time until the first good answer; unset: from the model's size, else 10m.", unit="seconds"),
     ] = None
     until_ready: Annotated[Bool, replace("Stop asking once it is ready.")] = False
+    replace_after: Annotated[
+        Limit,
+        replace(
+            "How long one that was ready may not answer until it is replaced; off: ever.", unit="seconds"
+        ),
+    ] = 180
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.type == "token" and (self.body is not None or self.method != "get" or self.url != "/"):
+            raise FormError("a probe for a token writes its own request", "leave url, method and body out")
         if self.body is not None and self.method in ("get", "head"):
             raise FormError(f"a {self.method} request has no body", "set method: post")
         if self.timeout < 1 or self.interval < 1:
@@ -832,6 +866,12 @@ class Service(Work):
         Model | None,
         replace("The model that is served.", examples=["meta-llama/Llama-3.1-8B-Instruct"]),
     ] = None
+    base: Annotated[
+        Name | None, replace("A service whose replicas serve the adapters of this one, which has none.")
+    ] = None
+    adapters: Annotated[
+        tuple[Adapter, ...], in_place("With base: LoRA adapters that its replicas serve for this service.")
+    ] = ()
     traffic: Annotated[Traffic, replace("What one replica must hold at once.")] = Traffic.model_construct()
     engine: Annotated[ServingEngine, replace("The program that serves the model.")] = "auto"
     engine_version: Annotated[str | None, replace("Its version; unset: the newest in the catalog.")] = None

@@ -160,9 +160,9 @@ def _auto_nodes(spec: Task) -> Iterator[Finding]:
 # --- services -------------------------------------------------------------------------------
 
 
-@_rule(Service, "model", "port", "commands", "image")
+@_rule(Service, "model", "port", "commands", "image", "base")
 def _service_has_work(spec: Service) -> Iterator[Finding]:
-    if spec.model is not None:
+    if spec.model is not None or spec.base is not None:
         return
     if not spec.commands and spec.image is None:
         yield Finding("", "a service needs a model, commands or an image", "add model: ORG/NAME")
@@ -184,13 +184,42 @@ def _engine_has_model(spec: Service) -> Iterator[Finding]:
                 yield Finding(key, f"{key} without a model", "add model: ORG/NAME, or remove it")
 
 
-@_rule(Service, "model")
+@_rule(Service, "model", "adapters")
 def _adapter_names(spec: Service) -> Iterator[Finding]:
-    names = [adapter.name for adapter in spec.model.adapters] if spec.model else []
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            path = f"model.adapters[{index}].name"
-            yield Finding(path, f"a second adapter called {name!r}", "give each its own name")
+    for at, adapters in (
+        ("model.adapters", spec.model.adapters if spec.model else ()),
+        ("adapters", spec.adapters),
+    ):
+        names = [adapter.name for adapter in adapters]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                path = f"{at}[{index}].name"
+                yield Finding(path, f"a second adapter called {name!r}", "give each its own name")
+            elif spec.model and name == spec.model.id:
+                yield Finding(f"{at}[{index}].name", f"{name!r} is the model's own name", "call it otherwise")
+
+
+BASE_RUNS = (
+    "model", "commands", "image", "entrypoint", "setup", "engine", "engine_version", "args", "traffic",
+    "port", "ports", "probes", "replicas", "scaling", "resources", "volumes", "files", "repos", "env",
+    "rollout", "schedule",
+)  # fmt: skip
+"""What a service with a base has no use for: what runs is the base's."""
+
+
+@_rule(Service, "base", "adapters", *BASE_RUNS)
+def _based(spec: Service) -> Iterator[Finding]:
+    if spec.base is None:
+        if spec.adapters:
+            yield Finding("adapters", "adapters without a base", "write them under model, or name the base")
+        return
+    if spec.base == spec.name:
+        yield Finding("base", "a service cannot be its own base", "name the one that serves the model")
+    if not spec.adapters:
+        yield Finding("base", "base without adapters", "add adapters: [{name: NAME, id: ORG/NAME}]")
+    for key in BASE_RUNS:
+        if getattr(spec, key) != type(spec).model_fields[key].get_default(call_default_factory=True):
+            yield Finding(key, f"{key} beside base: what runs is service {spec.base!r}", "say it there")
 
 
 @_rule(Service, "replicas", "scaling")
@@ -208,9 +237,12 @@ def _replicas(spec: Service) -> Iterator[Finding]:
         yield Finding("scaling", "scaling needs a range of replicas", f"write replicas: 0..{high or 1}")
 
 
-@_rule(Service, "probes")
+@_rule(Service, "probes", "model", "port")
 def _probes(spec: Service) -> Iterator[Finding]:
     for index, probe in enumerate(spec.probes):
+        if probe.type == "token" and spec.model is None:
+            what = "a token is asked of a model, and there is none"
+            yield Finding(f"probes[{index}].type", what, "write type: http")
         if probe.start_duration == 0:
             what = "nothing answers within 0 s of its start"
             yield Finding(f"probes[{index}].start_duration", what, "write 60s, or leave it out")

@@ -101,6 +101,7 @@ def job_row(job: Job) -> dict[str, Any]:
         "devices": encode(job.devices),
         "rent": encode(job.rent) if job.rent else None,
         "machine": job.machine,
+        "adapters": encode(job.adapters),
     }
 
 
@@ -112,9 +113,9 @@ def _ports_of(text: str) -> Mapping[int, tuple[str, int]]:
 
 
 @functools.lru_cache(maxsize=16_384)
-def _devices_of(text: str) -> tuple[str, ...]:
-    devices: tuple[str, ...] = decode(tuple[str, ...], text)
-    return devices
+def _words_of(text: str) -> tuple[str, ...]:
+    words: tuple[str, ...] = decode(tuple[str, ...], text)
+    return words
 
 
 def job_of(row: Row) -> Job:
@@ -139,9 +140,10 @@ def job_of(row: Row) -> Job:
         finished_at=_time(row["finished_at"]),
         address=row["address"],
         ports=_ports_of(row["ports"]),
-        devices=_devices_of(row["devices"]),
+        devices=_words_of(row["devices"]),
         rent=decode(Rent, row["rent"]) if row["rent"] else None,
         machine=row["machine"],
+        adapters=_words_of(row["adapters"]),
     )
 
 

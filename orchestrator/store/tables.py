@@ -73,6 +73,7 @@ jobs = Table(
     Column("devices", Text, nullable=False),
     Column("rent", Text),
     Column("machine", Text, nullable=False, server_default=""),
+    Column("adapters", Text, nullable=False, server_default="[]"),
     PrimaryKeyConstraint("run_id", "name", name="jobs_pkey"),
 )
 

@@ -112,7 +112,7 @@ def test_a_service_serves_the_merged_model_where_there_is_one(cli: Cli) -> None:
 def test_tuning_again_changes_who_uses_it(farm: Cli) -> None:
     farm("apply", "-y", "-f", farm.write("sft.yaml", spec()))
     file = farm.write("chat.yaml", SERVE.format(engine="vllm", model="run://sft"))
-    assert farm("apply", "-y", "-f", file).code == 0
+    assert farm("apply", "-y", "-d", "-f", file).code == 0  # a simulated engine loads nothing
     assert farm("plan", "--detailed-exitcode", "-f", file).code == 0
     other = {"kind": "adapter", "path": ".", "bytes": 2048, "sha256": "d" * 64}
     printed(farm, {**LEFT, "artifacts": [other]})

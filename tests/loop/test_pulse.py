@@ -10,7 +10,7 @@ import pytest
 from orchestrator.backend import Instance, Phase, Probe
 from orchestrator.engines.exposition import EngineLoad
 from orchestrator.engines.vllm import METRICS
-from orchestrator.loop.probes import SILENT_S, Prober
+from orchestrator.loop.probes import Prober
 from orchestrator.loop.pulse import EVERY_S, HUNG_S, Pulse
 
 INSTANCE = Instance("chat-0-0-0", "chat", 0, 0, 0, "h", Phase.RUNNING, ports={80: ("127.0.0.1", 1)})
@@ -88,7 +88,10 @@ def test_the_gone_are_forgotten() -> None:
     assert engine.pulse.next_s() is None
 
 
-def silence(*answers: tuple[float, bool]) -> str | None:
+SILENT_S = 180.0
+
+
+def silence(*answers: tuple[float, bool], silent_s: float | None = SILENT_S) -> str | None:
     """Return what is found of a replica that answers so for so long each."""
     time, pool = 0.0, Answers()
     prober = Prober(pool, lambda: time, lambda: None)
@@ -96,7 +99,7 @@ def silence(*answers: tuple[float, bool]) -> str | None:
         end = time + seconds
         while time < end:
             pool.next = answer
-            prober.is_ready(INSTANCE, [Probe(port=80)], before=False)
+            prober.is_ready(INSTANCE, [Probe(port=80, silent_s=silent_s)], before=False)
             time += 1.0
     return prober.silence(INSTANCE.name)
 
@@ -109,3 +112,9 @@ def test_a_replica_that_was_ready_and_falls_silent_for_long_is_found() -> None:
 def test_one_that_never_was_ready_or_answers_now_and_then_is_not() -> None:
     assert silence((2 * SILENT_S, False)) is None
     assert silence((10, True), (SILENT_S - 20, False), (8, True), (SILENT_S - 20, False)) is None
+
+
+def test_how_long_it_may_be_silent_is_what_its_probe_says() -> None:
+    assert silence((10, True), (20, False), silent_s=10) == "no answer for 17 s"
+    assert silence((10, True), (20, False), silent_s=60) is None
+    assert silence((10, True), (9_000, False), silent_s=None) is None

@@ -18,12 +18,13 @@ from orchestrator.store.rows import run_row
 from orchestrator.store.tables import metadata
 from tests.store.values import T0, a_job, a_run, made, recorded
 
-LATER = """
+NEXT = f"{int(revisions.HEAD) + 1:04}"
+LATER = f"""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0007"
-down_revision = "0006"
+revision = "{NEXT}"
+down_revision = "{revisions.HEAD}"
 
 def upgrade():
     with op.batch_alter_table("runs") as runs:
@@ -57,10 +58,10 @@ def test_a_later_migration_keeps_what_is_there(
         before = (store.deployment, store.runs(), store.jobs(), store.events())
     later = tmp_path / "later"
     shutil.copytree(migrate.MIGRATIONS, later)
-    (later / "versions" / "r0007_later.py").write_text(LATER)
+    (later / "versions" / f"r{NEXT}_later.py").write_text(LATER)
     monkeypatch.setattr(migrate, "MIGRATIONS", later)
-    monkeypatch.setattr(revisions, "REVISIONS", ("0001", "0002", "0003", "0004", "0005", "0006", "0007"))
-    monkeypatch.setattr(revisions, "HEAD", "0007")
+    monkeypatch.setattr(revisions, "REVISIONS", (*revisions.REVISIONS, NEXT))
+    monkeypatch.setattr(revisions, "HEAD", NEXT)
 
     assert current_runs(url) == before[1]
     with open_store(url) as store:
@@ -69,7 +70,7 @@ def test_a_later_migration_keeps_what_is_there(
             if store.database.path:
                 assert connection.execute(sa.text("PRAGMA foreign_keys")).scalar() == 1
             revision = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
-        assert revision == "0007"
+        assert revision == NEXT
 
 
 def test_a_migration_that_fails_leaves_the_old_schema(
@@ -77,13 +78,13 @@ def test_a_migration_that_fails_leaves_the_old_schema(
 ) -> None:
     later = tmp_path / "later"
     shutil.copytree(migrate.MIGRATIONS, later)
-    (later / "versions" / "r0007_later.py").write_text(LATER + '    raise RuntimeError("power cut")\n')
+    (later / "versions" / f"r{NEXT}_later.py").write_text(LATER + '    raise RuntimeError("power cut")\n')
     with open_store(url) as store:
         store.commit([made(a_run("chat"))])
     with monkeypatch.context() as patched:
         patched.setattr(migrate, "MIGRATIONS", later)
-        patched.setattr(revisions, "REVISIONS", ("0001", "0002", "0003", "0004", "0005", "0006", "0007"))
-        patched.setattr(revisions, "HEAD", "0007")
+        patched.setattr(revisions, "REVISIONS", (*revisions.REVISIONS, NEXT))
+        patched.setattr(revisions, "HEAD", NEXT)
 
         with pytest.raises(RuntimeError, match="power cut"):
             open_store(url)
@@ -108,14 +109,9 @@ def test_what_was_written_before_sets_belongs_to_none(
 ) -> None:
     first = tmp_path / "first"
     shutil.copytree(migrate.MIGRATIONS, first)
-    for later in (
-        "r0002_sets.py",
-        "r0003_machines.py",
-        "r0004_users.py",
-        "r0005_artifacts.py",
-        "r0006_fleets.py",
-    ):
-        (first / "versions" / later).unlink()
+    for later in (first / "versions").glob("r*.py"):
+        if not later.name.startswith("r0001"):
+            later.unlink()
     run = a_run("chat")
     with monkeypatch.context() as patched:
         patched.setattr(migrate, "MIGRATIONS", first)

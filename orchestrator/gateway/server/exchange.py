@@ -158,6 +158,9 @@ class Exchange:
         if service is None:
             self.refuse(404, f"no service {name!r}", "service_not_found")
             return
+        if service.base:  # by its path any model of the base could be named
+            self.refuse(404, f"service {name!r} answers under /v1 by its models' names", "path_not_served")
+            return
         self._target = self.request.target[len("/services/") + len(name) :] if slash else b"/"
         self._enter(service, self._target.partition(b"?")[0].decode("ascii"))
 
@@ -235,7 +238,7 @@ class Exchange:
         """Send to the replica with the least on its hands, or wait for one."""
         desk, gateway = self._desk, self.inbound.gateway
         assert desk is not None
-        lane = desk.pick(self._tried, gateway.now)
+        lane = desk.pick(self._tried, gateway.now, self.adapter)
         if lane is not None:
             desk.given += 1
             self._take(lane)
@@ -505,7 +508,7 @@ class Exchange:
         desk, now = self._desk, self.inbound.gateway.now
         assert desk is not None
         others = self._may_repeat() and self._attempts < ATTEMPTS
-        return others and desk.pick([*self._tried, lane], now) is not None
+        return others and desk.pick([*self._tried, lane], now, self.adapter) is not None
 
     def _break_off(self, why: str) -> None:
         """End an answer that has begun so that nobody takes it for a whole one."""
@@ -627,6 +630,12 @@ class Exchange:
     def started_s(self) -> float:
         """When the request's head had come, on the gateway's clock."""
         return self._started_s
+
+    @property
+    def adapter(self) -> str:
+        """The adapter that was asked for, "" where the model itself was, or a program of the user's own."""
+        desk = self._desk
+        return self._model if desk is not None and self._model in desk.service.adapters else ""
 
     @property
     def model(self) -> str:

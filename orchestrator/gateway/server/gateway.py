@@ -90,13 +90,16 @@ class Desk:
         self.cost_usd = 0.0
         """What its replicas have cost since the gateway started."""
 
-    def pick(self, tried: Sequence[Lane], now: float) -> Lane | None:
+    def pick(self, tried: Sequence[Lane], now: float, adapter: str = "") -> Lane | None:
         """Return the replica with the fewest requests on its hands, None where none has room.
 
-        Equal ones take turns; one that could not be reached lately is passed over.
+        Equal ones take turns; one that could not be reached lately is passed over, and one that
+        has not loaded the ``adapter`` that is asked for.
         """
         lanes = self.lanes
         self.turn += 1
+        if adapter:
+            lanes = [lane for lane in lanes if (has := lane.replica.adapters) is None or adapter in has]
         if self.service.canary:
             # Spread evenly, and no request is lost where the side it falls on has no room.
             is_new = self.given * self.service.canary % 100 < self.service.canary
@@ -273,11 +276,23 @@ class Gateway:
         if desk.is_serving:  # one of them was refused, and gave its place back from in here
             return
         desk.is_serving = True
-        while desk.waiting and (desk.service.over or desk.pick((), self.now) is not None):
-            exchange = next(iter(desk.waiting))
+        while desk.waiting and (exchange := self._next_waiting(desk)) is not None:
             del desk.waiting[exchange]
             exchange.wake()
         desk.is_serving = False
+
+    def _next_waiting(self, desk: Desk) -> Exchange | None:
+        """Return the first that can be served; one whose adapter is nowhere yet holds up no other."""
+        if desk.service.over or not desk.service.adapters:
+            first = next(iter(desk.waiting))
+            return first if desk.service.over or desk.pick((), self.now) is not None else None
+        found: dict[str, bool] = {}
+        for exchange in desk.waiting:
+            if exchange.adapter not in found:
+                found[exchange.adapter] = desk.pick((), self.now, exchange.adapter) is not None
+            if found[exchange.adapter]:
+                return exchange
+        return None
 
     def has_sleepers(self) -> bool:
         """Return whether a request waits for a service that has no replica."""
@@ -383,7 +398,12 @@ class Gateway:
 
     def load(self) -> Mapping[str, tuple[int, int, int]]:
         """Return each service's waiting requests, those with replicas, and arrivals so far."""
-        return {
+        found = {
             name: (len(desk.waiting), sum(lane.outstanding for lane in desk.lanes), desk.arrived)
             for name, desk in self.desks.items()
         }
+        for desk in self.desks.values():
+            if desk.service.base in found:  # what is asked of it, the base's replicas do
+                waiting, outstanding, arrived = found[desk.service.base]
+                found[desk.service.base] = waiting + len(desk.waiting), outstanding, arrived + desk.arrived
+        return found

@@ -1,0 +1,35 @@
+"""Which adapters an engine that runs has to load and to drop."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from orchestrator.reconcile.values import Adapter
+
+
+def differences(
+    wanted: Sequence[Adapter], loaded: Mapping[str, str], told: Collection[str] = ()
+) -> tuple[tuple[str, ...], tuple[Adapter, ...]]:
+    """Return the names to drop, then the adapters to load, until an engine serves what is wanted.
+
+    Args:
+        wanted: What is to be served, no name twice.
+        loaded: What is, each name with the path it was loaded from.
+        told: What the record says that it serves, as ``Adapter.told``: an engine knows no revisions.
+
+    >>> a, b = Adapter("a", "/1"), Adapter("b", "/2")
+    >>> differences([a, b], {"a": "/old", "c": "/3"})[0]
+    ('a', 'c')
+    >>> differences([a], {"a": "/1"}), differences([Adapter("a", "/1", "v2")], {"a": "/1"}, ["a@v1"])[0]
+    (((), ()), ('a',))
+    """
+    right = {adapter.name: adapter for adapter in wanted}
+    known = {each.partition("@")[0]: each for each in told}
+
+    def stays(name: str, path: str) -> bool:
+        adapter = right.get(name)
+        return adapter is not None and adapter.path == path and known.get(name, adapter.told) == adapter.told
+
+    drop = tuple(sorted(name for name, path in loaded.items() if not stays(name, path)))
+    kept = loaded.keys() - set(drop)
+    return drop, tuple(adapter for adapter in wanted if adapter.name not in kept)
