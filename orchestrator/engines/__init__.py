@@ -45,6 +45,7 @@ _PARTS = frozenset(
         "__init__",
         "architectures",
         "arguments",
+        "buckets",
         "checks",
         "exposition",
         "failures",
@@ -56,8 +57,11 @@ _PARTS = frozenset(
         "quantization",
         "startup",
         "tuning",
+        "tuning_bucket",
         "tuning_entry",
+        "tuning_meeting",
         "tuning_merge",
+        "tuning_ranks",
     }
 )
 """Modules of this folder that engines share; every other one is an engine or a trainer."""

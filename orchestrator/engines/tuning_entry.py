@@ -1,6 +1,7 @@
 """Keep one node of a tuning run: claim its output, go on from its last checkpoint, end truthfully.
 
-Put into the container as it stands and run by the Python there; standard library only::
+Put into the container as it stands and run by the Python there; standard library only, and where
+they are needed ``tuning_bucket.py`` and ``tuning_meeting.py`` beside it::
 
     python3 tuning_entry.py ORDER.json -- COMMAND ...
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import ast
 import ctypes
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -28,6 +30,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,7 +39,9 @@ MARK = "modelyard: "
 """What lines of ours begin with."""
 CLAIM = "modelyard-output.json"
 """Says whose output a folder is, and once it is finished what of."""
-REFUSED, INTERRUPTED = 78, 143
+REFUSED, INTERRUPTED, UNSENT = 78, 143, 74
+DONE = -1
+"""The step that stands for a run whose training is done."""
 UNFINISHED = "checkpoint-is-incomplete.txt"
 """In a checkpoint that is being written (transformers 5.23, trainer_jit_checkpoint)."""
 TOLD_EVERY_S = 1.0
@@ -73,7 +78,7 @@ def checkpoints(output: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def claim(output: Path, *, run: str, since: str, resume: bool) -> None:
+def claim(output: Path, *, run: str, since: str, resume: bool, kept: Any = None, leads: bool = True) -> None:
     """Make ``output`` this run's, or find that it is.
 
     Args:
@@ -81,10 +86,16 @@ def claim(output: Path, *, run: str, since: str, resume: bool) -> None:
         run: The run's name.
         since: When this life of the run began; "" where nobody knows, and then any life is this one.
         resume: Whether checkpoints of an earlier life are to be gone on from.
+        kept: The bucket that the folder is kept in, where there is one (``tuning_bucket.Keeper``).
+        leads: Whether this is the node that writes the claim to a bucket.
 
     Raises:
         Refused: it cannot be written, or holds what another run or an earlier life left.
     """
+    mine = {"run": run, "since": since}
+    here = read_json(output / CLAIM)
+    if kept is not None and here and not mine.items() <= here.items():
+        shutil.rmtree(output, ignore_errors=True)  # of an earlier attempt: the bucket has what counts
     try:
         output.mkdir(parents=True, exist_ok=True)
         probe = output / f".modelyard-{os.getpid()}"
@@ -92,17 +103,20 @@ def claim(output: Path, *, run: str, since: str, resume: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise Refused(f"output {output} cannot be written: {error.strerror}") from None
-    held = read_json(output / CLAIM)
+    held = here if kept is None else kept.read(CLAIM)
     if held.get("run", run) != run:
         raise Refused(f"output holds what run {held['run']} left, give this run a folder of its own")
     same_life = not since or (held and held.get("since") in ("", since))
-    if (checkpoints(output) or held.get("finished")) and not same_life and not resume:
+    saved = checkpoints(output) if kept is None else kept.steps()
+    if (saved or held.get("finished")) and not same_life and not resume:
         whose = "an earlier life of this run" if held else "an unknown run"
         raise Refused(
             f"output holds checkpoints of {whose}: apply --resume goes on from them, "
             "another output begins anew"
         )
-    write_json(output / CLAIM, {**held, "run": run, "since": since})
+    write_json(output / CLAIM, {**held, **mine})
+    if kept is not None and leads:
+        kept.write(CLAIM, {**held, **mine})
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -410,46 +424,184 @@ def resumed(command: Sequence[str], checkpoint: Path | None) -> list[str]:
     return [*command, *more]
 
 
+@dataclass(frozen=True)
+class Node:
+    """Which node of which run this is."""
+
+    run: str
+    since: str
+    rank: int
+    nodes: int
+    master: str
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Node:
+        """Return the node that the environment tells of.
+
+        >>> Node.of({"MODELYARD_NODE_RANK": "1", "MODELYARD_NODES_NUM": "2"}).leads
+        False
+        """
+        text = {name: environ.get(f"MODELYARD_{name}", "") for name in _VARIABLES}
+        rank, nodes = int(text["NODE_RANK"] or 0), int(text["NODES_NUM"] or 1)
+        return cls(text["RUN_NAME"], text["RUN_SINCE"], rank, nodes, text["MASTER_NODE_IP"])
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the node that describes what the run leaves."""
+        return self.rank == 0
+
+
+_VARIABLES = ("RUN_NAME", "RUN_SINCE", "NODE_RANK", "NODES_NUM", "MASTER_NODE_IP")
+
+
+def beside(name: str) -> Any:
+    """Return a program of ours that lies beside this one, in the container as in our own package."""
+    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
+
+
 def keep(order: Mapping[str, Any], command: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run a node of the training to its end; return the exit code."""
-    output, child = Path(order["output"]), Child()
-    leads = environ.get("MODELYARD_NODE_RANK", "0") == "0"
-    run, since = environ.get("MODELYARD_RUN_NAME", ""), environ.get("MODELYARD_RUN_SINCE", "")
+    output, child, node = Path(order["output"]), Child(), Node.of(environ)
     try:
-        claim(output, run=run, since=since, resume=bool(order.get("resume")))
+        kept = in_bucket(order, output, node)
+        claim(
+            output,
+            run=node.run,
+            since=node.since,
+            resume=bool(order.get("resume")),
+            kept=kept,
+            leads=node.leads,
+        )
+        fetch(order.get("fetch", {}))
+        if kept is not None:
+            kept.bring()
+        found = last_checkpoint(output, lambda name, why: tell(note=f"{name} is skipped: {why}"))
+        is_done = read_json(output / CLAIM).get("finished") == order["digest"]
+        if node.nodes > 1 and "port" in order:
+            found = met(order, node, child, DONE if is_done else progress_of(found)[0])
+            is_done = found is None and is_done
     except Refused as refused:
         tell(refused=str(refused))
         return REFUSED
-    found = last_checkpoint(output, lambda name, why: tell(note=f"{name} is skipped: {why}"))
-    is_done = read_json(output / CLAIM).get("finished") == order["digest"]
-    if not is_done:
-        code = train(child, command, found, order)
-        if code:
-            return code
-    return finish(order, child) if leads else 0
+    except Interrupted:
+        tell(interrupted=progress_of(last_checkpoint(output, lambda *_: None))[0])
+        return INTERRUPTED
+    if not is_done and (code := train(child, command, found, order, node, kept)):
+        return code
+    try:
+        return finish(order, child, kept) if node.leads else 0
+    except Refused as refused:
+        tell(refused=str(refused))
+        return REFUSED
 
 
-def train(child: Child, command: Sequence[str], found: Path | None, order: Mapping[str, Any]) -> int:
+class Interrupted(Exception):
+    """A signal asked for the end before the trainer began."""
+
+
+def met(order: Mapping[str, Any], node: Node, child: Child, step: int) -> Path | None:
+    """Meet the other nodes; return the checkpoint that all of them go on from, None for none.
+
+    Raises:
+        Refused: they cannot meet, or do not see the same output.
+        Interrupted: a signal came meanwhile.
+    """
+    meeting, output = beside("tuning_meeting"), Path(order["output"])
+    way = {"is_told": child.is_told, "note": lambda text: tell(note=text)}
+    try:
+        if node.leads:
+            meeting.lead(node.run, node.nodes, order["port"], step, **way)
+        else:
+            step = meeting.follow(node.run, node.rank, node.master, order["port"], sees=sees(output), **way)
+    except meeting.Apart as apart:
+        raise Refused(str(apart)) from None
+    except meeting.Told:
+        raise Interrupted from None
+    return output / f"checkpoint-{step}" if step > 0 else None
+
+
+SEEN_WITHIN_S = 30.0
+"""How long a checkpoint may take to show on another machine: network folders keep what they listed."""
+
+
+def sees(output: Path) -> Callable[[int], bool]:
+    """Return what says whether the checkpoint of a step is whole here, at last."""
+
+    def look(step: int) -> bool:
+        until = time.monotonic() + SEEN_WITHIN_S
+        while flaw(output / f"checkpoint-{step}") is not None:
+            if time.monotonic() > until:
+                return False
+            time.sleep(1.0)
+        return True
+
+    return look
+
+
+def in_bucket(order: Mapping[str, Any], output: Path, node: Node) -> Any:
+    """Return what keeps the output in its bucket, None where it is in none.
+
+    Raises:
+        Refused: the bucket cannot be reached.
+    """
+    if not order.get("bucket"):
+        return None
+    bucket = beside("tuning_bucket")
+    try:
+        return bucket.Keeper(
+            bucket.Bucket(order["bucket"]), output, flaw=flaw, tell=lambda text: tell(note=text),
+            refused=Refused, rank=node.rank, nodes=node.nodes,
+        )  # fmt: skip
+    except bucket.Unreachable as error:
+        raise Refused(str(error)) from None
+
+
+def fetch(wanted: Mapping[str, str]) -> None:
+    """Bring models and data out of buckets, to the paths that the trainer is told.
+
+    Raises:
+        Refused: one is not there, or may not be read.
+    """
+    for path, url in wanted.items():
+        bucket = beside("tuning_bucket")
+        tell(note=f"fetches {url}")
+        try:
+            bucket.Bucket(url).bring_all(Path(path))
+        except bucket.Unreachable as error:
+            raise Refused(str(error)) from None
+
+
+def train(
+    child: Child, command: Sequence[str], found: Path | None, order: Mapping[str, Any], node: Node, kept: Any
+) -> int:
     """Train from a checkpoint on, or from the start; return 0 when it is done."""
     output, may_end_early = Path(order["output"]), bool(order.get("may_end_early"))
     step, _ = progress_of(found)
     if found is not None:
         tell(note=f"goes on at step {step} from {found.name}", resumed=step)
     watch = Watch(start=step, every=int(order.get("logging_steps", 1)))
+    if kept is not None:
+        kept.begin()
     code = child.run(resumed(command, found), lambda chunk: watch.take(chunk, say))
     watch.finish(say)
+    unsent = kept.finish() if kept is not None else ""
+    if unsent:
+        tell(note=unsent)
     reached, wanted = progress_of(last_checkpoint(output, lambda *_: None))
-    short = not wanted or reached < wanted
+    # where only the first node's checkpoints have a state, the others cannot tell how far it came
+    short = node.leads and (not wanted or reached < wanted)
     # a trainer that others asked to stop saves and ends with 0 as well
     if (child.is_told() and (code or short)) or (code == 0 and short and not may_end_early):
         tell(interrupted=reached)
         return INTERRUPTED
-    return code
+    return code or (UNSENT if unsent else 0)
 
 
-def finish(order: Mapping[str, Any], child: Child) -> int:
+def finish(order: Mapping[str, Any], child: Child, kept: Any) -> int:
     """Merge where that is asked for, then describe what the run leaves; return the exit code."""
     output = Path(order["output"])
+    if kept is not None:
+        kept.bring_results()
     if order.get("merge") and (output / "adapter_config.json").exists():
         shutil.rmtree(output / "merged.new", ignore_errors=True)
         words = [sys.executable, order["merge"], str(output), str(output / "merged.new")]
@@ -460,10 +612,11 @@ def finish(order: Mapping[str, Any], child: Child) -> int:
     last = last_checkpoint(output, lambda *_: None)
     left = artifacts(output, last)
     made_from = provenance(order)
-    write_json(
-        output / CLAIM,
-        {**read_json(output / CLAIM), "finished": order["digest"], "artifacts": left, **made_from},
-    )
+    done = {**read_json(output / CLAIM), "finished": order["digest"], "artifacts": left, **made_from}
+    if kept is not None and (unsent := kept.send_results({CLAIM: done})):
+        tell(note=unsent)
+        return UNSENT
+    write_json(output / CLAIM, done)
     tell(artifacts=left, **made_from)
     return 0
 
