@@ -41,6 +41,7 @@ from orchestrator.store.values import Volume as KeptVolume
 
 if TYPE_CHECKING:  # only for a model
     from orchestrator.catalog import ModelFacts
+    from orchestrator.facts import DatasetFacts, Unknown
 
 
 class Asked(Protocol):
@@ -219,6 +220,7 @@ class Planner:
             strict=strict,
             scope=scope,
             unset=self._unset,
+            datasets=self._dataset,
         )
 
     def _unset(self, document: Document, spec: Work) -> Sequence[Problem]:
@@ -246,6 +248,12 @@ class Planner:
             return replace(known, revision=model.revision)
         hub = Hub.from_environment(self._environ)
         return resolve(model.id, revision=model.revision, hub=hub, offline=self._offline)
+
+    def _dataset(self, id: str, split: str, config: str | None) -> DatasetFacts | Unknown:
+        from orchestrator.facts import Hub, resolve_dataset  # only for training
+
+        hub = Hub.from_environment(self._environ)
+        return resolve_dataset(id, split=split, config=config, hub=hub, offline=self._offline)
 
     @property
     def _offline(self) -> bool:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.engines.tuning import columns_of
+from orchestrator.engines import trainer
+from orchestrator.engines.buckets import is_bucket
 from orchestrator.engines.tuning_entry import CLAIM, read_json
 from orchestrator.errors import Problem, SpecError
 from orchestrator.planner.tune import TuningQuestion
@@ -57,8 +58,8 @@ def read_dataset(document: Document, question: TuningQuestion) -> int | None:
         for file in files:
             for row in _rows(file):
                 count += 1
-                if why := _lacks(row, train):
-                    raise SpecError([_problem(document, why, _known(row))])
+                if why := lacking(row.columns, train, question.engine):
+                    raise SpecError([_problem(document, f"{row.place}: {why}", _known(row))])
     except (OSError, ValueError) as error:
         raise SpecError(
             [_problem(document, f"cannot read {path}: {error}", "one JSON object a line")]
@@ -77,8 +78,8 @@ def require_output(document: Document, question: TuningQuestion) -> None:
     """
     output = question.train.output
     if output is None or not output.startswith("/"):
-        if question.bare:
-            what = "a place without volumes writes to a folder"
+        if question.bare and not is_bucket(output or ""):
+            what = "a place without volumes writes to a folder or a bucket"
             raise SpecError([document.problem("train.output", what, "for example ./adapters")])
         return
     held = read_json(Path(output) / CLAIM).get("run", question.run)
@@ -150,13 +151,13 @@ def _columns(row: object, place: str) -> frozenset[str]:
     return frozenset(name for name, value in row.items() if value is not None)
 
 
-def _lacks(row: _Row, train: Train) -> str | None:
-    ways = columns_of(train.method, train.args)
-    if any(way <= row.columns for way in ways):
+def lacking(columns: frozenset[str], train: Train, engine: str) -> str | None:
+    """Say which columns a method needs and does not find, None where it finds them."""
+    ways = trainer(engine).columns(train.method, train.args)
+    if not ways or any(way <= columns for way in ways):
         return None
-    near = max(ways, key=lambda way: (len(way & row.columns), -len(way)))
-    missing = _named(sorted(near - row.columns))
-    return f"{row.place}: {train.method} needs {_ways(ways)}, {missing} is missing"
+    near = max(ways, key=lambda way: (len(way & columns), -len(way)))
+    return f"{train.method} needs {_ways(ways)}, {_named(sorted(near - columns))} is missing"
 
 
 def _known(row: _Row) -> str:

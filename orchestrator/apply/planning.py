@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # catalog, sizing and engines: a third of a plan's time, and 
     from orchestrator.catalog import ModelFacts
     from orchestrator.engines import EngineLaunch
     from orchestrator.engines.job import Metrics
+    from orchestrator.facts import DatasetFacts, Unknown
     from orchestrator.planner.serve import Served
     from orchestrator.planner.tune import Trained
 
@@ -84,6 +85,8 @@ class World:
     """The places that are fleets among the documents, and that no configuration names."""
     unset: Callable[[Document, Work], Sequence[Problem]] = lambda _document, _spec: ()
     """The values that a document names and that nobody has given."""
+    datasets: Callable[[str, str, str | None], DatasetFacts | Unknown] | None = None
+    """What a hub's data set holds, by id, split and configuration; None asks nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +373,7 @@ class _Engine:
     follower: EngineLaunch | None = None
     served: Served | None = None
     trained: Trained | None = None
+    notes: tuple[str, ...] = ()
 
     def taken(self, demand: Demand) -> Demand:
         """Return the demand with the accelerators that the sizing chose."""
@@ -500,15 +504,14 @@ class _Placing:
         )  # fmt: skip
 
     def _tune(self, spec: Task, facts: ModelFacts) -> _Engine:
-        from orchestrator.apply.datasets import read_dataset, require_output
+        from orchestrator.apply.training import looked_at
         from orchestrator.catalog import accelerators
         from orchestrator.planner.cpu import is_cpu
         from orchestrator.planner.tune import place_training, tuning_question_of
 
         bare = runs_bare(spec, self.demand.places)
         question = tuning_question_of(spec, facts, bare=bare, resume=self.offers.world.resume)
-        require_output(self.document, question)
-        question = replace(question, rows=read_dataset(self.document, question))
+        question, unchecked = looked_at(self.document, question, self.offers.world.datasets)
         (placed, trained), beside = self._try(
             lambda index: place_training(
                 question, self.demand, index, accelerators(), what=self.what, where=self.document.position
@@ -519,6 +522,7 @@ class _Placing:
             placed, beside, trained.launch, None if is_cpu(where.accelerator) else where.accelerator.name,
             where.count, where.nodes, trained.mounts,
             _fetched(spec.train.model if spec.train else None, facts, trained.parameters), trained=trained,
+            notes=unchecked,
         )  # fmt: skip
 
     @property
@@ -679,7 +683,7 @@ def _notes(
         notes += [engine.served.lowered] if engine.served.lowered else []
         notes += engine.served.notes
     if engine and engine.trained:
-        notes += engine.launch.warnings
+        notes += (*engine.launch.warnings, *engine.notes)
     if action == "replace":
         ready = "the new replica is ready before the old one is stopped"
         notes.append(ready if surge else "the old one is stopped first")

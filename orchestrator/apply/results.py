@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from orchestrator.engines.buckets import is_bucket
 from orchestrator.errors import SpecError
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import Adapter, Model, Service, Task
@@ -104,7 +105,7 @@ def _revision(artifact: Artifact) -> str:
 
 
 def place(artifact: Artifact) -> str:
-    """Return where an artifact is, as a model's id: a folder, or a folder of a volume.
+    """Return where an artifact is, as a model's id: a folder, or a folder of a volume or a bucket.
 
     >>> from datetime import UTC, datetime
     >>> at = datetime(2026, 1, 1, tzinfo=UTC)
@@ -112,5 +113,6 @@ def place(artifact: Artifact) -> str:
     >>> place(a)
     'volume://sft-output/merged'
     """
-    where = artifact.location if artifact.location.startswith("/") else f"volume://{artifact.location}"
+    is_place = artifact.location.startswith("/") or is_bucket(artifact.location)
+    where = artifact.location.rstrip("/") if is_place else f"volume://{artifact.location}"
     return where if artifact.path == "." else f"{where}/{artifact.path}"

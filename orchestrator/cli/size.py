@@ -93,7 +93,7 @@ def size(
         Literal["full", "lora", "qlora"] | None, typer.Option(help="Size a tuning run.", show_default=False)
     ] = None,
     method: Annotated[
-        Literal["sft", "pretrain", "dpo", "kto", "orpo", "reward", "ppo", "grpo"] | None,
+        Literal["sft", "pretrain", "dpo", "kto", "orpo", "reward", "ppo", "grpo", "rloo"] | None,
         typer.Option(show_default=False),
     ] = None,
     sequence_length: Count = None,

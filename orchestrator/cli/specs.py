@@ -216,7 +216,9 @@ def validate(
     places = _place_names(config or default_config())
     try:
         with _annotating(form):
-            documents = load_files(file, also=lambda document: unknown_places(document, places))
+            documents = load_files(
+                file, also=lambda each: (*unknown_places(each, places), *unfit_training(each))
+            )
     except SpecError as error:
         if json:
             typer.echo(problems_json(error.problems))
@@ -259,6 +261,14 @@ def unknown_places(document: Document, places: Collection[str] | None) -> Iterat
         if places is not None and name not in places:
             fix = nearest(name, {each: each for each in places}) or f"there is {', '.join(sorted(places))}"
             yield document.problem(path, f"no backend {name!r} is configured", fix)
+
+
+def unfit_training(document: Document) -> Iterator[Problem]:
+    """Yield what is wrong with a document that trains."""
+    if getattr(document.spec, "train", None):
+        from orchestrator.apply.training import untrainable  # brings catalog and engines in
+
+        yield from untrainable(document)
 
 
 @app.command()

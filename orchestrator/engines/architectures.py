@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+RECORDED_MODULES = "5.23.0"
+"""The version of transformers whose models' modules are recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +34,21 @@ def load(engine: str, version: str) -> Architectures:
     names = file.read_text().split()
     ended = frozenset(name[1:] for name in names if name.startswith("!"))
     return Architectures(frozenset(n for n in names if not n.startswith("!")) - ended, ended)
+
+
+def modules(architecture: str) -> tuple[str, ...]:
+    """Return the modules with weights of a kind of model, by the last part of their names.
+
+    Those that PEFT can put an adapter on; empty where the kind was never recorded.
+
+    >>> "q_proj" in modules("LlamaForCausalLM"), modules("NobodyForCausalLM")
+    (True, ())
+    """
+    return _modules().get(architecture, ())
+
+
+@functools.cache
+def _modules() -> Mapping[str, tuple[str, ...]]:
+    file = Path(__file__).with_name("recorded") / f"transformers-{RECORDED_MODULES}.modules.jsonl"
+    records = map(json.loads, file.read_text().splitlines())
+    return {each["architecture"]: tuple(each["modules"]) for each in records}

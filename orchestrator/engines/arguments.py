@@ -102,12 +102,17 @@ def objection(user: Sequence[Option], flags: Flags, rules: Rules, *, own_image: 
             return f"args: {flag.name} would show a secret, {rules.secret[flag.name]}"
         if flag.name in rules.owned:
             return f"args: {flag.name} is not for args, {rules.owned[flag.name]}"
-        if wrong := _wrong_values(given, flag, own_image=own_image):
+        if wrong := wrong_values(given, flag, own_image=own_image):
             return f"args: {given.name} {wrong}"
     return None
 
 
-def _wrong_values(given: Option, flag: Flag, *, own_image: bool) -> str | None:
+def wrong_values(given: Option, flag: Flag, *, own_image: bool = False) -> str | None:
+    """Say what is wrong with the values given to an option, None where it takes them.
+
+    >>> wrong_values(Option("seed", ("x",)), Flag("--seed", reads="int"))
+    "takes a whole number, got 'x'"
+    """
     count, takes = len(given.values), flag.takes
     if takes == 0 and count:
         return f"takes no value, got {given.values[0]!r}"
@@ -116,12 +121,15 @@ def _wrong_values(given: Option, flag: Flag, *, own_image: bool) -> str | None:
     if "." in given.name:
         return None  # one key of an object
     if misread := next((v for v in given.values if not _can_read(flag.reads, v)), None):
-        return f"takes {'a number' if flag.reads != 'int' else 'a whole number'}, got {misread!r}"
+        return f"takes {_KINDS.get(flag.reads, 'a number')}, got {misread!r}"
     allowed = flag.choices or (() if own_image else flag.known)
     bad = next((v for v in given.values if allowed and not {v, v.upper()} & {*allowed}), None)
     return f"takes one of {', '.join(allowed)}, got {bad!r}" if bad is not None else None
 
 
+_KINDS = {"int": "a whole number", "bool": "true or false"}
+_BOOLS = frozenset({"true", "false", "yes", "no", "t", "f", "y", "n", "1", "0"})
+"""What reads as a truth value (transformers 5.23, ``string_to_bool``)."""
 _WORDS = ("auto", "none", "")
 """What a parser takes in place of a number where it takes words at all."""
 
@@ -132,6 +140,8 @@ def _can_read(kind: str, text: str) -> bool:
     readers: Mapping[str, Callable[[str], float]] = {"int": int, "float": float, "count": whole}
     if not kind:
         return True
+    if kind == "bool":
+        return text.lower() in _BOOLS
     try:
         readers[kind.rstrip("?")](text)
     except ValueError:

@@ -7,14 +7,15 @@ user's are checked here.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from orchestrator.backend import File
-from orchestrator.engines import arguments, checks, images, tuning
+from orchestrator.engines import arguments, images, tuning
 from orchestrator.engines.flags import load
 from orchestrator.engines.job import EngineLaunch, Profile
 from orchestrator.engines.trl import deepspeed_config
-from orchestrator.engines.tuning import TuningJob, Value
+from orchestrator.engines.tuning import Columns, Method, TuningJob, Value
+from orchestrator.spec.rules import Finding
 
 CONFIG, DEEPSPEED = "axolotl.yaml", "deepspeed.json"
 """Our files, in ``TuningJob.home``."""
@@ -29,6 +30,17 @@ METHODS: Mapping[str, str | None] = {
     "reward": None,
 }
 """Its ``rl`` by method; a reward model is a switch of its own, and PPO is not there."""
+
+COLUMNS: Mapping[Method, Columns] = {
+    "sft": frozenset({"messages"}),
+    "pretrain": frozenset({"text"}),
+    "dpo": frozenset({"chosen", "rejected"}),
+    "orpo": frozenset({"chosen", "rejected"}),
+    "kto": frozenset({"prompt", "completion", "label"}),
+    "reward": frozenset({"system", "input", "chosen", "rejected"}),
+    "grpo": frozenset({"prompt"}),
+}
+"""What its prompt strategies take out of a row (0.19.0, ``prompt_strategies``)."""
 
 OWNED: Mapping[str, str] = {
     "base_model": "say model: in the spec",
@@ -48,18 +60,34 @@ class Axolotl:
 
     name = "axolotl"
     versions = ("0.19.0",)
+    methods = tuple(METHODS)
+
+    def columns(
+        self,
+        method: Method,
+        args: Mapping[str, object],  # noqa: ARG002 - TRL's say where its text is
+    ) -> tuple[Columns, ...]:
+        """Return what columns a row may have for ``method``, as ``_READ`` has it read."""
+        return (COLUMNS[method],) if method in COLUMNS else ()
+
+    def findings(self, job: TuningJob) -> Iterator[Finding]:
+        """Yield what is wrong with ``job`` on every device."""
+        if job.method not in METHODS:
+            yield tuning.unknown_method(self.name, job.method)
+            return
+        yield from tuning.args_findings(job.args, load(self.name, self.versions[0]), OWNED, "")
+        yield from tuning.findings(job, self.name, ("sequence_len",))
+        if job.method == "grpo" and "trl" not in job.args:
+            yield Finding("train.args", "grpo needs trl with its reward_funcs", "see Axolotl's docs on GRPO")
 
     def refuses(self, job: TuningJob) -> str | None:
         """Say in one phrase why Axolotl cannot run ``job``, or None when it can."""
-        if job.method not in METHODS:
-            return f"axolotl does not know {job.method}"
         return (
             images.refuses(job, self.name)
-            or tuning.shape(job, self.name)
-            or tuning.objection(job.args, load(self.name, self.versions[0]), OWNED, "")
-            or _rewarded(job)
+            or tuning.device(job)
+            or tuning.first(self.findings(job))
             or _four_bits(job)
-            or checks.gated(job)
+            or _spread_out(job)
         )
 
     def launch(self, job: TuningJob) -> EngineLaunch:
@@ -89,15 +117,15 @@ class Axolotl:
         )
 
 
-def _rewarded(job: TuningJob) -> str | None:
-    if job.method == "grpo" and "trl" not in job.args:
-        return "grpo needs args.trl with its reward_funcs"
-    return None
-
-
 def _four_bits(job: TuningJob) -> str | None:
     if job.tuned.type == "qlora" and job.sharding == "fsdp" and METHODS[job.method] in ("dpo", "orpo", "kto"):
         return f"axolotl does not shard qlora by fsdp for {job.method}, use zero3"
+    return None
+
+
+def _spread_out(job: TuningJob) -> str | None:
+    if job.bucket and job.nodes > 1:  # it has no ``save_on_each_node``
+        return "axolotl on several nodes needs a folder or a volume for output, not a bucket"
     return None
 
 
@@ -136,7 +164,7 @@ def config(job: TuningJob) -> dict[str, Value]:
 _READ: Mapping[str, object] = {
     "sft": "chat_template",
     "pretrain": "completion",
-    "dpo": "chat_template.default",
+    "dpo": "chat_template.argilla_chat",
     "orpo": "chat_template.argilla",
     "reward": "bradley_terry.chat_template",
     "kto": {"field_prompt": "prompt", "field_completion": "completion", "field_label": "label"},

@@ -14,7 +14,7 @@ class Flag:
     """One option: its first long name, whether values follow, and what the parser checks.
 
     ``takes`` is 0 for a switch, 1 for one value, ``+`` or ``*`` for many, ``?`` for an optional one.
-    ``reads`` is what a value must be: ``int``, ``float``, or ``count``, which may end in k or M; a
+    ``reads`` is what a value must be: ``int``, ``float``, ``bool``, or ``count``, which may end in k or M; a
     ``?`` after it allows a word such as ``auto`` too, and "" is any text. ``choices`` are closed;
     ``known`` ones are those of the published image, and an image of one's own may have more.
     """

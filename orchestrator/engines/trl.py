@@ -7,25 +7,31 @@ not know, so every one of ours and of the user's is checked against what they we
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from orchestrator.backend import File
-from orchestrator.engines import arguments, checks, images, tuning
+from orchestrator.engines import arguments, images, tuning
 from orchestrator.engines.flags import load
 from orchestrator.engines.job import EngineLaunch, Profile
-from orchestrator.engines.tuning import TuningJob, Value
+from orchestrator.engines.tuning import Columns, Method, TuningJob, Value
+from orchestrator.spec.rules import Finding
 
 SCRIPTS: Mapping[str, str] = {
     "sft": "sft",
     "pretrain": "sft",
     "dpo": "dpo",
     "grpo": "grpo",
+    "rloo": "rloo",
     "kto": "kto",
     "reward": "reward",
 }
 """Script by method. PPO and ORPO are experimental trainers without one (TRL 1.16 docs, paper index)."""
 
+GENERATES = frozenset({"grpo", "rloo"})
+"""Methods that answer prompts themselves, in groups, and are told how good the answers are."""
+
 DATA, FSDP, DEEPSPEED = "data.yaml", "fsdp.json", "deepspeed.json"
+RANKS = "tuning_ranks.py"
 """Our files, in ``TuningJob.home``."""
 
 _RESUMED = "the last checkpoint in output is found by itself"
@@ -50,19 +56,48 @@ class Trl:
 
     name = "trl"
     versions = ("1.16.0",)
+    methods = tuple(SCRIPTS)
+
+    def columns(self, method: Method, args: Mapping[str, object]) -> tuple[Columns, ...]:
+        """Return what columns a row may have for ``method`` (TRL 1.16 docs, dataset formats).
+
+        >>> sorted(TRAINER.columns("dpo", {})[0])
+        ['chosen', 'rejected']
+        """
+        text = frozenset({str(args.get("dataset_text_field", "text"))})
+        pair = frozenset({"chosen", "rejected"})
+        match method:
+            case "pretrain":
+                return (text,)
+            case "sft":  # it renames conversations (``maybe_convert_to_chatml``)
+                turns, asked = frozenset({"messages"}), frozenset({"prompt", "completion"})
+                return (turns, asked, text, frozenset({"conversations"}))
+            case "kto":
+                return (frozenset({"prompt", "completion", "label"}), pair)
+            case "grpo" | "rloo" | "ppo":
+                return (frozenset({"prompt"}),)
+        return (pair,)
+
+    def findings(self, job: TuningJob) -> Iterator[Finding]:
+        """Yield what is wrong with ``job`` on every device."""
+        if job.method not in SCRIPTS:
+            yield tuning.unknown_method(self.name, job.method)
+            return
+        known = load(self.name, self.versions[0], SCRIPTS[job.method])
+        yield from tuning.args_findings(job.args, known, OWNED, "--")
+        yield from tuning.findings(job, self.name, ("max_length", "max_completion_length"))
+        if job.method in GENERATES and not {"reward_funcs", "reward_model_name_or_path"} & job.args.keys():
+            what = f"{job.method} needs reward_funcs or reward_model_name_or_path"
+            yield Finding("train.args", what, "for example reward_funcs: [think_format_reward]")
 
     def refuses(self, job: TuningJob) -> str | None:
         """Say in one phrase why TRL cannot run ``job``, or None when it can."""
-        if job.method not in SCRIPTS:
-            return f"trl has no script for {job.method}"
-        known = load(self.name, self.versions[0], SCRIPTS[job.method])
         return (
             images.refuses(job, self.name)
-            or tuning.shape(job, self.name)
+            or tuning.device(job)
             or _resumable(job)
-            or tuning.objection(job.args, known, OWNED, "--")
-            or _rewarded(job)
-            or checks.gated(job)
+            or tuning.first(self.findings(job))
+            or _grouped(job)
         )
 
     def launch(self, job: TuningJob) -> EngineLaunch:
@@ -74,7 +109,9 @@ class Trl:
         if why := self.refuses(job):
             raise ValueError(why)
         plan = options(job)
-        words = tuning.starter(job, ("-m", f"trl.scripts.{SCRIPTS[job.method]}"))
+        module = f"trl.scripts.{SCRIPTS[job.method]}"
+        program = ("-m", module) if job.world == 1 else (f"{job.home}/{RANKS}", module)
+        words = tuning.starter(job, program)
         values = {**plan, **job.args}
         command = tuning.kept(job, (*words, *render(values)))
         return EngineLaunch(
@@ -100,11 +137,9 @@ def _resumable(job: TuningJob) -> str | None:
     return None
 
 
-def _rewarded(job: TuningJob) -> str | None:
-    if job.method != "grpo":
+def _grouped(job: TuningJob) -> str | None:
+    if job.method not in GENERATES:
         return None
-    if not {"reward_funcs", "reward_model_name_or_path"} & job.args.keys():
-        return "grpo needs args.reward_funcs or args.reward_model_name_or_path"
     batch, group = _batch(job), job.args.get("num_generations", _generations(job))
     if not isinstance(group, int) or group < 2 or batch % group:
         return f"a batch of {batch} is not made of whole groups of generations ({group}, at least 2)"
@@ -116,8 +151,9 @@ def _batch(job: TuningJob) -> int:
 
 
 def _generations(job: TuningJob) -> int:
-    """Return how many answers to a prompt are compared: TRL's 8, or what divides the batch."""
-    return next((n for n in range(8, 1, -1) if _batch(job) % n == 0), 1)
+    """Return how many answers to a prompt are compared: TRL's default, or what divides the batch."""
+    most = 2 if job.method == "rloo" else 8  # RLOOConfig, GRPOConfig
+    return next((n for n in range(most, 1, -1) if _batch(job) % n == 0), 1)
 
 
 def options(job: TuningJob) -> dict[str, Value]:
@@ -143,6 +179,8 @@ def options(job: TuningJob) -> dict[str, Value]:
         "save_steps": job.save_steps,
         "save_total_limit": 2,
         "enable_jit_checkpoint": True,
+        # each node sends what its own processes wrote
+        "save_on_each_node": True if job.bucket and job.nodes > 1 else None,
         "ddp_backend": "gloo" if job.accelerator is None and job.world > 1 else None,
         "logging_steps": tuning.LOGGING_STEPS,
         "report_to": list(job.report) or "none",
@@ -169,7 +207,7 @@ def _precision(job: TuningJob) -> dict[str, Value]:
 
 
 def _lengths(job: TuningJob) -> dict[str, Value]:
-    if job.method == "grpo":
+    if job.method in GENERATES:
         return {"max_completion_length": job.sequence_tokens, "num_generations": _generations(job)}
     packs = job.packing if job.method in ("sft", "pretrain") else None
     return {"max_length": job.sequence_tokens, "packing": packs}
@@ -207,7 +245,7 @@ def _sharding(job: TuningJob) -> dict[str, Value]:
 
 
 def _rollout(job: TuningJob) -> dict[str, Value]:
-    if job.method != "grpo" or not job.rollout_share:
+    if job.method not in GENERATES or not job.rollout_share:
         return {}
     return {
         "use_vllm": True,
@@ -236,6 +274,8 @@ def render(values: Mapping[str, Value]) -> tuple[str, ...]:
 
 def _files(job: TuningJob, values: Mapping[str, Value]) -> tuple[File, ...]:
     found = [*tuning.entry_files(job, values)]
+    if job.world > 1:
+        found.append(tuning.program(job, RANKS))
     if job.dataset.is_file:
         rows = {"path": "json", "data_files": job.dataset.path, "split": job.dataset.split}
         found.append(_json(f"{job.home}/{DATA}", {"datasets": [rows]}))  # JSON is YAML
@@ -291,14 +331,14 @@ def _setup(job: TuningJob) -> str:
         return ""
     if job.accelerator is None:
         index = "--extra-index-url https://download.pytorch.org/whl/cpu"
-        packages = " ".join(
-            [f"'torch=={_TORCH}+cpu' 'trl=={job.version or Trl.versions[0]}' peft", *job.report]
-        )
+        ours = f"'torch=={_TORCH}+cpu' 'trl=={job.version or Trl.versions[0]}' peft"
+        packages = " ".join([ours, *tuning.bucket_packages(job), *job.report])
         return f"pip install -q {index} {packages}"
     lacks = [
         *(["bitsandbytes"] if job.tuned.type == "qlora" or "8bit" in job.optimizer else []),
         *(["deepspeed"] if job.sharding.startswith("zero") else []),
         *(["'vllm>=0.22,<=0.31'"] if _rollout(job) else []),  # what TRL 1.16 works with
+        *tuning.bucket_packages(job),
         *job.report,
     ]
     return f"pip install -q {' '.join(lacks)}" if lacks else ""
@@ -306,7 +346,7 @@ def _setup(job: TuningJob) -> str:
 
 def _cautions(job: TuningJob) -> tuple[str, ...]:
     told = []
-    if job.nodes > 1:
+    if job.nodes > 1 and not job.bucket:
         told.append("every node has to see the same output folder, or it cannot resume")
     if job.method == "pretrain":
         told.append("pretrain is sft on plain text: rows need a column text")

@@ -5,19 +5,29 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 from orchestrator.backend import File, Mount
 from orchestrator.catalog.values import Accelerator, ModelFacts
-from orchestrator.engines import nodes, quantization
+from orchestrator.engines import (
+    architectures,
+    arguments,
+    buckets,
+    checks,
+    nodes,
+    quantization,
+    trainer,
+    trainers,
+)
 from orchestrator.engines.flags import Flags
-from orchestrator.engines.job import LOAD_BYTES_S, EngineLaunch, Source
+from orchestrator.engines.job import FETCH_BYTES_S, LOAD_BYTES_S, EngineLaunch, Source
+from orchestrator.spec.rules import Finding
 from orchestrator.units import GIB
 
-Method = Literal["sft", "dpo", "grpo", "ppo", "reward", "kto", "orpo", "pretrain"]
+Method = Literal["sft", "dpo", "grpo", "rloo", "ppo", "reward", "kto", "orpo", "pretrain"]
 Sharding = Literal["none", "zero1", "zero2", "zero3", "fsdp"]
 Scalar = str | int | float | bool
 Value = Scalar | None | Sequence[object] | Mapping[str, object]
@@ -71,7 +81,8 @@ class TuningJob:
     what an earlier life of the run left there. ``home`` is where files of ours lie in the container,
     ``report`` names what the trainer reports to. ``checkpoint_bytes`` is what one checkpoint writes,
     ``rollout_share`` the fraction of a device that generates (GRPO). ``secrets`` are pairs of
-    variable and reference.
+    variable and reference. ``bucket`` is where ``output`` is kept, "" where the folder itself
+    lasts; ``fetched`` are pairs of a path in the container and the URL that is brought there first.
     """
 
     model: ModelFacts
@@ -96,6 +107,8 @@ class TuningJob:
     offload: bool = False
     rollout_share: float = 0.0
     save_steps: int = 500
+    bucket: str = ""
+    fetched: tuple[tuple[str, str], ...] = ()
     resume: bool = False
     merge: bool = False
     report: tuple[str, ...] = ()
@@ -120,27 +133,7 @@ class TuningJob:
         return self.count * self.nodes
 
 
-def columns_of(method: Method, args: Mapping[str, object]) -> tuple[frozenset[str], ...]:
-    """Return what columns a row may have for ``method``: one of the sets has to be there whole.
-
-    As TRL 1.16 reads them (docs, dataset formats): what Axolotl is told to read is the same.
-
-    >>> sorted(columns_of("dpo", {})[0])
-    ['chosen', 'rejected']
-    """
-    text = frozenset({str(args.get("dataset_text_field", "text"))})
-    pair = frozenset({"chosen", "rejected"})
-    match method:
-        case "pretrain":
-            return (text,)
-        case "sft":
-            return (frozenset({"messages"}), frozenset({"prompt", "completion"}), text)
-        case "dpo" | "orpo" | "reward":
-            return (pair,)
-        case "kto":
-            return (frozenset({"prompt", "completion", "label"}), pair)
-        case "grpo" | "ppo":
-            return (frozenset({"prompt"}),)
+Columns = frozenset[str]
 
 
 class Trainer(Protocol):
@@ -153,6 +146,16 @@ class Trainer(Protocol):
     @property
     def versions(self) -> Sequence[str]:
         """Return the known versions, the default first."""
+
+    @property
+    def methods(self) -> Collection[str]:
+        """Return how it can train."""
+
+    def columns(self, method: Method, args: Mapping[str, object]) -> tuple[Columns, ...]:
+        """Return what columns a row may have for ``method``: one of the sets has to be there whole."""
+
+    def findings(self, job: TuningJob) -> Iterator[Finding]:
+        """Yield what is wrong with ``job`` on every device: what its spec has to say otherwise."""
 
     def refuses(self, job: TuningJob) -> str | None:
         """Say in one phrase why the trainer cannot run ``job``, or None when it can."""
@@ -197,14 +200,20 @@ def kept(job: TuningJob, command: Sequence[str]) -> tuple[str, ...]:
     return nodes.wrap(words, home=job.home) if job.nodes > 1 else words
 
 
+def program(job: TuningJob, name: str) -> File:
+    """Return a program of ours as it lies in the container."""
+    return File(f"{job.home}/{name}", Path(__file__).with_name(name).read_bytes())
+
+
 def entry_files(job: TuningJob, values: Mapping[str, Value]) -> tuple[File, ...]:
     """Return the programs around the trainer and their order; ``values`` is all that it is told."""
-    here = Path(__file__)
     every = values.get("logging_steps", LOGGING_STEPS)
     unimportant = ("save_steps", "save_total_limit", "report_to")
     training = {name: value for name, value in values.items() if name not in unimportant}
-    order = {
+    order: dict[str, object] = {
         "output": job.output,
+        "bucket": job.bucket,
+        "fetch": dict(job.fetched),
         "resume": job.resume,
         "merge": f"{job.home}/tuning_merge.py" if job.merge else "",
         "logging_steps": every if isinstance(every, int) and every > 0 else LOGGING_STEPS,
@@ -213,10 +222,17 @@ def entry_files(job: TuningJob, values: Mapping[str, Value]) -> tuple[File, ...]
         "base": {"id": job.source.id, "revision": job.source.revision, "path": job.source.path or ""},
         "dataset": {"id": job.dataset.id, "path": job.dataset.path or ""},
     }
-    programs = ["tuning_entry.py", *(["tuning_merge.py"] if job.merge else [])]
+    if job.nodes > 1:
+        order["port"] = RENDEZVOUS_PORT
+    wanted = {
+        "tuning_merge.py": job.merge,
+        "tuning_bucket.py": bool(job.bucket or job.fetched),
+        "tuning_meeting.py": job.nodes > 1,
+    }
+    programs = ["tuning_entry.py", *(name for name, is_wanted in wanted.items() if is_wanted)]
     return (
         *((nodes.entry_file(job.home),) if job.nodes > 1 else ()),
-        *(File(f"{job.home}/{name}", here.with_name(name).read_bytes()) for name in programs),
+        *(program(job, name) for name in programs),
         File(f"{job.home}/tuning.json", (json.dumps(order, indent=1) + "\n").encode()),
     )
 
@@ -244,76 +260,132 @@ def shm_bytes(job: TuningJob) -> int:
 
 
 def stop_grace_s(job: TuningJob) -> float:
-    """Return the seconds a stop may take: the step that runs, then one checkpoint at disk speed.
+    """Return the seconds a stop may take: the step that runs, then one checkpoint, written and sent.
 
     >>> from orchestrator.catalog.values import ModelFacts
     >>> facts = ModelFacts("m", "LlamaForCausalLM", 1, 1, 1, 1, 1, 1, 1)
     >>> stop_grace_s(TuningJob(facts, Source("m"), Dataset("d"), "/out", checkpoint_bytes=48 * 10**9))
     426.0
     """
-    return STEP_S + float(round(job.checkpoint_bytes / LOAD_BYTES_S))
+    sent_s = job.checkpoint_bytes / FETCH_BYTES_S if job.bucket else 0.0
+    return STEP_S + float(round(job.checkpoint_bytes / LOAD_BYTES_S + sent_s))
 
 
-def shape(job: TuningJob, engine: str) -> str | None:
-    """Say why no trainer could run this job: its source, device, numbers or length."""
-    if job.source.scheme not in ("hub", "folder"):
-        return f"{engine} does not load from {job.source.scheme}://, mount it as a folder"
+def bucket_packages(job: TuningJob) -> tuple[str, ...]:
+    """Return what the trainer's Python needs for the buckets that the run reads and writes."""
+    urls = (job.bucket, *(url for _, url in job.fetched))
+    return tuple(sorted({buckets.PACKAGES[buckets.scheme_of(url)] for url in urls if url}))
+
+
+def first(findings: Iterator[Finding]) -> str | None:
+    """Return the first finding in one phrase, None where there is none.
+
+    >>> first(iter([Finding("train.args.learning_rat", "trl has no learning_rat")]))
+    'args.learning_rat: trl has no learning_rat'
+    """
+    found = next(findings, None)
+    return None if found is None else f"{found.path.removeprefix('train.')}: {found.what}"
+
+
+def device(job: TuningJob) -> str | None:
+    """Say why no trainer could run this job on this device."""
     if job.precision == "bf16" and quantization.has_no_bf16(job.accelerator):
         return f"{job.accelerator.name if job.accelerator else ''} has no bf16, train in fp16"
     if job.tuned.type == "qlora" and job.family not in ("cuda", "rocm"):
         return f"qlora needs bitsandbytes, which there is not for {job.family}"
-    if job.model.quantization and job.tuned.type == "none":
-        return f"weights published in {job.model.quantization} cannot be trained themselves, use an adapter"
-    if job.model.context and job.sequence_tokens > job.model.context:
-        return f"sequences of {job.sequence_tokens} are beyond the model's {job.model.context}"
-    if "wandb" in job.report and not _has(job, "WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
-        return "report: wandb needs WANDB_API_KEY in env"
-    if "mlflow" in job.report and not _has(job, "MLFLOW_TRACKING_URI"):
-        return "report: mlflow needs MLFLOW_TRACKING_URI in env"
-    if job.merge and job.tuned.type == "none":
-        return "merge: there is no adapter to fold into its base"
-    if why := _no_target(job):
-        return why
     if job.sharding != "none" and job.world == 1:
         return f"{job.sharding} spreads over devices, and there is one"
     return None
 
 
-MODULES = (
-    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head", "embed_tokens",
-)  # fmt: skip
-"""Modules with weights in ``ALIKE`` (transformers 5.23, modeling files)."""
-_LLAMAS = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "SmolLM3", "Olmo2")
-ALIKE = frozenset(f"{name}ForCausalLM" for name in _LLAMAS)
-"""Architectures that are laid out as Llama."""
+def findings(job: TuningJob, engine: str, lengths: Sequence[str]) -> Iterator[Finding]:
+    """Yield what no trainer could put right: source, length, adapter, merge and reporters.
+
+    ``lengths`` are the names in ``args`` that say how long a sequence may be.
+    """
+    if job.source.scheme not in ("hub", "folder"):
+        yield Finding(
+            "train.model", f"{engine} does not load from {job.source.scheme}://", "mount it as a folder"
+        )
+    if job.model.quantization and job.tuned.type == "none":
+        what = f"weights published in {job.model.quantization} cannot be trained themselves"
+        yield Finding("train.adapter", what, "use an adapter: lora or qlora")
+    said = {f"args.{name}": job.args[name] for name in lengths if name in job.args}
+    for name, length in {"sequence_length": job.sequence_tokens, **said}.items():
+        if job.model.context and isinstance(length, int) and length > job.model.context:
+            what = f"sequences of {length} are beyond the model's {job.model.context}"
+            yield Finding(f"train.{name}", what, f"at most {job.model.context}")
+    if "wandb" in job.report and not _has(job, "WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        yield Finding("train.report", "wandb needs WANDB_API_KEY in env", "add env: [WANDB_API_KEY]")
+    if "mlflow" in job.report and not _has(job, "MLFLOW_TRACKING_URI"):
+        yield Finding("train.report", "mlflow needs MLFLOW_TRACKING_URI in env", "name its server there")
+    if job.merge and job.tuned.type == "none":
+        yield Finding(
+            "train.merge", "there is no adapter to fold into its base", "remove it, or add adapter: lora"
+        )
+    yield from _no_targets(job)
+    if gated := checks.gated(job):
+        yield Finding("train.model", gated, "add env: [HF_TOKEN]")
 
 
-def _no_target(job: TuningJob) -> str | None:
-    """Say that an adapter is to be put on a module that a well known architecture does not have."""
-    if job.tuned.type == "none" or job.model.architecture not in ALIKE:
-        return None
-    for target in job.tuned.targets:
-        if target.rsplit(".", 1)[-1] not in (*MODULES, "all-linear"):
-            near = difflib.get_close_matches(target, MODULES, 1)
-            hint = f"did you mean {near[0]}" if near else f"it has {', '.join(MODULES[:7])}"
-            return f"adapter.targets: {job.model.architecture} has no {target}, {hint}"
-    return None
+def unknown_method(engine: str, method: str) -> Finding:
+    """Return that ``engine`` does not train by a method, and which engine does.
+
+    >>> unknown_method("trl", "orpo").fix
+    'axolotl does: write engine: axolotl'
+    """
+    able = [name for name in trainers() if method in trainer(name).methods]
+    fix = (
+        f"{able[0]} does: write engine: {able[0]}"
+        if able
+        else f"there is {', '.join(trainer(engine).methods)}"
+    )
+    return Finding("train.method", f"{engine} does not train by {method}", fix)
+
+
+def _no_targets(job: TuningJob) -> Iterator[Finding]:
+    """Yield the modules that an adapter is to be put on and that the architecture does not have."""
+    known = architectures.modules(job.model.architecture)
+    if job.tuned.type == "none" or not known:
+        return
+    for at, target in enumerate(job.tuned.targets):
+        if target != "all-linear" and target.rsplit(".", 1)[-1] not in known:
+            near = difflib.get_close_matches(target, known, 1)
+            fix = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+            path = f"train.adapter.targets[{at}]"
+            yield Finding(path, f"{job.model.architecture} has no {target!r}", fix)
 
 
 def _has(job: TuningJob, *names: str) -> bool:
     return not {name for name, _ in (*job.env, *job.secrets)}.isdisjoint(names)
 
 
-def objection(args: Mapping[str, Value], known: Flags, owned: Mapping[str, str], prefix: str) -> str | None:
-    """Say which of the user's ``args`` cannot be passed on; ``prefix`` is what option names begin with."""
-    for name in args:
-        if known.find(prefix + name) is None:
+def args_findings(
+    args: Mapping[str, Value], known: Flags, owned: Mapping[str, str], prefix: str
+) -> Iterator[Finding]:
+    """Yield which of the user's ``args`` cannot be passed on; ``prefix`` is what option names begin with."""
+    for name, value in args.items():
+        path = f"train.args.{name}"
+        if (flag := known.find(prefix + name)) is None:
             near = known.nearest(prefix + name)
-            hint = f", did you mean {near.removeprefix(prefix)}" if near else ""
-            return f"args: {known.engine} {known.version} has no {name}{hint}"
-        if name in owned:
-            return f"args: {name} is not for args, {owned[name]}"
-    return None
+            fix = f"did you mean {near.removeprefix(prefix)!r}?" if near else None
+            yield Finding(path, f"{known.engine} {known.version} has no {name}", fix, of_key=True)
+        elif name in owned:
+            yield Finding(path, f"{name} is not for args", owned[name], of_key=True)
+        elif value is None and not prefix:
+            continue  # nothing is said, in a file of keys
+        elif wrong := arguments.wrong_values(arguments.Option(name, _words(value)), flag):
+            meant = difflib.get_close_matches(str(value), flag.choices, 1)
+            yield Finding(path, f"{name} {wrong}", f"did you mean {meant[0]!r}?" if meant else None)
+
+
+def _words(value: Value) -> tuple[str, ...]:
+    """Return a value of ``args`` as words of a command line."""
+    if isinstance(value, Mapping):
+        return (json.dumps(value),)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(map(str, value))
+    return () if value is None else (str(value),)
 
 
 def replaced(plan: Mapping[str, Value], args: Mapping[str, Value]) -> tuple[str, ...]:

@@ -9,11 +9,22 @@ from pathlib import Path
 from orchestrator import catalog
 from orchestrator.catalog import ModelFacts, count_parameters, from_config
 from orchestrator.errors import ModelError
+from orchestrator.facts.datasets import DatasetFacts, Unknown, dataset_facts
 from orchestrator.facts.files import CONFIG
 from orchestrator.facts.hub import Hub, hub_commit, hub_facts
 from orchestrator.facts.local import local_facts
 
-__all__ = ["Hub", "ModelFacts", "commit_of", "count_parameters", "from_config", "resolve"]
+__all__ = [
+    "DatasetFacts",
+    "Hub",
+    "ModelFacts",
+    "Unknown",
+    "commit_of",
+    "count_parameters",
+    "from_config",
+    "resolve",
+    "resolve_dataset",
+]
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LONGEST_ID = 200  # twice the hub's own limit of 96 for a name, with its owner
@@ -90,6 +101,31 @@ def commit_of(model: str, *, revision: str | None, hub: Hub, cache_dir: Path | N
         return None
     _refuse_unreadable(model)
     return hub_commit(model, revision=revision, hub=hub, cache_dir=cache_dir or _default_cache())
+
+
+def resolve_dataset(
+    dataset: str,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    hub: Hub | None = None,
+    cache_dir: Path | None = None,
+    offline: bool = False,
+) -> DatasetFacts | Unknown:
+    """Return what a hub's data set holds, or why nobody can say.
+
+    Raises:
+        ModelError: the hub has no such data set, or not that configuration or split of it.
+        Denied: it is gated or private.
+    """
+    if not _ID.fullmatch(dataset) or ".." in dataset or len(dataset) > _LONGEST_ID:
+        raise ModelError(
+            f"{dataset[:_LONGEST_ID]!r} is no hub id", fix="write ./ before a file or folder of this machine"
+        )
+    return dataset_facts(
+        dataset, split=split, config=config, hub=hub or Hub(), cache_dir=cache_dir or _default_cache(),
+        offline=offline,
+    )  # fmt: skip
 
 
 def _existing(text: str) -> Path | None:

@@ -63,7 +63,7 @@ def hub_facts(id: str, *, revision: str | None, hub: Hub, cache_dir: Path, offli
         Denied: the model is gated or private.
         HubUnreachable: the hub did not answer, or asked to be asked later.
     """
-    shelf = _Shelf(cache_dir / "hub" / id.replace("/", "--"))
+    shelf = Shelf(cache_dir / "hub" / id.replace("/", "--"))
     name = revision or "main"
     kept = shelf.revision(name)
     if offline:
@@ -71,9 +71,9 @@ def hub_facts(id: str, *, revision: str | None, hub: Hub, cache_dir: Path, offli
             raise ModelError(f"{id} at {name} is not kept in {cache_dir}, and nothing may be fetched")
         return _facts(_Commit(id, kept, shelf, None), hub)
     if kept and kept["sha"] == name:  # a commit: what it means cannot change
-        with _client(hub) as client:
+        with connected(hub) as client:
             return _facts(_Commit(id, kept, shelf, client), hub)
-    with _client(hub) as client:
+    with connected(hub) as client:
         return _facts(_Commit(id, _ask_revision(client, id, name, shelf), shelf, client), hub)
 
 
@@ -85,8 +85,8 @@ def hub_commit(id: str, *, revision: str | None, hub: Hub, cache_dir: Path) -> s
         Denied: the model is gated or private.
         HubUnreachable: the hub did not answer, or asked to be asked later.
     """
-    shelf = _Shelf(cache_dir / "hub" / id.replace("/", "--"))
-    with _client(hub) as client:
+    shelf = Shelf(cache_dir / "hub" / id.replace("/", "--"))
+    with connected(hub) as client:
         return str(_ask_revision(client, id, revision or "main", shelf)["sha"])
 
 
@@ -107,7 +107,7 @@ class _Commit:
 
     id: str
     said: Mapping[str, Any]
-    shelf: _Shelf
+    shelf: Shelf
     client: httpx.Client | None
 
     @property
@@ -145,12 +145,13 @@ class _Commit:
 
 
 @dataclass(frozen=True)
-class _Shelf:
-    """What is kept of one model: which commit a name meant, and the files of commits."""
+class Shelf:
+    """What is kept of one model or data set: which commit a name meant, and the files of commits."""
 
     path: Path
 
     def revision(self, name: str) -> dict[str, Any] | None:
+        """Return what was said of a branch, tag or commit, None where nothing is kept."""
         try:
             kept: dict[str, Any] = json.loads(self._revision(name).read_bytes())
         except (FileNotFoundError, ValueError):
@@ -158,18 +159,21 @@ class _Shelf:
         return kept
 
     def keep_revision(self, name: str, said: Mapping[str, Any]) -> None:
+        """Keep what was said of a branch, tag or commit."""
         _write(self._revision(name), json.dumps(said).encode())
 
     def _revision(self, name: str) -> Path:
         return self.path / "revisions" / f"{quote(name, '')}.json"
 
     def file(self, sha: str, name: str) -> bytes | None:
+        """Return a file of a commit, None where it is not kept."""
         try:
             return (self.path / sha / quote(name, "")).read_bytes()
         except FileNotFoundError:
             return None
 
     def keep_file(self, sha: str, name: str, raw: bytes) -> None:
+        """Keep a file of a commit."""
         _write(self.path / sha / quote(name, ""), raw)
 
 
@@ -182,7 +186,8 @@ def _write(path: Path, raw: bytes) -> None:
 
 
 @contextmanager
-def _client(hub: Hub) -> Iterator[httpx.Client]:
+def connected(hub: Hub) -> Iterator[httpx.Client]:
+    """Lend a client of ``hub``; what the network does is told as ``HubUnreachable``."""
     import httpx  # only where a hub is asked: sizing a known model must not pay for it
 
     headers = {"authorization": f"Bearer {hub.token}"} if hub.token else {}
@@ -199,7 +204,7 @@ def _client(hub: Hub) -> Iterator[httpx.Client]:
         ) from error
 
 
-def _ask_revision(client: httpx.Client, id: str, name: str, shelf: _Shelf) -> Mapping[str, Any]:
+def _ask_revision(client: httpx.Client, id: str, name: str, shelf: Shelf) -> Mapping[str, Any]:
     """Return the commit that ``name`` means now; an unchanged answer is not sent twice."""
     kept = shelf.revision(name)
     headers = {"if-none-match": kept["etag"]} if kept and kept.get("etag") else {}
@@ -207,7 +212,7 @@ def _ask_revision(client: httpx.Client, id: str, name: str, shelf: _Shelf) -> Ma
     answer = client.get(url, params={"blobs": "true"}, headers=headers)
     if answer.status_code == 304 and kept:
         return kept
-    _refuse(answer, id, name)
+    refuse(answer, id, name)
     try:
         said = _understand(answer.json(), answer.headers.get("etag"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -241,7 +246,7 @@ def _fetch(client: httpx.Client, url: str, id: str, length: int, *, start: int |
     with client.stream("GET", url, headers=headers) as answer:
         if answer.status_code not in (200, 206):
             answer.read()
-            _refuse(answer, id, url.split("/resolve/")[-1])
+            refuse(answer, id, url.split("/resolve/")[-1])
         skip = (start or 0) if answer.status_code == 200 else 0
         raw = bytearray()
         for chunk in answer.iter_bytes():
@@ -253,20 +258,21 @@ def _fetch(client: httpx.Client, url: str, id: str, length: int, *, start: int |
     return bytes(raw[skip : skip + length])
 
 
-def _refuse(answer: httpx.Response, id: str, name: str) -> None:
-    """Raise what an answer other than success means."""
+def refuse(answer: httpx.Response, id: str, name: str, *, kind: str = "model") -> None:
+    """Raise what an answer other than success means; ``kind`` is what ``id`` names."""
     code, reason = answer.status_code, answer.headers.get("x-error-code", "")
+    page = f"/{id}" if kind == "model" else f"/datasets/{id}"
     if code in (401, 403):
         raise Denied(
             f"the hub refuses {id}: it is gated, private, or does not exist",
-            fix=f"accept its terms at {answer.url.copy_with(path='/' + id, query=None)}, and set HF_TOKEN",
+            fix=f"accept its terms at {answer.url.copy_with(path=page, query=None)}, and set HF_TOKEN",
         )
     if code == 404 and reason == "EntryNotFound":
         raise ModelError(f"{id} has no file {name}")
     if code == 404 and reason == "RevisionNotFound":
         raise ModelError(f"{id} has no revision {name!r}", fix="name a branch, a tag or a commit of it")
     if code == 404:
-        raise ModelError(f"the hub has no model {id!r}, or not at {name!r}", fix="check the spelling")
+        raise ModelError(f"the hub has no {kind} {id!r}, or not at {name!r}", fix="check the spelling")
     if code == 429 or code >= 500:
         raise HubUnreachable(
             f"the hub answered {code} for {id}",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from orchestrator.backend import Mount
 from orchestrator.engines import Source
-from orchestrator.spec.models import Adapter, Model
+from orchestrator.engines.buckets import is_bucket
+from orchestrator.spec.models import Adapter, Model, Train
 
 VOLUME = "volume://"
 """What lies in a named volume: ``volume://NAME/FOLDER``."""
@@ -59,14 +61,56 @@ def data_source(dataset: str) -> tuple[str | None, tuple[Mount, ...]]:
     return target, (Mount(dataset, target, "folder", read_only=True),)
 
 
-def output_mount(output: str | None, run: str) -> Mount:
+def output_mount(output: str | None, run: str) -> Mount | None:
     """Return where checkpoints and results go: a folder, a volume, or a volume of the run's own.
+
+    None for a bucket: what is written is sent there.
 
     >>> output_mount("/runs/sft", "sft").kind, output_mount("results", "sft").kind
     ('folder', 'volume')
-    >>> output_mount(None, "sft").source
-    'sft-output'
+    >>> output_mount(None, "sft").source, output_mount("s3://bucket/sft", "sft")
+    ('sft-output', None)
     """
     if output is None:
         return Mount(f"{run}-output", OUTPUT, "cache")
+    if is_bucket(output):
+        return None
     return Mount(output, OUTPUT, "folder" if output.startswith("/") else "volume")
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a trainer finds the model and the data, where it writes, and what is fetched first.
+
+    ``data`` is None for a data set of the hub; ``fetched`` are pairs of path and URL.
+    """
+
+    model: Source
+    data: str | None
+    output: str
+    fetched: tuple[tuple[str, str], ...] = ()
+
+
+def placed(train: Train, *, home: str, mounted: bool) -> Places:
+    """Return where everything of a training run is; without mounts it is where the spec says.
+
+    What lies in a bucket is fetched into ``home``, and what goes to one is written there first.
+
+    >>> train = Train(model=Model(id="org/model"), dataset="s3://b/rows.jsonl", output="s3://b/sft")
+    >>> placed(train, home="/modelyard", mounted=True).fetched
+    (('/modelyard/data/rows.jsonl', 's3://b/rows.jsonl'),)
+    """
+    fetched = []
+    model, data, output = train.model, train.dataset, train.output or ""
+    source = model_source(model)[0] if mounted else Source(model.id, model.revision)
+    if is_bucket(model.id):
+        source = Source(model.id, model.revision, path=f"{home}/model")
+        fetched.append((f"{home}/model", model.id))
+    path = data_source(data)[0]
+    if is_bucket(data):
+        path = f"{home}/data/{PurePosixPath(data).name}"
+        fetched.append((path, data))
+    elif path and not mounted:
+        path = data
+    written = f"{home}/output" if mounted or is_bucket(output) else output
+    return Places(source, path, written, tuple(fetched))

@@ -14,7 +14,8 @@ from itertools import islice
 
 from orchestrator.backend import Mount
 from orchestrator.catalog import Accelerator, ModelFacts, count_parameters
-from orchestrator.engines import EngineLaunch, Source, trainer
+from orchestrator.engines import EngineLaunch, trainer
+from orchestrator.engines.buckets import PACKAGES, is_bucket, scheme_of
 from orchestrator.engines.nodes import HOME
 from orchestrator.engines.tuning import Dataset, Tuned, TuningJob
 from orchestrator.errors import NothingFits, Position
@@ -29,11 +30,13 @@ from orchestrator.planner.index import OfferIndex, OfferSet
 from orchestrator.planner.parallelism import is_native
 from orchestrator.planner.plan import SHOWN, Choice, Placed, advise, backends_of, tries_of
 from orchestrator.planner.sizing import Size, TrainingJob
-from orchestrator.planner.sizing.values import Method, Tuning
-from orchestrator.planner.sources import OUTPUT, data_source, model_source, output_mount
+from orchestrator.planner.sizing.values import GENERATES, Method, Tuning
+from orchestrator.planner.sources import data_source, model_source, output_mount, placed
 from orchestrator.planner.throughput import TrainingSpeed, training_throughput
 from orchestrator.planner.throughput.work import Work, work
+from orchestrator.spec.forms import nearest
 from orchestrator.spec.models import Task, Train
+from orchestrator.spec.rules import Finding
 from orchestrator.units import GIB
 
 AUTO_TRAINER = "trl"
@@ -113,23 +116,64 @@ class TuningQuestion:
             reference=_reference(method, self.train.args),
         )
 
+    @property
+    def written(self) -> TuningJob:
+        """What the spec says of the run, as its trainer is asked; devices and batch are found for it."""
+        train, adapter = self.train, self.train.adapter
+        home = HOME.lstrip("/") if self.bare else HOME
+        places = placed(train, home=home, mounted=not self.bare)
+        return TuningJob(
+            model=self.facts,
+            source=places.model,
+            dataset=Dataset(train.dataset, places.data),
+            output=places.output,
+            bucket=train.output if train.output and is_bucket(train.output) else "",
+            fetched=places.fetched,
+            method=train.method,
+            tuned=Tuned(adapter.type, adapter.rank, adapter.alpha, adapter.dropout, adapter.targets),
+            sequence_tokens=train.sequence_length,
+            epochs=train.epochs,
+            resume=self.resume,
+            merge=train.merge,
+            report=train.report,
+            home=home,
+            image=self.image,
+            args=dict(train.args),
+            env=self.env,
+            secrets=self.secrets,
+        )
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Return what is wrong with the spec wherever it would run."""
+        return (*self._unknown_places(), *trainer(self.engine).findings(self.written))
+
+    def _unknown_places(self) -> Iterator[Finding]:
+        named = {"dataset": self.train.dataset, "output": self.train.output or ""}
+        for field, text in named.items():
+            if (scheme := scheme_of(text)) and not is_bucket(text):
+                known = ", ".join(f"{each}://" for each in PACKAGES)
+                fix = nearest(f"{scheme}://", {f"{each}://": f"{each}://" for each in PACKAGES})
+                what = f"{scheme}:// is no kind of bucket: those are {known}"
+                yield Finding(f"train.{field}", what, fix)
+
     def mounts(self) -> tuple[Mount, ...]:
         """Return what the container sees of this machine: model, data and output."""
         if self.bare:
             return ()
         _, model = model_source(self.train.model)
         _, data = data_source(self.train.dataset)
-        return (*model, *data, output_mount(self.train.output, self.run))
+        output = output_mount(self.train.output, self.run)
+        return (*model, *data, *([output] if output else []))
 
 
 def _reference(method: Method, args: Mapping[str, object]) -> bool | None:
     """Return whether the trainer's own ``args`` ask for a reference in the run, None where they do not say.
 
-    GRPO has one with a ``beta`` above 0; DPO and KTO have none in the run where its probabilities
+    GRPO and RLOO have one with a ``beta`` above 0; DPO and KTO have none in the run where its probabilities
     are computed before it (TRL 1.16: GRPOConfig, DPOConfig, KTOConfig).
     """
     beta, before = args.get("beta"), args.get("precompute_ref_log_probs")
-    if method == "grpo" and isinstance(beta, int | float):
+    if method in GENERATES and isinstance(beta, int | float):
         return beta > 0
     return False if method in ("dpo", "kto") and before is True else None
 
@@ -297,49 +341,22 @@ def _fit_of(question: TuningQuestion, candidate: TrainingCandidate, counted: Wor
 
 
 def _written(question: TuningQuestion, candidate: TrainingCandidate) -> TuningJob:
-    train, job = question.train, candidate.job
-    source, path, output = _places(question)
-    adapter = train.adapter
+    job = candidate.job
     device = None if is_cpu(candidate.accelerator) else candidate.accelerator
     trained = _trained_parameters(question, candidate)
-    return TuningJob(
-        model=question.facts,
-        source=source,
-        dataset=Dataset(train.dataset, path),
-        output=output,
-        method=train.method,
-        tuned=Tuned(adapter.type, adapter.rank, adapter.alpha, adapter.dropout, adapter.targets),
+    return replace(
+        question.written,
         accelerator=device,
         count=candidate.count,
         nodes=candidate.nodes,
         precision="fp32" if device is None else "bf16" if is_native(device, "bf16") else "fp16",
-        sequence_tokens=train.sequence_length,
         micro_batch=job.micro_batch,
         accumulation=candidate.accumulation,
-        epochs=train.epochs,
         checkpointing=job.checkpointing != "none",
         sharding=job.sharding,
         rollout_share=job.rollout,
-        resume=question.resume,
-        merge=train.merge,
-        report=train.report,
-        home=HOME.lstrip("/") if question.bare else HOME,
         checkpoint_bytes=trained * 12,  # weights and two moments, in 32 bits
-        image=question.image,
-        args=dict(train.args),
-        env=question.env,
-        secrets=question.secrets,
     )
-
-
-def _places(question: TuningQuestion) -> tuple[Source, str | None, str]:
-    """Return where the trainer finds the model and the data, and where it writes."""
-    train = question.train
-    path, _ = data_source(train.dataset)
-    if question.bare:  # there are no mounts: everything is where the spec says
-        here = train.dataset if path else None
-        return Source(train.model.id, train.model.revision), here, train.output or ""
-    return model_source(train.model)[0], path, OUTPUT
 
 
 def _trained_parameters(question: TuningQuestion, candidate: TrainingCandidate) -> int:

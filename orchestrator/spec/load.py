@@ -15,7 +15,7 @@ from orchestrator.spec.complaints import complain, locate, parse_path
 from orchestrator.spec.forms import nearest, shown
 from orchestrator.spec.interpolation import Interpolation
 from orchestrator.spec.models import TYPES, Context, Spec
-from orchestrator.spec.rules import findings
+from orchestrator.spec.rules import Finding, findings
 from orchestrator.spec.tree import Entries, Items, Node, Scalar, Source, Value, plain
 
 SUFFIXES = (".yaml", ".yml")
@@ -48,6 +48,16 @@ class Document:
         """Return a problem with the value at ``path``, drawn with its line."""
         at = self.at(path)
         return Problem(at, what, fix, self.line(at))
+
+    def found(self, finding: Finding) -> Problem:
+        """Return a finding of somebody else's rule as a problem, at its key or its value."""
+        at = self.at(finding.path)
+        *parents, key = parse_path(finding.path) or ("",)
+        holder, _ = locate(self.root, parents)
+        if finding.of_key and isinstance(holder, Entries) and key in holder.entries:
+            entry = holder.entries[str(key)]
+            at = Position(self.source.file, entry.line, entry.column)
+        return Problem(at, f"{finding.path}: {finding.what}", finding.fix, self.line(at))
 
 
 def load(

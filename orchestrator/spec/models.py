@@ -448,11 +448,16 @@ class Train(Part):
     """A training job: method, model, data, and where the result goes."""
 
     method: Annotated[
-        Literal["sft", "dpo", "grpo", "ppo", "reward", "kto", "orpo", "pretrain"], replace("How it learns.")
+        Literal["sft", "dpo", "grpo", "rloo", "ppo", "reward", "kto", "orpo", "pretrain"],
+        replace("How it learns."),
     ] = "sft"
     model: Annotated[Model, replace("What is trained.", examples=["Qwen/Qwen2.5-7B"])]
     dataset: Annotated[
-        Source, replace("A hub id, a folder or a jsonl file.", examples=["trl-lib/Capybara", "./data.jsonl"])
+        Source,
+        replace(
+            "A hub id, a folder, a jsonl file, or one of them in a bucket.",
+            examples=["trl-lib/Capybara", "./data.jsonl", "s3://data/rows.jsonl"],
+        ),
     ]
     adapter: Annotated[
         TrainAdapter, replace("none, lora or qlora, alone or with its settings.", examples=["qlora"])
@@ -469,7 +474,7 @@ class Train(Part):
     ] = {}
     output: Annotated[
         Source | None,
-        replace("A folder or a volume for checkpoints and the result; resumed from there."),
+        replace("A folder, a volume or a bucket for checkpoints and the result; resumed from there."),
     ] = None
     merge: Annotated[Bool, replace("Fold the adapter into its base at the end, into merged/ of output.")] = (
         False

@@ -29,11 +29,15 @@ _USER = re.compile(r"[a-z_][a-z0-9_-]*\$?|\d{1,10}", re.ASCII | re.I)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a rule found wrong, at a path such as ``replicas`` or ``volumes[1].path``."""
+    """What a rule found wrong, at a path such as ``replicas`` or ``volumes[1].path``.
+
+    ``of_key`` says that it is the last key of the path that is wrong, whatever its value.
+    """
 
     path: str
     what: str
     fix: str | None = None
+    of_key: bool = False
 
 
 Rule: TypeAlias = Callable[..., Iterator[Finding]]

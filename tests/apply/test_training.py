@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli
+from tests.facts.hub_server import FakeHub, serving
 
 LEFT = {
     "artifacts": [
@@ -239,3 +240,120 @@ def test_an_output_that_cannot_be_ours_is_refused(cli: Cli, output: str, said: s
     result = cli("plan", "-f", cli.write("sft.yaml", BARE.replace("OUTPUT", output)))
     assert (result.code, said in result.err) == (65, True), result.err
     assert "sft.yaml:4:" in result.err
+
+
+WRONG = """\
+type: task
+name: sft
+train:
+  method: {method}
+  model: {model}
+  dataset: {dataset}
+  adapter: {adapter}
+  sequence_length: {length}
+  args: {args}
+  output: {output}
+  {more}
+"""
+RIGHT = {
+    "method": "sft", "model": "Qwen/Qwen3-8B", "dataset": "org/rows", "adapter": "lora", "length": 2048,
+    "args": "{}", "output": "results", "more": "epochs: 1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["plan", "validate"])
+@pytest.mark.parametrize(
+    ("changes", "place", "said", "fix"),
+    [
+        ({"args": "{learning_rat: 1}"}, "9:10", "trl 1.16.0 has no learning_rat", "mean 'learning_rate'?"),
+        ({"args": "{optim: adamx}"}, "9:17", "train.args.optim: optim takes one of", "mean 'ademamix'?"),
+        ({"args": "{learning_rate: fast}"}, "9:25", "takes a number, got 'fast'", ""),
+        ({"args": "{output_dir: /x}"}, "9:10", "output_dir is not for args", "say output: in the spec"),
+        ({"method": "orpo"}, "4:11", "trl does not train by orpo", "write engine: axolotl"),
+        ({"method": "spo"}, "4:11", "train.method: expected sft, dpo", "did you mean 'ppo'?"),
+        ({"length": 10**6}, "8:20", "sequences of 1000000 are beyond the model's 40960", "at most 40960"),
+        ({"args": "{max_length: 50000}"}, "9:22", "sequences of 50000 are beyond", "at most 40960"),
+        (
+            {"adapter": "{type: lora, targets: [q_proj, k_prj]}"},
+            "7:43", "Qwen3ForCausalLM has no 'k_prj'", "did you mean 'k_proj'?",
+        ),
+        ({"adapter": "none", "more": "merge: true"}, "11:10", "there is no adapter to fold", "remove it"),
+        ({"more": "report: wandb"}, "11:11", "wandb needs WANDB_API_KEY in env", "add env: [WANDB_API_KEY]"),
+        ({"model": "meta-llama/Llama-3.1-8B"}, "5:10", "is gated and needs HF_TOKEN", "add env: [HF_TOKEN]"),
+        ({"output": "s4://bucket/x"}, "10:11", "s4:// is no kind of bucket", "did you mean 's3://'?"),
+        ({"method": "grpo"}, "9:9", "grpo needs reward_funcs", "reward_funcs: [think_format_reward]"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_told_with_its_line(
+    farm: Cli, command: str, changes: dict[str, object], place: str, said: str, fix: str
+) -> None:
+    result = farm(command, "-f", farm.write("sft.yaml", WRONG.format(**{**RIGHT, **changes})))
+    assert result.code == 65, result.err
+    assert f"sft.yaml:{place}: " in result.err, result.err
+    assert said in result.err
+    assert fix in result.err
+
+
+def test_all_that_is_wrong_with_training_is_told_at_once(farm: Cli) -> None:
+    rows(farm, {"question": "a"})
+    changes = {"dataset": "./rows.jsonl", "length": 10**6, "args": "{learning_rat: 1}"}
+    result = farm("plan", "-f", farm.write("sft.yaml", WRONG.format(**{**RIGHT, **changes})))
+    told = [line for line in result.err.splitlines() if "sft.yaml:" in line]
+    found = [line.split(": ")[0].rpartition("/")[2] for line in told]
+    assert found == ["sft.yaml:6:12", "sft.yaml:8:20", "sft.yaml:9:10"]
+
+
+def test_what_is_right_is_told_nothing(farm: Cli) -> None:
+    for command in ("plan", "validate"):
+        result = farm(command, "-f", farm.write("sft.yaml", WRONG.format(**RIGHT)))
+        assert result.code == 0, result.err
+
+
+def test_results_in_a_bucket_are_used_from_there(cli: Cli) -> None:
+    printed(cli, {**LEFT, "artifacts": [*LEFT["artifacts"], MERGED]})
+    assert cli("apply", "-y", "-f", cli.write("sft.yaml", spec(output="s3://runs/sft/"))).code == 0
+    shown = json.loads(cli("show", "sft", "--json").out)["run"]["artifacts"]
+    assert shown[0]["location"] == "s3://runs/sft/"
+    next_one = spec(method="dpo").replace("model: Qwen/Qwen3-8B", "model: run://sft").replace("sft", "two", 1)
+    result = cli("plan", "--json", "-f", cli.write("two.yaml", next_one))
+    assert result.code == 0, result.err
+    words = json.loads(result.out)["runs"][0]["engine"]["command"]
+    assert words[words.index("--model_name_or_path") + 1] == "/modelyard/model"
+
+
+@pytest.mark.parametrize(
+    ("card", "code", "said"),
+    [
+        (
+            [{"name": "prompt"}, {"name": "chosen"}],
+            65,
+            "acme/tiny: dpo needs 'chosen' and 'rejected', 'rejected' is",
+        ),
+        ([{"name": "chosen"}, {"name": "rejected"}], 0, "8 rows"),
+        (None, 0, "columns of acme/tiny are not checked: its card does not name them"),
+    ],
+)
+def test_columns_of_a_hub_are_checked_before_anything_starts(
+    farm: Cli, monkeypatch: pytest.MonkeyPatch, card: list[dict[str, str]] | None, code: int, said: str
+) -> None:
+    info = {"features": card, "splits": [{"name": "train", "num_examples": 8}]} if card else None
+    with serving(FakeHub(card={"dataset_info": info})) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        result = farm("plan", "-f", farm.write("sft.yaml", spec("dpo", "acme/tiny")))
+    assert result.code == code, result.err
+    assert said in result.out + result.err, result.out
+
+
+def test_columns_that_nobody_could_check_are_said(farm: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = farm("plan", "-f", farm.write("sft.yaml", spec()))
+    assert (result.code, "columns of org/rows are not checked: the hub at" in result.out) == (0, True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = farm("plan", "-f", farm.write("sft.yaml", spec()))
+    assert "columns of org/rows are not checked: HF_HUB_OFFLINE is set" in result.out
+
+
+def test_gated_data_need_a_token(farm: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(FakeHub(gated=True)) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        result = farm("plan", "-f", farm.write("sft.yaml", spec("dpo", "acme/tiny")))
+    assert (result.code, "acme/tiny is gated and needs HF_TOKEN in env" in result.err) == (65, True)

@@ -65,6 +65,8 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     config.write_text(CONFIG.format(state=tmp_path / "sim.jsonl"))
     monkeypatch.setenv("MODELYARD_CONFIG", str(config))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # no catalog of the tester's own
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the public hub is not asked
     monkeypatch.setenv("MODELYARD_DATABASE_URL", f"sqlite:///{tmp_path}/state.db")
     monkeypatch.chdir(tmp_path)
     return Cli(tmp_path, capsys)

@@ -18,11 +18,13 @@ import ast
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import io
 import json
 import os
 import re
 import sys
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,6 +58,7 @@ READS: dict[str, str] = {
     "float": "float",
     "human_readable_int": "count",
     "human_readable_int_or_auto": "count?",
+    "string_to_bool": "bool",
 }
 """What a parser's type function reads, by its name; ``?`` allows a word such as ``auto`` too."""
 
@@ -139,13 +142,13 @@ TRL_METHODS = ("sft", "dpo", "grpo", "kto", "reward", "rloo")
 
 
 def trl() -> Iterator[dict[str, Any]]:
-    """Yield one record per option of TRL's scripts, with the methods whose script has it."""
+    """Yield one record per option of TRL's scripts, with the methods whose script has it so."""
     merged: dict[str, dict[str, Any]] = {}
     for method in TRL_METHODS:
         for record in from_argparse(importlib.import_module(f"trl.scripts.{method}").make_parser()):
-            known = merged.setdefault(record["names"][0], {**record, "methods": []})
+            known = merged.setdefault(json.dumps(record, sort_keys=True), {**record, "methods": []})
             known["methods"].append(method)
-    yield from merged.values()
+    yield from sorted(merged.values(), key=lambda record: record["names"])
     # taken off by its parser before argparse sees it
     yield {"names": ["--config"], "takes": 1, "methods": list(TRL_METHODS)}
 
@@ -155,7 +158,30 @@ def axolotl() -> Iterator[dict[str, Any]]:
     schema: Any = importlib.import_module("axolotl.utils.schemas.config").AxolotlInputConfig
     liger: Any = importlib.import_module("axolotl.integrations.liger.args").LigerArgs
     for name, field in {**schema.model_fields, **liger.model_fields}.items():
-        yield {"names": sorted({name, field.alias or name}), "takes": 1}
+        yield {"names": sorted({name, field.alias or name}), **of_annotation(field.annotation)}
+
+
+def of_annotation(annotation: Any) -> dict[str, Any]:
+    """Return what one value of a pydantic field is read as; only ``*`` where it may be several."""
+    typing = importlib.import_module("typing")
+    kinds, words = set(), set()
+    left = [annotation]
+    while left:
+        kind = left.pop()
+        origin = typing.get_origin(kind)
+        if origin is typing.Literal:
+            words |= set(typing.get_args(kind))
+        elif origin is typing.Annotated:
+            left.append(typing.get_args(kind)[0])
+        elif origin in (typing.Union, types.UnionType):
+            left += typing.get_args(kind)
+        elif kind is not type(None):
+            kinds.add(kind)
+    if words and not kinds and all(isinstance(word, str) for word in words):
+        return {"takes": 1, "choices": sorted(words)}
+    if not words and (kinds == {int} or (float in kinds and kinds <= {int, float, str})):
+        return {"takes": 1, "reads": "float" if float in kinds else "int"}  # text such as 2e-4 is read
+    return {"takes": 1, "reads": "bool"} if kinds == {bool} and not words else {"takes": "*"}
 
 
 def tgi(reference: Path) -> Iterator[dict[str, Any]]:
@@ -178,6 +204,40 @@ def vllm_architectures() -> Iterator[str]:
     registry: Any = importlib.import_module("vllm.model_executor.models.registry")
     yield from registry._VLLM_MODELS
     yield from (f"!{name}" for name in registry._PREVIOUSLY_SUPPORTED_MODELS)
+
+
+def transformers_modules() -> Iterator[dict[str, Any]]:
+    """Yield the modules with weights of every model that generates text, as PEFT names them.
+
+    Built of its default configuration without memory; what cannot be built so is left out.
+    """
+    import torch
+
+    auto: Any = importlib.import_module("transformers")
+    convolution = importlib.import_module("transformers.pytorch_utils").Conv1D
+    kinds = (torch.nn.Linear, torch.nn.Embedding, convolution)
+    for name in sorted(set(transformers_architectures())):
+        model_class = getattr(auto, name, None)
+        try:
+            with torch.device("meta"):
+                model = model_class(model_class.config_class())
+        except Exception as cannot:  # whatever another program raises: said, and left out
+            print(f"{name}: {type(cannot).__name__}: {cannot}"[:200], file=sys.__stderr__)
+            continue
+        parts = (path.rsplit(".", 1)[-1] for path, part in model.named_modules() if isinstance(part, kinds))
+        found = {part for part in parts if not part.isdigit()}
+        yield {"architecture": name, "modules": sorted(found | written(model_class))}
+
+
+def written(model_class: Any) -> set[str]:
+    """Return the modules that a model's own file makes, whatever its configuration leaves out."""
+    found = set()
+    for node in ast.walk(ast.parse(inspect.getsource(sys.modules[model_class.__module__]))):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+            calls = (each.func for each in ast.walk(node.value) if isinstance(each, ast.Call))
+            if {ast.unparse(call).rpartition(".")[2] for call in calls} & {"Linear", "Embedding", "Conv1D"}:
+                found.add(node.targets[0].attr)
+    return found
 
 
 def sglang_architectures() -> Iterator[str]:
@@ -215,13 +275,15 @@ def main(what: str, engine: str, *reference: str) -> None:
         ("architectures", "vllm"): vllm_architectures,
         ("architectures", "sglang"): sglang_architectures,
         ("architectures", "transformers"): transformers_architectures,
+        ("modules", "transformers"): transformers_modules,
     }
     noise = io.StringIO()
     with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
         found = list(recorders[what, engine]())
     if what == "flags":
-        found = [json.dumps(r, sort_keys=True) for r in sorted(found, key=lambda r: str(r["names"][0]))]
-    print("\n".join(found if what == "flags" else sorted(set(found))))
+        found = sorted(found, key=lambda r: str(r["names"][0]))
+    lines = sorted(set(found)) if what == "architectures" else [json.dumps(r, sort_keys=True) for r in found]
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

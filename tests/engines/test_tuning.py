@@ -21,7 +21,7 @@ from orchestrator.engines.tuning import Dataset, Method, Sharding, Tuned, Tuning
 from tests.engines.jobs import DEEPSEEK, H100, LLAMA_8B, MI300X, T4, TPU
 from tests.engines.test_parsers import ask, interpreter
 
-METHODS: tuple[Method, ...] = ("sft", "pretrain", "dpo", "kto", "reward", "grpo", "orpo", "ppo")
+METHODS: tuple[Method, ...] = ("sft", "pretrain", "dpo", "kto", "reward", "grpo", "rloo", "orpo", "ppo")
 REWARDS: Mapping[str, Mapping[str, Any]] = {
     "trl": {"reward_funcs": ["think_format_reward"]},
     "axolotl": {"trl": {"reward_funcs": ["rewards.length"], "num_generations": 8}},
@@ -43,7 +43,9 @@ def every_tuning(name: str) -> Iterator[TuningJob]:
     for method, tuned, (count, nodes) in itertools.product(METHODS, kinds, shapes):
         for device, sharding in itertools.product((H100, MI300X, None), shards):
             job = tuning(accelerator=device, method=method, tuned=tuned, count=count, nodes=nodes)
-            args = REWARDS[name] if method == "grpo" else {"warmup_steps": 10, "learning_rate": 1e-4}
+            args = (
+                REWARDS[name] if method in ("grpo", "rloo") else {"warmup_steps": 10, "learning_rate": 1e-4}
+            )
             job = replace(job, sharding=sharding, args=args, accumulation=8)
             yield job
             rows = Dataset("./rows.jsonl", path="/data/rows.jsonl")
@@ -124,9 +126,9 @@ def test_launcher_that_swallows_the_signal_is_never_used(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "reason"),
     [
-        ("trl", {"method": "ppo"}, "trl has no script for ppo"),
-        ("trl", {"method": "orpo"}, "trl has no script for orpo"),
-        ("axolotl", {"method": "ppo"}, "axolotl does not know ppo"),
+        ("trl", {"method": "ppo"}, "trl does not train by ppo"),
+        ("trl", {"method": "orpo"}, "trl does not train by orpo"),
+        ("axolotl", {"method": "ppo"}, "axolotl does not train by ppo"),
         ("trl", {"accelerator": T4}, "T4-16GB has no bf16, train in fp16"),
         ("trl", {"accelerator": TPU}, "there is no image of trl for tpu"),
         ("axolotl", {"accelerator": MI300X}, "there is no image of axolotl for rocm"),
@@ -134,15 +136,23 @@ def test_launcher_that_swallows_the_signal_is_never_used(name: str) -> None:
         ("trl", {"model": DEEPSEEK}, "published in fp8 cannot be trained themselves"),
         ("trl", {"sequence_tokens": 200_000}, "beyond the model's 131072"),
         ("trl", {"sharding": "zero3"}, "zero3 spreads over devices, and there is one"),
-        ("trl", {"method": "grpo"}, "grpo needs args.reward_funcs"),
+        ("trl", {"method": "grpo"}, "grpo needs reward_funcs"),
         ("trl", {"method": "grpo", "args": REWARDS["trl"]}, "a batch of 1 is not made of whole groups"),
         ("trl", {"version": "1.14.0", "resume": True, "image": "x"}, "cannot resume"),
-        ("trl", {"args": {"learning_rat": 1}}, "has no learning_rat, did you mean learning_rate"),
+        ("trl", {"args": {"learning_rat": 1}}, "args.learning_rat: trl 1.16.0 has no learning_rat"),
         ("trl", {"args": {"num_generations": 4}}, "has no num_generations"),
-        ("trl", {"args": {"output_dir": "/x"}}, "say output: in the spec"),
-        ("axolotl", {"args": {"micro_batch_sizes": 4}}, "did you mean micro_batch_size"),
-        ("axolotl", {"args": {"deepspeed": "x"}}, "the plan chose how to shard"),
-        ("axolotl", {"method": "grpo"}, "grpo needs args.trl"),
+        ("trl", {"args": {"output_dir": "/x"}}, "output_dir is not for args"),
+        ("trl", {"args": {"learning_rate": "fast"}}, "takes a number, got 'fast'"),
+        ("trl", {"args": {"max_length": 200_000}}, "args.max_length: sequences of 200000 are beyond"),
+        ("trl", {"args": {"optim": "adamx"}}, "optim takes one of"),
+        ("trl", {"method": "rloo"}, "rloo needs reward_funcs"),
+        ("trl", {"tuned": Tuned("lora", targets=("q_prj",))}, "LlamaForCausalLM has no 'q_prj'"),
+        ("axolotl", {"args": {"micro_batch_sizes": 4}}, "axolotl 0.19.0 has no micro_batch_sizes"),
+        ("axolotl", {"args": {"deepspeed": "x"}}, "deepspeed is not for args"),
+        ("axolotl", {"args": {"learning_rate": "fast"}}, "takes a number, got 'fast'"),
+        ("axolotl", {"bucket": "s3://b/o", "nodes": 2}, "needs a folder or a volume for output"),
+        ("axolotl", {"method": "rloo"}, "axolotl does not train by rloo"),
+        ("axolotl", {"method": "grpo"}, "grpo needs trl with its reward_funcs"),
         ("trl", {"source": Source("s3://bucket/model")}, "does not load from s3://"),
         ("trl", {"model": replace(LLAMA_8B, gated_access=True)}, "needs HF_TOKEN"),
     ],

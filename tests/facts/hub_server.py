@@ -54,8 +54,8 @@ def serving(hub: FakeHub) -> Iterator[FakeHub]:
                 self.stored(path.removeprefix("/stored/"))
             elif hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
                 self.answer(401, b"{}", {"X-Error-Code": "GatedRepo"})
-            elif path.startswith("/api/models/"):
-                self.about(path.removeprefix("/api/models/"))
+            elif path.startswith(("/api/models/", "/api/datasets/")):
+                self.about(path.split("/", 3)[3])
             elif "/resolve/" in path:
                 self.resolve(*path.lstrip("/").split("/resolve/", 1))
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.apply import RunPlan
-from orchestrator.errors import NothingFits
+from orchestrator.errors import NothingFits, SpecError
 from orchestrator.render.plans import plan_json, plan_text
 from tests.places import plan_everywhere
 
@@ -85,9 +85,11 @@ def test_a_run_that_fits_nowhere_says_what_the_nearest_set_lacks() -> None:
 
 def test_a_method_the_trainer_has_not_is_refused_by_name() -> None:
     text = SFT.format(dataset="d", adapter="lora", batch=16, more="")
-    with pytest.raises(NothingFits) as caught:
+    with pytest.raises(SpecError) as caught:
         plan_everywhere(text.replace("train:", "train:\n  method: orpo"))
-    assert caught.value.fix == "trl: trl has no script for orpo"
+    [problem] = caught.value.problems
+    assert problem.what == "train.method: trl does not train by orpo"
+    assert problem.fix == "axolotl does: write engine: axolotl"
 
 
 def test_a_reader_sees_model_batch_memory_and_speed() -> None:

@@ -11,9 +11,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -28,14 +29,14 @@ backends: [process]
 train:
   method: {method}
   model: ./model
-  dataset: ./{method}.jsonl
+  dataset: {dataset}
   adapter: {{type: lora, rank: 4}}
   sequence_length: 64
   batch_size: 2
   args: {{max_steps: {steps}, save_steps: 25, logging_steps: 1, learning_rate: 0.01, seed: 3}}
-  output: ./out-{name}
+  output: {output}
   merge: {merge}
-env: {{OMP_NUM_THREADS: "1"}}
+env: {{OMP_NUM_THREADS: "1"{env}}}
 """
 
 
@@ -62,10 +63,15 @@ class User:
         return kept | {"HOME": str(self.folder), "PATH": path, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
     def write(
-        self, name: str, *, method: str = "sft", steps: int = 400, merge: bool = False, more: str = ""
-    ) -> str:
+        self, name: str, *, method: str = "sft", steps: int = 400, merge: bool = False, more: str = "",
+        dataset: str = "", output: str = "", env: Mapping[str, str] = MappingProxyType({}),
+    ) -> str:  # fmt: skip
         """Write a spec and return its path."""
-        text = SPEC.format(name=name, method=method, steps=steps, merge=str(merge).lower())
+        text = SPEC.format(
+            name=name, method=method, steps=steps, merge=str(merge).lower(),
+            dataset=dataset or f"./{method}.jsonl", output=output or f"./out-{name}",
+            env="".join(f", {key}: {json.dumps(value)}" for key, value in env.items()),
+        )  # fmt: skip
         (self.folder / f"{name}.yaml").write_text(text + more)
         return f"{name}.yaml"
 

@@ -49,8 +49,9 @@ def test_stopped_run_is_interrupted_and_resumed_at_its_step(user: User, whole: f
 def test_output_with_checkpoints_is_not_written_over(user: User, whole: float) -> None:
     text = (user.folder / "whole.yaml").read_text()
     (user.folder / "other.yaml").write_text(text.replace("name: whole", "name: other"))
-    user("apply", "-y", "-f", "other.yaml", code=1)
-    assert "what run whole left" in user.said("other")
+    refused = user("apply", "-y", "-f", "other.yaml", code=65).stderr
+    assert "other.yaml:12:11: " in refused
+    assert "holds what run whole left" in refused
 
 
 @pytest.mark.slow

@@ -60,7 +60,9 @@ class ServingJob:
         return self.tensor * self.pipeline * self.data
 
 
-Method = Literal["sft", "pretrain", "dpo", "kto", "orpo", "reward", "ppo", "grpo"]
+Method = Literal["sft", "pretrain", "dpo", "kto", "orpo", "reward", "ppo", "grpo", "rloo"]
+GENERATES: frozenset[Method] = frozenset({"grpo", "rloo"})
+"""Methods whose trainer has an engine beside it that answers prompts."""
 Tuning = Literal["full", "lora", "qlora"]
 Checkpointing = Literal["none", "selective", "full"]
 LossKernel = Literal["full", "chunked", "fused"]
@@ -75,13 +77,14 @@ ROLLOUT_SHARE = 0.3
 def compares(method: Method, reference: bool | None = None) -> bool:
     """Return whether ``method`` asks a frozen reference what it would have said.
 
-    None is the method's own way: DPO, KTO and PPO do, and GRPO does only with a ``beta`` above
-    TRL's 0 (TRL 1.16, GRPOConfig). Methods without a reference have none whatever is said.
+    None is the method's own way: DPO, KTO, PPO and RLOO do, and GRPO does only with a ``beta``
+    above TRL's 0 (TRL 1.16: GRPOConfig, and 0.05 in RLOOConfig). Methods without a reference have
+    none whatever is said.
 
     >>> compares("dpo"), compares("grpo"), compares("grpo", True), compares("sft", True)
     (True, False, True, False)
     """
-    if method not in ("dpo", "kto", "ppo", "grpo"):
+    if method not in ("dpo", "kto", "ppo", "grpo", "rloo"):
         return False
     return method != "grpo" if reference is None else reference
 
@@ -99,7 +102,7 @@ class TrainingJob:
     is quantized while it loads has its experts converted too. ``accumulates`` says that gradients stay
     between micro batches. ``reference`` says whether a frozen model is asked (None: the
     method's own way, ``compares``). ``rollout_share`` is the share of the device that the engine
-    which generates takes (None: ``ROLLOUT_SHARE`` for GRPO, else nothing).
+    which generates takes (None: ``ROLLOUT_SHARE`` for GRPO and RLOO, else nothing).
     """
 
     engine: str = "trl"
@@ -136,7 +139,7 @@ class TrainingJob:
         """Share of each device that the engine which generates takes."""
         if self.rollout_share is not None:
             return self.rollout_share
-        return ROLLOUT_SHARE if self.method == "grpo" else 0.0
+        return ROLLOUT_SHARE if self.method in GENERATES else 0.0
 
     @property
     def tokens(self) -> int:

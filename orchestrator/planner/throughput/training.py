@@ -14,7 +14,7 @@ from typing import Literal
 
 from orchestrator.catalog.values import Accelerator, ModelFacts
 from orchestrator.planner.sizing.kv import kv_layout
-from orchestrator.planner.sizing.values import Method, compares
+from orchestrator.planner.sizing.values import GENERATES, Method, compares
 from orchestrator.planner.throughput.device import bandwidth, by_architecture, peak_flops
 from orchestrator.planner.throughput.factors import TRAINING, TrainingFactors
 from orchestrator.planner.throughput.serving import serving_throughput
@@ -63,7 +63,7 @@ def passes(method: Method, *, reference: bool | None = None, rollout_share: floa
     """Return the passes of ``method`` over one example of its data.
 
     DPO, ORPO and reward models learn from pairs; DPO asks the reference about both. KTO asks the
-    reference about its sequence and both models about a mismatched one, for the KL term. GRPO
+    reference about its sequence and both models about a mismatched one, for the KL term. GRPO and RLOO
     computes the old probabilities again where another engine wrote the answer, and asks the
     reference where there is one (TRL 1.16: ``DPOTrainer``, ``KTOTrainer``, ``ORPOTrainer``,
     ``RewardTrainer``, ``GRPOTrainer``). PPO asks reference, reward and value model and learns
@@ -83,7 +83,7 @@ def passes(method: Method, *, reference: bool | None = None, rollout_share: floa
         return Passes(sequences=2, forwards=asked)
     if method == "kto":
         return Passes(forwards=1 + 2 * asked)
-    if method == "grpo":
+    if method in GENERATES:
         return Passes(forwards=int(rollout_share > 0) + asked, generates=True)
     if method == "ppo":
         return Passes(learned=2 * PPO_EPOCHS, forwards=2 + asked, generates=True)
@@ -277,7 +277,7 @@ def _cautions(method: Method, way: Passes) -> Iterator[str]:
     if method not in _MEASURED:
         yield f"no measured row stands behind the speed of {method}"
     if way.generates:
-        free = "prompt and reward" if method == "grpo" else "prompt"
+        free = "prompt and reward" if method in GENERATES else "prompt"
         yield f"every answer is taken to be as long as it may be, and its {free} to cost nothing"
 
 
