@@ -99,39 +99,38 @@ def logs(
 ) -> None:
     """Print a run's output."""
     start = _since(since) if since else None
-    with open_api(config) as api, _figures(live=follow and sys.stdout.isatty() and not json) as passed:
+    live = follow and sys.stdout.isatty() and not json
+    with open_api(config) as api, _printing(live=live, flush=follow) as say:
         for line in api.logs(run, replica=replica, node=node, follow=follow, since=start, tail=tail):
-            if not passed(line.text):
-                continue
             if json:
                 from orchestrator.render.runs import log_json
 
                 print(log_json(line, run=run, replica=replica, node=node), flush=follow)
                 continue
             at = f"{line.at.isoformat(timespec='milliseconds')} " if timestamps and line.at else ""
-            print(at + line.text, flush=follow)
+            say(line.text, at)
 
 
 @contextmanager
-def _figures(*, live: bool) -> Iterator[Callable[[str], bool]]:
-    """Show the figures that training tells in a moving line; yields whether a line is still to be printed."""
+def _printing(*, live: bool, flush: bool) -> Iterator[Callable[[str, str], None]]:
+    """Yield what prints a line after its time; live, the figures that training tells move in one line."""
     if not live:
-        yield lambda _: True
+        yield lambda text, at: print(at + text, flush=flush)
         return
-    from rich.console import Console  # 40 ms of CPU: only where it is seen
-
+    from orchestrator.cli.progress import MovingLine
     from orchestrator.engines.tuning_entry import lines
     from orchestrator.loop.training import phrase
 
-    with Console(stderr=True, highlight=False, markup=False, emoji=False).status("") as status:
+    with MovingLine() as moving:
 
-        def passed(text: str) -> bool:
+        def say(text: str, at: str) -> None:
             told = next(lines(iter([text])), None)
             if told is not None:
-                status.update(phrase(told))
-            return told is None or "step" not in told
+                moving.tell(phrase(told))
+            if told is None or "step" not in told:
+                moving.print(at + text)
 
-        yield passed
+        yield say
 
 
 def _since(text: str) -> datetime:

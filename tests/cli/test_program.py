@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.progress import MovingLine
 from tests.cli.conftest import Cli
 from tests.images import busybox, require_engine
 
@@ -268,6 +269,17 @@ def test_progress_on_a_terminal_is_drawn_and_without_one_is_plain(cli: Cli) -> N
     assert b"\x1b[" in shown
     cli.write("hello.yaml", "type: task\nname: hello\ncommands: [echo hi again]\n")
     assert "\x1b" not in cli.program("apply", "-y", "-f", file).err
+
+
+def test_a_moving_line_leaves_the_streams_to_those_who_print(capsys: pytest.CaptureFixture[str]) -> None:
+    streams = sys.stdout, sys.stderr
+    with MovingLine() as moving:
+        assert (sys.stdout, sys.stderr) == streams
+        moving.tell("pulling")
+        moving.print("\x1b[1mdone\x1b[0m [not markup]")
+    assert (sys.stdout, sys.stderr) == streams
+    said = capsys.readouterr()
+    assert (said.out, said.err.strip()) == ("", "done [not markup]")
 
 
 LIGHT = ("pydantic", "sqlalchemy", "rich", "docker", "httpx", "asyncio", "kubernetes", "cryptography", "yaml")
