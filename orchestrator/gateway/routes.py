@@ -66,6 +66,7 @@ class ServiceRoute:
     requests are for replicas of the newer spec, while there are some of both. ``held`` replicas are
     held for it, ready or not, at ``price_usd_hour`` each. ``adapters`` are those of ``models`` that
     only replicas answer which have loaded them; ``base`` is the service whose replicas these are.
+    ``by_prefix`` sends requests that begin alike to the same replica.
     """
 
     name: str
@@ -84,6 +85,7 @@ class ServiceRoute:
     price_usd_hour: float = 0.0
     adapters: frozenset[str] = frozenset()
     base: str = ""
+    by_prefix: bool = False
 
     def allows(self, path: str) -> bool:
         """Return whether requests to ``path`` are passed on.
@@ -181,6 +183,7 @@ def _based(run: Run, base: ServiceRoute | None, plan: str) -> ServiceRoute:
         created_s=int(run.created_at.timestamp()) if run.created_at else 0,
         adapters=frozenset(models),
         base=run.template.base,
+        by_prefix=spec.affinity == "prefix",
     )
 
 
@@ -210,6 +213,7 @@ def _service(run: Run, jobs: Sequence[Job]) -> ServiceRoute:
         held=len({(job.replica, job.attempt) for job in jobs if not job.state.is_final}),
         price_usd_hour=price_of(run.plan),
         adapters=frozenset(a.name for a in spec.model.adapters) if spec.model and takes else frozenset(),
+        by_prefix=spec.affinity == "prefix",
     )
 
 

@@ -893,6 +893,10 @@ class Service(Work):
     ] = IntRange.model_construct(min=1, max=1)
     scaling: Annotated[Scaling | None, in_place("When to add and remove replicas.")] = None
     rollout: Annotated[Rollout, in_place("How a changed spec takes over.")] = Rollout.model_construct()
+    affinity: Annotated[
+        Literal["none", "prefix"],
+        in_place("prefix: to the replica that had a request which began alike, while it is not much busier."),
+    ] = "none"
     probes: Annotated[tuple[Probe, ...], replace("What decides whether a replica is ready.")] = ()
     rate_limits: Annotated[tuple[RateLimit, ...], in_place("How often a client may ask.")] = ()
     auth: Annotated[Bool, in_place("Ask clients for a token at the gateway.")] = True

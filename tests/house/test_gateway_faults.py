@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,14 +12,17 @@ from typing import Any
 import pytest
 
 from orchestrator.engines import exposition
-from orchestrator.gateway import keys, model_key, routes, sampling, scaling, wire
+from orchestrator.gateway import affinity, keys, model_key, routes, sampling, scaling, wire
 from orchestrator.gateway.limits import Buckets
 from orchestrator.gateway.routes import Replica, ServiceRoute
-from orchestrator.gateway.server import exchange, gateway, inbound, metrics, outbound, scaler
+from orchestrator.gateway.server import exchange, gateway, inbound, metrics, outbound, scaler, tracing
 from orchestrator.gateway.server.exchange import Exchange
+from orchestrator.loop import adapters
 from orchestrator.reconcile.values import Job, JobState, Run
 from tests.gateway import (
     clients,
+    test_adapters,
+    test_affinity,
     test_failing,
     test_figures,
     test_moving,
@@ -26,6 +30,7 @@ from tests.gateway import (
     test_passing,
     test_scale,
     test_scaling,
+    test_tracing,
     test_wire,
 )
 
@@ -63,7 +68,7 @@ def opens_everything(patch: Patch) -> None:
 
 
 def routes_to_what_stops(patch: Patch) -> None:
-    def replica(run: Run, job: Job, port: int) -> Replica | None:
+    def replica(run: Run, job: Job, port: int, *, loads: bool) -> Replica | None:
         where = job.ports.get(port)
         return Replica(job.name, *where) if where and job.state is JobState.READY and not job.node else None
 
@@ -246,7 +251,47 @@ def counts_nothing_twice_over(patch: Patch) -> None:
 
 
 def forgets_the_weight(patch: Patch) -> None:
-    patch.setattr(gateway.Desk, "pick", lambda self, tried, now: self._least(self.lanes, tried, now))
+    patch.setattr(gateway.Desk, "pick", lambda self, tried, now, _: self._least(self.lanes, tried, now))
+
+
+def asks_any_replica(patch: Patch) -> None:
+    patch.setattr(Exchange, "adapter", "")
+
+
+def waits_in_one_line(patch: Patch) -> None:
+    def first(self: gateway.Gateway, desk: gateway.Desk) -> Exchange | None:
+        found = next(iter(desk.waiting))
+        return found if desk.pick((), self.now, found.adapter) else None
+
+    patch.setattr(gateway.Gateway, "_next_waiting", first)
+
+
+def forgets_revisions(patch: Patch) -> None:
+    right = adapters.differences
+    patch.setattr(adapters, "differences", lambda wanted, loaded, told: right(wanted, loaded))
+
+
+def drops_nothing(patch: Patch) -> None:
+    right = adapters.differences
+    patch.setattr(adapters, "differences", lambda wanted, loaded, told: ((), right(wanted, loaded, told)[1]))
+
+
+def forgets_beginnings(patch: Patch) -> None:
+    patch.setattr(affinity.Prefixes, "find", lambda self, begun: None)
+
+
+def clings_to_beginnings(patch: Patch) -> None:
+    patch.setattr(gateway, "BUSIER", 10_000)
+
+
+def parts_spans(patch: Patch) -> None:
+    right = tracing.Traced.ask
+
+    def ask(self: tracing.Traced, exchange: Exchange) -> bytes:
+        right(self, exchange)
+        return b"traceparent: 00-%032x-%016x-01\r\n" % (1, 1)
+
+    patch.setattr(tracing.Traced, "ask", ask)
 
 
 CAUGHT: list[tuple[Callable[[Patch], None], Callable[[], object]]] = [
@@ -344,6 +389,27 @@ CAUGHT: list[tuple[Callable[[Patch], None], Callable[[], object]]] = [
         test_figures.test_figures_are_well_formed_and_every_series_is_told_once,
     ),
     (queues_without_end, test_failing.test_the_queue_is_bounded_and_says_when_to_come_back),
+    (asks_any_replica, test_adapters.test_an_adapter_s_requests_go_only_where_it_is_loaded),
+    (
+        waits_in_one_line,
+        test_adapters.test_who_waits_for_an_adapter_holds_up_nobody_and_is_served_once_it_is_loaded,
+    ),
+    (
+        forgets_revisions,
+        test_adapters.test_other_weights_at_the_same_path_are_loaded_anew,
+    ),
+    (
+        drops_nothing,
+        lambda: test_adapters.test_an_engine_comes_to_serve_what_is_wanted_and_nothing_else(
+            "vllm", test_adapters.VLLM
+        ),
+    ),
+    (forgets_beginnings, test_affinity.test_conversations_stay_where_they_began),
+    (
+        clings_to_beginnings,
+        test_affinity.test_a_replica_that_is_busier_is_spared_and_one_that_leaves_is_forgotten,
+    ),
+    (parts_spans, test_tracing.test_a_request_is_a_span_of_its_client_s_trace_and_the_replica_s_parent),
 ]
 
 
@@ -355,5 +421,7 @@ def test_a_planted_fault_is_caught(
 ) -> None:
     monkeypatch.setattr(clients, "PATIENCE_S", 4.0)
     plant(monkeypatch)
-    with pytest.raises((AssertionError, TimeoutError, pytest.fail.Exception)):
+    with pytest.raises((AssertionError, TimeoutError, pytest.fail.Exception)) as caught:
         test()
+    del caught  # it holds the frames of the test, and they what it left open:
+    gc.collect()  # that is found here, and not in a later test

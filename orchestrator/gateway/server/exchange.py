@@ -6,6 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING
 
+from orchestrator.gateway.affinity import beginnings
 from orchestrator.gateway.answers import answer, error_event, error_object, models
 from orchestrator.gateway.keys import Key
 from orchestrator.gateway.limits import rate_for
@@ -238,7 +239,10 @@ class Exchange:
         """Send to the replica with the least on its hands, or wait for one."""
         desk, gateway = self._desk, self.inbound.gateway
         assert desk is not None
-        lane = desk.pick(self._tried, gateway.now, self.adapter)
+        if desk.service.by_prefix and self._body:
+            lane = desk.pick_alike(beginnings(self._body), self._tried, gateway.now, self.adapter)
+        else:
+            lane = desk.pick(self._tried, gateway.now, self.adapter)
         if lane is not None:
             desk.given += 1
             self._take(lane)

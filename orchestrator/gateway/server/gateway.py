@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.engines.exposition import EngineLoad
+from orchestrator.gateway.affinity import Prefixes
 from orchestrator.gateway.keys import Keys
 from orchestrator.gateway.limits import Buckets
 from orchestrator.gateway.routes import Replica, Routes, ServiceRoute
@@ -25,6 +26,8 @@ if TYPE_CHECKING:  # an extra
 
 LAST_WORDS_S = 1.0
 """For clients to read the error that ends what was cut."""
+BUSIER = 4
+"""Requests that a replica may have more than the least busy one, and still get those that begin alike."""
 TICK_S = 0.1
 """How exact time-outs are; one look at every connection."""
 
@@ -69,8 +72,8 @@ class Desk:
     """One service as the gateway serves it: its replicas, who waits, and how often clients asked."""
 
     __slots__ = (
-        "arrived", "buckets", "cost_usd", "given", "is_serving", "lanes", "queue_s", "service", "token_s",
-        "ttft_s", "turn", "waiting",
+        "arrived", "buckets", "cost_usd", "given", "is_serving", "lanes", "prefixes", "queue_s", "service",
+        "token_s", "ttft_s", "turn", "waiting",
     )  # fmt: skip
 
     def __init__(self, service: ServiceRoute) -> None:
@@ -79,6 +82,7 @@ class Desk:
         self.waiting: dict[Exchange, None] = {}
         """In the order they came."""
         self.buckets = Buckets()
+        self.prefixes: Prefixes[Replica] = Prefixes()
         self.arrived = 0
         self.given = 0
         """Requests that a replica was given."""
@@ -89,6 +93,23 @@ class Desk:
         self.token_s = Histogram(TOKENS_S)
         self.cost_usd = 0.0
         """What its replicas have cost since the gateway started."""
+
+    def pick_alike(
+        self, begun: Sequence[int], tried: Sequence[Lane], now: float, adapter: str = ""
+    ) -> Lane | None:
+        """Return the replica that had what began alike where it is not much busier, else as ``pick`` does."""
+        least = self.pick(tried, now, adapter)
+        if least is None or self.service.canary:
+            return least
+        known = self.prefixes.find(begun)
+        lane = next((lane for lane in self.lanes if lane.replica == known), least)
+        most = min(self.service.most_outstanding, least.outstanding + BUSIER)
+        can = lane.outstanding < most and lane.avoid_until <= now and lane not in tried
+        has = lane.replica.adapters
+        if not can or (adapter and has is not None and adapter not in has):
+            lane = least
+        self.prefixes.put(begun, lane.replica)
+        return lane
 
     def pick(self, tried: Sequence[Lane], now: float, adapter: str = "") -> Lane | None:
         """Return the replica with the fewest requests on its hands, None where none has room.
