@@ -15,7 +15,7 @@ def has_reached(run: Run, goal: Goal) -> bool:
     """Return whether a run has come to ``goal``, or to an end from which it will not."""
     if goal == "deleted":
         return False
-    if run.state.is_final or run.reason.startswith("rollout failed"):
+    if run.state.is_final or run.reason.startswith("rollout failed") or _is_alone(run):
         return True
     match goal:
         case "accepted":
@@ -39,7 +39,12 @@ def has_missed(run: Run, goal: Goal) -> bool:
         return True
     if goal == "ended":
         return False
-    return run.state is RunState.STOPPED or run.reason.startswith("rollout failed")
+    return run.state is RunState.STOPPED or run.reason.startswith("rollout failed") or _is_alone(run)
+
+
+def _is_alone(run: Run) -> bool:
+    """Return whether the service whose replicas a run needs does not run."""
+    return bool(run.template.base) and run.state is RunState.QUEUED and bool(run.reason)
 
 
 def has_arrived(run: Run, jobs: Sequence[Job], goal: Goal) -> bool:

@@ -144,6 +144,11 @@ class Tender:
             patient.asked.add_done_callback(lambda _: self.wake())
         return patient.loaded
 
+    def last(self, name: str) -> Loaded | None:
+        """Return what an engine said last, None where it has not."""
+        patient = self._patients.get(name)
+        return None if patient is None else patient.loaded
+
     def _take(self, patient: _Patient, loaded: Loaded | None, name: str) -> None:
         patient.asked = None
         if loaded is None and patient.loaded is None:  # else what it said last stands

@@ -225,7 +225,9 @@ class Loop:
 
     def _decide(self, run: Run, jobs: Sequence[Job], writes: list[Write], effects: list[Effect]) -> None:
         if run.template.base:
-            step = reconcile(run, jobs, Observed({}, lacks=self._lacks(run)), now=self._clock())
+            base = self._base_of(run)
+            seen = Observed({}, lacks=self._lacks(run, base), is_alone=base is None)
+            step = reconcile(run, jobs, seen, now=self._clock())
             writes += [action for action in step.actions if isinstance(action, Turn | Record | Forget)]
             return
         if self._observer.keeps_groups(run.template.backends[0]):
@@ -339,7 +341,7 @@ class Loop:
             for job in jobs
             if job.ready_at and not job.node and _may_tell(job) and job.spec_hash == run.spec_hash
         }
-        loaded: dict[str, Loaded] = {}
+        loaded = {name: last for name in ready if (last := self._tender.last(name)) is not None}
         for instance in (i for seen in found.values() for i in seen or () if i.name in ready):
             if instance.phase is Phase.RUNNING and instance.ready is not False:
                 told = self._tender.look(instance, takes, wanted, ready[instance.name], ports[0].container)
@@ -355,15 +357,21 @@ class Loop:
                 own |= {a.name: a for a in other.template.adapters if a.name not in own}
         return tuple(own.values())
 
-    def _lacks(self, run: Run) -> str:
-        """Return what the base of a service does not do for it, "" where it serves all of its adapters."""
+    def _base_of(self, run: Run) -> Run | None:
+        """Return the service whose replicas serve the adapters of ``run``, None where it does not run."""
         base = next((each for each in self._active if each.name == run.template.base), None)
-        if base is None or base.type != "service" or base.wanted is not Wanted.RUN:
-            return f"service {run.template.base} is not there: apply it"
+        return base if base and base.type == "service" and base.wanted is Wanted.RUN else None
+
+    def _lacks(self, run: Run, base: Run | None) -> str:
+        """Return what the base of a service does not do for it, "" where it serves all of its adapters."""
+        if base is None:
+            return f"service {run.template.base} does not run: apply it"
         jobs = self._store.jobs(base.id)
         serving = [
             job for job in jobs if job.state is JobState.READY and not job.stop_asked_at and not job.node
         ]
+        if base.template.replicas and not serving:
+            return f"service {base.name} is not ready"
         for adapter in run.template.adapters if serving else ():
             count = sum(adapter.told in job.adapters for job in serving)
             if count < len(serving):

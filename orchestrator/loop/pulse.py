@@ -24,10 +24,10 @@ def ask(metrics: Metrics, address: tuple[str, int]) -> EngineLoad | None:
     request = http.client.HTTPConnection(*address, timeout=5.0)
     try:
         request.request("GET", metrics.path)
-        answer = request.getresponse()
-        if answer.status != 200:
-            return None
-        return load_of(answer.read(MOST_BYTES).decode("utf-8", "replace"), metrics)
+        with request.getresponse() as answer:  # which keeps the socket where the server closes
+            if answer.status != 200:
+                return None
+            return load_of(answer.read(MOST_BYTES).decode("utf-8", "replace"), metrics)
     except (OSError, http.client.HTTPException):
         return None
     finally:

@@ -218,11 +218,7 @@ class _Pass(Ledger[Action]):
     def _loaded(self, job: Job) -> tuple[str, ...]:
         """Return the adapters that a launch serves; what nobody asked it this time stays."""
         loaded = self.observed.loaded.get(job.name)
-        if loaded is None:
-            return job.adapters
-        if loaded.trouble:
-            self.waiting.append(loaded.trouble)
-        return loaded.adapters
+        return job.adapters if loaded is None else loaded.adapters
 
     def _alive_state(self, job: Job, instance: Instance) -> tuple[JobState, str]:
         if instance.phase is Phase.PENDING:
@@ -429,10 +425,13 @@ class _Pass(Ledger[Action]):
     def _summarize(self, failed: list[str]) -> None:
         """Turn the run into what its replicas make of it."""
         if self.run.template.base:
-            state = RunState.RUNNING if self.observed.lacks else RunState.READY
+            alone = RunState.QUEUED if self.observed.is_alone else RunState.STARTING
+            state = alone if self.observed.lacks else RunState.READY
             self._turn(state, reason=self.observed.lacks, answered=not self.observed.lacks)
             return
         live = self._live()
+        loaded = [self.observed.loaded[job.name] for job in live if job.name in self.observed.loaded]
+        self.waiting += [each.trouble for each in loaded if each.trouble]
         current = [j for j in live if self._is_current(j)]
         ready = len(_ready_replicas(current) & set(range(self.run.template.replicas)))
         if failed and self.run.template.rollback and self.run.template.before:

@@ -145,7 +145,8 @@ class BackendContract:
         connection = http.client.HTTPConnection(*address, timeout=5)
         try:
             connection.request("GET", "/")
-            return connection.getresponse().status > 0
+            with connection.getresponse() as answer:  # which keeps the socket where the server closes
+                return answer.status > 0
         except (OSError, http.client.HTTPException):
             return False
         finally:

@@ -292,6 +292,7 @@ def test_adapters_are_added_and_removed_in_place_and_shared_by_services(
             reason = "adapter missing is not loaded: No adapter found for org/missing"
             assert api.store.run("chat").reason == reason
             assert apply(base("sum")) == "update"
+            assert {e.after for _, e in api.store.events("code")} >= {"queued", "ready"}
             os.kill(int(pid), 9)
             wait_for(lambda: ask(url, "code", secret)[1] not in ("", f"code from org/code by {pid}"))
             api.follow(["chat"], "settled", timeout_s=30)
@@ -301,6 +302,11 @@ def test_adapters_are_added_and_removed_in_place_and_shared_by_services(
             assert names == {"sum", "code"}
             causes = [event.cause for _, event in api.store.events("chat")]
             assert "serves adapters sum" in causes
+            api.ask(["chat"], Wanted.STOP)
+            api.follow(["chat"], "ended", timeout_s=30)
+            api.follow(["code"], "settled", timeout_s=30)
+            assert api.store.run("code").reason == "service chat does not run: apply it"
+            assert ask(url, "code", secret) == (503, "service 'code' has ended")
     finally:
         api.ask(["code", "chat"], Wanted.DELETE)
         api.follow(["code", "chat"], "deleted", timeout_s=30)
