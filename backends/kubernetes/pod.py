@@ -188,6 +188,11 @@ _SYSTEM = ("/bin", "/etc", "/lib", "/opt", "/sbin", "/usr", "/var/lib")
 """Where an image keeps its programs: a folder laid over them would hide them."""
 
 
+def _is_cache(folder: str) -> bool:
+    """Return whether a folder holds what can be fetched again, such as NIM's ``/opt/nim/.cache``."""
+    return folder.rpartition("/")[2] == ".cache"
+
+
 def _refuse(launch: Launch, settings: Settings) -> None:
     profile = f"Pod Security {settings.security!r}"
     if settings.security != "image-default" and (launch.privileged or launch.host_network):
@@ -197,7 +202,7 @@ def _refuse(launch: Launch, settings: Settings) -> None:
         )
     if settings.security == "restricted" and _user(launch)[0] == 0:
         raise Rejected(f"{profile} refuses user {launch.user!r}", fix="leave user out, or security: baseline")
-    installs = next((w for w in launch.writable if w.startswith(_SYSTEM)), None)
+    installs = next((w for w in launch.writable if w.startswith(_SYSTEM) and not _is_cache(w)), None)
     if settings.security == "restricted" and installs:
         raise Rejected(
             f"{profile} lets nobody install into {installs!r}, as run {launch.run!r} does at its start",

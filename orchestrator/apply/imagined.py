@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.apply.planning import World
 from orchestrator.backend import Can, Offer
-from orchestrator.catalog.hardware import accelerators, candidates
+from orchestrator.catalog.hardware import accelerators, candidates, tpu_slice
 from orchestrator.catalog.pricing import prices
 from orchestrator.catalog.values import Accelerator
 from orchestrator.spec.load import Document
@@ -73,11 +73,12 @@ def anywhere(document: Document) -> Document:
 
 
 def vendor_of(document: Document) -> str:
-    """Return whose accelerators a document asks for: the one it names, or NVIDIA."""
+    """Return whose accelerators a document asks for: the one it names, a slice of a TPU too, or NVIDIA."""
     gpu = getattr(getattr(document.spec, "resources", None), "gpu", None)
     if gpu is None:
         return "nvidia"
-    named = (device.vendor for name in gpu.name for device in candidates(name))
+    names = ((tpu_slice(name) or (name,))[0] for name in gpu.name)
+    named = (device.vendor for name in names for device in candidates(name))
     return gpu.vendor or next(named, "nvidia")
 
 

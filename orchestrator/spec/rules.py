@@ -113,7 +113,8 @@ def _resources(spec: Work) -> Iterator[Finding]:
 def _registry_auth(spec: Work) -> Iterator[Finding]:
     if spec.registry_auth is None:
         return
-    if spec.image is None:
+    engine = getattr(spec, "model", None) or getattr(spec, "train", None)  # brings an image of its own
+    if spec.image is None and not engine:
         yield Finding("registry_auth", "registry_auth without an image", "set image")
     if not refers_to_secret(spec.registry_auth.password):
         fix = "keep it with 'modelyard secret set NAME' and write ${{ secrets.NAME }}"

@@ -102,6 +102,7 @@ def test_broken_rules_are_said_at_their_place(text: str, at: tuple[int, int], wh
         service("probes: [{method: post, body: x}]"),
         task("shell: /bin/zsh"), task("user: 1000:1000"), task("ports: [80, '*:81']"), task("env: [A=1]"),
         task("registry_auth: {username: u, password: '${{ secrets.P }}'}"),
+        "type: service\nname: s\nmodel: m\nregistry_auth: {username: u, password: '${{ secrets.P }}'}\n",
     ],
 )  # fmt: skip
 def test_rules_that_are_kept_say_nothing(text: str) -> None:
