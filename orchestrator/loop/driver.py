@@ -18,6 +18,7 @@ from orchestrator.loop.observe import Observer
 from orchestrator.loop.probes import Prober
 from orchestrator.loop.pulse import Pulse
 from orchestrator.loop.queue import Queue
+from orchestrator.loop.rest import Rest, is_quiet
 from orchestrator.loop.words import Words
 from orchestrator.reconcile import (
     ApplyGroup,
@@ -130,6 +131,8 @@ class Loop:
         """Every run that is not over, those that others drive too."""
         self._words = Words(backends, self._pool, time.monotonic, self._woken.set)
         self._queue = Queue()
+        self._rests: dict[str, Rest] = {}
+        """Runs of which the last pass left everything as it was, by id."""
         self._under_way: dict[str, Future[Write | None]] = {}
         self._asked_for: frozenset[str] = frozenset()
         self._refused: dict[str, tuple[str, str]] = {}
@@ -211,6 +214,8 @@ class Loop:
         effects: list[Effect] = []
         self._wake_at = None
         self._trains = {run.id: run for run in runs if run.template.resumes}
+        if len(self._rests) > len(runs):
+            self._rests = {run.id: self._rests[run.id] for run in runs if run.id in self._rests}
         self._queue.begin(active, jobs, self._clock())
         for run in runs:
             self._decide(run, jobs.get(run.id, ()), writes, effects)
@@ -246,7 +251,15 @@ class Loop:
             self._sick(run, jobs, found), words, ahead.run if ahead else "", self._queue.asks_again(run),
             self._loaded(run, jobs, found),
         )  # fmt: skip
-        step = reconcile(run, jobs, observed, now=self._clock())
+        now = self._clock()
+        rest = self._rests.pop(run.id, None)
+        if rest is not None and rest.holds(run, jobs, observed, now):
+            self._rests[run.id] = rest
+            self._wake_by(rest.wake_at)
+            return
+        step = reconcile(run, jobs, observed, now=now)
+        if not step.actions and not step.yields and is_quiet(run, jobs, observed):
+            self._rests[run.id] = Rest(run, tuple(jobs), found, step.wake_at)
         for action in step.actions:
             if isinstance(action, Start | Stop | Remove | Release):
                 effects.append(action)

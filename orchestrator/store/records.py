@@ -290,7 +290,9 @@ class Store:
 
     def _rows(self, statement: sa.Select[Any]) -> list[Mapping[str, Any]]:
         with self.database.reading() as connection:
-            return [dict(row) for row in connection.execute(statement).mappings()]
+            found = connection.execute(statement)
+            keys = tuple(found.keys())
+            return [dict(zip(keys, row, strict=True)) for row in found]  # half of what mappings() takes
 
     def _write(self, group: Sequence[Batch]) -> list[Mapping[str, int] | ModelyardError]:
         sql = self._sql

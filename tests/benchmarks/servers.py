@@ -154,6 +154,21 @@ def trial(folder: Path, url: str, *, runs: int, seconds: float, every_s: float) 
     return found
 
 
+def alone(folder: Path, url: str, *, seconds: float) -> tuple[float, float, float]:
+    """Return what a server without runs takes: CPU-seconds to start, of a core at rest, and MB."""
+    (folder / "config.yaml").write_text(CONFIG.format(state=folder / "sim.jsonl"))
+    server = Server(folder, url, "alone")
+    server.start()
+    try:
+        cold = server.cpu_s()
+        _sleep(2.0)
+        before = server.cpu_s()
+        _sleep(seconds)
+        return cold, (server.cpu_s() - before) / seconds, server.rss_mb()
+    finally:
+        server.kill()
+
+
 def _judge(store: Store, place: Sim, journal: Path, names: list[str], found: Found) -> None:
     runs = {run.name: run for run in store.runs()}
     found.lost = [name for name in names if name not in runs]
@@ -238,6 +253,10 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="servers"))
     try:
         with database() as url:
+            cold, idle, empty_mb = alone(folder, url, seconds=20.0)
+            print(
+                f"alone: {cold:.2f} CPU-s to listening, {idle:.2%} of a core, {empty_mb:.0f} MB", flush=True
+            )
             found = trial(folder, url, runs=options.runs, seconds=options.seconds, every_s=options.every)
             logs = "".join(path.read_text() for path in folder.glob("*.log"))
     finally:
