@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
+from orchestrator.api.activity import active
 from orchestrator.api.goals import has_arrived
 from orchestrator.api.planning import Planner
 from orchestrator.api.protocol import FleetView, Goal, Offers, Orphan, Plans, Rehearsal, RunView, Stray
@@ -511,7 +512,8 @@ class Local(Planner):
     ) -> int:
         """Run a command inside a running job on this terminal; return its exit code."""
         job = self.running_job(name, replica=replica, node=node)
-        return self.places[job.backend].execute(job.name, command, tty=tty)
+        with active(self.store, self.store.run(name), self._clock):
+            return self.places[job.backend].execute(job.name, command, tty=tty)
 
     def container(self, name: str, *, replica: int = 0, node: int = 0) -> str:
         """Return what a running job's container is called on this machine, "" where there is none."""

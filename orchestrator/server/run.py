@@ -18,6 +18,7 @@ import uvicorn
 from orchestrator.errors import UsageError
 from orchestrator.server.app import application
 from orchestrator.server.desk import Desk
+from orchestrator.server.idle import Reaper
 from orchestrator.server.login import Doorman
 from orchestrator.server.schedule import Clock
 from orchestrator.server.site import Site
@@ -131,7 +132,12 @@ def serve(
     say(f"listening on {'https' if door.certificate else 'http'}://{shown}:{opened.getsockname()[1]}")
     if token is not None:
         say(f"token {token}")
-    beside_it: list[Clock | Syncer | Herald] = [Clock(site), *([syncer] if syncer else []), *heralds]
+    beside_it: list[Clock | Reaper | Syncer | Herald] = [
+        Clock(site),
+        Reaper(site),
+        *([syncer] if syncer else []),
+        *heralds,
+    ]
     for each in beside_it:
         each.start()
     try:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from orchestrator.api import Local
+from orchestrator.api.activity import note_active
 from orchestrator.api.local import Driver, recorded_places
 from orchestrator.errors import ModelyardError
 from orchestrator.loop import Hooks, Loop
@@ -70,6 +73,7 @@ class Site:
         self.serving: Callable[[], Mapping[str, int]] = dict
         """How many requests each replica works on, where a gateway runs here too."""
         self.sockets = threading.BoundedSemaphore(MOST_SOCKETS)
+        self._inside: Counter[str] = Counter()
         self._closed = threading.Event()
         self.loop = Loop(
             self.store, self.places, owner=self.owner, clock=clock,
@@ -122,6 +126,26 @@ class Site:
     def api(self, project: str | None) -> Hosted:
         """Return the api as one project sees it, None for all; cheap, and for one call."""
         return Hosted(self, project)
+
+    @contextmanager
+    def inside(self, run: str) -> Iterator[None]:
+        """Have somebody be inside a run, until left."""
+        self._inside[run] += 1
+        self.note_active(run)
+        try:
+            yield
+        finally:
+            self._inside[run] -= 1
+            self.note_active(run)
+
+    def note_sockets(self) -> None:
+        """Note on the record, for whichever server looks, that somebody is inside runs through this one."""
+        for run in [run for run, many in self._inside.items() if many]:
+            self.note_active(run)
+
+    def note_active(self, run: str) -> None:
+        """Note that somebody is inside a run."""
+        note_active(self.store, run, now=self.clock())
 
     def wrote(self) -> None:
         """Say that a call wrote something: those who wait and the loop need not look for it."""

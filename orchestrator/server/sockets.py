@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
 import struct
-import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +21,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from orchestrator.errors import Busy, ModelyardError, UsageError
 from orchestrator.reconcile import Job
+from orchestrator.server.asking import environment, program, request
 from orchestrator.server.gate import Gate, Unknown, authenticate, problem
 from orchestrator.server.site import Hosted, Site
 from orchestrator.server.users import Caller, Role
@@ -36,8 +35,6 @@ GOING_AWAY, SERVER_ENDS, WRONG = 1001, 1012, 1008
 GRACE_S = 2.0
 FIRST_S = 30.0
 _READ = 32_768
-_HIDDEN = frozenset({"MODELYARD_DATABASE_URL", "MODELYARD_SECRET_KEY", "MODELYARD_WEBHOOK_SECRET"})
-"""Variables of the server that a command inside a launch has no use for."""
 
 Talk = Callable[[WebSocket, Site, Job], Coroutine[Any, Any, str]]
 
@@ -75,12 +72,23 @@ class GatedSocket:
         try:
             await note("101")
             await opened.accept()
-            outcome = await self._talk(opened, site, job)
+            async with _being_inside(site, job.name.rsplit("-", 3)[0]):
+                outcome = await self._talk(opened, site, job)
         except WebSocketDisconnect:
             pass  # it left before the end
         finally:
             site.sockets.release()
             await asyncio.shield(note(outcome))
+
+
+@contextlib.asynccontextmanager
+async def _being_inside(site: Site, run: str) -> AsyncIterator[None]:
+    way = site.inside(run)
+    await run_in_threadpool(way.__enter__)
+    try:
+        yield
+    finally:
+        await asyncio.shield(run_in_threadpool(way.__exit__, None, None, None))
 
 
 def _require_room(site: Site) -> None:
@@ -331,20 +339,14 @@ async def _inside(site: Site, job: Job, asked: Command) -> AsyncIterator[_Child]
         stack.callback(answering.close)
         try:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "orchestrator.server.inside", str(theirs.fileno()),
-                stdin=ends[0], stdout=ends[1], stderr=ends[2], pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                env={name: value for name, value in os.environ.items() if name not in _HIDDEN},
+                *program(theirs.fileno()), stdin=ends[0], stdout=ends[1], stderr=ends[2],
+                pass_fds=[theirs.fileno()], start_new_session=True, env=environment(),
             )  # fmt: skip
         finally:
             theirs.close()
             for end in set(ends):
                 os.close(end)
-        wanted = {
-            "config": str(site.config.absolute()) if site.config else None, "place": job.backend,
-            "launch": job.name, "command": asked.command, "tty": asked.tty,
-        }  # fmt: skip
-        answering.write(json.dumps(wanted).encode() + b"\n")
+        answering.write(request(site, job, asked.command, tty=asked.tty))
         child = _Child(process, control, typed, flow, reads, outputs[STDOUT] if asked.tty else None)
         try:
             yield child

@@ -9,11 +9,11 @@ from orchestrator.spec.rules import Finding
 
 UNHEEDED: Mapping[str, str] = {
     "schedule": "applying it starts it now; it takes a server to start it again by the clock",
-    "utilization_policy": "nobody measures its accelerators: it is not ended for being idle",
-    "inactivity_duration": "it stays up until it is stopped",
+    "utilization_policy": "it takes a server to measure its accelerators and end it for being idle",
+    "inactivity_duration": "it takes a server to end it when nobody is inside",
     "startup_order": "its nodes start all at once",
     "stop_criteria": "it ends when all of its nodes have",
-    "auto_cleanup_duration": "it is kept until it is deleted",
+    "auto_cleanup_duration": "it takes a server to delete it when nothing uses it",
     "volume_id": "a volume of our own is made, or found by its name",
 }
 """What happens in place of what a field says, by the field."""
