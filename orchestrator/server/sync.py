@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from orchestrator.apply import NOTHING_LOST, Consent, Scope
+from orchestrator.api import Plans
+from orchestrator.apply import NOTHING_LOST, Consent, RunPlan, Scope
 from orchestrator.apply.lock import Lock, by_lock, models_of, read_lock
 from orchestrator.catalog.hardware import known_names
 from orchestrator.errors import ModelyardError, Problem, SpecError
+from orchestrator.server import sops
 from orchestrator.server.carrying import carry_out
 from orchestrator.server.git import Checkout, Source
 from orchestrator.server.site import Site
@@ -137,12 +139,26 @@ class Syncer:
             for name, model in models_of(of, read_lock(path) or Lock()).items()
         }
         plans = api.plan(documents, scope=scope, models=models)
+        # what was encrypted reaches no text that specs are made of, as variables do by ``${{ env.X }}``
+        variables = sops.values(self._checkout.folder, environ=self._site.environ) | self._variables()
+        renewed = self._renew(plans, variables)
         if all(plan.action == "unchanged" for plan in plans):
-            return []
-        variables = self._variables()
+            return renewed
         carry_out(self._site, wish.project, plans, wish.consent, variables, message=f"commit {commit}")
         api.finish_deletions(plans)
-        return [plan.name for plan in plans if plan.action != "unchanged"]
+        return [plan.name for plan in plans if plan.action != "unchanged" or plan.name in renewed]
+
+    def _renew(self, plans: Plans, variables: Mapping[str, str]) -> list[str]:
+        """Keep the new values of runs that are otherwise unchanged, for their next start; return those."""
+        kept, renewed = self._site.store.secrets.of(self._wish.project), []
+        there = {name for name, _ in kept.list()}
+        for plan in (p for p in plans if isinstance(p, RunPlan) and p.action == "unchanged"):
+            for name in (n for n, value in plan.spec.env.items() if value is None and n in variables):
+                key = f"{plan.name}/{name}"
+                if key in there and kept.get(key) != variables[name]:
+                    kept.set(key, variables[name], now=self._now())
+                    renewed.append(plan.name)
+        return list(dict.fromkeys(renewed))
 
     def _variables(self) -> dict[str, str]:
         """Return what specs may name: variables under the prefix, without it."""

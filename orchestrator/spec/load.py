@@ -72,8 +72,8 @@ def load(
     """Return the documents of ``paths`` in order.
 
     Args:
-        paths: Files; folders, searched for ``*.yaml`` and ``*.yml`` in order of name, hidden ones
-            left out; ``-`` for ``stdin``.
+        paths: Files; folders, searched for ``*.yaml`` and ``*.yml`` in order of name, hidden and
+            encrypted ones (``*.sops.yaml``) left out; ``-`` for ``stdin``.
         stdin: What ``-`` reads.
         known_accelerators: Names a spec may use; None checks no name.
         env: The environment that ``${{ env.X }}`` is taken from.
@@ -158,7 +158,7 @@ def _files(path: str, problems: Problems) -> list[str]:
     found: list[str] = []
     for folder, inner, files in os.walk(path):
         inner[:] = [name for name in inner if not name.startswith(".")]
-        shown_here = (name for name in files if name.endswith(SUFFIXES) and name[0] != ".")
+        shown_here = (name for name in files if name.endswith(SUFFIXES) and _is_shown(name))
         paths = [Path(folder) / name for name in shown_here]
         # a pipe or a device that happens to lie there would be waited for; a broken link is told
         found += [str(each) for each in paths if each.is_file() or not each.exists()]
@@ -167,6 +167,10 @@ def _files(path: str, problems: Problems) -> list[str]:
             Position(path, 1, 1), "a folder without *.yaml or *.yml", "name a file or another folder"
         )
     return sorted(found)
+
+
+def _is_shown(name: str) -> bool:
+    return name[0] != "." and ".sops." not in name
 
 
 # --- documents ------------------------------------------------------------------------------

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pyrage import x25519
 
 from orchestrator.apply import Scope
 from orchestrator.catalog.hardware import known_names
@@ -21,6 +24,7 @@ from orchestrator.store.codec import encode
 from tests.cli.conftest import Cli
 from tests.server.conftest import Served
 
+SOPS = Path(sys.executable).with_name("sops")
 HELLO = "type: task\nname: hello\ncommands: [echo hi]\n"
 WEB = "type: service\nname: web\nport: 8000\ncommands: [serve]\nprobes: [{type: http, url: /}]\n"
 
@@ -187,6 +191,76 @@ def test_variables_under_the_prefix_are_secrets_of_the_runs(
     assert syncer.once().state == "applied"
     assert served.site.store.secrets.get("hello/HF_TOKEN") == "hf_canary"
     assert b"hf_canary" not in b"".join(p.read_bytes() for p in tmp_path.glob("state.db*"))
+
+
+@pytest.fixture(scope="module")
+def key() -> tuple[str, str]:
+    """A key of age, and the recipient that it opens for."""
+    made = x25519.Identity.generate()
+    return str(made), str(made.to_public())
+
+
+def sealed(text: str, recipient: str, folder: Path) -> str:
+    """Return what the real sops makes of a text."""
+    plain = folder / "plain.yaml"
+    plain.write_text(text)
+    done = subprocess.run(
+        [SOPS, "encrypt", "--age", recipient, str(plain)], check=True, capture_output=True, text=True
+    )
+    plain.unlink()
+    return done.stdout
+
+
+def test_encrypted_values_reach_runs_and_nothing_else(
+    serve: Callable[..., Served], repository: Repository, tmp_path: Path, key: tuple[str, str]
+) -> None:
+    identity, recipient = key
+    served = serve(SOPS_AGE_KEY=identity, PATH=f"{SOPS.parent}:{os.environ['PATH']}")
+    syncer = Syncer(
+        served.site, Wish(Source.parse(f"git+{repository.root}@main//specs")), tmp_path / "checkout"
+    )
+    spec = HELLO + "env: [HF_TOKEN]\n"
+    first = sealed("HF_TOKEN: hf_canary_1\n", recipient, tmp_path)
+    repository.commit(**{"hello": spec, "values.sops": first})
+
+    status = syncer.once()
+    assert (status.state, status.changed) == ("applied", ["hello"]), status.message
+    kept = served.site.store.secrets
+    assert kept.get("hello/HF_TOKEN") == "hf_canary_1"
+    repository.commit(**{"values.sops": sealed("HF_TOKEN: hf_canary_2\n", recipient, tmp_path)})
+    assert syncer.once().changed == ["hello"]
+    assert kept.get("hello/HF_TOKEN") == "hf_canary_2"
+    assert served.client().plan(load([str(repository.root / "specs")]))[0].action == "unchanged"
+    for path in (p for p in tmp_path.rglob("*") if p.is_file()):
+        assert b"hf_canary" not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("HF_TOKEN: hf_canary\n", "sops cannot open it: sops metadata not found"),
+        (None, "sops cannot open it: Failed to get the data key"),
+        ("HF_TOKEN: {deep: hf_canary}\n", "HF_TOKEN holds no single value"),
+    ],
+    ids=["in the clear", "without its key", "nested"],
+)
+def test_values_that_cannot_be_had_change_nothing(
+    serve: Callable[..., Served], repository: Repository, tmp_path: Path, key: tuple[str, str],
+    text: str | None, said: str,
+) -> None:  # fmt: skip
+    keys = {} if text is None else {"SOPS_AGE_KEY": key[0]}
+    served = serve(PATH=f"{SOPS.parent}:{os.environ['PATH']}", HOME=str(tmp_path), **keys)
+    source = Source.parse(f"git+{repository.root}@main//specs")
+    syncer = Syncer(served.site, Wish(source), tmp_path / "checkout")
+    held = text if text and "deep" not in text else sealed(text or "A: b\n", key[1], tmp_path)
+    repository.commit(**{"hello": HELLO, "values.sops": held})
+
+    status = syncer.once()
+
+    assert status.state == "failed"
+    assert f"specs/values.sops.yaml: {said}" in status.message
+    assert "hf_canary" not in status.message
+    assert names(served) == []
 
 
 def test_an_unsigned_commit_is_refused_where_it_has_to_be_signed(
