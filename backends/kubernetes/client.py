@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -268,24 +269,30 @@ class Cluster:
         configuration = Configuration()
         path = self._file()
         try:
-            if path is None:
-                config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]  # no types
-            else:
-                config.load_kube_config(  # type: ignore[no-untyped-call]  # it has no types
-                    config_file=path,
-                    context=self._context,
-                    client_configuration=configuration,
-                    persist_config=False,
-                )
+            with _heard() as words:
+                self._load(config, path, configuration)
         except ConfigException as error:
-            if "exec" in str(error).lower():
-                raise AuthFailed(
-                    f"the credential plugin failed: {error}", backend=self.backend, fix="log in again"
-                ) from error
             raise ConfigError(
                 f"backend {self.backend!r}: {error}", fix="check kubeconfig and context of this backend"
             ) from error
+        if words and not configuration.api_key and not configuration.cert_file:
+            # the client goes on as nobody, and the server would say what nobody may not
+            what = words[-1].removeprefix("exec: ")
+            raise AuthFailed(
+                f"the credential plugin failed: {what}", backend=self.backend, fix="log in again"
+            )
         return configuration
+
+    def _load(self, config: Any, path: str | None, configuration: Any) -> None:
+        if path is None:
+            config.load_incluster_config(client_configuration=configuration)
+        else:
+            config.load_kube_config(
+                config_file=path,
+                context=self._context,
+                client_configuration=configuration,
+                persist_config=False,
+            )
 
     def _file(self) -> str | None:
         """Return the kubeconfig to read, None for the service account of the pod we run in."""
@@ -311,6 +318,30 @@ def _hang_up(response: Any, closed: Flag, over: Flag) -> None:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 response.shutdown()  # wakes the reader, which close() does not
             return
+
+
+class _Ear(logging.Handler):
+    """Keeps what is logged as an error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.words: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one message."""
+        self.words.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[list[str]]:
+    """Give what is logged as an error meanwhile: the official client says there why a plugin failed."""
+    ear = _Ear()
+    root = logging.getLogger()
+    root.addHandler(ear)
+    try:
+        yield ear.words
+    finally:
+        root.removeHandler(ear)
 
 
 def parse_time(text: str | None) -> datetime | None:

@@ -82,14 +82,30 @@ def _running(folder: Path, etcd: str, server: str) -> Iterator[str]:
     )  # fmt: skip
     with (folder / "log").open("wb") as log:
         made = [subprocess.Popen(c, stdout=log, stderr=log, start_new_session=True) for c in commands]
+        config = _kubeconfig(folder, port, authority)
+
+        def restart() -> None:
+            _kill(made.pop())
+            made.append(subprocess.Popen(commands[1], stdout=log, stderr=log, start_new_session=True))
+            _wait(config, made)
+
+        RESTARTS[config] = restart
         try:
-            config = _kubeconfig(folder, port, authority)
             _wait(config, made)
             yield config
         finally:
+            del RESTARTS[config]
             for process in reversed(made):
-                process.send_signal(signal.SIGKILL)  # the folder is temporary: nothing is lost
-                process.wait()
+                _kill(process)
+
+
+RESTARTS: dict[str, Callable[[], None]] = {}
+"""What starts the API server of a kubeconfig again, where it is one of ours."""
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGKILL)  # the folder is temporary: nothing is lost
+    process.wait()
 
 
 def _free_port() -> int:
