@@ -464,7 +464,7 @@ class Kubernetes:
         answer = self._cluster.send("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", body)
         missing = missing_rules(answer["status"]["resourceRules"])
         fix = "modelyard render rbac"
-        return Check("permissions", not missing, ", ".join(missing) or "all", fix if missing else "")
+        return Check("permissions", not missing, "; ".join(missing) or "all", fix if missing else "")
 
     def _check_kinds(self) -> Check:
         """Only services that span nodes take it, so that its absence is no fault."""

@@ -69,15 +69,22 @@ def _rule(group: str, resources: Sequence[str], verbs: Sequence[str]) -> Json:
 
 
 def missing_rules(granted: Sequence[Json]) -> list[str]:
-    """Return what is not granted of the rules in the namespace, as ``verb resource.group``.
+    """Return what is not granted of the rules in the namespace, the resources that lack the same together.
 
     ``granted`` are the ``resourceRules`` of a SelfSubjectRulesReview.
+
+    >>> everything = {"apiGroups": ["*"], "resources": ["*"], "verbs": ["get", "list", "create", "patch"]}
+    >>> missing_rules([{**everything, "verbs": ["get", "list", "create", "patch", "delete"]}])
+    ['watch, deletecollection on pods']
     """
-    return [
-        f"{verb} {resource}" + (f".{group}" if group else "")
-        for group, resource, verb in _needed(namespaced())
-        if not any(_grants(rule, group, resource, verb) for rule in granted)
-    ]
+    verbs: dict[str, list[str]] = {}
+    for group, resource, verb in _needed(namespaced()):
+        if not any(_grants(rule, group, resource, verb) for rule in granted):
+            verbs.setdefault(f"{resource}.{group}" if group else resource, []).append(verb)
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for resource, lacking in verbs.items():
+        alike.setdefault(tuple(lacking), []).append(resource)
+    return [f"{', '.join(lacking)} on {', '.join(resources)}" for lacking, resources in alike.items()]
 
 
 def _needed(rules: Iterable[Json]) -> Iterable[tuple[str, str, str]]:

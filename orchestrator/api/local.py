@@ -604,7 +604,7 @@ class Local(Planner):
                 found += [self._priced(_spelled(offer)) for offer in backend.offers()]
             except BackendError as error:
                 if self.places.is_required(name) or not isinstance(error, Unreachable):
-                    silent[name] = error.what
+                    silent[name] = f"{error.what} ({error.fix})" if error.fix else error.what
         return Offers(tuple(found), silent)
 
     def _priced(self, offer: Offer) -> Offer:

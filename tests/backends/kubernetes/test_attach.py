@@ -116,11 +116,16 @@ def test_terminal_has_its_size_follows_it_and_passes_keys_on(space: str) -> None
         shown += _until(terminal, b"33 101")
         _resize(terminal, 44, 120)
         os.kill(child, signal.SIGWINCH)
-        os.write(terminal, b"sleep 60\n")
-        shown += _until(terminal, b"sleep 60")
+        # quotes, so that the echo of a command is not taken for what it prints; and by a program of its
+        # own, which is in the foreground by then
+        os.write(terminal, b"sh -c \"echo be''gun; exec sleep 600\"\n")
+        shown += _until(terminal, b"begun")
         os.write(terminal, b"\x03")  # for the program there, and not for the one here
-        os.write(terminal, b"busybox stty size\n")
-        shown += _until(terminal, b"44 120")
+        size = (
+            b"until [ \"$(busybox stty size)\" = '44 120' ]; do busybox usleep 20000; done; echo fol''lowed\n"
+        )
+        os.write(terminal, size)
+        shown += _until(terminal, b"followed")
         os.write(terminal, b"exit 5\n")
         _, status = os.waitpid(child, 0)
     except BaseException:
@@ -155,7 +160,7 @@ def _until(terminal: int, wanted: bytes) -> bytes:
     shown = b""
     deadline = time.monotonic() + WAIT_S
     while wanted not in shown:
-        assert select.select([terminal], [], [], deadline - time.monotonic())[0], shown
+        assert select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0], shown
         shown += os.read(terminal, 65_536)
     return shown
 

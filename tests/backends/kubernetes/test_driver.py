@@ -235,7 +235,8 @@ def test_rendered_roles_are_enough_and_without_them_the_rule_is_named(
         apply(limited, SERVICE)
     (permissions,) = [check for check in limited.check() if check.what == "permissions"]
     assert not permissions.ok
-    assert "patch deployments.apps" in permissions.detail
+    assert "get, list, create, patch, delete on configmaps, secrets" in permissions.detail
+    assert "deployments.apps" in permissions.detail
     for one in roles:
         root.send("POST", rbac_path(one), one)
     apply(limited, SERVICE, HF_TOKEN="x")

@@ -44,7 +44,7 @@ from tests.backends.kubernetes.cluster import (
     whole_cluster,
 )
 from tests.backends.kubernetes.configs import TAKEN, objects_of
-from tests.backends.kubernetes.samples import INDEXED, JOB, SCALED, SERVICE, SPANNING
+from tests.backends.kubernetes.samples import INDEXED, JOB, POOLED, SCALED, SERVICE, SPANNING
 from tests.backends.kubernetes.test_inventory import SITES
 from tests.backends.kubernetes.test_placement import offered
 
@@ -371,8 +371,17 @@ def test_quota_that_keeps_a_task_from_starting_is_told(tmp_path: Path) -> None:
         (INDEXED, {"tasks": "jobset"}),
         (SCALED, {"autoscaler": "keda"}),
         (SCALED, {"autoscaler": "hpa"}),
+        (POOLED, {"gateway": {"name": "inference", "namespace": "gateways"}}),
+        (POOLED, {"gateway": {"name": "inference", "host": "{run}.lan", "pools": False}}),
     ],
-    ids=["LeaderWorkerSet", "JobSet", "ScaledObject", "HorizontalPodAutoscaler"],
+    ids=[
+        "LeaderWorkerSet",
+        "JobSet",
+        "ScaledObject",
+        "HorizontalPodAutoscaler",
+        "InferencePool",
+        "HTTPRoute",
+    ],
 )
 def test_server_takes_the_object_as_its_resource_defines_it(config: str, group: Group, options: Any) -> None:
     with namespace(config) as space:
