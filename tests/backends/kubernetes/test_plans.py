@@ -21,6 +21,7 @@ from orchestrator.backend import Can, Group, Scaling
 from orchestrator.engines.job import Metrics
 from orchestrator.errors import AuthFailed, ModelyardError, Quota, Rejected, Unreachable
 from orchestrator.facts import resolve
+from orchestrator.places import Place, Places
 from orchestrator.reconcile import Template, group_from
 from orchestrator.render.plans import diff_text
 from orchestrator.spec.load import load, read
@@ -101,7 +102,9 @@ def local(folder: Path, answer: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[L
     """Return the api of a record with ``web`` on a cluster whose answer is known."""
     place = Rehearsing(answer)
     api = Local(f"sqlite:///{folder / 'record.db'}", config=None, environ={})
-    monkeypatch.setattr(api, "places", {"lab": place})
+    places = Places([Place("lab", "kubernetes")])
+    monkeypatch.setattr(api, "places", places)
+    monkeypatch.setattr("orchestrator.places.build", lambda _: place)
     now = datetime(2026, 11, 29, tzinfo=UTC)
     record([planned(folder)], api.store, environ={}, now=now, new_id=lambda: "one")
     return api, place
