@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -76,13 +77,14 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
         owner: str | None = None,
         syncer: Callable[[Site], Syncer] | None = None,
         doorman: Callable[[Site], Doorman] | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         **environ: str,
     ) -> Served:
         complaints: list[str] = []
         site = Site(
             where or f"sqlite:///{tmp_path}/state.db", config=config, owner=owner,
             environ={"HF_HUB_OFFLINE": "1", "MODELYARD_SECRET_KEY": KEY, **environ},
-            complain=complaints.append,
+            complain=complaints.append, clock=clock,
         )  # fmt: skip
         site.start()
         pulls = syncer(site) if syncer else None

@@ -85,6 +85,18 @@ def cluster(programs: Path) -> Iterator[str]:
             call("pg_ctl", "-D", str(cluster), "-m", "immediate", "-w", "stop")
 
 
+def restart(url: str) -> None:
+    """End the server of a URL in the middle of whatever it does, and start it again."""
+    programs = programs_of_postgres()
+    assert programs is not None  # it runs
+    home = Path(url.partition("host=")[2])
+    control = [programs / "pg_ctl", "-D", home / "data", "-m", "immediate", "-w", "-l", home / "log"]
+    subprocess.run(  # type: ignore[call-overload]  # the account's ids as keywords
+        [*control, "restart"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=home,
+        **_unprivileged(),
+    )  # fmt: skip
+
+
 @pytest.fixture
 def postgres_store_url(postgres: str) -> str:
     import psycopg
