@@ -9,13 +9,17 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.backend import Backend
 from orchestrator.errors import ConfigError, NotFound, Position, Problem, Problems, SpecError
+from orchestrator.planner.mirrors import Mirrors
 from orchestrator.spec.models import Fleet
 from orchestrator.spec.source import decode, parse
 from orchestrator.spec.tree import Entries, Items, Scalar, Source, plain
+
+EXAMPLE = "for example mirrors: {registries: {docker.io: registry.lan/hub}, hub: http://hub.lan}"
+Read = TypeVar("Read")
 
 GROUP = "modelyard.backends"
 """The entry-point group; built-in backends and those of others come the same way."""
@@ -52,8 +56,19 @@ def read_places(path: Path | None) -> tuple[Place, ...]:
         ConfigError: the file cannot be read or says something we do not know; it carries every
             problem with its line and column.
     """
-    if path is None:
-        return DEFAULT
+    return DEFAULT if path is None else _read(path, _places)
+
+
+def read_mirrors(path: Path | None) -> Mirrors:
+    """Return where images and models are had from, as the configuration at ``path`` says.
+
+    Raises:
+        ConfigError: as for ``read_places``.
+    """
+    return Mirrors() if path is None else _read(path, _mirrors)
+
+
+def _read(path: Path, understand: Callable[[Source | None, Problems], Read]) -> Read:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -62,12 +77,55 @@ def read_places(path: Path | None) -> tuple[Place, ...]:
             fix="check --config and MODELYARD_CONFIG",
         ) from None
     problems = Problems()
-    places = _places(decode(content, str(path), problems), problems)
+    found = understand(decode(content, str(path), problems), problems)
     try:
         problems.settle()
     except SpecError as error:
         raise ConfigError(str(error), where=None) from None
-    return places
+    return found
+
+
+def _mirrors(source: Source | None, problems: Problems) -> Mirrors:
+    """Return the table under ``mirrors``; every value of it is checked."""
+    documents = parse(source) if source else ()
+    root = documents[0] if documents else None
+    entry = root.entries.get("mirrors") if isinstance(root, Entries) else None
+    if source is None or entry is None or (isinstance(entry.node, Scalar) and entry.node.value is None):
+        return Mirrors()
+    if not isinstance(entry.node, Entries):
+        _add(problems, source, entry.node, "expected registries, hub or both", EXAMPLE)
+        return Mirrors()
+    for key in entry.node.entries.keys() - {"registries", "hub"}:
+        _add(problems, source, entry.node.entries[key], f"unknown key {key!r}", "known: registries, hub")
+    return Mirrors(_registries(entry.node, source, problems), _hub(entry.node, source, problems))
+
+
+def _registries(table: Entries, source: Source, problems: Problems) -> dict[str, str]:
+    entry = table.entries.get("registries")
+    said = plain(entry.node) if entry else None
+    if entry is None or said is None:
+        return {}
+    if not isinstance(said, dict) or not all(map(_is_name, [*said.keys(), *said.values()])):
+        _add(problems, source, entry.node, "registries: expected names, and what they become", EXAMPLE)
+        return {}
+    return {key: str(value) for key, value in said.items()}
+
+
+def _hub(table: Entries, source: Source, problems: Problems) -> str:
+    entry = table.entries.get("hub")
+    said = plain(entry.node) if entry else None
+    if entry is None or said is None:
+        return ""
+    if not isinstance(said, str) or not said.startswith(("http://", "https://")):
+        _add(
+            problems, source, entry.node, f"hub: expected an address, got {said!r}", "such as http://hub.lan"
+        )
+        return ""
+    return said.rstrip("/")
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and "://" not in value and value[0] != "/"
 
 
 def _places(source: Source | None, problems: Problems) -> tuple[Place, ...]:
@@ -79,8 +137,9 @@ def _places(source: Source | None, problems: Problems) -> tuple[Place, ...]:
         _add(problems, source, root, "expected a mapping with the key 'backends'")
         return DEFAULT
     for key in root.entries:
-        if key != "backends":
-            _add(problems, source, root.entries[key], f"unknown key {key!r}", "only 'backends' is known here")
+        if key not in ("backends", "mirrors"):
+            _add(problems, source, root.entries[key], f"unknown key {key!r}", "known: backends, mirrors")
+    _mirrors(source, problems)
     entry = root.entries.get("backends")
     if entry is None or (isinstance(entry.node, Scalar) and entry.node.value is None):
         return DEFAULT

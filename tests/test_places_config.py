@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ConfigError
-from orchestrator.places import DEFAULT, Place, Places, build, read_places
+from orchestrator.places import DEFAULT, Place, Places, build, read_mirrors, read_places
+from orchestrator.planner.mirrors import Mirrors
 
 
 def read(tmp_path: Path, text: str) -> tuple[Place, ...]:
@@ -60,3 +61,36 @@ def test_an_option_that_a_type_does_not_know_is_refused_with_a_suggestion() -> N
     with pytest.raises(ConfigError) as caught:
         build(Place("lab", "docker", {"hots": "x"}))
     assert str(caught.value) == "backend 'lab' has no option 'hots'\n  fix     did you mean 'host'?"
+
+
+# Mirrors ------------------------------------------------------------------------------------------
+
+
+def test_mirrors_are_read_beside_the_backends(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "mirrors: {registries: {docker.io: reg.lan/hub}, hub: 'http://hub.lan/'}\nbackends: [docker]\n"
+    )
+    assert read_mirrors(path) == Mirrors({"docker.io": "reg.lan/hub"}, "http://hub.lan")
+    assert read_places(path) == (Place("docker", "docker"),)
+    path.write_text("backends: [docker]\n")
+    assert read_mirrors(path) == read_mirrors(None) == Mirrors()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("mirrors: [a]", "config.yaml:1:10: expected registries, hub or both"),
+        ("mirrors: {registry: {}}", "config.yaml:1:11: unknown key 'registry'"),
+        ("mirrors: {registries: {docker.io: 'https://reg.lan'}}", "registries: expected names"),
+        ("mirrors: {registries: [docker.io]}", "registries: expected names"),
+        ("mirrors: {hub: hub.lan}", "hub: expected an address, got 'hub.lan'"),
+    ],
+)
+def test_what_is_wrong_with_mirrors_is_told_by_both_readers(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    for ask in (read_mirrors, read_places):
+        with pytest.raises(ConfigError) as caught:
+            ask(path)
+        assert said in str(caught.value)

@@ -51,7 +51,8 @@ from orchestrator.backend import (
 )
 from orchestrator.catalog.hardware import accelerator
 from orchestrator.errors import BackendError, ModelyardError, NotFound, StateMoved, Unreachable, UsageError
-from orchestrator.places import Places, Recorded, fleet_place, read_places
+from orchestrator.places import Places, Recorded, fleet_place, read_mirrors, read_places
+from orchestrator.planner.mirrors import Mirrors
 from orchestrator.reconcile import Job, JobState, Run, RunEvent, Turn, Wanted
 from orchestrator.spec.interpolation import is_secret_name
 from orchestrator.spec.models import Fleet, spec_of
@@ -244,6 +245,10 @@ class Local(Planner):
         """Count on the hosts of fleets that are about to be applied; return the names it could."""
         own = [replace(fleet_place(each), wishes=self._wishes) for each in fleets if each.ssh_config]
         return self.places.expect(own)
+
+    def mirrors(self) -> Mirrors:
+        """Return where images and models are had from, as the configuration says."""
+        return read_mirrors(self._config)
 
     def _is_ours(self, project: str) -> bool:
         return self._project in (None, project)

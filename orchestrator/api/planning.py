@@ -31,6 +31,7 @@ from orchestrator.catalog.digest import digest
 from orchestrator.catalog.hardware import candidates
 from orchestrator.errors import ModelyardError, Problem, Unreachable, UsageError
 from orchestrator.planner.ask import Work
+from orchestrator.planner.mirrors import Mirrors
 from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Run
 from orchestrator.spec.load import Document
@@ -70,6 +71,9 @@ class Asked(Protocol):
 
     def offers(self) -> Offers:
         """Return what every place offers now."""
+
+    def mirrors(self) -> Mirrors:
+        """Return where images and models are had from."""
 
     def left_by(self, name: str) -> Sequence[Artifact]:
         """Return what a run of training left; nothing where it is not on record."""
@@ -130,7 +134,8 @@ class Planner:
             return model.revision
         if self._offline:
             raise UsageError("a lock asks the hub, and HF_HUB_OFFLINE forbids it", fix="unset HF_HUB_OFFLINE")
-        return commit_of(model.id, revision=model.revision, hub=Hub.from_environment(self._environ))
+        hub = Hub.from_environment(self._keeper.mirrors().environment(self._environ))
+        return commit_of(model.id, revision=model.revision, hub=hub)
 
     def save(
         self,
@@ -221,6 +226,7 @@ class Planner:
             scope=scope,
             unset=self._unset,
             datasets=self._dataset,
+            mirrors=self._keeper.mirrors(),
         )
 
     def _unset(self, document: Document, spec: Work) -> Sequence[Problem]:
@@ -246,13 +252,13 @@ class Planner:
         is_base = (model.id, model.revision) in self._bases.values()
         if (is_base or (locked and locked.asked in (None, "main"))) and (known := published(model.id)):
             return replace(known, revision=model.revision)
-        hub = Hub.from_environment(self._environ)
+        hub = Hub.from_environment(self._keeper.mirrors().environment(self._environ))
         return resolve(model.id, revision=model.revision, hub=hub, offline=self._offline)
 
     def _dataset(self, id: str, split: str, config: str | None) -> DatasetFacts | Unknown:
         from orchestrator.facts import Hub, resolve_dataset  # only for training
 
-        hub = Hub.from_environment(self._environ)
+        hub = Hub.from_environment(self._keeper.mirrors().environment(self._environ))
         return resolve_dataset(id, split=split, config=config, hub=hub, offline=self._offline)
 
     @property

@@ -12,6 +12,7 @@ from orchestrator.backend import Can, Offer
 from orchestrator.catalog.hardware import accelerators, candidates, tpu_slice
 from orchestrator.catalog.pricing import prices
 from orchestrator.catalog.values import Accelerator
+from orchestrator.planner.mirrors import NO_MIRRORS, Mirrors
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import DevEnvironment, Model, Service, Task, Volume
 from orchestrator.units import GIB
@@ -38,6 +39,7 @@ def imagined_world(
     *,
     vendor: str,
     facts: Callable[[Model], ModelFacts],
+    mirrors: Mirrors = NO_MIRRORS,
 ) -> World:
     """Return a world whose one place has a machine of every kind, at the catalog's lowest price.
 
@@ -49,6 +51,7 @@ def imagined_world(
         can: What it is able to do.
         vendor: Whose accelerators there are; one machine has those of one vendor.
         facts: What a model is.
+        mirrors: Where images and models are had from.
     """
     return World(
         runs={},
@@ -57,6 +60,7 @@ def imagined_world(
         offers=lambda: _offers(place, vendor),
         names=lambda name: [device.name for device in candidates(name)],
         facts=facts,
+        mirrors=mirrors,
     )
 
 

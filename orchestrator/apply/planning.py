@@ -26,6 +26,7 @@ from orchestrator.planner.ask import Names, Work, demand_of, runs_bare
 from orchestrator.planner.compose import Inputs, compose, opens_itself
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import OfferIndex
+from orchestrator.planner.mirrors import NO_MIRRORS, Mirrors
 from orchestrator.planner.plan import Action, Choice, Placed, Sort, place
 from orchestrator.reconcile import Retry, Run, RunState, Template, Wanted
 from orchestrator.reconcile.serving import adapters_of, metrics_of
@@ -87,6 +88,8 @@ class World:
     """The values that a document names and that nobody has given."""
     datasets: Callable[[str, str, str | None], DatasetFacts | Unknown] | None = None
     """What a hub's data set holds, by id, split and configuration; None asks nobody."""
+    mirrors: Mirrors = NO_MIRRORS
+    """Where images and models are had from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +315,8 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     follower = engine.onto(launch, engine.follower) if engine and engine.follower else None
     if engine:
         launch = engine.onto(launch, engine.launch)
+    launch = world.mirrors.launch(launch)
+    follower = world.mirrors.launch(follower) if follower else None
     surge = surge and isinstance(spec, Service) and all(port.host is None for port in launch.ports)
     own = opens_itself(spec) if _shares_ports(placed, world) else False
     surge = surge and own is not True

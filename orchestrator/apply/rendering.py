@@ -11,6 +11,7 @@ from orchestrator.apply.imagined import anywhere, imagined_world, vendor_of
 from orchestrator.apply.planning import RunPlan, VolumePlan, plan_documents
 from orchestrator.backend import Backend, Group, Renderer, Rendering
 from orchestrator.errors import UsageError
+from orchestrator.planner.mirrors import NO_MIRRORS, Mirrors
 from orchestrator.reconcile import group_from
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import Model
@@ -28,7 +29,11 @@ class Manifest:
 
 
 def render_documents(
-    documents: Sequence[Document], backend: Backend, *, facts: Callable[[Model], ModelFacts]
+    documents: Sequence[Document],
+    backend: Backend,
+    *,
+    facts: Callable[[Model], ModelFacts],
+    mirrors: Mirrors = NO_MIRRORS,
 ) -> tuple[Manifest, ...]:
     """Return every document in the language of ``backend``, in their order; same input, same text.
 
@@ -36,6 +41,7 @@ def render_documents(
         documents: What was read.
         backend: The place whose language is written; it is not asked.
         facts: What a model is.
+        mirrors: Where images and models are had from.
 
     Raises:
         NothingFits: no machine that the catalog knows holds one of them.
@@ -45,7 +51,8 @@ def render_documents(
     renderer = renderer_of(backend)
     made: list[Manifest] = []
     for document in documents:
-        world = imagined_world(backend.name, backend.can, vendor=vendor_of(document), facts=facts)
+        vendor = vendor_of(document)
+        world = imagined_world(backend.name, backend.can, vendor=vendor, facts=facts, mirrors=mirrors)
         (plan,) = plan_documents([anywhere(document)], world)
         if isinstance(plan, VolumePlan):
             rendering = renderer.volume_manifest(plan.name, size_bytes=plan.spec.size)

@@ -29,6 +29,8 @@ COMMANDS = {
     "drift": ("specs", "Show where the places differ from the record; changes neither."),
     "validate": ("specs", "Check files and report every problem; needs no backend."),
     "render": ("render_command", "Write what files say as native manifests; asks no place and no record."),
+    "images": ("images", "List what files need from elsewhere: images and models."),
+    "bundle": ("images", "Write all that files need into a folder, to be carried to where no network is."),
     "import": ("import_command", "Turn other tools' YAML into ours, and name what cannot be carried over."),
     "size": ("size", "Show what a model takes in device memory, and what holds it."),
     "catalog": ("catalog_command", "Show the facts that plans rest on, and add prices to them."),

@@ -51,6 +51,6 @@ def render(
         raise UsageError("render takes a language", fix="--to kubernetes or --to compose")
     documents = load_files(file) if file else ()
     if to == "compose":
-        write_compose(documents, out)
+        write_compose(documents, out, config=config)
     else:
         write_kubernetes(documents, out, config=config, access=what == "rbac")

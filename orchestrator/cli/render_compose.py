@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from orchestrator.cli.shared import default_config, facts_by
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.catalog import ModelFacts
     from orchestrator.spec.load import Document
-    from orchestrator.spec.models import Model
 
 
-def write_compose(documents: Sequence[Document], out: Path | None) -> None:
+def write_compose(documents: Sequence[Document], out: Path | None, *, config: Path | None) -> None:
     """Write the documents as one compose file to ``out``, or to stdout; what it lacks goes to stderr.
 
     A model is planned for the cheapest machine of the catalog that holds it: resources name another.
@@ -30,12 +29,15 @@ def write_compose(documents: Sequence[Document], out: Path | None) -> None:
     """
     from orchestrator.apply import plan_documents
     from orchestrator.apply.imagined import anywhere, imagined_world, vendor_of
+    from orchestrator.places import read_mirrors
     from orchestrator.render.compose import COMPOSE_CAN, COMPOSE_VENDORS, compose_notes, compose_text
 
     if not documents:
         raise UsageError("compose is written from files", fix="modelyard render -f PATH --to compose")
+    mirrors = read_mirrors(config or default_config())
+    facts = facts_by(mirrors.environment(os.environ))
     worlds = {
-        vendor: imagined_world("docker", COMPOSE_CAN, vendor=vendor, facts=_facts)
+        vendor: imagined_world("docker", COMPOSE_CAN, vendor=vendor, facts=facts, mirrors=mirrors)
         for vendor in COMPOSE_VENDORS
     }
     plans = [
@@ -57,11 +59,3 @@ def _write(text: str, out: Path | None) -> None:
         out.write_text(text, "utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {out}: {os.strerror(error.errno or 0).lower()}") from None
-
-
-def _facts(model: Model) -> ModelFacts:
-    """Return what a model is: from the catalog, its folder, or the hub."""
-    from orchestrator.facts import Hub, resolve
-
-    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    return resolve(model.id, revision=model.revision, hub=Hub.from_environment(os.environ), offline=offline)

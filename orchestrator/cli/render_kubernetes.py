@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from orchestrator.cli.shared import default_config
+from orchestrator.cli.shared import default_config, facts_by
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.catalog import ModelFacts
     from orchestrator.spec.load import Document
-    from orchestrator.spec.models import Model
 
 
 def write_kubernetes(
@@ -30,12 +28,15 @@ def write_kubernetes(
         UsageError: the folder cannot be written.
     """
     from orchestrator.apply.rendering import render_documents, renderer_of
-    from orchestrator.places import Place, build, read_places
+    from orchestrator.places import Place, build, read_mirrors, read_places
 
-    configured = [p for p in read_places(config or default_config()) if p.type == "kubernetes"]
+    config = config or default_config()
+    configured = [p for p in read_places(config) if p.type == "kubernetes"]
     place = build(configured[0] if configured else Place("kubernetes", "kubernetes"))
     texts = {"rbac": renderer_of(place).access_manifest().text} if access else {}
-    for made in render_documents(documents, place, facts=_facts):
+    mirrors = read_mirrors(config)
+    facts = facts_by(mirrors.environment(os.environ))
+    for made in render_documents(documents, place, facts=facts, mirrors=mirrors):
         texts[made.name] = made.rendering.text
         for note in made.rendering.notes:
             typer.echo(f"{made.name}: {note}", err=True)
@@ -48,11 +49,3 @@ def write_kubernetes(
             (folder / f"{name}.yaml").write_text(text, "utf-8")
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {os.strerror(error.errno or 0).lower()}") from None
-
-
-def _facts(model: Model) -> ModelFacts:
-    """Return what a model is: from the catalog, its folder, or the hub."""
-    from orchestrator.facts import Hub, resolve
-
-    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    return resolve(model.id, revision=model.revision, hub=Hub.from_environment(os.environ), offline=offline)

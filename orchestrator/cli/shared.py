@@ -17,8 +17,10 @@ from orchestrator.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.api import Api, Local, Plans
+    from orchestrator.catalog import ModelFacts
     from orchestrator.errors import Problem
     from orchestrator.spec.load import Document
+    from orchestrator.spec.models import Model
 
 Files = Annotated[
     list[str],
@@ -120,6 +122,17 @@ def use_catalog() -> None:
 
     folder = catalog_folder()
     use(folder if folder.is_dir() else None)
+
+
+def facts_by(environ: Mapping[str, str]) -> Callable[[Model], ModelFacts]:
+    """Return what tells what a model is: from the catalog, its folder, or the hub that variables name."""
+    from orchestrator.facts import Hub, resolve
+
+    def facts(model: Model) -> ModelFacts:
+        offline = environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+        return resolve(model.id, revision=model.revision, hub=Hub.from_environment(environ), offline=offline)
+
+    return facts
 
 
 def load_files(

@@ -51,6 +51,7 @@ from orchestrator.errors import (
     Unreachable,
     UsageError,
 )
+from orchestrator.planner.mirrors import Mirrors
 from orchestrator.reconcile import Run, RunEvent, Wanted
 from orchestrator.spec.models import Fleet
 from orchestrator.store.values import MAIN, Artifact
@@ -188,6 +189,14 @@ class Remote(Planner):
         """Return what every place offers now."""
         page = self._body(OfferPage, "GET", "offers")
         return Offers(tuple(page.offers), page.silent)
+
+    def mirrors(self) -> Mirrors:
+        """Return where the server's places have images and models from."""
+        try:
+            found = self._ask("GET", "mirrors").json()
+        except NotFound:  # an older server
+            return Mirrors()
+        return Mirrors(found["registries"], found["hub"])
 
     # Apply -----------------------------------------------------------------------------------
 

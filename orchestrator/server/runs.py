@@ -18,6 +18,7 @@ from orchestrator.catalog.hardware import known_names
 from orchestrator.errors import Denied, SpecError, UsageError
 from orchestrator.planner.ask import Work
 from orchestrator.planner.compose import Inputs
+from orchestrator.planner.mirrors import Mirrors
 from orchestrator.reconcile import RunEvent, Wanted
 from orchestrator.server import streams
 from orchestrator.server.carrying import carry_out
@@ -328,6 +329,12 @@ def places(project: Project, request: Request) -> dict[str, list[Can]]:
     """Return what each place is able to do, preferred ones first."""
     can = site_of(request).api(project).abilities()
     return {name: sorted(able, key=lambda each: each.name) for name, able in can.items()}
+
+
+@gate.route_for("GET", "/mirrors", Role.VIEWER)
+def mirrors(project: Project, request: Request) -> Mirrors:
+    """Return where images and models are had from: what plans put in place of their publishers'."""
+    return site_of(request).api(project).mirrors()
 
 
 @gate.route_for("GET", "/offers", Role.VIEWER)

@@ -409,3 +409,11 @@ def live(cli: Cli, name: str) -> list[str]:
     jobs = shown(cli, name)["jobs"]
     assert isinstance(jobs, list)
     return sorted(j["name"] for j in jobs if j["state"] in ("running", "ready", "starting", "provisioning"))
+
+
+def test_plans_have_images_from_the_mirror_that_the_places_configuration_names(cli: Cli) -> None:
+    config = cli.folder / "config.yaml"
+    config.write_text(f"mirrors: {{registries: {{docker.io: reg.lan/hub}}}}\n{config.read_text()}")
+    spec = cli.write("hello.yaml", "type: task\nname: hello\nimage: python:3.12-slim\ncommands: [x]\n")
+    assert cli("plan", "-f", spec, "--out", "plan.json").code == 0
+    assert '"reg.lan/hub/library/python:3.12-slim"' in (cli.folder / "plan.json").read_text()

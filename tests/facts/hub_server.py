@@ -27,6 +27,8 @@ class FakeHub:
     cut_off: str | None = None
     ignores_ranges: bool = False
     card: dict[str, Any] = field(default_factory=lambda: {"license": "mit", "language": ["en", "de"]})
+    large: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What is said besides of files that are kept elsewhere: their hashes."""
     asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     url: str = ""
     store_url: str = ""
@@ -70,7 +72,10 @@ def serving(hub: FakeHub) -> Iterator[FakeHub]:
             elif self.headers.get("If-None-Match") == '"etag-1"':
                 self.answer(304, b"")
             else:
-                siblings = [{"rfilename": name, "size": len(raw)} for name, raw in hub.files.items()]
+                siblings = [
+                    {"rfilename": name, "size": len(raw), **hub.large.get(name, {})}
+                    for name, raw in hub.files.items()
+                ]
                 said = {
                     "sha": SHA,
                     "gated": "manual" if hub.gated else False,

@@ -16,6 +16,7 @@ SAME = [
     test_commands.test_a_service_is_ready_updated_in_place_and_replaced,
     test_commands.test_stop_ends_a_run_and_apply_brings_it_back,
     test_commands.test_nothing_that_fits_ends_with_75_and_counts_the_reasons,
+    test_commands.test_plans_have_images_from_the_mirror_that_the_places_configuration_names,
     test_commands.test_what_is_to_be_deleted_cannot_be_asked_to_stop_instead,
     test_sets.test_deletions_stand_in_every_form_of_the_plan,
     test_sets.test_a_volume_goes_after_the_runs_that_used_it,
