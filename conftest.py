@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
@@ -18,6 +18,10 @@ if os.environ.get("CI"):
     # pay for one. A failure is found again by the same command at a desk, which has CI unset.
     settings.register_profile("pipeline", settings.get_profile("ci"), phases=(Phase.explicit, Phase.generate))
     settings.load_profile("pipeline")
+else:
+    # How fast examples are made says how busy the machine is, which a run beside six others is.
+    settings.register_profile("desk", suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("desk")
 
 
 def evaluate_yaml(example: Example) -> None:

@@ -8,9 +8,8 @@ server for streams). Rounds are interleaved in a shuffled order and medians prin
 proxy's processes, user and system, from ``/proc``: with cores shared between load, proxy and
 upstream, requests a second say more about the machine than about the proxy.
 
-nginx and wrk are Debian's; aiohttp, fastapi, uvicorn, httpx
-and vllm-router are PyPI's. A peer that is not
-installed is left out.
+nginx and wrk are Debian's; aiohttp, fastapi, uvicorn, httpx, vllm-router and ``litellm[proxy]`` are PyPI's.
+A peer that is not installed is left out: a program on PATH, which may lie in an environment of its own.
 """
 
 from __future__ import annotations
@@ -111,7 +110,7 @@ def free_port() -> int:
 
 def wait_for(port: int) -> None:
     """Wait until somebody listens."""
-    for _ in range(1200):
+    for _ in range(4800):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
@@ -210,13 +209,16 @@ class Peer:
     """A proxy that can be measured: what it needs, and how it is started.
 
     ``serve`` is one of the above, ``program`` one that was installed: its arguments with the
-    port and the upstream's.
+    port and the upstream's. ``config`` is the text of the file that it reads, ``tokens`` how many
+    are sent through each stream flat out; 0: only requests are.
     """
 
     name: str
     needs: tuple[str, ...] = ()
     serve: Callable[[int, int], None] | None = None
     program: tuple[str, ...] = ("nginx",)
+    config: str = ""
+    tokens: int = 4000
 
     @property
     def is_here(self) -> bool:
@@ -249,6 +251,17 @@ PEERS = (
             "{spare}",
         ),
     ),
+    Peer(
+        "litellm",
+        program=("litellm", "--host", "127.0.0.1", "--port", "{port}", "--config", "{config}"),
+        config="""
+model_list:
+  - model_name: llama
+    litellm_params: {{model: openai/llama, api_base: "http://127.0.0.1:{upstream}/v1", api_key: none}}
+litellm_settings: {{telemetry: false}}
+""",
+        tokens=0,
+    ),
 )
 
 
@@ -257,7 +270,9 @@ def running(peer: Peer, upstream: int, folder: Path) -> Iterator[tuple[int, int]
     """Run a proxy in front of ``upstream``; give its port and process id."""
     port = free_port()
     if peer.program != ("nginx",):
-        command = [part.format(port=port, upstream=upstream, spare=free_port()) for part in peer.program]
+        (config := folder / f"{peer.name}-{port}.yaml").write_text(peer.config.format(upstream=upstream))
+        words = {"port": port, "upstream": upstream, "spare": free_port(), "config": config}
+        command = [part.format(**words) for part in peer.program]
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(command, stdout=quiet, stderr=quiet)
     elif peer.serve is not None:
@@ -426,15 +441,15 @@ async def read_streams(port: int, *, streams: int, tokens: int, apart_s: float) 
     return [age for ages in found for age in ages]
 
 
-def stream(port: int, pid: int, seen: Seen, *, seconds: int) -> None:
+def stream(port: int, pid: int, seen: Seen, *, seconds: int, flat_out: int) -> None:
     """Load one proxy with streams: first paced for the latency, then flat out for the CPU."""
     tokens, streams = 40 * seconds, 64
     ages = sorted(asyncio.run(read_streams(port, streams=streams, tokens=tokens, apart_s=1 / 40)))
     seen.token_p50_ms.append(ages[len(ages) // 2] * 1e3)
     seen.token_p99_ms.append(ages[len(ages) * 99 // 100] * 1e3)
     before = cpu_s(pid)
-    asyncio.run(read_streams(port, streams=16, tokens=4000, apart_s=0.0))
-    seen.us_per_token.append((cpu_s(pid) - before) / (16 * 4000) * 1e6)
+    asyncio.run(read_streams(port, streams=16, tokens=flat_out, apart_s=0.0))
+    seen.us_per_token.append((cpu_s(pid) - before) / (16 * flat_out) * 1e6)
 
 
 def measure(peers: Sequence[Peer], *, rounds: int, seconds: int) -> dict[str, Seen]:
@@ -459,7 +474,9 @@ def measure(peers: Sequence[Peer], *, rounds: int, seconds: int) -> dict[str, Se
             for peer in order:
                 (port, pid), (stream_port, stream_pid) = up[peer.name]
                 ask(port, pid, seen[peer.name], seconds=seconds, connections=16, script=folder / "ask.lua")
-                stream(stream_port, stream_pid, seen[peer.name], seconds=max(1, seconds // 2))
+                if peer.tokens:
+                    paced_s = max(1, seconds // 2)
+                    stream(stream_port, stream_pid, seen[peer.name], seconds=paced_s, flat_out=peer.tokens)
     return seen
 
 
@@ -479,7 +496,10 @@ def measure_memory(peer: Peer, *, streams: int) -> None:
 
 def report(seen: dict[str, Seen]) -> None:
     """Print the medians, and each against nginx."""
-    middle = statistics.median
+
+    def middle(values: Sequence[float]) -> float:
+        return statistics.median(values) if values else float("nan")
+
     print(
         f"{'proxy':<14}{'req/s':>8}{'p50 us':>8}{'p99 us':>9}{'CPU us/req':>12}{'x nginx':>9}"
         f"{'CPU us/token':>14}{'x nginx':>9}{'token p50 ms':>14}{'p99':>7}{'MB':>6}{'errors':>8}"
