@@ -47,6 +47,13 @@ def run_gateway(
     certificate: Annotated[Path | None, typer.Option("--certificate", help="PEM file, to serve TLS.")] = None,
     private_key: Annotated[Path | None, typer.Option("--private-key", help="Its key, as PEM.")] = None,
     access_log: Annotated[bool, typer.Option("--access-log", help="Print a JSON line per request.")] = False,
+    share_port: Annotated[
+        bool,
+        typer.Option(
+            "--share-port",
+            help="Let other gateways listen there too: one for each core, or the next before this one ends.",
+        ),
+    ] = False,
     traces: Annotated[
         bool,
         typer.Option("--traces", help="Send OpenTelemetry traces where OTEL_EXPORTER_OTLP_ENDPOINT says."),
@@ -78,7 +85,7 @@ def run_gateway(
     )
     with open_record(config) as api:
         if not scale:
-            _run(_serve(told, api.store, host, port, tls))
+            _run(_serve(told, api.store, host, port, tls, shared=share_port))
             return
         from orchestrator.loop import Hooks, Keeper, Loop
         from orchestrator.store.leases import this_owner
@@ -88,7 +95,7 @@ def run_gateway(
             refresh=api.places.refresh,
         )  # fmt: skip
         with Keeper(loop, complain=_complain):
-            _run(_serve(told, api.store, host, port, tls, wake=loop.wake))
+            _run(_serve(told, api.store, host, port, tls, wake=loop.wake, shared=share_port))
 
 
 def open_tracing() -> Tracing:
@@ -181,11 +188,12 @@ async def _serve(
     tls: ssl.SSLContext | None,
     *,
     wake: Callable[[], None] | None = None,
+    shared: bool = False,
 ) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await serve_until(stop, gateway, store, host, port, tls=tls, wake=wake)
+    await serve_until(stop, gateway, store, host, port, tls=tls, wake=wake, shared=shared)
 
 
 async def serve_until(
@@ -197,6 +205,7 @@ async def serve_until(
     *,
     tls: ssl.SSLContext | None = None,
     wake: Callable[[], None] | None = None,
+    shared: bool = False,
 ) -> None:
     """Pass requests on until ``stop`` is set, then let those under way end.
 
@@ -208,7 +217,7 @@ async def serve_until(
     routes, keys = await asyncio.to_thread(read, store, -1, with_keys=True)
     gateway.update(routes or gateway.routes, keys)
     try:
-        at, bound = await gateway.open(host, port, tls=tls)
+        at, bound = await gateway.open(host, port, tls=tls, shared=shared)
     except OSError as error:
         raise UsageError(
             f"cannot listen on {host or '*'}:{port}: {error.strerror or error}", fix="choose another --listen"

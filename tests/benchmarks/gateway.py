@@ -254,11 +254,13 @@ PEERS = (
     Peer(
         "litellm",
         program=("litellm", "--host", "127.0.0.1", "--port", "{port}", "--config", "{config}"),
-        config="""
+        config=f"""
 model_list:
   - model_name: llama
-    litellm_params: {{model: openai/llama, api_base: "http://127.0.0.1:{upstream}/v1", api_key: none}}
-litellm_settings: {{telemetry: false}}
+    litellm_params:
+      {{{{model: openai/llama, api_base: "http://127.0.0.1:{{upstream}}/v1", api_key: none}}}}
+litellm_settings: {{{{telemetry: false}}}}
+general_settings: {{{{master_key: "{SECRET}", dangerously_permit_weak_or_unset_master_key: true}}}}
 """,
         tokens=0,
     ),

@@ -162,10 +162,16 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(*services: ServiceRoute, limits: Limits = Limits(), **more: object) -> AsyncIterator[Stage]:  # noqa: B008  # frozen
+async def stage(
+    *services: ServiceRoute,
+    limits: Limits = Limits(),  # noqa: B008  # frozen
+    port: int = 0,
+    shared: bool = False,
+    **more: object,
+) -> AsyncIterator[Stage]:
     """Run a gateway in front of ``services``."""
     gateway = Gateway(limits=limits, **more)  # type: ignore[arg-type]  # whatever a test passes
-    _, port = await gateway.open("127.0.0.1", 0)
+    _, port = await gateway.open("127.0.0.1", port, shared=shared)
     gateway.update(make_routes(services), KEYS)
     try:
         yield Stage(gateway, port)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import resource
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -83,6 +84,53 @@ async def test_replicas_killed_under_load_lose_no_request_that_had_no_byte() -> 
 def for_a_core_s() -> float:
     """Return how long this thread was ready to run and others ran (schedstats, in nanoseconds)."""
     return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+
+
+@in_a_loop
+async def test_a_gateway_restarted_under_load_loses_no_request_that_had_no_byte_and_doubles_none() -> None:
+    """A client whose connection ends before a byte asks again, as OpenAI's does."""
+    stop = asyncio.Event()
+    answered: list[int] = []
+    numbers = itertools.count()
+
+    async def keep_asking(port: int) -> None:
+        while not stop.is_set():
+            number = next(numbers)
+            while True:
+                head = b""
+                try:
+                    async with dial(port) as (reader, writer):
+                        writer.write(completion(pad=number))
+                        head = await reader.readuntil(b"\r\n\r\n")
+                        assert b" 200 OK" in head
+                        await reader.readuntil(b"}}")
+                except (ConnectionError, asyncio.IncompleteReadError):
+                    assert not head, "an answer that had begun broke off"
+                    continue
+                answered.append(number)
+                break
+
+    async def slow(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.005)
+        await engine(asked, writer)
+
+    async with Upstream(slow) as replica, AsyncExitStack() as stack:
+        here = await stack.enter_async_context(stage(chat(replica.port), shared=True))
+        asking = [asyncio.create_task(keep_asking(here.port)) for _ in range(8)]
+        for _ in range(4):
+            seen = len(answered)
+            await until(lambda seen=seen: len(answered) > seen + 20)
+            following = await stack.enter_async_context(
+                stage(chat(replica.port), port=here.port, shared=True)
+            )
+            await here.gateway.close(drain_s=10.0)
+            here = following
+        stop.set()
+        await asyncio.gather(*asking)
+    assert len(answered) > 80
+    assert sorted(answered) == list(range(len(answered)))  # none lost, none answered twice
+    worked = [len(json.loads(asked.body)["prompt"]) for asked in replica.asked]
+    assert set(worked) == set(answered)
 
 
 @in_a_loop

@@ -185,8 +185,13 @@ class Gateway:
 
     # Open and close ------------------------------------------------------------------------------
 
-    async def open(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> tuple[str, int]:
+    async def open(
+        self, host: str, port: int, *, tls: ssl.SSLContext | None = None, shared: bool = False
+    ) -> tuple[str, int]:
         """Listen; return the address and port, which is a free one where 0 was asked for.
+
+        Where the port is ``shared`` other gateways may listen there too, and the kernel spreads
+        connections over them: the next one takes over before this one ends.
 
         Raises:
             OSError: the address is taken or none of this machine's.
@@ -196,7 +201,9 @@ class Gateway:
         self.now = self.clock()
         """The clock as of the last tick: what time-outs are counted by."""
         self._empty = asyncio.Event()
-        self._server = await self.loop.create_server(lambda: Inbound(self), host, port, ssl=tls, backlog=4096)
+        self._server = await self.loop.create_server(
+            lambda: Inbound(self), host, port, ssl=tls, backlog=4096, reuse_port=shared or None
+        )
         self._tick()
         address = self._server.sockets[0].getsockname()
         return str(address[0]), int(address[1])
