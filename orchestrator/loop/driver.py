@@ -259,7 +259,7 @@ class Loop:
             return
         step = reconcile(run, jobs, observed, now=now)
         if not step.actions and not step.yields and is_quiet(run, jobs, observed):
-            self._rests[run.id] = Rest(run, tuple(jobs), found, step.wake_at)
+            self._rests[run.id] = Rest(run, tuple(jobs), found, step.wake_at, observed.loaded)
         for action in step.actions:
             if isinstance(action, Start | Stop | Remove | Release):
                 effects.append(action)

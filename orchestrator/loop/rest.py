@@ -6,11 +6,12 @@ Deciding is most of a pass over many runs, and of nearly all of them nothing has
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from orchestrator.backend import Instance, Phase
 from orchestrator.reconcile import Job, Observed, Run, Wanted
+from orchestrator.reconcile.values import Loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Rest:
     jobs: Sequence[Job]
     instances: Mapping[str, Sequence[Instance] | None]
     wake_at: datetime | None
+    loaded: Mapping[str, Loaded] = field(default_factory=dict)
 
     def holds(self, run: Run, jobs: Sequence[Job], observed: Observed, now: datetime) -> bool:
         """Return whether nothing that it was decided from is another by now."""
@@ -29,6 +31,7 @@ class Rest:
             and self.run == run
             and self.jobs == tuple(jobs)
             and self.instances == observed.instances
+            and self.loaded == observed.loaded
             and is_quiet(run, jobs, observed)
         )
 
