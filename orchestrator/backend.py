@@ -328,6 +328,8 @@ class Instance:
     """Whether ``machine`` is paid for on its account, until it is released."""
     leave: Leave = ""
     """Whether what runs on ``machine`` is to go elsewhere, and how."""
+    silent_since: datetime | None = None
+    """Since when ``machine`` does not answer: the rest is as it was last seen, and nothing follows."""
 
 
 @dataclass(frozen=True, slots=True)

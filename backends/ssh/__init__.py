@@ -328,8 +328,11 @@ class Ssh:
         last = self._memory.last(host)
         if last is None:
             raise error
-        note = f"{error.what}: as last seen"
-        return [replace(one, message=note) if one.phase is not Phase.EXITED else one for one in last]
+        told, since = f"{error.what}: as last seen", self._memory.heard_at(host)
+        return [
+            one if one.phase is Phase.EXITED else replace(one, message=told, silent_since=since)
+            for one in last
+        ]
 
     def _holder(self, launch: str) -> HostDocker | None:
         """Return the host that holds a launch, or None when none can.

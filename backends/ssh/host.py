@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Literal
 
@@ -30,6 +32,13 @@ CLOCK_S = 60
 
 CLOCK_FIX = "set up NTP on both (timedatectl)"
 ILL_FIX = "take its runs elsewhere and restart the machine; replace the GPU if it comes again"
+
+GOING_DOWN = timedelta(minutes=3)
+"""How long before its engine comes up again a launch may have ended for a restart to be the reason:
+systemd gives a service 90 s to stop, and a server's firmware takes its time."""
+
+FOUND_DEAD = 255
+"""The exit code that an engine gives to containers that it finds dead when it comes up."""
 
 FULL_BYTES = 2**30
 """Less free disk than this, and an engine fails in the middle of what it does: images, layers and logs."""
@@ -98,6 +107,7 @@ class HostDocker(Docker):
         self._hold = hold
         self._shares = shares
         self._survey: Survey | None = None
+        self._fell: dict[str, bool] = {}
         self.host = connection.host
 
     # -- what there is ---------------------------------------------------------------------------
@@ -305,6 +315,8 @@ class HostDocker(Docker):
         found = super()._instance(container)
         ports = found.ports if found.phase is Phase.RUNNING else {}
         led = self.connection.lead_to([there for _, there in ports.values()], owner=self._namespace)
+        if found.reason == "error" and self._fell_with_its_host(found):
+            found = replace(found, reason="lost", message="its host, or the engine there, was restarted")
         return replace(
             found,
             machine=self.host.name,
@@ -312,6 +324,21 @@ class HostDocker(Docker):
             leave=self._hold.leave if self._hold else "",
             ports={port: ("127.0.0.1", led[there]) for port, (_, there) in ports.items()},
         )
+
+    def _fell_with_its_host(self, ended: Instance) -> bool:
+        """Say whether a launch ended because its host, or the engine there, went down.
+
+        The engine's socket is made when it starts. A launch that was up before, and ended just before
+        or as it was made, had no say in it: an engine that goes down in good order stops its
+        containers, and one that comes up gives those it finds dead the exit code 255.
+        """
+        if ended.name not in self._fell:
+            self._fell[ended.name] = fell_with(ended, self._engine_since())
+        return self._fell[ended.name]
+
+    def _engine_since(self) -> datetime | None:
+        said = self.connection.run(f"stat -c %Y {shlex.quote(self.host.engine_socket)} 2>/dev/null || true")
+        return datetime.fromtimestamp(int(said), UTC) if said.strip().isdecimal() else None
 
     # -- check -----------------------------------------------------------------------------------
 
@@ -354,6 +381,16 @@ def _check_health(survey: Survey) -> list[Check]:
 def _check_clock(survey: Survey) -> Check:
     detail = "" if survey.apart_s < CLOCK_S else f"{survey.apart_s:.0f} s from this machine's"
     return Check("clock is right", survey.apart_s < CLOCK_S, detail, CLOCK_FIX)
+
+
+def fell_with(ended: Instance, engine_since: datetime | None) -> bool:
+    """Say whether a launch ended because its engine went down, which came up at ``engine_since``."""
+    started, finished = ended.started_at, ended.finished_at
+    if engine_since is None or started is None or finished is None or started >= engine_since:
+        return False
+    if finished < engine_since:
+        return engine_since - finished < GOING_DOWN
+    return ended.exit_code == FOUND_DEAD and finished - engine_since < GOING_DOWN
 
 
 @dataclass(frozen=True, slots=True)

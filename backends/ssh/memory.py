@@ -14,14 +14,14 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from orchestrator.backend import Instance, Phase
 
-TIMES = ("started_at", "finished_at")
+TIMES = ("started_at", "finished_at", "silent_since")
 
 
 class Claim:
@@ -58,6 +58,7 @@ class Memory:
         text = json.dumps([plain_of(one) for one in instances], indent=0)
         path = self._path(host)
         if _read(path) == text:
+            os.utime(path)  # it was heard: whoever asks since when it is silent wants to know
             return
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
@@ -68,6 +69,13 @@ class Memory:
         """Return what ``host`` said last, or None when it never said anything."""
         text = _read(self._path(host))
         return None if text is None else tuple(instance_of(one) for one in json.loads(text))
+
+    def heard_at(self, host: str) -> datetime | None:
+        """Return when ``host`` was last heard, to the second, or None when it never was."""
+        try:
+            return datetime.fromtimestamp(int(self._path(host).stat().st_mtime), UTC)
+        except FileNotFoundError:
+            return None
 
     def may_hold(self, host: str, launch: str) -> bool:
         """Say whether a silent ``host`` may hold ``launch``, for all that we know."""
@@ -125,5 +133,5 @@ def instance_of(values: Mapping[str, Any]) -> Instance:
     read["ports"] = {port: (address, number) for port, address, number in read["ports"]}
     read["devices"] = tuple(read["devices"])
     for name in TIMES:
-        read[name] = read[name] and datetime.fromisoformat(read[name])
+        read[name] = read.get(name) and datetime.fromisoformat(read[name])
     return Instance(**read)

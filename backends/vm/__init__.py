@@ -426,8 +426,9 @@ class RentedMachines:
             found = [one for one in host.instances() if one.name == name]
             self._renew(vm, host)
         except BackendError as error:
+            told, since = f"{error.what}: as last seen", self._memory.heard_at(vm.id)
             found = [
-                one if one.phase is Phase.EXITED else replace(one, message=f"{error.what}: as last seen")
+                one if one.phase is Phase.EXITED else replace(one, message=told, silent_since=since)
                 for one in last or ()
                 if one.name == name
             ]

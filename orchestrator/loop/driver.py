@@ -321,6 +321,9 @@ class Loop:
         probes = template.of_node(instance.node).probes()
         if not probes or instance.phase is not Phase.RUNNING or instance.ready is not None:
             return instance
+        if instance.silent_since is not None:
+            self._prober.excuse(instance.name)  # the way to it is cut: what it answers, nobody hears
+            return instance
         answers = self._prober.is_ready(instance, probes, before=instance.name in ready)
         return replace(instance, ready=answers)
 
@@ -333,7 +336,8 @@ class Loop:
             return {}
         metrics, ports = metrics_of(run.plan), run.template.launch.ports
         sick: dict[str, str] = {}
-        for instance in (i for seen in found.values() for i in seen or () if i.name in ready):
+        heard = (i for seen in found.values() for i in seen or () if i.silent_since is None)
+        for instance in (i for i in heard if i.name in ready):
             why = self._prober.silence(instance.name)
             if why is None and metrics and metrics.steps and ports and not instance.node:
                 why = self._pulse.sick(instance, metrics, ports[0].container)

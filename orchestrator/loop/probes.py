@@ -121,6 +121,12 @@ class Prober:
                 return f"no answer for {lasted_s:.0f} s"
         return None
 
+    def excuse(self, name: str) -> None:
+        """Hold a launch's silence against it no longer: its machine cannot be reached."""
+        for (launch, _), patient in self._patients.items():
+            if launch == name:
+                patient.silent_since = None
+
     def forget(self, alive: Collection[str]) -> None:
         """Drop all but these launches."""
         for key in [key for key in self._patients if key[0] not in alive]:

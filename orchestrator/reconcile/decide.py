@@ -48,6 +48,7 @@ SIGTERMED = 143
 """Exit code of a program that SIGTERM ended: 128 and the signal."""
 INTERRUPTED = "interrupted"
 EVICTED = "evicted"
+UNKNOWN = "unknown since"
 
 KEPT_ATTEMPTS = 2
 """Ended launches kept per replica and node, so that the output of the last failure can be read."""
@@ -204,14 +205,17 @@ class _Pass(Ledger[Action]):
             address=instance.address,
             ports=instance.ports,
             devices=instance.devices,
-            message=instance.message,
+            message=_last_seen(instance) or instance.message,
             machine=instance.machine,
             adapters=self._loaded(job),
         )
+        was_unknown, is_unknown = job.message.startswith(UNKNOWN), instance.silent_since is not None
         if state is not job.state:
             self._put(fresh, None if job.stop_asked_at else cause)
         elif fresh.adapters != job.adapters:
             self._put(fresh, _serves(fresh))
+        elif was_unknown is not is_unknown:
+            self._put(fresh, "its machine does not answer" if is_unknown else "its machine answers again")
         elif _whereabouts(fresh) != _whereabouts(job):
             self._put(fresh, None)
 
@@ -457,8 +461,9 @@ class _Pass(Ledger[Action]):
             self._turn(state, reason=f"rollout failed: {failed[0]}", ready=serving, answered=ready > 0)
             return
         gave_up = self.run.template.gave_up
+        unknown = [f"{job.name}: {job.message}" for job in live if job.message.startswith(UNKNOWN)]
         reason = next(
-            iter([*failed, *self.waiting, *([f"rollout failed: {gave_up}"] if gave_up else [])]), ""
+            iter([*failed, *self.waiting, *unknown, *([f"rollout failed: {gave_up}"] if gave_up else [])]), ""
         )
         if self.run.template.canary and len(live) > len(current):
             told = f"canary: {self.run.template.canary} % of requests for the new spec" if ready else ""
@@ -599,6 +604,12 @@ class _Pass(Ledger[Action]):
             machine=(instance.machine if instance else "") or job.machine,
         )
         self._put(ended, cause)
+
+
+def _last_seen(instance: Instance) -> str:
+    """Return since when nothing is known of an instance, "" where its machine answers."""
+    since = instance.silent_since
+    return f"{UNKNOWN} {since:%Y-%m-%dT%H:%M:%SZ}: {instance.message}" if since else ""
 
 
 def _whereabouts(job: Job) -> tuple[object, ...]:

@@ -74,7 +74,7 @@ def troubles(fleet: FleetView) -> Iterator[str]:
     """Yield what is wrong with which host, and what to do about it."""
     for host in fleet.hosts:
         if host.why:
-            yield f"{host.name}: {host.why}"
+            yield host.why if f"'{host.name}'" in host.why else f"{host.name}: {host.why}"
             if host.fix:
                 yield f"  fix     {host.fix}"
 

@@ -153,6 +153,16 @@ def test_what_another_process_found_ready_is_ready_until_it_does_not_answer() ->
     assert not patient.after(False, False, False)
 
 
+def test_silence_while_its_machine_is_cut_off_is_not_held_against_it() -> None:
+    patient = Patient(Probe(port=80))
+    assert patient.after(True)
+    patient.after(False, False, False)
+    patient.time += 1_000
+    assert patient.prober.silence("chat-0-0-0") is not None
+    patient.prober.excuse("chat-0-0-0")
+    assert patient.prober.silence("chat-0-0-0") is None
+
+
 def test_the_gone_are_forgotten() -> None:
     patient = Patient(HTTP)
     patient.after(True)

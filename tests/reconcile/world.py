@@ -60,6 +60,8 @@ class World:
     words: dict[str, Failure] = field(default_factory=dict)
     leave: dict[str, Leave] = field(default_factory=dict)
     """How the machines that launches are on are emptied, by launch."""
+    silent: dict[str, datetime] = field(default_factory=dict)
+    """Since when the machines that launches are on do not answer, by launch."""
 
     def __post_init__(self) -> None:
         self.places = {
@@ -172,7 +174,10 @@ class World:
     def _observe(self, place: Sim, run: str) -> list[Instance] | None:
         try:
             seen = [i for i in place.instances() if i.run == run]
-            return [replace(i, leave=self.leave.get(i.name, "")) for i in seen]
+            return [
+                replace(i, leave=self.leave.get(i.name, ""), silent_since=self.silent.get(i.name))
+                for i in seen
+            ]
         except BackendError:
             return None
 

@@ -105,12 +105,19 @@ class Sshd:
         generate_key(self.key)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Machine:
     """Another machine as far as networks and Docker can tell: its engine and its address."""
 
-    socket: str
+    folder: Path
     pid: int
+    """A process that holds its network, whether its engine runs or not."""
+    engine: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def socket(self) -> str:
+        """Return where its engine listens."""
+        return f"{self.folder}/docker.sock"
 
     @property
     def inside(self) -> tuple[str, ...]:
@@ -121,6 +128,53 @@ class Machine:
     def address(self) -> str:
         """Return its address on the cable between the two; ours ends in 1."""
         return f"{CABLE}.2"
+
+    def start(self) -> None:
+        """Start its engine and wait until it answers."""
+        program = _program("dockerd")
+        assert program is not None
+        options = [
+            f"--data-root={self.folder}/data", f"--exec-root={self.folder}/exec",
+            f"--pidfile={self.folder}/pid", f"--host=unix://{self.socket}",
+            "--iptables=false", "--ip6tables=false", "--bip=10.214.1.1/24",
+        ]  # fmt: skip
+        with (self.folder / "log").open("ab") as log:
+            self.engine = subprocess.Popen([*self.inside, program, *options], stdout=log, stderr=log)
+        until(lambda: _answers(Path(self.socket)), "the second engine")
+
+    def lose_power(self) -> None:
+        """Kill its engine and all that runs there at once."""
+        assert self.engine is not None
+        doomed = [self.engine.pid]
+        for ours in _pids_with(f"{self.folder}/exec"):
+            doomed += [ours, *_descendants(ours)]
+        for pid in doomed:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.engine.wait()
+        self.engine = None
+        for mount in _mounts_under(self.folder):
+            subprocess.run(["umount", "-l", mount], check=False, capture_output=True)
+        subprocess.run([*self.inside, "ip", "link", "del", "docker0"], check=False, capture_output=True)
+        Path(self.socket).unlink()  # what follows lies in memory, and is gone with it
+        (self.folder / "pid").unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "exec", ignore_errors=True)
+
+    def stop(self) -> None:
+        """End its engine in good order."""
+        if self.engine is not None:
+            self.engine.terminate()
+            self.engine.wait(READY_S)
+
+
+def _pids_with(word: str) -> list[int]:
+    """Return the processes whose command line holds a word."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if word.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return [pid for pid in found if pid != os.getpid()]
 
 
 @dataclass
@@ -228,26 +282,27 @@ def second_machine() -> Iterator[Machine]:
     if not all(programs) or os.getuid() != 0:
         _go_without("a second machine needs dockerd, iproute2, util-linux and root")
     folder = Path(tempfile.mkdtemp(prefix="my-engine-", dir="/tmp"))
-    where = folder / "docker.sock"
-    options = [
-        f"--data-root={folder}/data", f"--exec-root={folder}/exec", f"--pidfile={folder}/pid",
-        f"--host=unix://{where}", "--iptables=false", "--ip6tables=false", "--bip=10.214.1.1/24",
-    ]  # fmt: skip
-    command = ["unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$0" "$@"', programs[0], *options]
-    with (folder / "log").open("wb") as log:
-        engine = subprocess.Popen([str(word) for word in command], stdout=log, stderr=log)
+    hold = ["unshare", "--net", "sh", "-c", "ip link set lo up; exec sleep infinity"]
+    holder = subprocess.Popen(hold)
+    machine = Machine(folder, holder.pid)
     try:
-        until(lambda: _answers(where), "the second engine")
-        machine = Machine(str(where), engine.pid)
+        until(lambda: _has_own_network(holder.pid), "a network of its own")
+        machine.start()
         _lay_cable(machine)
-        _copy(images.busybox(), where)
+        _copy(images.busybox(), Path(machine.socket))
         yield machine
     finally:
-        engine.terminate()
-        engine.wait(READY_S)
+        machine.stop()
+        holder.terminate()
+        holder.wait(READY_S)
         for mount in _mounts_under(folder):
             subprocess.run(["umount", "-l", mount], check=False, capture_output=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_own_network(pid: int) -> bool:
+    own, theirs = (Path(f"/proc/{one}/ns/net").readlink() for one in ("self", pid))
+    return own != theirs
 
 
 def _lay_cable(machine: Machine) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from orchestrator.apply import host_names
 from orchestrator.places import fleet_place
 from orchestrator.spec.models import Fleet
 from tests import images
-from tests.backends.ssh.farm import Farm, Machine, Sshd
+from tests.backends.ssh.farm import Farm, Machine, Sshd, disconnect, second_machine
 from tests.cli.conftest import Cli, cli
 
 __all__ = ["cli"]
@@ -158,6 +159,50 @@ def test_nothing_starts_on_a_host_that_is_cordoned_and_the_plan_says_why(
 
     assert prompt("fleet", "uncordon", "rack", host.address).code == 0
     assert prompt("apply", "-y", "-f", work).out.strip() == "42"
+
+
+IDLE = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done"
+
+
+@pytest.fixture
+def own_machine() -> Iterator[Machine]:
+    """Lend a second machine that a test may turn off."""
+    with second_machine() as lent:
+        yield lent
+
+
+def test_after_a_host_was_restarted_services_come_back_and_tasks_follow_their_retry(
+    prompt: Cli, own_farm: Farm, own_machine: Machine, namespace: str
+) -> None:
+    host = own_farm.add(machine=own_machine)
+    options = own_farm.options(host, machine=own_machine)
+    config = {key: options[key] for key in ("user", "identity_file", "hosts")}
+    config |= {"config_file": options["ssh_config"], "namespace": namespace}
+    fleet = {"type": "fleet", "name": "rack", "blocks": 8, "ssh_config": config}
+    prompt("apply", "-y", "-f", prompt.write("rack.yaml", yaml.safe_dump(fleet)))
+    small = {"resources": {"cpu": "0.1..", "memory": "16MB..", "disk": None}}
+    again = {"retry": {"on_events": ["interruption"]}}
+    for name, more in (("once", small), ("again", {**small, **again})):
+        assert prompt("apply", "-y", "-d", "-f", task(prompt, name, IDLE, **more)).code == 0
+    web = task(prompt, "web", "exec httpd -f -p 8080 -h /etc", type="service", port=8080, **small)
+    assert prompt("apply", "-y", "-f", web).code == 0
+
+    own_machine.lose_power()
+    silent = prompt("ps").out
+    assert silent.count("unknown since ") == 3
+    own_machine.start()
+    disconnect(Path(os.environ["XDG_RUNTIME_DIR"]))  # as every connection of a host that went down
+
+    assert prompt("wait", "web", "--for", "ready", "--timeout", "60s").code == 0
+    assert prompt("wait", "again", "--for", "started", "--timeout", "60s").code == 0
+    prompt("wait", "once", "--for", "ended", "--timeout", "60s")
+    runs = {run["name"]: run for run in json.loads(prompt("ps", "-a", "--json").out)["runs"]}
+    assert runs["once"]["state"] == "failed"
+    assert "was restarted" in runs["once"]["reason"]
+    assert (runs["again"]["state"], runs["web"]["state"]) == ("running", "ready")
+    told = prompt("events", "again").out
+    assert "again-0-0-0" in told
+    assert "lost" in told
 
 
 def test_a_fleet_whose_hosts_are_all_silent_is_told_with_the_fix(

@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from backends.machine import Device, Machine
 from backends.ssh import Ssh
-from backends.ssh.host import _check_clock
+from backends.ssh.host import _check_clock, fell_with, troubles
 from backends.ssh.memory import Memory
 from backends.ssh.options import Host, Login, Reader
 from backends.ssh.placement import Room, candidates, spread
@@ -240,6 +240,54 @@ def test_clock_that_is_ten_minutes_off_is_told() -> None:
     )
     assert (right.ok, wrong.ok) == (True, False)
     assert wrong.detail.startswith("599 s")
+
+
+BOOT = datetime(2026, 11, 29, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("started_s", "finished_s", "code", "fell"),
+    [
+        (-600, -20, 143, True),  # the engine stopped it on its way down
+        (-600, 2, 255, True),  # the engine found it dead when it came up
+        (-600, -400, 3, False),  # it had failed long before
+        (-600, 900, 3, False),  # it lived through the restart, and failed by itself
+        (5, 9, 255, False),  # it began after the restart
+    ],
+)
+def test_launch_that_fell_with_its_host_is_told_from_one_that_failed(
+    started_s: int, finished_s: int, code: int, fell: bool
+) -> None:
+    ended = replace(
+        SEEN,
+        phase=Phase.EXITED,
+        exit_code=code,
+        started_at=BOOT + timedelta(seconds=started_s),
+        finished_at=BOOT + timedelta(seconds=finished_s),
+    )
+    assert fell_with(ended, BOOT) is fell
+    assert not fell_with(ended, None)
+
+
+# -- how a host is -------------------------------------------------------------------------------
+
+
+WELL = Machine(1, 1, 2**40, "x86")
+
+
+@pytest.mark.parametrize(
+    ("survey", "why", "fix"),
+    [
+        (Survey(WELL, apart_s=600.0), "600 s from", "NTP"),
+        (Survey(replace(WELL, faults=("no driver",))), "no driver", "install the vendor's driver"),
+        (Survey(WELL, ill=(("GPU-a", "XID 79"),)), "GPU-a: XID 79", "restart the machine"),
+    ],
+    ids=["clock", "driver", "accelerator"],
+)
+def test_trouble_of_a_host_is_told_with_its_fix(survey: Survey, why: str, fix: str) -> None:
+    (found,) = troubles(survey)
+    assert why in found.why
+    assert fix in found.fix
 
 
 # -- where launches go ---------------------------------------------------------------------------
