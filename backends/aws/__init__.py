@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 from backends.aws.ec2 import Ec2, Settings
-from backends.vm import RentedMachines
+from backends.vm import RentedMachines, boot
 from backends.vm.cooling import Cooled
 from backends.vm.options import cache_folder, duration_s, networks, size_bytes, state_folder, words
 from orchestrator.errors import ConfigError
@@ -20,6 +20,16 @@ IMAGE_NAMES: Mapping[str, str] = {
 
 GP3_USD_GIB_MONTH = 0.08
 """us-east-1, aws.amazon.com/ebs/pricing; set ``disk_usd_gib_month`` where it differs."""
+
+
+NOTICE = boot.Notice(
+    "T=$(curl -sf -m 2 -X PUT http://169.254.169.254/latest/api/token "
+    "-H 'X-aws-ec2-metadata-token-ttl-seconds: 60') && curl -sf -m 2 -o /dev/null "
+    '-H "X-aws-ec2-metadata-token: $T" http://169.254.169.254/latest/meta-data/spot/instance-action',
+    100,
+)
+"""Two minutes before a spot machine is taken away its metadata has a page that it lacks until then
+(docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html)."""
 
 
 class Aws(RentedMachines):
@@ -114,4 +124,5 @@ class Aws(RentedMachines):
             abandoned_s=duration_s(name, "abandoned_after", abandoned_after),
             boot_s=duration_s(name, "boot_timeout", boot_timeout),
             timeout_s=timeout_s,
+            notice=NOTICE,
         )

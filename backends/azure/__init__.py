@@ -19,6 +19,15 @@ DISK_USD_GIB_MONTH = 0.075
 ``disk_usd_gib_month`` where it differs."""
 
 
+NOTICE = boot.Notice(
+    "curl -sf -m 2 -H Metadata:true "
+    "'http://169.254.169.254/metadata/scheduledevents?api-version=2020-07-01' | grep -q '\"Preempt\"'",
+    22,
+)
+"""Half a minute before a spot machine is evicted
+(learn.microsoft.com/azure/virtual-machines/linux/scheduled-events)."""
+
+
 class Azure(RentedMachines):
     """Runs each launch on a virtual machine of Azure's that is rented for it.
 
@@ -113,4 +122,5 @@ class Azure(RentedMachines):
             boot_s=duration_s(name, "boot_timeout", boot_timeout),
             timeout_s=timeout_s,
             prepare=[boot.TOOLKIT],
+            notice=NOTICE,
         )

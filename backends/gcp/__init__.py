@@ -18,6 +18,14 @@ IMAGE = "projects/deeplearning-platform-release/global/images/family/common-cu12
 PD_BALANCED_USD_GIB_MONTH = 0.1
 """us-central1, cloud.google.com/compute/disks-image-pricing; set ``disk_usd_gib_month`` where it differs."""
 
+NOTICE = boot.Notice(
+    "curl -sf -m 2 -H 'Metadata-Flavor: Google' "
+    "http://169.254.169.254/computeMetadata/v1/instance/preempted | grep -q TRUE",
+    22,
+)
+"""Half a minute before a spot machine is taken away
+(cloud.google.com/compute/docs/instances/preemptible, "Preemption process")."""
+
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 
 
@@ -113,4 +121,5 @@ class Gcp(RentedMachines):
             boot_s=duration_s(name, "boot_timeout", boot_timeout),
             timeout_s=timeout_s,
             prepare=[boot.TOOLKIT],
+            notice=NOTICE,
         )

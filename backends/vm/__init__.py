@@ -74,6 +74,7 @@ class RentedMachines:
         boot_s: How long a machine may take until its engine answers.
         timeout_s: How long one answer of an engine may take.
         prepare: Commands of a machine's first boot that make its image ready.
+        notice: How a spot machine learns that it is about to be taken away.
     """
 
     can: ClassVar[frozenset[Can]] = frozenset(
@@ -95,10 +96,12 @@ class RentedMachines:
         boot_s: int,
         timeout_s: float,
         prepare: Sequence[Sequence[str]] = (),
+        notice: boot.Notice | None = None,
     ) -> None:
         self.name = name
         self._provider = provider
         self._prepare = prepare
+        self._notice = notice
         self._user, self._port = user, port
         self._shelf = Shelf(state, namespace, backend=name)
         self._memory = Memory(state / namespace / "seen")
@@ -192,7 +195,7 @@ class RentedMachines:
                 raise Rejected(f"launch '{name}' still runs", backend=self.name, fix="stop it first")
             assert host is not None  # nothing ends on a machine without an address
             self._shelf.put(replace(ended, rented=False, ports={}), host.logs(name))
-        if keep_s == 0 or host is None or not _answers(host):
+        if keep_s == 0 or host is None or not _answers(host) or self._taken_at(vm, host) is not None:
             self._provider.terminate(vm)
             return
         lasts_s = FOR_EVER_S if keep_s is None else int(keep_s)
@@ -302,7 +305,7 @@ class RentedMachines:
             key = hashlib.sha256(text.encode()).hexdigest()[:32]
             user_data = boot.cloud_config(
                 key=key, public_key=public, user=self._user, lasts_s=self._abandoned_s,
-                prepare=self._prepare,
+                namespace=self._namespace, prepare=self._prepare, notice=self._notice if rent.spot else None,
             )  # fmt: skip
             try:
                 vm = self._provider.create(Order(key, rent, tags | {KEY: key}, user_data, public))
@@ -433,8 +436,29 @@ class RentedMachines:
                 if one.name == name
             ]
         else:
+            found = [self._interrupted(one, vm, host) for one in found]
             self._memory.keep(vm.id, found)
         return replace(found[0], machine=vm.id, rented=True) if found else self._pending(vm)
+
+    def _interrupted(self, ended: Instance, vm: Vm, host: HostDocker) -> Instance:
+        """Return a launch as preempted where its machine asked it to end before it is taken away."""
+        if not vm.spot or ended.phase is not Phase.EXITED or ended.reason == "stopped":
+            return ended
+        at = self._taken_at(vm, host)
+        if at is None or ended.finished_at is None or ended.finished_at.timestamp() < at - 1:
+            return ended
+        told = f"machine {vm.id}: its provider takes it away, and it was asked to end"
+        return replace(ended, reason="preempted", message=told)
+
+    def _taken_at(self, vm: Vm, host: HostDocker) -> int | None:
+        """Return the second since 1970 at which a machine learned that it is taken away."""
+        if not vm.spot:
+            return None
+        try:
+            said = host.connection.run(boot.taken(vm.tags[KEY])).split()
+        except BackendError:
+            return None
+        return int(said[0]) if said and said[0].isdigit() else None
 
     def _pending(self, vm: Vm) -> Instance:
         tags = {key.removeprefix(LABEL): value for key, value in vm.tags.items() if key.startswith(LABEL)}

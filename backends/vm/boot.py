@@ -11,6 +11,9 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.backend import LABEL
 
 FOLDER = "/var/lib/modelyard"
 
@@ -31,15 +34,35 @@ TOOLKIT: tuple[str, ...] = (
 (docs.nvidia.com/datacenter/cloud-native/container-toolkit, "Configuring Docker")."""
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """How a machine learns that it is about to be taken away.
+
+    ``test`` is a shell command that succeeds once it is; ``grace_s`` is what its program then gets
+    to end by itself, somewhat less than its provider gives.
+    """
+
+    test: str
+    grace_s: int
+
+
 def cloud_config(
-    *, key: str, public_key: str, user: str, lasts_s: int, prepare: Sequence[Sequence[str]] = ()
+    *,
+    key: str,
+    public_key: str,
+    user: str,
+    lasts_s: int,
+    namespace: str = "",
+    prepare: Sequence[Sequence[str]] = (),
+    notice: Notice | None = None,
 ) -> str:
     """Return the cloud-config of a machine that powers itself off after ``lasts_s`` without renewal.
 
     The image brings Docker and, for accelerators, the driver and NVIDIA's container toolkit;
     ``prepare`` are commands of its provider's that see to what is missing, before a login is
-    possible that finds Docker. A deadline that cannot be read counts as over. JSON is YAML, and
-    needs no quoting of ours.
+    possible that finds Docker. With a ``notice`` the machine looks every five seconds whether it is
+    about to be taken away; then it writes that down and asks the containers of ``namespace`` to
+    end. A deadline that cannot be read counts as over. JSON is YAML, and needs no quoting of ours.
 
     >>> text = cloud_config(key="k", public_key="ssh-ed25519 A", user="ubuntu", lasts_s=60)
     >>> text.splitlines()[0], json.loads(text.partition(chr(10))[2])["ssh_authorized_keys"]
@@ -54,12 +77,33 @@ def cloud_config(
     timer = ["systemd-run", "--unit=modelyard-deadline", "--on-boot=60", "--on-unit-active=60"]
     config = {
         "ssh_authorized_keys": [public_key],
-        "bootcmd": [["sh", "-c", begin], [*timer, "/bin/sh", "-c", watch]],
+        "bootcmd": [
+            ["sh", "-c", begin], [*timer, "/bin/sh", "-c", watch], *_notices(where, namespace, notice),
+        ],
         "runcmd": [
             *map(list, prepare), ["usermod", "-aG", "docker", user], ["chown", "-R", user, where],
         ],
     }  # fmt: skip
     return "#cloud-config\n" + json.dumps(config, indent=1) + "\n"
+
+
+def _notices(where: str, namespace: str, notice: Notice | None) -> list[list[str]]:
+    """Return the command that begins to look for the notice; none without one."""
+    if notice is None:
+        return []
+    chosen = shlex.quote(f"label={LABEL}namespace={namespace}")
+    told = (
+        f"[ -e {where}/taken ] || {{ {{ {notice.test}; }} && date +%s > {where}/taken && "
+        f"docker ps -q --filter {chosen} | xargs -r docker stop -t {notice.grace_s}; }}"
+    )
+    # a timer of systemd's is exact to a minute unless told
+    timer = ["--on-boot=5", "--on-unit-active=5", "--timer-property=AccuracySec=1s"]
+    return [["systemd-run", "--unit=modelyard-notice", *timer, "/bin/sh", "-c", told]]
+
+
+def taken(key: str) -> str:
+    """Return the script that prints the second at which a machine learned that it is taken away."""
+    return f"cat {folder(key)}/taken 2>/dev/null || :\n"
 
 
 def renew(key: str, *, lasts_s: int) -> str:

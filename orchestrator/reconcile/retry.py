@@ -47,9 +47,11 @@ def next_attempt(
     """Decide what follows a row of failed attempts.
 
     A place without capacity sends the launch to the next one at once; after a whole round
-    there is a pause, as after any other failure. A limit of the account holds for a whole region:
-    its other kinds of machine are passed over, and a round of nothing but limits is the end. Pauses
-    double, and differ by up to a quarter from launch to launch so that many do not return together.
+    there is a pause, as after any other failure. A rented machine that was taken away is followed
+    by the next kind in the plan's order: its own has just become scarce. A limit of the account
+    holds for a whole region: its other kinds of machine are passed over, and a round of nothing but
+    limits is the end. Pauses double, and differ by up to a quarter from launch to launch so that
+    many do not return together.
 
     Args:
         failures: One job per failed attempt in a row, oldest first, at least one.
@@ -76,7 +78,12 @@ def next_attempt(
     first = failures[0].finished_at or failures[0].created_at
     if policy.duration_s is not None and due > first + timedelta(seconds=policy.duration_s):
         return GiveUp("retry.duration is over")
-    return Again(due, 0)
+    return Again(due, _after_taken(last, places) if kind == "interruption" else 0)
+
+
+def _after_taken(job: Job, places: Sequence[Place]) -> int:
+    """Return the place after that of a rented machine that was taken away; the first for all others."""
+    return (_position(job, places) + 1) % len(places) if job.rent and places else 0
 
 
 def told(failures: Sequence[Job]) -> str:
@@ -119,26 +126,31 @@ def _was_steady(job: Job, steady_s: float) -> bool:
 
 
 def _rounds(failures: Sequence[Job], places: Sequence[Place]) -> list[list[Job]]:
-    """Return the refused attempts at the end of a row, split where the plan's order began anew."""
+    """Return the refused attempts at the end of a row, split where a place was asked once more."""
     rounds: list[list[Job]] = []
-    before = len(places)
+    asked: set[int] = set()
     for job in failures:
         if job.reason not in _REFUSED:
             rounds.clear()
-            before = len(places)
             continue
         at = _position(job, places)
-        if at <= before:
+        if not rounds or at in asked:
             rounds.append([])
+            asked.clear()
         rounds[-1].append(job)
-        before = at
+        asked.add(at)
     return rounds
 
 
 def _next_place(refused: Sequence[Job], places: Sequence[Place]) -> int | None:
-    """Return the next place of a round that no limit stands in front of, None where it is over."""
+    """Return the next place of a round that no limit stands in front of, None where it is over.
+
+    A round goes once through all places, from the one it began with.
+    """
     limited = {_reach(job.backend, job.rent) for job in refused if job.reason == "quota"}
-    onward = range(_position(refused[-1], places) + 1, len(places))
+    began, last = _position(refused[0], places), _position(refused[-1], places)
+    gone = (last - began) % len(places) if places else 0
+    onward = ((began + step) % len(places) for step in range(gone + 1, len(places)))
     return next((at for at in onward if _reach(*places[at]) not in limited), None)
 
 

@@ -75,11 +75,34 @@ def test_a_whole_round_without_capacity_pauses_and_begins_anew() -> None:
     assert 3.0 <= (twice.at - T0).total_seconds() <= 5.0
 
 
-def test_an_interruption_begins_at_the_best_place_again() -> None:
-    verdict = after(failed(0, "no-capacity"), failed(1, "preempted"))
+def test_an_interruption_goes_on_with_the_kind_after_the_one_that_was_taken_away() -> None:
+    for reason in ("preempted", "lost"):
+        verdict = after(failed(0, "no-capacity"), failed(1, reason))
+        assert isinstance(verdict, Again)
+        assert verdict.backend == 2
+    only = Retry(frozenset({"interruption"}))
+    assert isinstance(after(failed(1, "preempted"), policy=only), Again)
+    last = after(failed(3, "preempted"))
+    assert isinstance(last, Again)
+    assert last.backend == 4
+
+
+def test_after_an_interruption_every_other_place_is_asked_before_the_pause() -> None:
+    taken = failed(2, "preempted")
+    asked = [3, 4, 0, 1]
+    for at, onward in zip(asked, [4, 0, 1, 2], strict=True):
+        refused = [failed(each, "no-capacity") for each in asked[: asked.index(at) + 1]]
+        assert after(taken, *refused) == Again(T0, onward)
+    verdict = after(taken, *(failed(each, "no-capacity") for each in [*asked, 2]))
     assert isinstance(verdict, Again)
     assert verdict.backend == 0
-    assert after(failed(1, "preempted"), failed(0, "no-capacity")) == Again(T0, 1)
+    assert verdict.at > T0
+
+
+def test_a_container_of_ones_own_machine_starts_where_it_was() -> None:
+    verdict = after(failed(4, "lost"))
+    assert isinstance(verdict, Again)
+    assert verdict.backend == 0
 
 
 # A run and its machine ---------------------------------------------------------------------------

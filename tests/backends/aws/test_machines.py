@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,6 +103,50 @@ def test_a_machine_that_its_provider_takes_away_was_preempted(aws: Cloud, option
     aws.take_away(aws.instances()[0])
     found = ended(backend)
     assert (found.reason, found.rented) == ("preempted", False)
+
+
+def test_a_machine_that_learns_of_its_end_asks_its_program_to_end_and_is_not_kept(
+    aws: Cloud, options: dict[str, Any], tmp_path: Path
+) -> None:
+    spot = replace(RENT, spot=True)
+    script = "trap 'echo saved; exit 0' TERM; echo up; while :; do sleep 0.1; done"
+    backend = Aws(**options)
+    start(backend, launch(script=script, rent=spot))
+    until(lambda: any(line.text == "up" for line in backend.logs("sft-0-0-0")), "it is up")
+    (look,) = [line for line in aws.timer() if "modelyard-notice" in line and options["namespace"] in line]
+
+    def run_timer(status: int) -> None:
+        (tmp_path / "curl").write_text(f"#!/bin/sh\nexit {status}\n")
+        (tmp_path / "curl").chmod(0o755)
+        env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        subprocess.run(
+            ["sh", "-c", look.partition("/bin/sh -c ")[2]], env=env, capture_output=True, check=False
+        )
+
+    run_timer(22)  # what curl ends with while there is no such page
+    assert [one.phase for one in backend.instances()] == [Phase.RUNNING]
+    run_timer(0)
+    found = ended(Aws(**options))
+    assert (found.reason, found.exit_code, found.rented) == ("preempted", 0, True)
+    assert "takes it away" in found.message
+    assert [line.text for line in backend.logs("sft-0-0-0")] == ["up", "saved"]
+    backend.release("sft-0-0-0", keep_s=300)
+    assert aws.instances() == []
+    assert [one.reason for one in Aws(**options).instances()] == ["preempted"]
+
+
+def test_what_ended_before_the_notice_has_ended_by_itself(aws: Cloud, options: dict[str, Any]) -> None:
+    backend = Aws(**options)
+    start(backend, launch(rent=replace(RENT, spot=True)))
+    done = ended(backend)
+    assert done.finished_at is not None
+    (aws.book(aws.instances()[0]) / "taken").write_text(f"{int(done.finished_at.timestamp()) + 60}\n")
+    assert ended(Aws(**options)).reason == ""
+
+
+def test_a_machine_on_demand_looks_for_no_notice(aws: Cloud, options: dict[str, Any]) -> None:
+    start(Aws(**options), launch(script="sleep 60"))
+    assert not [line for line in aws.timer() if options["namespace"] in line]
 
 
 def test_a_launch_that_was_stopped_on_its_way_never_runs(
