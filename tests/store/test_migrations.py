@@ -16,6 +16,7 @@ from orchestrator.store import current_runs, migrate, open_store, revisions
 from orchestrator.store.records import Store
 from orchestrator.store.rows import run_row
 from orchestrator.store.tables import metadata
+from tests.store.past import left_by
 from tests.store.values import T0, a_job, a_run, made, recorded
 
 NEXT = f"{int(revisions.HEAD) + 1:04}"
@@ -91,6 +92,20 @@ def test_a_migration_that_fails_leaves_the_old_schema(
 
     with open_store(url) as store:
         assert [run.since for run in store.runs()] == [T0]
+
+
+@pytest.mark.parametrize("revision", revisions.REVISIONS[:-1])
+def test_a_record_of_every_revision_is_brought_forward_whole(url: str, revision: str) -> None:
+    left_by(url, revision, runs=3, events=2)
+
+    with open_store(url, secret_key=None) as store:
+        assert [run.name for run in store.runs()] == ["run-0x", "run-1x", "run-2x"]
+        assert [(job.name, job.machine) for job in store.jobs()] == [
+            (f"run-{n}x-0-0-0", "") for n in range(3)
+        ]
+        assert [serial for serial, _ in store.events(project="main")] == [1, 2, 3, 4, 5, 6]
+        assert {(run.set_name, run.project) for run in store.runs()} == {("", "main")}
+        store.commit([made(a_run("new"))])
 
 
 def test_a_file_that_was_made_and_not_filled_is_filled(tmp_path: Path) -> None:
