@@ -28,6 +28,7 @@ COMMANDS = {
     "diff": ("specs", "Show field by field how the files differ from what is on record."),
     "drift": ("specs", "Show where the places differ from the record; changes neither."),
     "validate": ("specs", "Check files and report every problem; needs no backend."),
+    "fmt": ("specs", "Bring files into one form; what they say stays as it is."),
     "render": ("render_command", "Write what files say as native manifests; asks no place and no record."),
     "images": ("images", "List what files need from elsewhere: images and models."),
     "bundle": ("images", "Write all that files need into a folder, to be carried to where no network is."),

@@ -199,6 +199,36 @@ def drift(json: Json = False, detailed_exitcode: Detailed = False, config: Confi
 
 
 @app.command()
+def fmt(
+    file: Files,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; end with 1 where a file is in another form.")
+    ] = False,
+) -> None:
+    """Bring files into one form; what they say stays as it is.
+
+    Comments, order and quotes stay too.
+    """
+    if not file:
+        raise UsageError("no files given", fix="name them with -f, for example -f configs/")
+    if file == ["-"]:
+        from orchestrator.spec.format import formatted
+
+        text = typer.get_text_stream("stdin").read()
+        made = formatted(text, file="<stdin>")
+        typer.echo(made, nl=False)
+        raise typer.Exit(int(check and made != text))
+    from orchestrator.spec.format import format_files
+
+    changed, many = format_files(file, write=not check)
+    for each in changed:
+        typer.echo(each)
+    done = "in another form" if check else "formatted"
+    typer.echo(f"{len(changed)} of {many} files {done}", err=True)
+    raise typer.Exit(int(check and bool(changed)))
+
+
+@app.command()
 def validate(
     file: Files,
     json: Json = False,

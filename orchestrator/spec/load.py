@@ -152,6 +152,11 @@ def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
+def files_of(paths: Sequence[str], problems: Problems) -> list[str]:
+    """Return the files that paths stand for, each once; a folder without any is a problem."""
+    return list(dict.fromkeys(file for path in paths for file in _files(path, problems)))
+
+
 def _files(path: str, problems: Problems) -> list[str]:
     if not Path(path).is_dir():
         return [path]
