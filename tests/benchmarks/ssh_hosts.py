@@ -7,6 +7,7 @@ and requests are as many as with real ones, and all of it shares this machine's 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,8 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from backends.docker import Docker
 from backends.ssh import Ssh
+from tests import images
 from tests.backends.ssh.farm import Farm, Sshd, disconnect, farm
 
 
@@ -53,6 +57,42 @@ def _measure(lent: Farm, hosts: list[Sshd]) -> None:
     _timed(f"{len(hosts)} hosts, first command: connect and list", Ssh(**options).instances)
     _timed(f"{len(hosts)} hosts, later command: list", Ssh(**options).instances)
     _timed(f"{len(hosts)} hosts, inventory and offers", Ssh(**options).offers)
+    _measure_commands(options, len(hosts))
+
+
+def _measure_commands(options: dict[str, Any], count: int) -> None:
+    """Apply the hosts as a fleet with a run on it, and time commands as a user meets them."""
+    config = {key: value for key, value in options.items() if key not in ("ssh_config",)}
+    config["config_file"] = options["ssh_config"]
+    fleet = {"type": "fleet", "name": "rack", "blocks": 64, "ssh_config": config}
+    task = {
+        "type": "task", "name": "idle", "image": images.busybox(), "commands": ["sleep 600"],
+        "fleets": ["rack"], "resources": {"cpu": "0.1..", "memory": "16MB..", "disk": None},
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ |= {"MODELYARD_DATABASE_URL": f"sqlite:///{folder}/state.db"}
+        (folder / "config.yaml").write_text("backends: [process]\n")
+        os.environ["MODELYARD_CONFIG"] = str(folder / "config.yaml")
+        for document in (fleet, task):
+            (folder / f"{document['name']}.yaml").write_text(yaml.safe_dump(document))
+        _command(f"{count} hosts, fleet: apply", "apply", "-y", "-f", f"{folder}/rack.yaml")
+        _command(f"{count} hosts, one run: apply -d", "apply", "-y", "-d", "-f", f"{folder}/idle.yaml")
+        for _ in range(3):
+            _command(f"{count} hosts: ps", "ps")
+        _command(f"{count} hosts: fleet show", "fleet", "show", "rack")
+        _command(f"{count} hosts: fleet list", "fleet", "list")
+        _command(f"{count} hosts: offers", "offers")
+        _command(f"{count} hosts: delete the run", "delete", "-y", "idle")
+
+
+def _command(what: str, *arguments: str) -> None:
+    def work() -> None:
+        program = [sys.executable, "-m", "orchestrator.cli", *arguments]
+        done = subprocess.run(program, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    _timed(what, work)
 
 
 def _timed(what: str, work: Callable[[], object]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from orchestrator.apply import host_names
 from orchestrator.places import fleet_place
 from orchestrator.spec.models import Fleet
 from tests import images
-from tests.backends.ssh.farm import Farm, Machine, Sshd, disconnect, second_machine
+from tests.backends.ssh.farm import Farm, Machine, Sshd, disconnect
 from tests.cli.conftest import Cli, cli
 
 __all__ = ["cli"]
@@ -165,17 +166,18 @@ IDLE = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done"
 
 
 @pytest.fixture
-def own_machine() -> Iterator[Machine]:
-    """Lend a second machine that a test may turn off."""
-    with second_machine() as lent:
-        yield lent
+def frail(machine: Machine) -> Iterator[Machine]:
+    """Lend the second machine to be turned off, and see that it is on afterwards."""
+    yield machine
+    if machine.engine is None:
+        machine.start()
 
 
 def test_after_a_host_was_restarted_services_come_back_and_tasks_follow_their_retry(
-    prompt: Cli, own_farm: Farm, own_machine: Machine, namespace: str
+    prompt: Cli, own_farm: Farm, frail: Machine, namespace: str
 ) -> None:
-    host = own_farm.add(machine=own_machine)
-    options = own_farm.options(host, machine=own_machine)
+    host = own_farm.add(machine=frail)
+    options = own_farm.options(host, machine=frail)
     config = {key: options[key] for key in ("user", "identity_file", "hosts")}
     config |= {"config_file": options["ssh_config"], "namespace": namespace}
     fleet = {"type": "fleet", "name": "rack", "blocks": 8, "ssh_config": config}
@@ -187,10 +189,10 @@ def test_after_a_host_was_restarted_services_come_back_and_tasks_follow_their_re
     web = task(prompt, "web", "exec httpd -f -p 8080 -h /etc", type="service", port=8080, **small)
     assert prompt("apply", "-y", "-f", web).code == 0
 
-    own_machine.lose_power()
+    frail.lose_power()
     silent = prompt("ps").out
     assert silent.count("unknown since ") == 3
-    own_machine.start()
+    frail.start()
     disconnect(Path(os.environ["XDG_RUNTIME_DIR"]))  # as every connection of a host that went down
 
     assert prompt("wait", "web", "--for", "ready", "--timeout", "60s").code == 0
@@ -203,6 +205,31 @@ def test_after_a_host_was_restarted_services_come_back_and_tasks_follow_their_re
     told = prompt("events", "again").out
     assert "again-0-0-0" in told
     assert "lost" in told
+
+
+def test_no_credential_is_in_plans_events_the_record_or_the_process_list(
+    prompt: Cli, rack: Document, own_farm: Farm, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "planted-6f1ed002ab5595859014ebf0951522d9"
+    monkeypatch.setenv("API_TOKEN", secret)
+    key = own_farm.key.read_text().splitlines()[1]
+    fleet = rack(own_farm.add())
+    work = task(prompt, "kept", f'test -n "$API_TOKEN" && echo has it; {IDLE}', env=["API_TOKEN"])
+    said = [prompt("plan", "-f", fleet, "-f", work, "--out", str(prompt.folder / "plan.json"))]
+    said.append(prompt("apply", "-y", "-d", "-f", fleet, "-f", work))
+    assert prompt("wait", "kept", "--for", "started", "--timeout", "60s").code == 0
+    assert "has it" in prompt("logs", "kept").out
+    told = [("events",), ("show", "kept", "--json"), ("show", "rack", "--json"), ("offers", "--json")]
+    said += [prompt(*words) for words in [*told, ("plan", "-f", fleet, "--json"), ("backend", "check")]]
+    said.append(prompt("fleet", "cordon", "rack", "127.0.0.1", "--reason", "looked at"))
+    texts = [part.encode() for result in said for part in (result.out, result.err)]
+    kept = [*prompt.folder.rglob("*.json"), *prompt.folder.rglob("*.db"), *folders.rglob("state/**/*")]
+    texts += [path.read_bytes() for path in kept if path.is_file()]
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            texts.append(path.read_bytes())
+    assert len(texts) > 30
+    assert not [text for text in texts if secret.encode() in text or key.encode() in text]
 
 
 def test_a_fleet_whose_hosts_are_all_silent_is_told_with_the_fix(
