@@ -44,8 +44,9 @@ def check_prices(plans: Sequence[Plan], offers: Sequence[Offer], silent: Mapping
             offer = now.get(_kind(choice.offer))
             if offer is None:
                 raise PlanRefused(f"{name}, chosen for {plan.name!r}, is no longer offered", fix=PLAN_AGAIN)
-            # a choice may be several machines, or a share of one: its price moves as the machine's does
-            costs = choice.price_usd_hour * _rate(offer, choice) / _rate(choice.offer, choice)
+            # a choice may be several machines, or a share of one: its price moves as the machine's does;
+            # a rate that has not moved is 1 to the last bit, and 0.2 * 0.2 / 0.2 is more than 0.2
+            costs = choice.price_usd_hour * (_rate(offer, choice) / _rate(choice.offer, choice))
             if costs > cap_usd_hour(plan, choice):
                 what = f"{name} costs ${costs:g}/h for {plan.name!r}, more than the plan's"
                 raise PlanRefused(f"{what} ${cap_usd_hour(plan, choice):g}/h", fix=PLAN_AGAIN)

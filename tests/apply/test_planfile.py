@@ -251,6 +251,13 @@ def test_a_dearer_machine_is_refused_and_a_cheaper_one_taken() -> None:
     check_prices([rented("max_price: 99\n")], dearer, {})
 
 
+@pytest.mark.parametrize("price", [0.2, 0.1, 0.7, 1.1, 3.3, 0.7548, 23.92])
+def test_a_price_that_has_not_moved_is_no_dearer_in_its_last_bit(price: float) -> None:
+    machine = Offer("cloud", "m1", 4, 2**34, price_usd_hour=price)
+    chosen = Choice(machine, nodes=1, price_usd_hour=price, chosen=True)
+    check_prices([replace(rented(), placed=Placed((chosen,), 1, (), ("cloud",)))], [machine], {})
+
+
 def test_a_share_of_a_machine_of_ones_own_is_held_to_its_price() -> None:
     rack = Offer(
         "rack", "r1", 64, 2**39, accelerator="L4-24GB", count=8, vram_bytes=24 * GIB, divisible=True,
