@@ -326,6 +326,8 @@ class Instance:
     """What its container is called on that machine, for tools that attach to containers."""
     rented: bool = False
     """Whether ``machine`` is paid for on its account, until it is released."""
+    image: str = ""
+    """The digest of the image it was started from, as ``sha256:…``, where the place says it."""
     leave: Leave = ""
     """Whether what runs on ``machine`` is to go elsewhere, and how."""
     silent_since: datetime | None = None

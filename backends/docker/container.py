@@ -279,6 +279,7 @@ def to_instance(container: Json, *, address: str = "127.0.0.1") -> Instance:
         devices=tuple(labels[DEVICES].split(",")) if DEVICES in labels else (),
         restarts=container.get("RestartCount", 0),
         container=container["Name"].removeprefix("/"),
+        image=container.get("Image", ""),
     )
 
 

@@ -194,6 +194,7 @@ def instance(pod: Json, *, run: str, replica: int, node: int, attempt: int) -> I
         restarts=container.get("restartCount", 0),
         machine=pod["spec"].get("nodeName", ""),
         container=pod["metadata"]["name"],
+        image=container.get("imageID", "").rpartition("@")[2],
     )
     phase = status.get("phase")
     if phase in {"Failed", "Succeeded"}:

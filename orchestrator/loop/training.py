@@ -102,20 +102,33 @@ def keep_artifacts(store: Store, backend: Backend, run: Run, job: Job, *, now: d
     """Write down what a finished launch said it left; nothing where its output cannot be had."""
     try:
         output = [line.text for line in backend.logs(job.name, tail=LAST_LINES)]
+        images = [each.image for each in backend.instances() if each.name == job.name]
     except (NotFound, BackendError):
         return  # asked again whenever somebody wants to know
-    found = list(left_by(run, job, output, at=now))
+    found = list(left_by(run, job, output, image=next(iter(images), ""), at=now))
     if found:
         store.put_artifacts(run.id, found)
 
 
-def left_by(run: Run, job: Job, output: Iterable[str], *, at: datetime) -> Iterator[Artifact]:
+def pinned(image: str | None, digest: str) -> str:
+    """Return an image's name with the digest of what was run, where that is known.
+
+    >>> pinned("registry/trl:1", "sha256:0a"), pinned("trl@sha256:1b", "sha256:0a"), pinned(None, "")
+    ('registry/trl:1@sha256:0a', 'trl@sha256:1b', '')
+    """
+    return f"{image}@{digest}" if image and digest and "@" not in image else image or ""
+
+
+def left_by(
+    run: Run, job: Job, output: Iterable[str], *, image: str = "", at: datetime
+) -> Iterator[Artifact]:
     """Yield what a finished launch said it left.
 
     Args:
         run: The run.
         job: The launch of its first node.
         output: The lines of its output, or the last of them.
+        image: The digest of the image it ran, "" where nobody knows.
         at: When this is written down.
     """
     found = [fact for fact in lines(iter(output)) if "artifacts" in fact]
@@ -134,7 +147,7 @@ def left_by(run: Run, job: Job, output: Iterable[str], *, at: datetime) -> Itera
                 base_revision=base.get("revision") or "",
                 dataset=data["id"],
                 dataset_revision=data.get("revision") or "",
-                image=run.template.launch.image or "",
+                image=pinned(run.template.launch.image, image),
                 spec_hash=job.spec_hash,
                 launch=job.name,
                 metrics=tuple(sorted((k, float(v)) for k, v in each.get("metrics", {}).items())),
