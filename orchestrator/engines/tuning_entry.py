@@ -195,6 +195,20 @@ def last_checkpoint(output: Path, skipped: Callable[[str, str], None]) -> Path |
     return None
 
 
+def beginning(output: Path, skipped: Callable[[str, str], None]) -> Path | None:
+    """Return the checkpoint to go on from: the last whole one that has steps left to make.
+
+    From one of the last step a trainer makes another, and its weights are not those of the run
+    (transformers 5.23); it is taken where there is none before it.
+    """
+    last = last_checkpoint(output, skipped)
+    step, steps = progress_of(last)
+    if last is None or step < steps:
+        return last
+    before = [p for at, p in checkpoints(output) if at < step and flaw(p) is None]
+    return before[0] if before else last
+
+
 def progress_of(checkpoint: Path | None) -> tuple[int, int]:
     """Return the step of a checkpoint and the steps there are to make; zeros where there is none."""
     state = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
@@ -475,7 +489,7 @@ def keep(order: Mapping[str, Any], command: Sequence[str], environ: Mapping[str,
         fetch(order.get("fetch", {}))
         if kept is not None:
             kept.bring()
-        found = last_checkpoint(output, lambda name, why: tell(note=f"{name} is skipped: {why}"))
+        found = beginning(output, lambda name, why: tell(note=f"{name} is skipped: {why}"))
         is_done = read_json(output / CLAIM).get("finished") == order["digest"]
         if node.nodes > 1 and "port" in order:
             found = met(order, node, child, DONE if is_done else progress_of(found)[0])

@@ -185,6 +185,15 @@ def test_torn_checkpoint_is_skipped_and_said(
     assert said in skipped[0][1]
 
 
+def test_checkpoint_with_steps_left_is_gone_on_from(tmp_path: Path) -> None:
+    """From the last step's a trainer would make one more."""
+    save(tmp_path, 20, 20)
+    assert tuning_entry.beginning(tmp_path, lambda *_: None) == tmp_path / "checkpoint-20"
+    for step in (10, 15):
+        save(tmp_path, step, 20)
+    assert tuning_entry.beginning(tmp_path, lambda *_: None) == tmp_path / "checkpoint-15"
+
+
 def test_progress_is_told_from_the_trainers_own_lines(capsys: pytest.CaptureFixture[str]) -> None:
     seconds = iter(range(0, 1000, 10))
     watch = Watch(start=100, every=10, clock=lambda: next(seconds))
