@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -54,20 +55,39 @@ def trl() -> Ask:
     """Return a question that raises when a script of TRL would end at its options.
 
     Its training arguments look at the device as they are built, so bfloat16 is asked of a CPU, and
-    options that no script knows, which it would ignore, are an error here.
+    options that no script knows, which it would ignore, are an error here. DeepSpeed's file is read by
+    DeepSpeed itself where that is installed.
     """
+    read = deepspeed() if importlib.util.find_spec("deepspeed") else None
 
     def ask(argv: list[str], folder: str | None) -> None:
         parser = importlib.import_module(f"trl.scripts.{argv[0]}").make_parser()
         words = [word.replace("/modelyard", folder or "/modelyard") for word in argv[1:]]
         for name in ("--bf16", "--fp16"):
             words[words.index(name) + 1] = "False"
-        # reading one needs deepspeed, which needs a GPU to be built; the other a process group
+        if read is not None and "--deepspeed" in words:
+            read(words[words.index("--deepspeed") + 1])
+        # to train by the one takes DeepSpeed's kernels, by the other a process group
         for name in {"--deepspeed", "--ddp_backend"} & set(words):
             del words[words.index(name) : words.index(name) + 2]
         *_, rest = parser.parse_args_and_config([*words, "--use_cpu"], return_remaining_strings=True)
         if rest:
             raise ValueError(f"ignored: {rest}")
+
+    return ask
+
+
+def deepspeed() -> Callable[[str], None]:
+    """Return a question that raises when DeepSpeed refuses a file, ``auto`` filled in as the trainer does."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    config: Any = importlib.import_module("deepspeed.runtime.config").DeepSpeedConfig
+    batch = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 4, "train_batch_size": 8}
+    filled = {**batch, "gradient_clipping": 1.0, "bf16": {"enabled": True}, "fp16": {"enabled": False}}
+
+    def ask(path: str) -> None:
+        with open(path) as file:  # noqa: PTH123 - as above
+            values = json.load(file)
+        config({**values, **{name: value for name, value in filled.items() if name in values}})
 
     return ask
 
