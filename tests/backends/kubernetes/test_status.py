@@ -179,3 +179,12 @@ def test_task_without_pods_says_what_keeps_it_back() -> None:
 )
 def test_only_who_asks_for_pods_and_has_none_is_asked_about(owner: Any, pods: Any, bare: bool) -> None:
     assert bool(World([owner], pods).bare()) == bare
+
+
+@pytest.mark.parametrize(
+    ("said", "digest"),
+    [("docker.io/library/trl@sha256:0a1b", "sha256:0a1b"), ("sha256:0a1b", "sha256:0a1b"), ("", "")],
+)
+def test_image_is_the_one_that_ran(said: str, digest: str) -> None:
+    running = {"state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}, "imageID": said}
+    assert seen(pod(phase="Running", containerStatuses=[running])).image == digest
