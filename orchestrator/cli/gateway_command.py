@@ -94,6 +94,7 @@ def run_gateway(
             api.store, api.places, owner=this_owner(), hooks=Hooks(serving=told.serving),
             refresh=api.places.refresh,
         )  # fmt: skip
+        told.beside = loop.figures.text
         with Keeper(loop, complain=_complain):
             _run(_serve(told, api.store, host, port, tls, wake=loop.wake, shared=share_port))
 

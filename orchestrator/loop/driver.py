@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 from orchestrator.backend import Backend, Group, GroupBackend, Instance, Launch, Phase, Renter
 from orchestrator.errors import BackendError, NotFound, Rejected, StateMoved, Temporary
 from orchestrator.loop.adapters import Tender
+from orchestrator.loop.figures import Figures
 from orchestrator.loop.observe import Observer
 from orchestrator.loop.probes import Prober
 from orchestrator.loop.pulse import Pulse
@@ -121,6 +122,7 @@ class Loop:
         self._owner = owner
         self._clock = clock
         self._hooks = hooks or Hooks()
+        self.figures = Figures()
         self._woken = threading.Event()
         self._pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="loop")
         self._observer = Observer(backends, self._pool, time.monotonic, self._woken.set)
@@ -203,6 +205,13 @@ class Loop:
 
         A run whose record moved between reading and writing is left to the next pass.
         """
+        began = time.monotonic()
+        try:
+            return self._pass()
+        finally:
+            self.figures.passed(time.monotonic() - began, driven=len(self._leased))
+
+    def _pass(self) -> bool:
         moved = self._collect()
         self._refresh()
         self._active = active = self._store.active_runs()
@@ -506,6 +515,8 @@ class Loop:
                     assert isinstance(backend, GroupBackend)
                     backend.delete_group(name, grace_s=grace_s)
         except BackendError as error:
+            is_over = not isinstance(error, Temporary)
+            self.figures.acted(verb, effect.backend, "refused" if is_over else "postponed")
             if isinstance(effect, ApplyGroup) and not isinstance(error, Temporary):
                 self._refused[effect.group.name] = effect.group.digest(), str(error)
             if isinstance(effect, Start) and (record := start_failed(effect.job, error, now=self._clock())):
@@ -518,6 +529,7 @@ class Loop:
             return None
         finally:
             self._observer.changed(effect.backend)
+        self.figures.acted(verb, effect.backend, "done")
         self._hooks.boundary(f"after {verb}")
         return None
 

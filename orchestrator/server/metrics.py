@@ -12,7 +12,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 def text(site: Site) -> str:
     """Return the figures: runs by project, type and state, launches, servers, and passes of the loop."""
-    return "\n".join(_lines(site)) + "\n"
+    return "\n".join(_lines(site)) + "\n" + site.loop.figures.text()
 
 
 def _lines(site: Site) -> Iterator[str]:

@@ -189,3 +189,38 @@ def test_a_saved_plan_of_a_shared_service_is_applied_as_it_was_made(cli: Cli) ->
     result = cli("plan", "-f", cli.write("code.yaml", BASED))
     assert result.code == 65
     assert "code.yaml:3:7: service 'chat' loads no adapters while it runs" in result.err
+
+
+# Probes of what an engine serves -----------------------------------------------------------------
+
+
+def test_an_engine_fills_in_what_a_probe_left_out() -> None:
+    plan = planned(
+        service(probes="[{type: token, timeout: 20s}, {url: /ready, start_duration: 5m}]", port="9000")
+    )
+    assert plan.template is not None
+    token, ready = plan.template.launch.probes()
+    assert (token.method, token.path, token.port, token.timeout_s) == ("POST", "/v1/completions", 9000, 20)
+    assert json.loads(token.body or "") == {
+        "model": "Qwen/Qwen2.5-7B-Instruct", "prompt": "1", "max_tokens": 1
+    }  # fmt: skip
+    assert plan.served is not None
+    assert plan.served.launch.probe is not None
+    assert token.start_s == plan.served.launch.probe.start_s  # as long as its weights take
+    assert (ready.port, ready.start_s, ready.silent_s) == (9000, 300, 180)
+
+
+def test_without_a_port_a_probe_asks_the_engine_s_own() -> None:
+    plan = planned(service(probes="[{url: /health, replace_after: off}]"))
+    assert plan.template is not None
+    (probe,) = plan.template.launch.probes()
+    assert (probe.port, probe.silent_s) == (8000, None)
+
+
+def test_a_follower_is_asked_nothing() -> None:
+    text = "type: service\nname: big\nmodel: {id: meta-llama/Llama-3.1-405B-Instruct, precision: bf16}\n"
+    plan = planned(text + "env: [HF_TOKEN]\nresources: {gpu: H100:8}\nprobes: [{type: token}]\n")
+    assert plan.template is not None
+    assert plan.template.nodes > 1
+    assert plan.template.launch.probes()
+    assert plan.template.of_node(1).probes() == ()

@@ -216,7 +216,7 @@ engine: vllm
 port: {port}
 auth: false
 traffic: {{concurrency: 1, input_tokens: 64, output_tokens: 16}}
-probes: [{{url: /health, interval: 1s}}]
+probes: [{{type: token, interval: 1s}}]
 backends: [process]
 """
 BASED = """\

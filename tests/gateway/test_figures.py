@@ -15,6 +15,7 @@ from orchestrator.engines.exposition import EngineLoad
 from orchestrator.gateway.routes import Replica, Scaled, routes_of
 from orchestrator.gateway.scaling import Rule
 from orchestrator.gateway.top import services, told_of
+from orchestrator.loop.figures import Figures
 from orchestrator.render.services import services_text
 from tests.gateway.clients import Stage, chat, completion, in_a_loop, request, stage
 from tests.gateway.test_parts import T0, a_job, a_run
@@ -22,7 +23,7 @@ from tests.gateway.test_record import a_store, program, write
 from tests.gateway.upstream import STREAM_HEAD, USAGE, Asked, Upstream, engine, event
 
 DASHBOARD = Path(__file__).parents[2] / "docs" / "dashboards" / "services.json"
-SAMPLE = re.compile(r'([a-z_]+)\{((?:[a-z]+="[^"\n]*",?)*)\} (\S+)')
+SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z]+="[^"\n]*",?)*)\})? (\S+)')
 PRICED = {"scaled": Scaled(Rule("rps", 1.0, 1, 4), 3), "held": 2, "price_usd_hour": 3.0}
 
 
@@ -45,7 +46,13 @@ def names_of(text: str) -> set[str]:
 
 @in_a_loop
 async def test_figures_are_well_formed_and_every_series_is_told_once() -> None:
-    async with Upstream(engine) as replica, stage(chat(replica.port, **PRICED)) as here:
+    loop = Figures()
+    loop.passed(0.5, driven=3)
+    loop.acted("start", "docker", "done")
+    async with (
+        Upstream(engine) as replica,
+        stage(chat(replica.port, **PRICED), beside=loop.text) as here,
+    ):
         text = await figures(here)
     assert text.endswith("\n")
     families: dict[str, str] = {}
@@ -64,6 +71,7 @@ async def test_figures_are_well_formed_and_every_series_is_told_once() -> None:
             seen.add((name, labels))
             assert re.sub(r"_(bucket|sum|count)$", "", name) in families or name in families, name
     assert families["modelyard_gateway_ttft_seconds"] == "histogram"
+    assert families["modelyard_loop_actions_total"] == "counter"
 
 
 @in_a_loop

@@ -147,6 +147,7 @@ class Gateway:
         scheme: What clients speak, where no proxy says so: ``http`` or ``https``.
         log: Told of every request that is over.
         tracing: Makes OpenTelemetry spans of requests.
+        beside: Figures of what else runs in this process, told after its own.
     """
 
     def __init__(
@@ -157,6 +158,7 @@ class Gateway:
         scheme: str = "http",
         log: Callable[[Told], None] | None = None,
         tracing: Tracing | None = None,
+        beside: Callable[[], str] = str,
     ) -> None:
         self.limits = limits
         self.routes = Routes()
@@ -174,6 +176,7 @@ class Gateway:
         self._trusted = trusted
         self._log = log
         self.tracing = tracing
+        self.beside = beside
         self._lanes: dict[Replica, Lane] = {}
         self._leaving: list[Lane] = []
         """Replicas that left the routes, while requests are still with them."""
@@ -418,7 +421,7 @@ class Gateway:
 
     def metrics(self) -> str:
         """Return the counters in Prometheus' text format."""
-        return exposition(self.desks, self.accounts, self.refused, self.engines)
+        return exposition(self.desks, self.accounts, self.refused, self.engines) + self.beside()
 
     def serving(self) -> Mapping[str, int]:
         """Return how many requests are with each replica, those that left the routes too; from any thread."""
