@@ -344,7 +344,9 @@ class _Pass(Ledger[Action]):
             if job.state.is_final:
                 continue
             if broken:
-                self._ask_stop(job, "node-failed", f"node {broken.node} ended first: {broken.reason}")
+                where = f" on {broken.machine}" if broken.machine else ""
+                told = f"node {broken.node}{where} ended first: {broken.message or broken.reason}"
+                self._ask_stop(job, "node-failed", told)
             else:
                 self._keep_limits(job)
         if stale and not self.run.template.canary and all(job.state is JobState.READY for job in attempt):

@@ -207,6 +207,33 @@ def test_after_a_host_was_restarted_services_come_back_and_tasks_follow_their_re
     assert "lost" in told
 
 
+def test_a_gang_finds_its_ranks_and_ends_with_the_node_that_failed(
+    prompt: Cli, rack: Document, own_farm: Farm, machine: Machine
+) -> None:
+    first, second = own_farm.add(), own_farm.add(machine=machine)
+    network = f"{machine.address.rpartition('.')[0]}.0/30"
+    prompt("apply", "-y", "-f", rack(first, second, network=network))
+    script = (
+        "echo rank $MODELYARD_NODE_RANK of $MODELYARD_NODES_NUM under $MODELYARD_MASTER_NODE_IP; "
+        "df -k /dev/shm | tail -n 1 | awk '{print $2}'; "
+        f"test $MODELYARD_NODE_RANK = 0 || exit 3; {IDLE}"
+    )
+    sized = {"resources": {"cpu": "0.5..", "memory": "64MB..", "disk": None, "shm_size": "48MiB"}}
+    ran = prompt("apply", "-y", "-f", task(prompt, "ring", script, nodes=2, **sized))
+    assert ran.code == 1
+    assert "ring-0-1-0: exit code 3" in ran.err
+    assert f"node 1 on {second.address} ended first: exit code 3" in prompt("events", "ring").out
+    master = machine.address.removesuffix("2") + "1"
+    for rank in (0, 1):
+        lines = prompt("logs", "ring", "--node", str(rank)).out.splitlines()
+        assert lines[:2] == [f"rank {rank} of 2 under {master}", str(48 * 1024)]
+    assert "node-failed" in prompt("show", "ring").out
+
+    alone = prompt("apply", "-y", "-f", task(prompt, "trio", "echo 1", nodes=3, **sized))
+    assert (alone.code, "2 of 3 hosts have room now" in alone.err) == (1, True)
+    assert {host["blocks_held"] for host in hosts_of(prompt).values()} == {0}  # all or none
+
+
 def test_no_credential_is_in_plans_events_the_record_or_the_process_list(
     prompt: Cli, rack: Document, own_farm: Farm, folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
