@@ -558,6 +558,8 @@ class Group:
     surge: bool = True
     scaling: Scaling | None = None
     serves: tuple[str, ...] = ()
+    ends_with_master: bool = False
+    """Whether a task is done when its node 0 is."""
 
     def digest(self) -> str:
         """Return what tells this group from any other, for a backend to write on what it makes."""

@@ -165,6 +165,8 @@ class _Making:
         }
         if group.nodes > 1:
             spec["completionMode"] = "Indexed"
+            if group.ends_with_master:  # on by default since Kubernetes 1.31
+                spec["successPolicy"] = {"rules": [{"succeededIndexes": "0"}]}
         if group.max_duration_s is not None:
             spec["activeDeadlineSeconds"] = group.max_duration_s
         return spec

@@ -604,6 +604,8 @@ def updated(
         canary=rollout.weight or 0,
         rollback=rollout.rollback == "auto", retry=_retry(spec),
         max_duration_s=spec.max_duration, idle_s=spec.idle_duration,
+        order=spec.startup_order if isinstance(spec, Task) else "any",
+        ends_with_master=isinstance(spec, Task) and spec.stop_criteria == "master-done",
         scaling=_scaling(spec, metrics) if template.scales else None,
     )  # fmt: skip
 

@@ -42,6 +42,7 @@ def demand_of(spec: Work, *, places: Mapping[str, frozenset[Can]], names: Names)
         reservation=spec.reservation,
         spot=spec.spot_policy,
         max_price_usd_hour=spec.max_price,
+        ordered=isinstance(spec, Task) and spec.startup_order != "any" and spec.nodes != 1,
     )
 
 

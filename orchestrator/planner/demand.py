@@ -73,6 +73,8 @@ class Demand:
     reservation: str | None = None
     spot: Literal["spot", "on-demand", "auto"] = "auto"
     max_price_usd_hour: float | None = None
+    ordered: bool = False
+    """Whether nodes are to start one after the other."""
 
     def summary(self) -> str:
         """Return the demand in a phrase, for a plan or an error.

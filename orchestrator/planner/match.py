@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from orchestrator.backend import Offer
+from orchestrator.backend import Can, Offer
 from orchestrator.planner.demand import Demand
 from orchestrator.units import GB, GIB
 
@@ -54,6 +54,8 @@ def able(offer: Offer, demand: Demand) -> str | None:
     for need in demand.needs:
         if need not in can:
             return f"{offer.backend} cannot {need.value}, which {demand.needs[need]} needs"
+    if demand.ordered and Can.GROUPS in can:  # its own controllers start them
+        return f"{offer.backend} starts all nodes at once, and startup_order does not"
     return None
 
 

@@ -47,6 +47,8 @@ DRAIN_LOOK_S = 0.5
 SIGTERMED = 143
 """Exit code of a program that SIGTERM ended: 128 and the signal."""
 INTERRUPTED = "interrupted"
+MASTER_DONE = "master-done"
+_STARTED = frozenset({JobState.RUNNING, JobState.READY, JobState.SUCCEEDED})
 EVICTED = "evicted"
 UNKNOWN = "unknown since"
 
@@ -150,8 +152,20 @@ class _Pass(Ledger[Action]):
                 self._end(job, JobState.FAILED, reason="lost", message=gone, cause="lost")
         elif job.stop_asked_at or self.run.wanted is not Wanted.RUN or not self._is_current(job):
             self._end(job, JobState.STOPPED, cause="never started")
-        else:
+        elif self._has_its_turn(job):
             self._start(job)
+
+    def _has_its_turn(self, job: Job) -> bool:
+        """Return whether the nodes that are to start before this one run by now."""
+        order = self.run.template.order
+        if order == "any" or (job.node == 0) == (order == "master-first"):
+            return True
+        first = [
+            other for other in self.jobs.values()
+            if (other.replica, other.attempt) == (job.replica, job.attempt)
+            and (other.node == 0) == (order == "master-first")
+        ]  # fmt: skip
+        return all(other.state in _STARTED for other in first)
 
     def _settle_exited(self, job: Job, instance: Instance) -> None:
         if job.stop_asked_at:
@@ -184,7 +198,7 @@ class _Pass(Ledger[Action]):
         if job.stop_cause == EVICTED:
             self._end(job, JobState.FAILED, instance, reason="preempted", cause=EVICTED)
             return
-        if self.run.template.resumes and job.stop_cause != "node-failed":
+        if self.run.template.resumes and job.stop_cause not in ("node-failed", MASTER_DONE):
             self._end(job, JobState.STOPPED, instance, reason=INTERRUPTED, cause=job.stop_cause or "stopped")
             return
         if job.stop_cause in ("max-duration", "not-ready", "node-failed", "hung"):
@@ -310,7 +324,7 @@ class _Pass(Ledger[Action]):
         if any(not job.state.is_final for job in latest):
             self._keep_attempt(latest, stale)
             return None
-        if all(job.state is JobState.SUCCEEDED for job in latest):
+        if self._is_done(latest):
             return None
         if timed_out := next((j for j in latest if _is_out_of_time(j)), None):
             return f"{INTERRUPTED}: {timed_out.message}, apply --resume goes on from its last checkpoint"
@@ -339,6 +353,10 @@ class _Pass(Ledger[Action]):
 
     def _keep_attempt(self, attempt: list[Job], stale: list[Job]) -> None:
         """Watch a live attempt: the gang falls together, and time limits hold."""
+        if self._is_done(attempt):
+            for job in (j for j in attempt if not j.state.is_final):
+                self._ask_stop(job, MASTER_DONE)
+            return
         broken = next((j for j in attempt if j.state in (JobState.FAILED, JobState.STOPPED)), None)
         for job in attempt:
             if job.state.is_final:
@@ -426,7 +444,9 @@ class _Pass(Ledger[Action]):
                 JobState.PROVISIONING, self.now, rent=rent,
             )  # fmt: skip
             self._put(job, f"{cause}: {place}, {rent}" if rent else cause)
-            self._start(job)
+        for job in [j for j in self.jobs.values() if (j.replica, j.attempt) == (replica, attempt)]:
+            if self._has_its_turn(job):
+                self._start(job)
 
     def _summarize(self, failed: list[str]) -> None:
         """Turn the run into what its replicas make of it."""
@@ -497,7 +517,13 @@ class _Pass(Ledger[Action]):
 
     def _all_succeeded(self) -> bool:
         latest = [self._attempts(r)[-1:] for r in range(self.run.template.replicas)]
-        return all(a and all(j.state is JobState.SUCCEEDED for j in a[0]) for a in latest)
+        return all(a and self._is_done(a[0]) for a in latest)
+
+    def _is_done(self, attempt: Sequence[Job]) -> bool:
+        """Return whether the nodes ended well whose end is the task's."""
+        if self.run.template.ends_with_master:
+            attempt = [job for job in attempt if job.node == 0]
+        return bool(attempt) and all(job.state is JobState.SUCCEEDED for job in attempt)
 
     def _clean(self) -> None:
         """Remove ended launches, but for the last few of each place."""

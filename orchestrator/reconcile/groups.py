@@ -69,6 +69,7 @@ def group_from(template: Template, *, name: str, kind: RunType, attempt: int = 0
         max_duration_s=None if (limit := template.runs_for_s()) is None else int(limit),
         follower=follower,
         surge=template.surge,
+        ends_with_master=template.ends_with_master,
         scaling=template.scaling,
         serves=template.serves,
     )

@@ -155,6 +155,10 @@ class Template:
     before: Before | None = None
     gave_up: str = ""
     """Why the spec that came after this one was given up, and this one put back."""
+    order: Literal["any", "master-first", "workers-first"] = "any"
+    """Whether node 0 starts before the others, after them, or with them."""
+    ends_with_master: bool = False
+    """Whether a task is done when its node 0 is."""
     resumes: bool = False
     """Whether the next attempt goes on where a stopped one left off, as training does."""
     scales: bool = False

@@ -849,11 +849,13 @@ class Task(Work):
         replace("Machines that work on it together; auto with train.", examples=[1, "auto"]),
     ] = 1
     startup_order: Annotated[
-        Literal["any", "master-first", "workers-first"], replace("The order in which nodes start.")
+        Literal["any", "master-first", "workers-first"],
+        replace("The order in which nodes start: all at once, or when those before them run."),
     ] = "any"
-    stop_criteria: Annotated[Literal["all-done", "master-done"], replace("Whose end is the task's end.")] = (
-        "all-done"
-    )
+    stop_criteria: Annotated[
+        Literal["all-done", "master-done"],
+        replace("Whose end is the task's end: that of all nodes, or of node 0, which stops the others."),
+    ] = "all-done"
 
 
 def _https(value: object) -> object:

@@ -11,8 +11,6 @@ UNHEEDED: Mapping[str, str] = {
     "schedule": "applying it starts it now; it takes a server to start it again by the clock",
     "utilization_policy": "it takes a server to measure its accelerators and end it for being idle",
     "inactivity_duration": "it takes a server to end it when nobody is inside",
-    "startup_order": "its nodes start all at once",
-    "stop_criteria": "it ends when all of its nodes have",
     "auto_cleanup_duration": "it takes a server to delete it when nothing uses it",
     "volume_id": "a volume of our own is made, or found by its name",
 }
@@ -23,8 +21,8 @@ def unheeded(spec: Spec) -> Iterator[Finding]:
     """Yield the fields that ``spec`` sets and that will do nothing.
 
     >>> from orchestrator.spec.models import Task
-    >>> [f.path for f in unheeded(Task(name="a", commands=["true"], stop_criteria="master-done"))]
-    ['stop_criteria']
+    >>> [f.path for f in unheeded(Task(name="a", commands=["true"], schedule={"cron": "0 3 * * *"}))]
+    ['schedule']
     """
     for name, what in UNHEEDED.items():
         info = type(spec).model_fields.get(name)

@@ -246,13 +246,13 @@ def test_validate_looks_at_files_and_the_names_of_places_and_says_what_does_noth
         "no backend 'sym' is configured",
     ]  # fmt: skip
     assert "did you mean 'sim'?" in found.err
-    file = cli.write("hello.yaml", HELLO + "stop_criteria: master-done\n")
+    file = cli.write("hello.yaml", HELLO + "schedule: {cron: 0 3 * * *}\n")
     said = cli("validate", "-f", file)
     assert (said.code, said.out) == (0, f"{file}: task hello: ok\n")
-    assert f"{file}:4:16: notice: stop_criteria: " in said.err
+    assert f"{file}:4:11: notice: schedule: " in said.err
     (notice,) = json.loads(cli("validate", "--json", "-f", file).out)["notices"]
-    assert (notice["line"], notice["column"]) == (4, 16)
-    assert "::notice file=hello.yaml,line=4,col=16::" in cli("validate", "--format", "github", "-f", file).out
+    assert (notice["line"], notice["column"]) == (4, 11)
+    assert "::notice file=hello.yaml,line=4,col=11::" in cli("validate", "--format", "github", "-f", file).out
 
 
 def test_a_secret_set_by_hand_is_used(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

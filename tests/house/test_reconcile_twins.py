@@ -5,13 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.backend import Instance, Phase
-from orchestrator.reconcile import Forget, Job, Observed, Remove, Run, RunEvent, RunState, decide, reconcile
+from orchestrator.reconcile import (
+    Forget,
+    Job,
+    JobState,
+    Observed,
+    Remove,
+    Run,
+    RunEvent,
+    RunState,
+    decide,
+    reconcile,
+)
 from orchestrator.reconcile.decide import _Pass
+from orchestrator.reconcile.precedence import Claim
+from orchestrator.store import open_store
+from tests.loop import test_queue
 from tests.reconcile import test_decide
 from tests.reconcile.histories import Broken, play_all
 
@@ -209,3 +224,23 @@ def test_a_case_catches_a_broken_twin(
     monkeypatch.setattr(decide, "_Pass", twin)
     with pytest.raises((AssertionError, KeyError, StopIteration)):
         test()
+
+
+def test_nodes_that_start_all_at_once_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decide._Pass, "_has_its_turn", lambda self, job: True)
+    with pytest.raises(AssertionError):
+        test_decide.test_nodes_start_in_the_order_that_was_asked_for("master-first", {0}, {1, 2})
+
+
+def test_an_end_of_the_master_that_nobody_heeds_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        decide._Pass, "_is_done", lambda self, attempt: all(j.state is JobState.SUCCEEDED for j in attempt)
+    )
+    with pytest.raises(AssertionError):
+        test_decide.test_a_task_that_ends_with_its_master_stops_the_others_and_has_succeeded()
+
+
+def test_a_run_that_yields_to_nobody_is_caught(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Claim, "goes_before", lambda self, priority, places, now: False)
+    with open_store(f"sqlite:///{tmp_path}/state.db") as store, pytest.raises(AssertionError):
+        test_queue.test_who_waits_is_told_for_whom(store, tmp_path)

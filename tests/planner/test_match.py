@@ -46,6 +46,11 @@ def gpu(**wanted: object) -> Demand:
         (H100, Demand(accelerator=AcceleratorDemand(count=Span(8, 8))), None),
         (H100, Demand(backends=frozenset({"gcp"})), "not in backends"),
         (H100, Demand(needs={Can.PORTS: "port"}), "aws cannot publish ports, which port needs"),
+        (H100, replace(gpu(), ordered=True), None),
+        (
+            H100, Demand(ordered=True, places={"aws": frozenset({Can.GROUPS})}),
+            "aws starts all nodes at once, and startup_order does not",
+        ),
         (H100, Demand(regions=frozenset({"eu"})), "not in regions"),
         (H100, Demand(zones=frozenset({"a"})), "not in availability_zones"),
         (H100, Demand(instance_types=frozenset({"g5"})), "not in instance_types"),

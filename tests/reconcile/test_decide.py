@@ -622,3 +622,72 @@ def test_a_life_of_training_is_told_from_the_one_before() -> None:
     assert dict(first.at(0, 1, 3).env)["MODELYARD_RUN_SINCE"] == world.clock().isoformat()
     other = world.apply("eval", type="task").template
     assert other.begun(world.clock()) == other
+
+
+NODES = {"type": "task", "nodes": 3}
+
+
+def test_a_task_that_ends_with_its_master_stops_the_others_and_has_succeeded() -> None:
+    world = World(scripts={"mpi-0-0-0": Script(run_s=5)})
+    world.apply("mpi", ends_with_master=True, **NODES)  # type: ignore[arg-type]  # words
+    world.settle()
+    assert world.state("mpi") == "succeeded"
+    ended = {job.name: (job.state.value, job.stop_cause) for job in world.jobs[world.runs["mpi"].id].values()}
+    assert ended == {
+        "mpi-0-0-0": ("succeeded", ""), "mpi-0-1-0": ("stopped", "master-done"),
+        "mpi-0-2-0": ("stopped", "master-done"),
+    }  # fmt: skip
+    assert world.started() == {"mpi-0-0-0": 1, "mpi-0-1-0": 1, "mpi-0-2-0": 1}
+
+
+def test_without_it_the_end_of_the_master_alone_is_not_the_tasks() -> None:
+    world = World(scripts={"mpi-0-0-0": Script(run_s=5)})
+    world.apply("mpi", **NODES)  # type: ignore[arg-type]  # words
+    for _ in range(9):
+        world.step()
+        world.clock.advance(1)
+    assert world.state("mpi") == "running"
+
+
+def test_a_node_that_fails_before_the_master_is_done_fails_the_task() -> None:
+    world = World(scripts={"mpi-0-0-0": Script(run_s=50), "mpi-0-1-0": Script(run_s=5, exit_code=3)})
+    world.apply("mpi", ends_with_master=True, **NODES)  # type: ignore[arg-type]  # words
+    world.settle()
+    assert world.state("mpi") == "failed"
+    assert world.runs["mpi"].reason == "mpi-0-1-0: exit code 3"
+
+
+@pytest.mark.parametrize(
+    ("order", "first", "then"),
+    [
+        ("any", {0, 1, 2}, set()),
+        ("master-first", {0}, {1, 2}),
+        ("workers-first", {1, 2}, {0}),
+    ],
+)
+def test_nodes_start_in_the_order_that_was_asked_for(order: str, first: set[int], then: set[int]) -> None:
+    world = World(scripts={"mpi": Script(boot_s=5, run_s=60)})
+    world.apply("mpi", order=order, **NODES)  # type: ignore[arg-type]  # words
+
+    def started() -> set[int]:
+        return {int(name.split("-")[2]) for name in world.started()}
+
+    for _ in range(3):
+        world.step()
+    assert started() == first
+    assert {job.node for job in world.jobs[world.runs["mpi"].id].values()} == {0, 1, 2}
+    world.clock.advance(6)
+    for _ in range(3):
+        world.step()
+    assert started() == first | then
+    world.settle()
+    assert world.state("mpi") == "succeeded"
+    assert set(world.started().values()) == {1}
+
+
+def test_nodes_that_wait_for_one_that_fails_are_never_started() -> None:
+    world = World(scripts={"mpi-0-0-0": Script(refuse="rejected")})
+    world.apply("mpi", order="master-first", **NODES)  # type: ignore[arg-type]  # words
+    world.settle()
+    assert world.state("mpi") == "failed"
+    assert world.started() == {}

@@ -135,12 +135,10 @@ def test_names_of_images_are_taken_as_registries_take_them(image: str) -> None:
 
 
 def test_fields_that_do_nothing_here_are_told_at_their_place() -> None:
-    text = task(
-        "stop_criteria: master-done\nschedule: {cron: '0 3 * * *'}\nidle_duration: 10m\nvolumes: [a:/a, b:/b]"
-    )
+    text = task("env: [A]\nschedule: {cron: '0 3 * * *'}\nidle_duration: 10m\nvolumes: [a:/a, b:/b]")
     found = notices(read(text + "---\ntype: volume\nname: b\nauto_cleanup_duration: 1d\n"))
     assert [(notice.at.line, notice.what.split(":")[1].strip()) for notice in found] == [
-        (4, "stop_criteria"), (5, "schedule"), (7, "volume 'a' is declared in none of these files"),
+        (5, "schedule"), (7, "volume 'a' is declared in none of these files"),
         (11, "auto_cleanup_duration"),
     ]  # fmt: skip
 

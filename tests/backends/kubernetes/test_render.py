@@ -537,3 +537,12 @@ def test_volume_is_a_claim() -> None:
     claim = render_volume("pip-cache", Settings(storage_class="fast"), size_bytes=10 * 10**9)
     assert claim["spec"]["resources"]["requests"]["storage"] == "9765625Ki"
     assert claim["spec"]["storageClassName"] == "fast"
+
+
+def test_a_task_that_ends_with_its_master_says_so_to_its_controller() -> None:
+    validate = pytest.importorskip("kubernetes_validate").validate
+    ends = replace(INDEXED, ends_with_master=True)
+    job, *_ = render_group(ends, Settings()).objects
+    validate(job, "1.33", strict=True)
+    assert job["spec"]["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
+    assert "successPolicy" not in render_group(INDEXED, Settings()).objects[0]["spec"]
