@@ -234,8 +234,8 @@ def _says(status: GroupStatus | None, group: Group) -> bool:
 
 
 def _state_of(status: GroupStatus, run: Run) -> RunState:
-    if status.phase is Phase.PENDING:
-        return RunState.STARTING
+    if status.phase is Phase.PENDING and (run.type == "task" or run.template.replicas):
+        return RunState.STARTING  # of none there is none to wait for
     if run.type != "task" and status.ready_replicas >= run.template.replicas:
         return RunState.READY
     return RunState.RUNNING

@@ -114,6 +114,12 @@ def test_service_is_ready_when_every_replica_is() -> None:
     assert turns(step(two, GroupSeen(True, status(two, instance(0), instance(1))))) == [RunState.READY]
 
 
+def test_service_of_no_replicas_is_ready_and_a_first_one_is_waited_for() -> None:
+    for replicas, state in ((0, RunState.READY), (1, RunState.STARTING)):
+        of = run(template=replace(run().template, replicas=replicas))
+        assert turns(step(of, GroupSeen(True, status(of, phase=Phase.PENDING)))) == [state]
+
+
 @pytest.mark.parametrize(
     ("code", "reason", "state"),
     [(0, "", RunState.SUCCEEDED), (7, "error", RunState.FAILED), (137, "oom", RunState.FAILED)],
