@@ -16,10 +16,10 @@ import pytest
 from backends.kubernetes import Kubernetes
 from backends.kubernetes.client import Cluster, path_of
 from backends.kubernetes.rbac import render_rbac
-from orchestrator.backend import Group, GroupStatus
+from orchestrator.backend import Group, GroupStatus, Scaling
 from orchestrator.errors import AuthFailed, ConfigError, Quota, Rejected, Unreachable
 from tests.backends.kubernetes.cluster import account, admin, api_server, namespace, rbac_path, with_token
-from tests.backends.kubernetes.samples import INDEXED, JOB, SERVICE, SPANNING
+from tests.backends.kubernetes.samples import INDEXED, JOB, SCALED, SERVICE, SPANNING
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +132,21 @@ def test_what_a_run_no_longer_takes_is_deleted(place: Kubernetes, root: Cluster)
     assert names(root, place, "policy/v1", "PodDisruptionBudget") == ["llama-70b"]
     apply(place, replace(SERVICE, replicas=1))
     assert names(root, place, "policy/v1", "PodDisruptionBudget") == []
+
+
+def test_autoscaler_is_made_beside_a_service_whose_number_is_its_own(
+    place: Kubernetes, root: Cluster, config: str
+) -> None:
+    scaling = Kubernetes("s", kubeconfig=config, namespace=place.settings.namespace, autoscaler="hpa")
+    apply(scaling, SCALED)
+    deployment = path_of("apps/v1", "Deployment", place.settings.namespace, "llama-70b")
+    root.send("PATCH", deployment, {"spec": {"replicas": 3}}, "application/merge-patch+json")
+    apply(scaling, replace(SCALED, scaling=Scaling(2, 8, "vllm:num_requests_waiting", 4.0)))
+    hpa = get(root, place, "autoscaling/v2", "HorizontalPodAutoscaler", "llama-70b")
+    assert (hpa["spec"]["minReplicas"], hpa["spec"]["maxReplicas"]) == (2, 8)
+    assert get(root, place, "apps/v1", "Deployment", "llama-70b")["spec"]["replicas"] == 3
+    place.delete_group("llama-70b", grace_s=0)
+    assert names(root, place, "autoscaling/v2", "HorizontalPodAutoscaler") == []
 
 
 def test_changed_task_is_another_job_and_the_old_one_goes(place: Kubernetes, root: Cluster) -> None:
