@@ -48,6 +48,7 @@ class Aws(RentedMachines):
         port: Its SSH port.
         disk: The size of a machine's disk, such as ``200GiB``.
         disk_usd_gib_month: What a GiB of it costs a month; it is part of every price.
+        reservations: Ids of capacity reservations and capacity blocks that specs may name.
         subnets: Where machines get their addresses; default: the default subnet of each zone.
         security_groups: Their security groups; default: one is made that lets SSH in.
         ssh_from: The networks that this group lets in.
@@ -79,6 +80,7 @@ class Aws(RentedMachines):
         port: int = 22,
         disk: str = "200GiB",
         disk_usd_gib_month: float = GP3_USD_GIB_MONTH,
+        reservations: Sequence[str] = (),
         subnets: Sequence[str] = (),
         security_groups: Sequence[str] = (),
         ssh_from: Sequence[str] = ("0.0.0.0/0",),
@@ -105,6 +107,7 @@ class Aws(RentedMachines):
             image_name=IMAGE_NAMES if image_name is None else dict.fromkeys(IMAGE_NAMES, image_name),
             disk_bytes=size_bytes(name, "disk", disk),
             disk_usd_gib_month=disk_usd_gib_month,
+            reservations=words(name, "reservations", reservations),
             subnets=words(name, "subnets", subnets),
             security_groups=words(name, "security_groups", security_groups),
             ssh_from=networks(name, "ssh_from", ssh_from),

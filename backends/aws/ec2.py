@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backends.aws.refusals import GONE, explained, translated
-from backends.aws.shapes import disk_usd_hour, offers_of, shape_of
+from backends.aws.shapes import disk_usd_hour, is_block, offers_of, reserved_offer, shape_of
 from backends.vm.cooling import where_of
 from backends.vm.port import DEPLOYMENT, KeySpent, Order, Vm
 from orchestrator.backend import Check, Offer, Rent
@@ -58,6 +58,7 @@ class Settings:
     image_name: Mapping[str, str]
     disk_bytes: int
     disk_usd_gib_month: float
+    reservations: tuple[str, ...] = ()
     subnets: tuple[str, ...] = ()
     security_groups: tuple[str, ...] = ()
     ssh_from: tuple[str, ...] = ("0.0.0.0/0",)
@@ -100,6 +101,22 @@ class Ec2:
                 shape, zones, backend=self._backend, region=region, disk_bytes=disk, disk_usd_hour=cost,
                 spot_usd_hour=spot.get(shape["instance_type"], {}),
             )  # fmt: skip
+        shapes = {shape["instance_type"]: shape for shape, _ in types}
+        for one in self._reserved(region):
+            if (shape := shapes.get(one["InstanceType"])) is not None:
+                yield reserved_offer(
+                    shape, one, backend=self._backend, region=region, disk_bytes=disk, disk_usd_hour=cost
+                )
+
+    def _reserved(self, region: str, only: str | None = None) -> Sequence[Mapping[str, Any]]:
+        """Return the configured reservations that are open now; nobody is asked where none is configured."""
+        wanted = {only} if only else set(self._settings.reservations)
+        if not wanted:
+            return []
+        active = [{"Name": "state", "Values": ["active"]}]
+        with self._asking(region) as ec2:
+            found = _pages(ec2, "describe_capacity_reservations", "CapacityReservations", Filters=active)
+            return [one for one in found if one["CapacityReservationId"] in wanted]
 
     def _kept(self, name: str, lasts_s: int, ask: Any) -> Any:
         """Return an answer that was kept at most ``lasts_s``, else ask and keep it."""
@@ -223,6 +240,8 @@ class Ec2:
         if rent.reservation:
             target = {"CapacityReservationId": rent.reservation}
             request["CapacityReservationSpecification"] = {"CapacityReservationTarget": target}
+            if any(is_block(one) for one in self._reserved(rent.region, rent.reservation)):
+                request["InstanceMarketOptions"] = {"MarketType": "capacity-block"}
         if rent.spot:
             request["InstanceMarketOptions"] = {
                 "MarketType": "spot",

@@ -82,6 +82,37 @@ def offers_of(
             yield Offer(**common, spot=True, price_usd_hour=round(disk_usd_hour + spot_usd_hour[zone], 6))
 
 
+def reserved_offer(
+    shape: Mapping[str, Any],
+    reservation: Mapping[str, Any],
+    *,
+    backend: str,
+    region: str,
+    disk_bytes: int,
+    disk_usd_hour: float,
+) -> Offer:
+    """Return the offer of a capacity reservation: as many as are free in it, for those who name it.
+
+    What is in a capacity block was paid before; anything else costs what it does on demand.
+    """
+    size = {key: value for key, value in shape.items() if key not in ("spot", "on_demand")}
+    return Offer(
+        backend=backend, region=region, zone=reservation["AvailabilityZone"], disk_bytes=disk_bytes,
+        boot_s=BOOT_S, price_usd_hour=disk_usd_hour, price_list="" if is_block(reservation) else "aws",
+        reservation=reservation["CapacityReservationId"], available=reservation["AvailableInstanceCount"],
+        **size,
+    )  # fmt: skip
+
+
+def is_block(reservation: Mapping[str, Any]) -> bool:
+    """Say whether a reservation is a capacity block.
+
+    >>> is_block({"ReservationType": "capacity-block"}), is_block({"ReservationType": "default"})
+    (True, False)
+    """
+    return bool(reservation.get("ReservationType") == "capacity-block")
+
+
 def disk_usd_hour(disk_bytes: int, usd_gib_month: float) -> float:
     """Return what a disk costs by the hour; AWS counts 730 hours a month.
 

@@ -209,9 +209,6 @@ class VirtualMachines:
                 "evictionPolicy": "Deallocate",
                 "billingProfile": {"maxPrice": -1},
             }
-        if rent.reservation:
-            group = {"id": rent.reservation}
-            properties["capacityReservation"] = {"capacityReservationGroup": group}
         return {"location": rent.region, "tags": azure_tags(order.tags), "properties": properties}
 
     def _subnet(self, region: str) -> str:

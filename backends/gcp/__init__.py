@@ -37,6 +37,7 @@ class Gcp(RentedMachines):
         project: The project that pays; default: that of the credentials.
         regions: Where machines are rented.
         instance_types: Patterns of machine types, added to all that come with GPUs.
+        reservations: Names of reservations that specs may name.
         credentials_file: Credentials as Google writes them; default: the application default ones.
         image: The image: a family's or an image's path. It brings Docker, and the driver where there
             are GPUs. Default: Google's Deep Learning VM.
@@ -66,6 +67,7 @@ class Gcp(RentedMachines):
         project: str | None = None,
         regions: Sequence[str] = ("us-central1",),
         instance_types: Sequence[str] = (),
+        reservations: Sequence[str] = (),
         credentials_file: str | None = None,
         image: str = IMAGE,
         user: str = "ubuntu",
@@ -98,6 +100,7 @@ class Gcp(RentedMachines):
             project=project,
             regions=words(name, "regions", regions, least=1),
             types=words(name, "instance_types", instance_types),
+            reservations=words(name, "reservations", reservations),
             credentials_file=credentials_file,
             image=image,
             disk_bytes=size_bytes(name, "disk", disk),

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Settings:
     project: str | None
     regions: tuple[str, ...]
     types: tuple[str, ...]
+    reservations: tuple[str, ...]
     credentials_file: str | None
     image: str
     disk_bytes: int
@@ -80,13 +81,40 @@ class Compute:
         """Return every machine type of the settings in every zone that has it, on demand and as spot."""
         settings = self._settings
         disk = round(settings.disk_bytes / GIB * settings.disk_usd_gib_month / HOURS_A_MONTH, 6)
+        types = self._types()
+        reserved = self._reserved({(zone, shape["instance_type"]) for zone, shape in types})
         return [
             offer
-            for zone, shape in self._types()
+            for zone, shape in types
             for offer in offers_of(
-                shape, zone, backend=self._backend, disk_bytes=settings.disk_bytes, disk_usd_hour=disk
+                shape,
+                zone,
+                backend=self._backend,
+                disk_bytes=settings.disk_bytes,
+                disk_usd_hour=disk,
+                reserved=reserved.get((zone, shape["instance_type"]), {}),
             )
         ]
+
+    def _reserved(self, known: Collection[tuple[str, str]]) -> dict[tuple[str, str], dict[str, int]]:
+        """Return how many machines are free in each configured reservation, by zone and type.
+
+        Nobody is asked where none is configured.
+        """
+        found: dict[tuple[str, str], dict[str, int]] = {}
+        if not self._settings.reservations:
+            return found
+        for where, scope in self._pages("/aggregated/reservations", maxResults="500"):
+            for one in scope.get("reservations") or ():
+                said = one.get("specificReservation") or {}
+                kind = (
+                    where.removeprefix("zones/"),
+                    said.get("instanceProperties", {}).get("machineType", ""),
+                )
+                if one["name"] in self._settings.reservations and one["status"] == "READY" and kind in known:
+                    free = int(said.get("count", 0)) - int(said.get("inUseCount", 0))
+                    found.setdefault(kind, {})[one["name"]] = free
+        return found
 
     def _types(self) -> list[tuple[str, dict[str, Any]]]:
         """Return zones and the shapes they have, as they were read at most a day ago."""
@@ -133,9 +161,10 @@ class Compute:
         rent = order.rent
         if rent.region not in self._settings.regions or not rent.zone:
             raise Rejected(
-                f"{where_of(rent)}: the region is not configured", backend=self._backend,
+                f"{where_of(rent)}: the region is not configured",
+                backend=self._backend,
                 fix="add it to regions of this backend, or plan again",
-            )  # fmt: skip
+            )
         # a request id makes an insert that is sent twice within an hour count once
         request = str(uuid.uuid5(uuid.NAMESPACE_OID, order.key))
         where = where_of(rent)

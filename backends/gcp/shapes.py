@@ -74,14 +74,26 @@ def shape_of(machine_type: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def offers_of(
-    shape: Mapping[str, Any], zone: str, *, backend: str, disk_bytes: int, disk_usd_hour: float
+    shape: Mapping[str, Any],
+    zone: str,
+    *,
+    backend: str,
+    disk_bytes: int,
+    disk_usd_hour: float,
+    reserved: Mapping[str, int],
 ) -> Iterator[Offer]:
-    """Yield a machine type in one zone, on demand and as spot; the catalog has the prices."""
+    """Yield a machine type in one zone: on demand, as spot, and what is free in each reservation.
+
+    The catalog has the prices; what is reserved costs what it does on demand.
+    """
+    common: dict[str, Any] = {
+        **shape, "backend": backend, "region": zone.rsplit("-", 1)[0], "zone": zone, "boot_s": BOOT_S,
+        "disk_bytes": disk_bytes, "price_usd_hour": disk_usd_hour, "price_list": "gcp",
+    }  # fmt: skip
     for spot in (False, True):
-        yield Offer(
-            backend, region=zone.rsplit("-", 1)[0], zone=zone, spot=spot, disk_bytes=disk_bytes,
-            price_usd_hour=disk_usd_hour, price_list="gcp", boot_s=BOOT_S, **shape,
-        )  # fmt: skip
+        yield Offer(**common, spot=spot)
+    for name, free in sorted(reserved.items()):
+        yield Offer(**common, reservation=name, available=free)
 
 
 def vm_of(instance: Mapping[str, Any]) -> Vm:

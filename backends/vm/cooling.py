@@ -66,14 +66,14 @@ class Cooled:
         """Return the provider's offers; of a kind that cools down there are none."""
         found = []
         for offer in self.inner.offers():
-            kind = _kind(offer.instance_type, offer.zone or offer.region, offer.spot)
+            kind = _kind(offer)
             found.append(replace(offer, available=0) if self._cooling.left_s(kind) else offer)
         return found
 
     def create(self, order: Order) -> Vm:
         """Create a machine as the provider does, unless its kind was sold out a moment ago."""
         rent = order.rent
-        kind = _kind(rent.instance_type, rent.zone or rent.region, rent.spot)
+        kind = _kind(rent)
         if left_s := self._cooling.left_s(kind):
             raise NoCapacity(
                 f"{where_of(rent)}: was sold out, is asked for in {left_s:.0f} s", backend=self._backend
@@ -110,5 +110,6 @@ def where_of(rent: Rent) -> str:
     return f"{rent.instance_type} in {rent.zone or rent.region}"
 
 
-def _kind(instance_type: str, place: str, spot: bool) -> str:
-    return f"{instance_type} {place}{' spot' if spot else ''}"
+def _kind(of: Offer | Rent) -> str:
+    words = [of.instance_type, of.zone or of.region, "spot" if of.spot else "", of.reservation or ""]
+    return " ".join(filter(None, words))

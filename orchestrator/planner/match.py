@@ -86,9 +86,10 @@ def fleet(offer: Offer, demand: Demand) -> str | None:
 
 @_stage("reservation")
 def reservation(offer: Offer, demand: Demand) -> str | None:
-    """Refuse what is outside the reservation the spec names."""
-    wanted = demand.reservation
-    return "not in the reservation" if wanted is not None and offer.reservation != wanted else None
+    """Refuse what is outside the reservation the spec names, and what is kept for those who name it."""
+    if offer.reservation == demand.reservation:
+        return None
+    return "reserved" if demand.reservation is None else "not in the reservation"
 
 
 @_stage("spot")

@@ -56,6 +56,7 @@ def gpu(**wanted: object) -> Demand:
         (H100, Demand(instance_types=frozenset({"g5"})), "not in instance_types"),
         (H100, Demand(fleets=frozenset({"rack"})), "not in fleets"),
         (H100, Demand(reservation="r"), "not in the reservation"),
+        (replace(H100, reservation="r"), Demand(), "reserved"),
         (H100, Demand(spot="spot"), "not spot"),
         (replace(H100, spot=True), Demand(spot="on-demand"), "spot"),
         (H100, Demand(arch="arm"), "not arm"),

@@ -46,8 +46,12 @@ class Cloud:
     limited: set[str] = field(default_factory=set)
     throttled: int = 0
     denied: str = ""
+    reservations: list[dict[str, str]] = field(default_factory=list)
+    """Capacity reservations, which moto does not know: the fields of EC2's answer."""
     calls: list[str] = field(default_factory=list)
     asked: list[tuple[str, str, str]] = field(default_factory=list)
+    orders: list[dict[str, str]] = field(default_factory=list)
+    """Every RunInstances that made a machine, as it was sent."""
     tokens: dict[str, str] = field(default_factory=dict)
     requests: dict[str, dict[str, str]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -82,6 +86,8 @@ class Cloud:
         self.calls.clear()
         self.asked.clear()
         self.tokens.clear()
+        self.reservations.clear()
+        self.orders.clear()
 
     # -- what is there ---------------------------------------------------------------------------
 
@@ -148,6 +154,8 @@ class Cloud:
                 self.calls.append(action)
                 if refusal := self._refusal(action, asked, environ):
                     return refusal(respond)
+                if action == "DescribeCapacityReservations":
+                    return self._reserved(respond)
                 if asked.get("Filter.1.Name") == "client-token":
                     return self._of_token(app, environ, respond, asked["Filter.1.Value.1"])
                 if action != "RunInstances":
@@ -205,6 +213,7 @@ class Cloud:
         for one in self._all():
             if one.id not in before:
                 self.tokens[token], self.requests[token] = one.id, asked
+                self.orders.append(asked)
                 self._boot(one, base64.b64decode(asked["UserData"]).decode())
         return answer
 
@@ -218,6 +227,17 @@ class Cloud:
         none = "<DescribeInstancesResponse><reservationSet/></DescribeInstancesResponse>"
         respond("200 OK", [("Content-Type", "text/xml")])
         return [(self._describe(app, environ, machine) if machine else none).encode()]
+
+    def _reserved(self, respond: Answer) -> Iterable[bytes]:
+        items = "".join(
+            "<item>" + "".join(f"<{key}>{value}</{key}>" for key, value in one.items()) + "</item>"
+            for one in self.reservations
+        )
+        whole = f"<capacityReservationSet>{items}</capacityReservationSet>"
+        respond("200 OK", [("Content-Type", "text/xml")])
+        return [
+            f"<DescribeCapacityReservationsResponse>{whole}</DescribeCapacityReservationsResponse>".encode()
+        ]
 
     # -- machines --------------------------------------------------------------------------------
 

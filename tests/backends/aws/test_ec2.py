@@ -73,6 +73,36 @@ def test_types_are_asked_for_once_a_day(aws: Cloud, options: dict[str, Any]) -> 
     assert aws.calls == []
 
 
+def test_a_configured_reservation_is_an_offer_of_its_own(aws: Cloud, options: dict[str, Any]) -> None:
+    common = {"availabilityZone": "us-east-1b", "state": "active", "availableInstanceCount": "2"}
+    for id, kind, of in (
+        ("cr-1", "g6.xlarge", "default"), ("cr-2", "t3.micro", "capacity-block"), ("cr-3", "g6.xlarge", ""),
+    ):  # fmt: skip
+        aws.reservations.append(
+            {"capacityReservationId": id, "instanceType": kind, "reservationType": of, **common}
+        )
+    options = {**options, "reservations": ["cr-1", "cr-2"]}
+    found = {o.reservation: o for o in Aws(**options).offers() if o.reservation}
+    assert found.keys() == {"cr-1", "cr-2"}
+    assert (found["cr-1"].zone, found["cr-1"].available, found["cr-1"].price_list) == ("us-east-1b", 2, "aws")
+    assert (found["cr-2"].price_list, found["cr-2"].price_usd_hour) == ("", 0.021918)
+
+    for key, id in (("k1", "cr-1"), ("k2", "cr-2")):
+        provider(options).create(order(key, replace(ZONE_B, reservation=id)))
+    target = "CapacityReservationSpecification.CapacityReservationTarget.CapacityReservationId"
+    assert [(one[target], one.get("InstanceMarketOptions.MarketType")) for one in aws.orders] == [
+        ("cr-1", None), ("cr-2", "capacity-block"),
+    ]  # fmt: skip
+
+
+def test_nobody_is_asked_about_reservations_where_none_is_configured(
+    aws: Cloud, options: dict[str, Any]
+) -> None:
+    aws.calls.clear()
+    Aws(**options).offers()
+    assert "DescribeCapacityReservations" not in aws.calls
+
+
 # Machines -----------------------------------------------------------------------------------------
 
 

@@ -97,6 +97,18 @@ class FakeGcp(FakeCloud):
         accelerators = [{"guestAcceleratorType": gpu, "guestAcceleratorCount": count}]
         return {"name": name, "guestCpus": cpus, "memoryMb": memory, "accelerators": accelerators}
 
+    @route("GET", P + "/aggregated/reservations")
+    def reservations(self, _: Asked) -> Reply:
+        def one(name: str, kind: str, status: str = "READY") -> dict[str, Any]:
+            said = {"count": "4", "inUseCount": "1", "instanceProperties": {"machineType": kind}}
+            return {"name": name, "status": status, "specificReservation": said}
+
+        found = [
+            one("block-1", "g2-standard-4"), one("block-2", "g2-standard-4", "UPDATING"),
+            one("theirs", "g2-standard-4"), one("other", "a3-highgpu-8g"),
+        ]  # fmt: skip
+        return 200, {"items": {"zones/us-central1-a": {"reservations": found}, "zones/us-central1-b": {}}}
+
     @route("GET", P + "/regions/([a-z0-9-]+)")
     def region(self, asked: Asked) -> Reply:
         quotas = [
@@ -355,6 +367,16 @@ class TestGcp(ProviderContract):
         data = cloud.there[vm.id].data
         assert data["reservationAffinity"]["values"] == ["block-1"]
         assert data["networkInterfaces"] == [{"subnetwork": subnet}]
+
+    def test_a_configured_reservation_is_an_offer_of_its_own(
+        self, cloud: FakeGcp, options: dict[str, Any]
+    ) -> None:
+        self.provider_of(options).offers()
+        assert cloud.count("GET", "reservations") == 0
+        found = self.provider_of({**options, "reservations": ["block-1", "block-2", "other"]}).offers()
+        assert [(o.reservation, o.instance_type, o.zone, o.available) for o in found if o.reservation] == [
+            ("other", "a3-highgpu-8g", "us-central1-a", 3), ("block-1", "g2-standard-4", "us-central1-a", 3),
+        ]  # fmt: skip
 
     def test_a_region_that_is_not_configured_is_named(self, options: dict[str, Any]) -> None:
         with pytest.raises(Rejected, match=r"g2-standard-4 in europe-west4-a.*not configured"):
