@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import signal
 import socket
 import ssl
@@ -125,6 +126,8 @@ def serve(
         log_level="warning", access_log=False, lifespan="off", server_header=False,
         timeout_graceful_shutdown=DRAIN_S, proxy_headers=False, http="h11", ws="websockets-sansio",
     )  # fmt: skip
+    # uvicorn says so of every WebSocket that was refused, which is no fault (seen in 0.54)
+    logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
     if door.certificate is not None:
         _load(config, door)
     site.start()
@@ -145,6 +148,10 @@ def serve(
     finally:
         for each in beside_it:
             each.close()
+
+
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    return "without completing handshake" not in record.getMessage()
 
 
 async def _serve(

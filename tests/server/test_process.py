@@ -14,6 +14,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from orchestrator.client import Remote
 from orchestrator.errors import UsageError
@@ -56,6 +58,9 @@ def test_a_first_start_prints_a_token_once_and_ends_when_told(start: Start, cli:
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 0
     again, (only,) = start(lines=1)
+    url = only.removeprefix("listening on ").replace("http", "ws") + "/v1/projects/main/runs/none/exec"
+    with pytest.raises(InvalidStatus, match="401"):
+        connect(url)
     again.send_signal(signal.SIGTERM)
     out, err = again.communicate(timeout=20)
     assert (only.startswith("listening on"), out, err) == (True, "", "")
@@ -152,4 +157,6 @@ def test_figures_are_told_in_prometheus_form(served: Served) -> None:
 
     assert 'modelyard_runs{project="main",type="task",state="succeeded"} 1' in answer.text
     assert "modelyard_servers 1" in answer.text
-    assert all(re.fullmatch(r"#.*|\w+(\{.*\})? \d+", line) for line in answer.text.splitlines())
+    assert all(
+        re.fullmatch(r"#.*|\w+(\{.*\})? \d+(\.\d+)?(e-\d+)?", line) for line in answer.text.splitlines()
+    )
