@@ -142,8 +142,8 @@ def test_port_of_a_pod_is_reached_on_this_machine_until_left(space: str) -> None
         for _ in range(2):
             with urllib.request.urlopen(f"http://{host}:{port}/", timeout=WAIT_S) as answer:
                 assert answer.read() == b"hello\n"
-    with pytest.raises(OSError):
-        socket.create_connection((host, port), timeout=1).recv(1)
+    with pytest.raises(OSError), socket.create_connection((host, port), timeout=1) as late:
+        late.recv(1)
 
 
 def test_port_that_nobody_listens_on_hangs_up(space: str) -> None:

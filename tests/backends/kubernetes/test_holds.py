@@ -405,6 +405,8 @@ class Line:
     def __init__(self, host: str, port: int) -> None:
         self.there = host, port
         self.open: set[socket.socket] = set()
+        self.is_cut = False
+        self._lock = threading.Lock()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
         self._serve()
@@ -416,10 +418,23 @@ class Line:
         with suppress(OSError):
             while True:
                 client, _ = listener.accept()
-                server = socket.create_connection(self.there)
-                self.open |= {client, server}
-                for pair in ((client, server), (server, client)):
-                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+                self._join(client)
+
+    def _join(self, client: socket.socket) -> None:
+        """Connect a client; one that comes in while the line is cut is closed, and so is its other half."""
+        try:
+            server = socket.create_connection(self.there)
+        except OSError:
+            client.close()
+            return
+        with self._lock:
+            if self.is_cut:
+                client.close()
+                server.close()
+                return
+            self.open |= {client, server}
+        for pair in ((client, server), (server, client)):
+            threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
 
     def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
         with suppress(OSError):
@@ -430,15 +445,19 @@ class Line:
                 each.shutdown(socket.SHUT_RDWR)
 
     def cut(self) -> None:
-        self.listener.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # it may be cut already
+            self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
-        for each in self.open:
+        with self._lock:
+            self.is_cut = True
+            ends, self.open = self.open, set()
+        for each in ends:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
-        self.open.clear()
 
     def mend(self) -> None:
+        self.is_cut = False
         self.listener = socket.create_server(("127.0.0.1", self.port))
         self._serve()
 
