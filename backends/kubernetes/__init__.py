@@ -263,7 +263,12 @@ class Kubernetes:
         found: list[str] = []
         for one in rendered.objects:
             live = self._require_ours(one, group.template.run)
-            found += changes(live, self._cluster.apply(one, force=self._force, dry_run=True))
+            planned, held = self._cluster.rehearse(one, force=self._force)
+            phrases = changes(live, planned)
+            if held:
+                what = f"{held.what} ({'; '.join(phrases)})" if phrases else held.what
+                raise Rejected(what, backend=self.name, fix=held.fix)
+            found += phrases
         return found
 
     def groups(self) -> Sequence[GroupStatus]:

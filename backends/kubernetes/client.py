@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 from backends.kubernetes.names import MANAGER
 from backends.kubernetes.refusals import Refused, explained
-from orchestrator.errors import AuthFailed, ConfigError, Unreachable
+from orchestrator.errors import AuthFailed, BackendError, ConfigError, Unreachable
 
 Json = dict[str, Any]
 
@@ -111,16 +111,28 @@ class Cluster:
                 return found, meta.get("resourceVersion", "")
             more = {"continue": meta["continue"]}
 
-    def apply(self, one: Json, *, force: bool = False, dry_run: bool = False) -> Json:
+    def apply(self, one: Json, *, force: bool = False) -> Json:
         """Make the cluster's object say ``one``, by server-side apply; return it as it is now.
 
         Raises:
             Rejected: the object is wrong, or another manager holds one of its fields.
         """
-        query = {"fieldManager": MANAGER, "force": str(force).lower()}
-        if dry_run:
-            query["dryRun"] = "All"
-        return self.send("PATCH", path_of_object(one), one, "application/apply-patch+yaml", **query)
+        return self.send("PATCH", path_of_object(one), one, _APPLY, **_asked(force=force))
+
+    def rehearse(self, one: Json, *, force: bool = False) -> tuple[Json, BackendError | None]:
+        """Return the object as an apply would have it, and the error where others hold its fields.
+
+        Raises:
+            Rejected: the object is wrong.
+        """
+        query = {**_asked(force=force), "dryRun": "All"}
+        try:
+            return self.call("PATCH", path_of_object(one), query=query, body=one, kind=_APPLY), None
+        except Refused as refusal:
+            error = explained(refusal, self.backend)
+            if force or refusal.status != 409 or not refusal.causes:
+                raise error from refusal
+            return self.rehearse(one, force=True)[0], error
 
     def send(self, method: str, path: str, body: Json | None, kind: str = "", **query: str) -> Json:
         """Send ``body`` and return the answer.
@@ -309,6 +321,13 @@ class Cluster:
             f"backend {self.backend!r}: no kubeconfig at {named or '~/.kube/config'}",
             fix="set kubeconfig for this backend, or KUBECONFIG",
         )
+
+
+_APPLY = "application/apply-patch+yaml"
+
+
+def _asked(*, force: bool) -> dict[str, str]:
+    return {"fieldManager": MANAGER, "force": str(force).lower()}
 
 
 def _hang_up(response: Any, closed: Flag, over: Flag) -> None:

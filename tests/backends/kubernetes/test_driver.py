@@ -184,6 +184,8 @@ def test_conflict_names_field_and_manager(place: Kubernetes, root: Cluster, conf
     root.send("PATCH", path, other, kind, fieldManager="hand", force="true")
     with pytest.raises(Rejected, match=r"\.spec\.replicas by hand"):
         apply(place, replace(SERVICE, replicas=3))
+    with pytest.raises(Rejected, match=r"by hand \(Deployment llama-70b: spec\.replicas 7 -> 3\)"):
+        place.rehearse(replace(SERVICE, replicas=3))
     forced = Kubernetes("f", kubeconfig=config, namespace=place.settings.namespace, force_conflicts=True)
     apply(forced, replace(SERVICE, replicas=3))
     assert get(root, place, "apps/v1", "Deployment", "llama-70b")["spec"]["replicas"] == 3
