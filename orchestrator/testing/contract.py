@@ -771,6 +771,67 @@ class BackendContract:
 
         self.eventually(settled, f"{ready} ready replicas")
 
+    # --- renting
+
+    def test_launch_is_rented_one_machine(self, backend: Backend) -> None:
+        """Clause 53."""
+        renter = _renter(backend)
+        self.up(backend, "long")
+        self.start(backend, self.launch("long"))
+        machines = renter.machines()
+        assert [(one.launch, one.run) for one in machines] == [("contract-0-0-1", "contract")]
+        found = self.find(backend)
+        assert (found.machine, found.rented) == (machines[0].id, True)
+
+    def test_ended_launch_keeps_its_machine_until_it_is_released(self, backend: Backend) -> None:
+        """Clause 54."""
+        renter = _renter(backend)
+        self.run(backend, self.launch("quick"))
+        assert self.find(backend).rented
+        for name in ("contract-0-0-1", "contract-0-0-1", "contract-0-0-9"):
+            renter.release(name, keep_s=0)
+        self.eventually(lambda: not self._standing(renter), "the machine's end")
+        found = self.find(backend)
+        assert (found.phase, found.exit_code, found.rented) == (Phase.EXITED, 0, False)
+        assert self.lines(backend) == ["once"]
+
+    def test_machine_that_is_kept_is_taken_over(self, backend: Backend) -> None:
+        """Clause 55."""
+        renter = _renter(backend)
+        self.up(backend, "long")
+        with pytest.raises(Rejected):
+            renter.release("contract-0-0-1", keep_s=60)
+        assert self.find(backend).phase is Phase.RUNNING
+        backend.stop("contract-0-0-1", grace_s=self.grace_s)
+        self.eventually(lambda: self.find(backend).phase is Phase.EXITED, "the stop")
+        renter.release("contract-0-0-1", keep_s=60)
+        (idle,) = renter.machines()
+        assert not idle.launch
+        self.start(backend, self.launch("long", "contract-0-0-2", attempt=2))
+        taken = [(one.id, one.launch) for one in renter.machines()]
+        assert taken == [(idle.id, "contract-0-0-2")]
+
+    def test_machine_ends_with_what_is_removed_and_when_it_is_told(self, backend: Backend) -> None:
+        """Clause 56."""
+        renter = _renter(backend)
+        self.up(backend, "long")
+        backend.remove("contract-0-0-1")
+        self.eventually(lambda: not self._standing(renter), "the removed launch's machine")
+        with pytest.raises(Rejected):
+            renter.terminate("contract-none")
+        self.start(backend, self.launch("long", "contract-0-0-2", attempt=2))
+        renter.terminate(self._standing(renter)[0])
+        self.eventually(lambda: not self._standing(renter), "the terminated machine")
+
+    def _standing(self, renter: Renter) -> list[str]:
+        return [one.id for one in renter.machines() if one.state not in ("ending", "ended")]
+
+
+def _renter(backend: Backend) -> Renter:
+    _need(backend, Can.RENT)
+    assert isinstance(backend, Renter)
+    return backend
+
 
 def _need(backend: Backend, can: Can) -> None:
     if can not in backend.can:

@@ -23,6 +23,7 @@ from orchestrator.backend import (
     Instance,
     Launch,
     LogLine,
+    Machine,
     Offer,
     Phase,
     Progress,
@@ -327,6 +328,85 @@ class ListsGroupsBackwards(SimCluster):
         return super().groups()[::-1]
 
 
+class Renting(Sim):
+    """A sim whose launches are on machines: sound, and the twins' base."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.can = self.can | {Can.RENT}
+        self.held: dict[str, str] = {}
+        """Launches by machine; "" where none has it."""
+
+    def start(self, launch: Launch, *, secrets: Mapping[str, str], progress: Progress) -> Instance:
+        self.rent(launch.name)
+        return self.rented(super().start(launch, secrets=secrets, progress=progress))
+
+    def rent(self, name: str) -> None:
+        if name not in self.held.values():
+            idle = next((machine for machine, launch in self.held.items() if not launch), None)
+            self.held[idle or f"m-{len(self.held)}-{name}"] = name
+
+    def rented(self, instance: Instance) -> Instance:
+        machine = self.machine_of(instance.name)
+        return replace(instance, machine=machine or "", rented=machine is not None)
+
+    def machine_of(self, name: str) -> str | None:
+        return next((machine for machine, launch in self.held.items() if launch == name), None)
+
+    def instances(self) -> Sequence[Instance]:
+        return [self.rented(each) for each in super().instances()]
+
+    def release(self, name: str, *, keep_s: float | None) -> None:
+        machine = self.machine_of(name)
+        if machine is None:
+            return
+        self.require_over(name)
+        if keep_s == 0:
+            del self.held[machine]
+        else:
+            self.held[machine] = ""
+
+    def require_over(self, name: str) -> None:
+        if any(each.name == name and each.phase is not Phase.EXITED for each in self.instances()):
+            raise Rejected("it runs")
+
+    def remove(self, name: str) -> None:
+        super().remove(name)
+        self.held.pop(self.machine_of(name) or "", None)
+
+    def machines(self) -> Sequence[Machine]:
+        return [
+            Machine(machine, launch, launch.rsplit("-", 3)[0], "t1", "here", "running")
+            for machine, launch in sorted(self.held.items())
+        ]
+
+    def terminate(self, machine: str) -> None:
+        if machine not in self.held:
+            raise Rejected("not ours")
+        del self.held[machine]
+
+
+class RentsAgain(Renting):
+    def rent(self, name: str) -> None:
+        self.held[f"m-{len(self.held)}"] = name
+
+
+class GivesBackAtTheEnd(Renting):
+    def rented(self, instance: Instance) -> Instance:
+        found = super().rented(instance)
+        return replace(found, rented=found.rented and found.phase is not Phase.EXITED)
+
+
+class ReleasesWhatRuns(Renting):
+    def require_over(self, name: str) -> None:
+        pass
+
+
+class LeavesMachinesBehind(Renting):
+    def remove(self, name: str) -> None:
+        Sim.remove(self, name)
+
+
 @dataclass(frozen=True)
 class Fault:
     """What is wrong: the twin's class, or what its launches do."""
@@ -389,6 +469,10 @@ FAULTS: Mapping[int, Fault] = {
     50: Fault(ForgetsTheGroupsCode),
     51: Fault(LeavesTheGroup),
     52: Fault(ListsGroupsBackwards),
+    53: Fault(RentsAgain),
+    54: Fault(GivesBackAtTheEnd),
+    55: Fault(ReleasesWhatRuns),
+    56: Fault(LeavesMachinesBehind),
 }
 
 
@@ -431,7 +515,7 @@ def test_clause_catches_its_fault(wanted: int, tmp_path: Path) -> None:
 # a sim that can do everything rejects nothing: clause 5 is passed by TestBareSim
 @pytest.mark.parametrize("wanted", sorted(set(FAULTS) - {5}))
 def test_clause_lets_a_sound_twin_pass(wanted: int, tmp_path: Path) -> None:
-    twin = SimCluster if wanted >= 48 else Sim
+    twin = Renting if wanted >= 53 else SimCluster if wanted >= 48 else Sim
     contract = contract_of(Fault(twin, wait_s=30.0))
     getattr(contract, clause(wanted))(contract.make(tmp_path / "world"))
 
