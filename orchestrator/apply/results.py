@@ -70,8 +70,9 @@ def _model(document: Document, at: str, model: Model, left: Left, *, takes_adapt
     if whole := found.get("merged") or found.get("model"):
         return model.model_copy(update={"id": place(whole), "revision": _revision(whole)})
     adapter = found["adapter"]
-    if not takes_adapter:
-        what = f"run {name!r} left an adapter, and a whole model is needed here"
+    if not takes_adapter or is_bucket(place(adapter)):
+        where = " in a bucket" if takes_adapter else ""
+        what = f"run {name!r} left an adapter{where}, and a whole model is needed here"
         raise SpecError([document.problem(at, what, f"modelyard merge {name}, or merge: true in its spec")])
     served = Adapter(name=name, id=place(adapter), revision=_revision(adapter))
     update = {
@@ -89,6 +90,11 @@ def _adapter(document: Document, at: str, adapter: Adapter, left: Left) -> Adapt
     found = {each.kind: each for each in _found(document, at, name, left)}
     if "adapter" not in found:
         raise SpecError([document.problem(at, f"run {name!r} left no adapter", f"modelyard show {name}")])
+    if is_bucket(place(found["adapter"])):
+        what = f"run {name!r} left its adapter in a bucket, and engines load them from folders"
+        raise SpecError(
+            [document.problem(at, what, f"bring it here, or serve what modelyard merge {name} makes")]
+        )
     return adapter.model_copy(update={"id": place(found["adapter"]), "revision": _revision(found["adapter"])})
 
 

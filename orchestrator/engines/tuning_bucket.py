@@ -271,9 +271,17 @@ class Keeper:
         for folder in folders:
             if self._flaw(folder) is None and self._send(folder):
                 self._sent.add(folder.name)
-                if self._rank == 0:
-                    for _, old in self._steps()[KEPT:]:
-                        self._bucket.drop(old)
+                if self._rank == 0 and self._steps():  # with several nodes it may not be whole yet
+                    self._drop_old()
+
+    def _drop_old(self) -> None:
+        """Drop what is older than the checkpoints kept there, what was cut off too."""
+        whole = self._steps()
+        oldest = min(step for step, _ in whole[:KEPT])
+        torn = [(int(name.removeprefix("checkpoint-")), name) for name in self._torn]
+        for step, name in (*whole, *torn):
+            if step < oldest:
+                self._bucket.drop(name)
 
     def _send(self, folder: Path) -> bool:
         """Send one checkpoint; False where the trainer has removed it meanwhile."""

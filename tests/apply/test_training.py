@@ -357,3 +357,26 @@ def test_gated_data_need_a_token(farm: Cli, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         result = farm("plan", "-f", farm.write("sft.yaml", spec("dpo", "acme/tiny")))
     assert (result.code, "acme/tiny is gated and needs HF_TOKEN in env" in result.err) == (65, True)
+
+
+def test_a_merged_model_in_a_bucket_is_served_from_there(cli: Cli) -> None:
+    printed(cli, {**LEFT, "artifacts": [*LEFT["artifacts"], MERGED]})
+    cli("apply", "-y", "-f", cli.write("sft.yaml", spec(output="s3://runs/sft")))
+    file = cli.write("chat.yaml", SERVE.format(engine="vllm", model="run://sft"))
+    result = cli("plan", "--json", "-f", file)
+    assert result.code == 0, result.err
+    assert "s3://runs/sft/merged" in json.loads(result.out)["runs"][0]["engine"]["command"]
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("run://sft", "run 'sft' left an adapter in a bucket, and a whole model is needed here"),
+        ("{id: Qwen/Qwen3-8B, adapters: [{name: a, id: run://sft}]}", "left its adapter in a bucket"),
+    ],
+)
+def test_an_adapter_in_a_bucket_is_merged_first(farm: Cli, model: str, said: str) -> None:
+    farm("apply", "-y", "-f", farm.write("sft.yaml", spec(output="s3://runs/sft")))
+    result = farm("plan", "-f", farm.write("chat.yaml", SERVE.format(engine="vllm", model=model)))
+    assert (result.code, said in result.err) == (65, True), result.err
+    assert "modelyard merge sft" in result.err

@@ -153,9 +153,14 @@ def test_only_the_latest_checkpoints_are_kept(tmp_path: Path, there: Path) -> No
     for step in (5, 10, 15):
         save(output, step, 20)
         sender.send_checkpoints()
+        # of one that the trainer removed while it was sent, a part is left
+        (there / "checkpoint-7").mkdir(parents=True, exist_ok=True)
+        (there / "checkpoint-7" / "optimizer.pt").write_bytes(b"x")
+    save(output, 20, 20)
+    sender.send_checkpoints()
     assert sorted(p.name for p in there.glob("checkpoint-*") if any(p.iterdir())) == [
-        "checkpoint-10",
         "checkpoint-15",
+        "checkpoint-20",
     ]
 
 

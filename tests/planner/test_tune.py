@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from orchestrator.apply import RunPlan
@@ -129,3 +131,19 @@ def test_the_share_that_is_sized_is_the_one_the_trainer_is_told() -> None:
     told = command[command.index("--vllm_gpu_memory_utilization") + 1]
     device = plan.trained.size.device
     assert device.kv_cache_bytes == pytest.approx(float(told) * device.visible_bytes, rel=0.001)
+
+
+@pytest.mark.parametrize(("nodes", "gpu"), [(6, "H100:8"), (6, "H200:8"), (12, "H200:8")])
+def test_405b_is_planned_or_told_what_it_lacks(nodes: int, gpu: str) -> None:
+    """Six nodes of eight 80 GB devices are said to do, at 8 bytes a parameter; 32-bit states take 16."""
+    text = (Path(__file__).parents[2] / "configs" / "tasks" / "llama-405b-full.yaml").read_text()
+    asked = text.replace("nodes: 12", f"nodes: {nodes}").replace("H200:8", gpu)
+    if nodes == 12:
+        [plan] = plan_everywhere(asked)
+        assert isinstance(plan, RunPlan)
+        assert plan.trained is not None
+        assert plan.trained.candidate.nodes == 12
+        return
+    with pytest.raises(NothingFits) as caught:
+        plan_everywhere(asked)
+    assert "GiB a device" in (caught.value.fix or "")
