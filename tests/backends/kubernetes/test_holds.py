@@ -30,7 +30,7 @@ from backends.kubernetes.client import Cluster, path_of, path_of_object
 from backends.kubernetes.rbac import render_rbac
 from backends.kubernetes.render import render_group
 from backends.kubernetes.settings import Settings
-from orchestrator.backend import Group
+from orchestrator.backend import Group, Resources
 from orchestrator.catalog.hardware import accelerator
 from orchestrator.errors import BackendError
 from tests.backends.kubernetes import rules
@@ -163,12 +163,12 @@ def nodes(root: Cluster) -> Iterator[dict[str, str]]:
             root.delete(f"/api/v1/nodes/{name}")
 
 
-def _create_node(root: Cluster, name: str, labels: dict[str, str], counted: str) -> None:
+def _create_node(root: Cluster, name: str, labels: dict[str, str], counted: str, amount: str = "8") -> None:
     root.delete(f"/api/v1/nodes/{name}")
     told = {**labels, "kubernetes.io/hostname": name, "modelyard.dev/site": name}
     body = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": told}}
     root.send("POST", "/api/v1/nodes", body)
-    amounts = {"cpu": "96", "memory": "2Ti", "ephemeral-storage": "4Ti", "pods": "110", counted: "8"}
+    amounts = {"cpu": "96", "memory": "2Ti", "ephemeral-storage": "4Ti", "pods": "110", counted: amount}
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     ready = {"type": "Ready", "status": "True", "lastHeartbeatTime": now, "reason": "KubeletReady"}
     status = {"capacity": amounts, "allocatable": amounts, "conditions": [ready]}
@@ -266,6 +266,47 @@ def test_nodes_of_a_replica_end_up_in_one_zone(config: str, root: Cluster, zones
             place.delete_group(run, grace_s=0)  # no kubelet would end them
     assert {run: len({zones[node] for r, node in bound if r == run}) for run, _ in bound} == {
         "one": 1, "two": 1, "three": 1,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def slices(root: Cluster) -> Iterator[dict[str, str]]:
+    """Have two slices of 4 × 4 chips, on four machines each; slices by node."""
+    own = uuid.uuid4().hex[:6]
+    found = {f"modelyard-{own}-{pool}{number}": f"{own}-{pool}" for pool in "ab" for number in range(4)}
+    for name, pool in found.items():
+        labels = {
+            "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+            "cloud.google.com/gke-tpu-topology": "4x4", "cloud.google.com/gke-nodepool": pool,
+            "modelyard.dev/sliced": "yes",
+        }  # fmt: skip
+        _create_node(root, name, labels, "google.com/tpu", "4")
+    try:
+        yield found
+    finally:
+        for name in found:
+            root.delete(f"/api/v1/nodes/{name}")
+
+
+def test_nodes_of_a_replica_end_up_in_one_slice(config: str, root: Cluster, slices: dict[str, str]) -> None:
+    if not os.environ.get("MODELYARD_TEST_CLUSTER"):
+        pytest.skip("needs controllers: MODELYARD_TEST_CLUSTER=control or full, and KUBECONFIG")
+    resources = Resources(cpu=1, accelerator="TPU-V5E", vendor="google", accelerators=4, vram_bytes=2**34)
+    chosen = {"modelyard.dev/sliced": "yes"}
+    with namespace(config) as space:
+        place = Kubernetes("lab", kubeconfig=config, namespace=space, node_selector=chosen, **TOLERANT)
+        assert [(one.count, one.nodes, one.available) for one in place.offers()] == [(4, 4, 4)] * 2
+        for number, run in enumerate(("one", "two"), 1):
+            template = replace(INDEXED.template, run=run, resources=resources)
+            place.apply_group(replace(INDEXED, name=run, template=template), secrets={})
+            pods = path_of("v1", "Pod", space)
+            watched(root, pods, lambda wanted=4 * number: len(_bound(root, space)) == wanted)
+        bound = _bound(root, space)
+        assert [one.available for one in place.offers()] == [0, 0]
+        for run in ("one", "two"):
+            place.delete_group(run, grace_s=0)  # no kubelet would end them
+    assert {run: len({slices[node] for r, node in bound if r == run}) for run, _ in bound} == {
+        "one": 1, "two": 1,
     }  # fmt: skip
 
 

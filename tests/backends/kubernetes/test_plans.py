@@ -19,12 +19,13 @@ from orchestrator.apply.imagined import imagined_world
 from orchestrator.apply.planning import RunPlan, plan_documents, updated
 from orchestrator.backend import Can, Group, Scaling
 from orchestrator.engines.job import Metrics
-from orchestrator.errors import AuthFailed, ModelyardError, Quota, Rejected, Unreachable
+from orchestrator.errors import AuthFailed, ModelyardError, NothingFits, Quota, Rejected, Unreachable
 from orchestrator.facts import resolve
 from orchestrator.places import Place, Places
 from orchestrator.reconcile import Template, group_from
 from orchestrator.render.plans import diff_text
 from orchestrator.spec.load import load, read
+from tests.backends.kubernetes.test_inventory import SLICE, offers
 
 WEB = "type: service\nname: web\nimage: busybox:1.37\ncommands: [sleep 1d]\nport: 8080\n"
 
@@ -188,3 +189,43 @@ def test_scaling_that_changes_in_place_reaches_the_cluster() -> None:
     after = updated(before, document.spec, metrics=metrics)
     assert after.scaling == Scaling(0, 8, "vllm:num_requests_waiting", 2.0)
     assert after.launch.command == before.launch.command
+
+
+SLICED = """\
+type: task
+name: tune
+image: python:3.12-slim
+commands: [python tune.py]
+resources: {gpu: "tpu:TPU-V5E:4"}
+nodes: 4
+"""
+
+
+def on_a_slice(text: str) -> RunPlan:
+    """Return the plan of a spec for a cluster with one slice of 4 × 4 chips."""
+    place = Kubernetes("lab")
+    world = replace(
+        imagined_world("lab", place.can, vendor="google", facts=pytest.fail),
+        offers=lambda: [replace(one, backend="lab", accelerator="TPU-V5E") for one in offers(*SLICE)],
+    )
+    (plan,) = plan_documents(read(text), world)
+    assert isinstance(plan, RunPlan)
+    return plan
+
+
+def test_slice_is_planned_whole_and_asked_for_by_its_topology() -> None:
+    plan = on_a_slice(SLICED)
+    assert plan.template is not None
+    group = group_from(plan.template, name="tune", kind="task")
+    job = Kubernetes("lab").render(group).objects[0]["spec"]
+    assert (group.nodes, job["completions"]) == (4, 4)
+    assert job["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
+    (container,) = job["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {"google.com/tpu": "4"}
+
+
+def test_part_of_a_slice_is_no_offer_and_the_whole_is_named() -> None:
+    with pytest.raises(NothingFits) as refused:
+        on_a_slice(SLICED.replace("nodes: 4", "nodes: 1"))
+    assert [r.reason for r in refused.value.refused] == ["one of 4 machines"]
+    assert refused.value.fix == "set nodes: 4, which are one slice"
