@@ -101,7 +101,7 @@ def test_a_shell_has_a_terminal_of_its_own_with_the_windows_size(box: Served, cl
         said = talk(ours, b"test -t 0 && stty size\n", "40 100")
         subprocess.run(["stty", "rows", "50", "columns", "120"], stdin=ours, check=True)
         said = talk(ours, b"until test \"$(stty size)\" = '50 120'; do :; done; echo gr''own\n", "grown")
-        said = talk(ours, b"sleep 100\n", "sleep 100")
+        said = talk(ours, b"sh -c 'echo sl''eeps; exec sleep 100'\n", "sleeps")
         said = talk(ours, b"\x03", "^C")  # the key, and not the end of our program
         said = talk(ours, b"echo al''ive; exit 3\n", "alive")
         assert program.wait(timeout=30) == 3, said
