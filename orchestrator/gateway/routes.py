@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator.engines.job import Adapters, Metrics
 from orchestrator.gateway.limits import Rate
 from orchestrator.gateway.scaling import Rule, rule_of
+from orchestrator.reconcile.adapters import refused_in
 from orchestrator.reconcile.serving import adapters_of, metrics_of, price_of, serving_of
 from orchestrator.reconcile.values import Job, JobState, Run, Wanted
 from orchestrator.spec.models import Service, spec_of
@@ -66,7 +67,8 @@ class ServiceRoute:
     requests are for replicas of the newer spec, while there are some of both. ``held`` replicas are
     held for it, ready or not, at ``price_usd_hour`` each. ``adapters`` are those of ``models`` that
     only replicas answer which have loaded them; ``base`` is the service whose replicas these are.
-    ``by_prefix`` sends requests that begin alike to the same replica.
+    ``by_prefix`` sends requests that begin alike to the same replica. ``refused`` are adapters that an
+    engine did not load, so that nobody waits for one that no replica has.
     """
 
     name: str
@@ -86,6 +88,13 @@ class ServiceRoute:
     adapters: frozenset[str] = frozenset()
     base: str = ""
     by_prefix: bool = False
+    refused: frozenset[str] = frozenset()
+
+    def lacks(self, adapter: str) -> bool:
+        """Return whether an engine refused ``adapter``, and no replica has it."""
+        return adapter in self.refused and not any(
+            each.adapters is None or adapter in each.adapters for each in self.replicas
+        )
 
     def allows(self, path: str) -> bool:
         """Return whether requests to ``path`` are passed on.
@@ -184,6 +193,7 @@ def _based(run: Run, base: ServiceRoute | None, plan: str) -> ServiceRoute:
         adapters=frozenset(models),
         base=run.template.base,
         by_prefix=spec.affinity == "prefix",
+        refused=frozenset() if base is None else base.refused,
     )
 
 
@@ -214,6 +224,7 @@ def _service(run: Run, jobs: Sequence[Job]) -> ServiceRoute:
         price_usd_hour=price_of(run.plan),
         adapters=frozenset(a.name for a in spec.model.adapters) if spec.model and takes else frozenset(),
         by_prefix=spec.affinity == "prefix",
+        refused=refused_in(run.reason),
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.backend import Instance
 from orchestrator.engines.job import Adapters
-from orchestrator.reconcile.adapters import differences
+from orchestrator.reconcile.adapters import differences, refused
 from orchestrator.reconcile.values import Adapter, Loaded
 
 EVERY_S = 30.0
@@ -60,8 +60,8 @@ def _tell(path: str, body: Mapping[str, str], name: str, address: tuple[str, int
     status, content = _ask("POST", path, json.dumps(body), address, timeout_s=LOAD_S)
     if status == 200:
         return ""
-    verb = "loaded" if "lora_path" in body else "dropped"
-    return f"adapter {name} is not {verb}: {_said(status, content)}"
+    why = _said(status, content)
+    return refused(name, why) if "lora_path" in body else f"adapter {name} is not dropped: {why}"
 
 
 def _said(status: int, content: str) -> str:

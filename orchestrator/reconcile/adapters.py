@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 
 from orchestrator.reconcile.values import Adapter
+
+_REFUSED = re.compile(r"adapter (\S+) is not loaded: ")
+
+
+def refused(name: str, why: str) -> str:
+    """Return what is told of an adapter that an engine did not load."""
+    return f"adapter {name} is not loaded: {why}"
+
+
+def refused_in(reason: str) -> frozenset[str]:
+    """Return the adapters of which a run's reason tells that.
+
+    >>> sorted(refused_in(f"{refused('a', 'no room')}; {refused('b/c', 'no file')}")), refused_in("full")
+    (['a', 'b/c'], frozenset())
+    """
+    return frozenset(_REFUSED.findall(reason))
 
 
 def differences(

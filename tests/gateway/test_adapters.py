@@ -190,6 +190,21 @@ async def test_who_waits_for_an_adapter_holds_up_nobody_and_is_served_once_it_is
 
 
 @in_a_loop
+async def test_nobody_waits_for_an_adapter_that_an_engine_refused_unless_another_has_it() -> None:
+    async with Upstream(answering) as replica, stage(chat()) as here:
+        waiting = asyncio.create_task(here.ask(completion("sql")))
+        await until(lambda: len(here.gateway.desks["chat"].waiting) == 1)
+        bad = frozenset({"sql"})
+        here.serve(with_adapters(replica.port, have=[set()], refused=bad))
+        assert ((await waiting).status, (await here.ask(completion("sql"))).code) == (
+            503,
+            "adapter_not_loaded",
+        )
+        here.serve(with_adapters(replica.port, have=[{"sql"}], refused=bad))
+        assert (await here.ask(completion("sql"))).status == 200
+
+
+@in_a_loop
 async def test_the_base_of_a_service_is_not_reached_by_that_service_s_path() -> None:
     def based(stage: Stage, port: int) -> None:
         own = chat(port)
@@ -291,6 +306,7 @@ def test_adapters_are_added_and_removed_in_place_and_shared_by_services(
             assert apply(base("sum", "missing")) == "update"
             reason = "adapter missing is not loaded: No adapter found for org/missing"
             assert api.store.run("chat").reason == reason
+            wait_for(lambda: ask(url, "missing") == (503, "adapter 'missing' could not be loaded"))
             assert apply(base("sum")) == "update"
             assert {e.after for _, e in api.store.events("code")} >= {"queued", "ready"}
             os.kill(int(pid), 9)

@@ -248,6 +248,8 @@ class Exchange:
             self._take(lane)
         elif desk.service.over:
             self.refuse(503, f"service {desk.service.name!r} has ended", "service_over")
+        elif self.adapter and desk.service.lacks(self.adapter):
+            self.refuse(503, f"adapter {self.adapter!r} could not be loaded", "adapter_not_loaded")
         elif len(desk.waiting) >= gateway.limits.queue:
             retry_s = gateway.limits.retry_after_s
             self.refuse(429, f"too many requests wait for {desk.service.name!r}", "queue_full",

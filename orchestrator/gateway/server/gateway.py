@@ -320,7 +320,8 @@ class Gateway:
         found: dict[str, bool] = {}
         for exchange in desk.waiting:
             if exchange.adapter not in found:
-                found[exchange.adapter] = desk.pick((), self.now, exchange.adapter) is not None
+                has = desk.pick((), self.now, exchange.adapter) is not None
+                found[exchange.adapter] = has or desk.service.lacks(exchange.adapter)
             if found[exchange.adapter]:
                 return exchange
         return None
