@@ -75,7 +75,9 @@ class Reporter:
         self._line = MovingLine() if terminal else None
         self._lock = threading.Lock()
         self._readers: dict[str, threading.Thread] = {}
-        self.hooks = Hooks(event=self._event, progress=self._progress, postponed=self._postponed)
+        self.hooks = Hooks(
+            event=self._event, progress=self._progress, postponed=self._postponed, unknown=self._unknown
+        )
         self._told: set[tuple[str, str]] = set()
 
     def __enter__(self) -> Self:
@@ -106,6 +108,13 @@ class Reporter:
         if (launch, why) not in self._told:
             self._told.add((launch, why))
             self._say(f"{launch}  not started yet: {why}; trying again")
+
+    def _unknown(self, backend: str, error: BackendError) -> None:
+        """Say once why nothing is known of a backend, and so nothing is done there."""
+        if (backend, error.what) not in self._told:
+            self._told.add((backend, error.what))
+            fix = f" ({error.fix})" if error.fix else ""
+            self._say(f"backend {backend}  does not tell what it holds: {error.what}{fix}; trying again")
 
     def _say(self, text: str) -> None:
         with self._lock:

@@ -83,6 +83,7 @@ class Hooks:
     event: Callable[[RunEvent], None] = _say_nothing
     progress: Callable[[str, str], None] = _say_nothing
     postponed: Callable[[str, str], None] = _say_nothing
+    unknown: Callable[[str, BackendError], None] = _say_nothing
     boundary: Callable[[str], None] = _say_nothing
     serving: Callable[[], Mapping[str, int]] = dict
 
@@ -125,7 +126,7 @@ class Loop:
         self.figures = Figures()
         self._woken = threading.Event()
         self._pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="loop")
-        self._observer = Observer(backends, self._pool, time.monotonic, self._woken.set)
+        self._observer = Observer(backends, self._pool, time.monotonic, self._woken.set, self._hooks.unknown)
         self._prober = Prober(self._pool, time.monotonic, self._woken.set)
         self._pulse = Pulse(self._pool, time.monotonic, self._woken.set)
         self._tender = Tender(self._pool, time.monotonic, self._woken.set)

@@ -38,12 +38,14 @@ class Observer:
         pool: Where slow calls run.
         monotonic: Seconds that only grow.
         wake: Called from a watching thread when something may have changed.
+        unknown: Told why nothing is known of a backend that was read.
     """
 
     backends: Mapping[str, Backend]
     pool: Executor
     monotonic: Callable[[], float]
     wake: Callable[[], None]
+    unknown: Callable[[str, BackendError], None] = lambda _name, _error: None
     _readings: dict[str, _Reading] = field(default_factory=dict)
     _watched: dict[str, tuple[Backend, threading.Event]] = field(default_factory=dict)
 
@@ -55,6 +57,8 @@ class Observer:
         answers = self.pool.map(self._ask, due) if len(due) > 1 else map(self._ask, due)
         for name, answer in zip(due, answers, strict=True):
             self._take(name, answer)
+            if isinstance(answer, BackendError):
+                self.unknown(name, answer)
 
     def of_run(self, run: str, names: Iterable[str]) -> dict[str, Sequence[Instance] | None]:
         """Return what the backends hold of one run; None where nothing is known."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from backends.sim import Script, Sim
-from orchestrator.backend import Launch, Probe
+from orchestrator.backend import Instance, Launch, Probe
+from orchestrator.errors import AuthFailed, BackendError
 from orchestrator.loop import Hooks, Loop, pulse
 from orchestrator.reconcile import RunEvent, RunState, Turn, Wanted
 from orchestrator.store import open_store
@@ -56,6 +58,31 @@ def test_a_place_out_of_reach_is_asked_again_later(store: Store) -> None:
     drive(store, sim, "sft")
     back.join()
     assert (state(store, "sft"), sim.starts["sft-0-0-0"]) == (RunState.SUCCEEDED, 1)
+
+
+class Expired(Sim):
+    """A place whose credentials have expired, until somebody signs in again."""
+
+    denied = True
+
+    def instances(self) -> Sequence[Instance]:
+        if self.denied:
+            raise AuthFailed("us-east-1: the credentials have expired", backend="sim", fix="sign in again")
+        return super().instances()
+
+
+def test_whoever_drives_is_told_why_nothing_is_known_of_a_place(store: Store) -> None:
+    put(store, "sft")
+    sim = Expired(script={"sft-*": TASK})
+    told: list[tuple[str, str, str | None]] = []
+
+    def unknown(name: str, error: BackendError) -> None:
+        told.append((name, error.what, error.fix))
+        sim.denied = False
+
+    drive(store, sim, "sft", hooks=Hooks(unknown=unknown))
+    assert told == [("sim", "us-east-1: the credentials have expired", "sign in again")]
+    assert state(store, "sft") is RunState.SUCCEEDED
 
 
 def test_a_failed_start_is_recorded_with_its_reason(store: Store) -> None:
