@@ -60,9 +60,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True
-    )
+    mount = ["sh", "-c", f"mount -t tmpfs -o size=2m tmpfs {folder}"]
+    made = subprocess.run(mount, capture_output=True, text=True)
     if made.returncode:
         pytest.skip(f"file systems cannot be mounted here: {made.stderr.strip()}")
     yield folder
