@@ -157,11 +157,25 @@ class Ssh:
 
     def hosts(self) -> Sequence[Host]:
         """Return every machine in the order of the configuration; one that does not answer is ``silent``."""
-        answers = self._ask(lambda host: host.described())
-        return [
-            answer if isinstance(answer, Host) else Host(name, "silent", answer.what, answer.fix or "")
-            for name, answer in answers.items()
-        ]
+        answers = self._ask(lambda host: (host.described(), host.instances()))
+        found = []
+        for name, answer in answers.items():
+            if isinstance(answer, BackendError):
+                found.append(self._silent(name, answer))
+                continue
+            host, there = answer
+            self._memory.keep(name, there)  # it has answered: should it fall silent, its last word is known
+            found.append(host)
+        return found
+
+    def _silent(self, host: str, error: BackendError) -> Host:
+        """Return a host that does not answer; one that never has keeps its whole fleet from being used."""
+        if self._memory.last(host) is not None:
+            return Host(host, "silent", error.what, error.fix or "")
+        why = f"{error.what}; it has never answered: until it has, nothing starts in {self.name}"
+        return Host(
+            host, "silent", why, f"{error.fix}; or take it out of the hosts".removeprefix("None; or ")
+        )
 
     # -- the life of a launch --------------------------------------------------------------------
 

@@ -337,7 +337,12 @@ class HostDocker(Docker):
         return self._fell[ended.name]
 
     def _engine_since(self) -> datetime | None:
-        said = self.connection.run(f"stat -c %Y {shlex.quote(self.host.engine_socket)} 2>/dev/null || true")
+        try:
+            said = self.connection.run(f"stat -c %Y {shlex.quote(self.host.engine_socket)} 2>/dev/null")
+        except Unreachable:
+            raise
+        except BackendError:
+            return None  # no such command there, or none at all for this user
         return datetime.fromtimestamp(int(said), UTC) if said.strip().isdecimal() else None
 
     # -- check -----------------------------------------------------------------------------------

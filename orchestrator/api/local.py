@@ -58,6 +58,7 @@ from orchestrator.spec.interpolation import is_secret_name
 from orchestrator.spec.models import Fleet, spec_of
 from orchestrator.store import current_fleets, current_runs, current_secrets, open_store
 from orchestrator.store.leases import this_owner
+from orchestrator.store.urls import sqlite_path
 from orchestrator.store.values import MAIN, Cordon
 from orchestrator.store.values import Fleet as KeptFleet
 from orchestrator.store.values import Volume as KeptVolume
@@ -152,7 +153,7 @@ class Local(Planner):
         return Places(configured, recorded=self._recorded_places)
 
     def _recorded_places(self) -> Recorded:
-        if "store" in self.__dict__:
+        if "store" in self.__dict__ or sqlite_path(self._url) is None:  # a server is not asked twice
             return recorded_places(self.store.fleets(), self.store.cordons(), wishes=self._wishes)
         return recorded_places(*current_fleets(self._url), wishes=self._wishes)
 

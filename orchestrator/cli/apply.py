@@ -130,9 +130,10 @@ def _carry_out(api: Api, plans: Plans, consent: Consent, *, yes: bool, detach: b
 
 
 def _show_fleets(api: Api, plans: Plans, *, json: bool) -> list[str]:
-    """Look at the hosts of fleets that changed and say how they are; return the fleets of which none answers.
+    """Look at the hosts of fleets that changed and say how they are; return the fleets that cannot be used.
 
-    A fleet with a host that is not well is applied all the same: the others can be used.
+    A fleet with a host that is not well is applied all the same. One that has never answered may hold
+    anything, so that nothing of its fleet is known.
     """
     changed = [plan.name for plan in plans if plan.type == "fleet" and plan.action in ("create", "update")]
     if not changed:
@@ -142,9 +143,12 @@ def _show_fleets(api: Api, plans: Plans, *, json: bool) -> list[str]:
     found = [view for name in changed for view in api.fleets(name)]
     typer.echo(fleets_json(found) if json else "\n".join(map(hosts_text, found)), err=not json)
     return [
-        f"fleet {view.name}: no host answers"
+        f"fleet {view.name}: not used until every host has answered once"
+        if any(host.state != "silent" for host in view.hosts)
+        else f"fleet {view.name}: no host answers"
         for view in found
-        if all(host.state == "silent" for host in view.hosts)
+        if any("never answered" in host.why for host in view.hosts)
+        or all(host.state == "silent" for host in view.hosts)
     ]
 
 

@@ -139,8 +139,23 @@ _ADVICE = {
 
 
 def _advice(refused: Sequence[Refusal]) -> str:
-    known = (_ADVICE.get(r.reason) or _unable(r.reason) or _joined(r.reason) for r in refused)
-    return next(filter(None, known), "ask for less, or allow more places")
+    found = [
+        _ADVICE.get(r.reason) or _unable(r.reason) or _joined(r.reason) or _held_back(r.reason)
+        for r in refused
+    ]
+    return next(filter(None, found), "ask for less, or allow more places")
+
+
+def _held_back(reason: str) -> str:
+    """Return what to do where a person has taken a host out of use.
+
+    >>> _held_back("cordoned: a loud fan"), _held_back("too little memory")
+    ('modelyard fleet list shows which; fleet uncordon lets launches start there again', '')
+    """
+    is_held = reason.startswith(("cordoned", "drained"))
+    return (
+        "modelyard fleet list shows which; fleet uncordon lets launches start there again" if is_held else ""
+    )
 
 
 def _unable(reason: str) -> str:

@@ -17,7 +17,7 @@ from orchestrator.apply import host_names
 from orchestrator.places import fleet_place
 from orchestrator.spec.models import Fleet
 from tests import images
-from tests.backends.ssh.farm import Farm, Machine, Sshd, disconnect
+from tests.backends.ssh.farm import Farm, Machine, Sshd, disconnect, generate_key
 from tests.cli.conftest import Cli, cli
 
 __all__ = ["cli"]
@@ -153,6 +153,7 @@ def test_nothing_starts_on_a_host_that_is_cordoned_and_the_plan_says_why(
     refused = prompt("apply", "-y", "-f", work)
     assert refused.code == 75
     assert "cordoned: a loud fan" in refused.err
+    assert "fleet uncordon lets launches start there again" in refused.err
     assert "cordoned: a loud fan" in prompt("offers").out
     shown = prompt("show", "rack").out
     assert f"{host.address}: cordoned: a loud fan" in shown
@@ -269,6 +270,49 @@ def test_a_fleet_whose_hosts_are_all_silent_is_told_with_the_fix(
     assert "fleet rack: no host answers" in made.err
     assert f"start sshd on '{host.address}', or correct port" in made.err
     assert hosts_of(prompt)[host.address]["state"] == "silent"
+
+
+def test_each_bad_host_of_a_fleet_is_told_with_its_fix(
+    prompt: Cli, rack: Document, own_farm: Farm, namespace: str
+) -> None:
+    good, dead, changed, unknown, stranger, bare = (
+        own_farm.add(address=f"127.0.0.{n}", known=n != 4) for n in range(1, 7)
+    )
+    dead.stop()
+    changed.stop()
+    changed.new_key()
+    changed.start()
+    other_key = own_farm.folder / "other_key"
+    generate_key(other_key)
+    hosts = own_farm.options(good, dead, changed, unknown, stranger, bare)["hosts"]
+    hosts[4]["identity_file"] = str(other_key)
+    hosts[5]["engine_socket"] = "/nonexistent/docker.sock"
+    made = prompt("apply", "-y", "-f", rack(good, hosts=hosts))
+    assert (made.code, "fleet rack: not used until every host has answered once" in made.err) == (1, True)
+    told = {name: (host["state"], host["why"], host["fix"]) for name, host in hosts_of(prompt).items()}
+    assert told.pop(good.address) == ("ready", "", "")
+    assert {state for state, _, _ in told.values()} == {"silent"}
+    for host, why, fix in (
+        (dead, "Connection refused", f"start sshd on '{dead.address}'"),
+        (
+            changed,
+            "has changed since it was last seen",
+            f"ssh-keygen -R '[{changed.address}]:{changed.port}'",
+        ),
+        (unknown, "is not known", "set host_keys: accept-new"),
+        (stranger, "refuses the login of 'root'", "authorized_keys"),
+        (bare, "no Docker engine listens at /nonexistent/docker.sock", "install and start Docker there"),
+    ):
+        assert why in told[host.address][1]
+        assert fix in told[host.address][2]
+        assert told[host.address][1] in made.err
+        assert told[host.address][2] in made.err
+        assert f"'{host.address}'" in told[host.address][1]
+        assert "it has never answered" in told[host.address][1]
+
+    twice = prompt("validate", "-f", rack(good, good))
+    assert (twice.code, f"'{good.address}' is there twice" in twice.err) == (65, True)
+    assert namespace
 
 
 def test_a_name_of_a_configured_place_is_no_name_for_a_fleet(

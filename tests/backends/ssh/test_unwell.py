@@ -8,7 +8,7 @@ import pytest
 
 from backends.ssh import Ssh
 from orchestrator.backend import Instance, Launch, Resources
-from orchestrator.errors import ConfigError, NoCapacity
+from orchestrator.errors import ConfigError, NoCapacity, Unreachable
 from tests.backends.ssh.books import BLOCKS, CPUS, GPUS, Books, fleet
 
 pytestmark = pytest.mark.usefixtures("folders")
@@ -79,6 +79,21 @@ def test_blocks_of_a_host_are_told_and_taken_whole() -> None:
     start(backend, cpu=CPUS / BLOCKS * 2.5)
     (host,) = backend.hosts()
     assert (host.blocks, host.blocks_held) == (BLOCKS, 3)
+
+
+def test_host_that_answered_once_keeps_no_fleet_from_being_used_when_it_falls_silent() -> None:
+    books = [Books(), Books()]
+    backend = fleet(books)
+    backend.hosts()
+    other = fleet(books)  # another command, later
+    other._hosts["host-0"]._engine.get = _dead  # type: ignore[method-assign]  # its machine is off
+    assert [host.state for host in other.hosts()] == ["silent", "ready"]
+    assert "never answered" not in other.hosts()[0].why
+    assert start(other, cpu=1.0).machine == "host-1"
+
+
+def _dead(path: str, **_: object) -> None:
+    raise Unreachable(f"no answer to {path}", backend="rack")
 
 
 def test_wrong_hold_is_named() -> None:
