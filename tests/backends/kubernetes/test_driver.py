@@ -16,6 +16,7 @@ import pytest
 from backends.kubernetes import Kubernetes
 from backends.kubernetes.client import Cluster, path_of
 from backends.kubernetes.rbac import render_rbac
+from backends.kubernetes.render import LEADER_WORKER_SET
 from orchestrator.backend import Group, GroupStatus, Scaling
 from orchestrator.errors import AuthFailed, ConfigError, Quota, Rejected, Unreachable
 from tests.backends.kubernetes.cluster import account, admin, api_server, namespace, rbac_path, with_token
@@ -216,6 +217,8 @@ def test_object_that_argo_keeps_is_left_alone(place: Kubernetes, root: Cluster) 
 
 
 def test_missing_custom_resource_says_where_to_get_it(place: Kubernetes) -> None:
+    if place._has(LEADER_WORKER_SET):
+        pytest.skip("the cluster has LeaderWorkerSets")
     with pytest.raises(Rejected, match="leaderworkersets") as refused:
         apply(place, SPANNING)
     assert refused.value.fix
