@@ -340,8 +340,9 @@ class BackendContract:
         one = Resources(accelerator=many[0].accelerator, accelerators=1)
         first = self.up(backend, "long", "contract-0-0-1", resources=one)
         second = self.up(backend, "long", "contract-1-0-1", replica=1, resources=one)
-        assert len(first.devices) == len(second.devices) == 1
-        assert first.devices != second.devices
+        if Can.GROUPS not in backend.can or first.devices:  # a cluster need not say which it gave
+            assert len(first.devices) == len(second.devices) == 1
+            assert first.devices != second.devices
         assert sum(o.count for o in backend.offers()) == sum(o.count for o in many) - 2
 
     def test_too_much_is_refused_at_the_start(self, backend: Backend) -> None:
