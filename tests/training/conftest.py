@@ -1,7 +1,7 @@
 """A user who tunes a tiny model on this machine, with a trainer of an environment of its own.
 
-``MODELYARD_TRL_PYTHON`` names an interpreter with torch, trl, peft and ``transformers[serving]``; without
-it these tests skip, unless ``MODELYARD_REQUIRE`` asks for ``trl``.
+``MODELYARD_TRL_PYTHON`` names an interpreter with torch, trl, peft, s3fs and ``transformers[serving]``;
+without it these tests skip, unless ``MODELYARD_REQUIRE`` asks for ``trl``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from platform import machine
 from types import MappingProxyType
 from typing import Any
 
@@ -33,11 +34,21 @@ train:
   adapter: {{type: lora, rank: 4}}
   sequence_length: 64
   batch_size: 2
-  args: {{max_steps: {steps}, save_steps: 25, logging_steps: 1, learning_rate: 0.01, seed: 3}}
+  args: {{max_steps: {steps}, save_steps: {save}, logging_steps: 1, learning_rate: 0.01, seed: 3}}
   output: {output}
   merge: {merge}
 env: {{OMP_NUM_THREADS: "1"{env}}}
 """
+
+
+def needed(python: Path) -> tuple[Path, ...]:
+    """Return what a container has to see of this machine to run an environment's Python with torch.
+
+    The environment; the interpreter it leads to, which our image has by another name; and what
+    torch loads besides: libstdc++ and old names of libc's parts.
+    """
+    libraries = (Path(f"{root}/{machine()}-linux-gnu") for root in ("/lib", "/usr/lib"))
+    return (python.parents[1], python.resolve().parent, *libraries)
 
 
 @dataclass
@@ -64,11 +75,11 @@ class User:
 
     def write(
         self, name: str, *, method: str = "sft", steps: int = 400, merge: bool = False, more: str = "",
-        dataset: str = "", output: str = "", env: Mapping[str, str] = MappingProxyType({}),
+        dataset: str = "", output: str = "", save: int = 25, env: Mapping[str, str] = MappingProxyType({}),
     ) -> str:  # fmt: skip
-        """Write a spec and return its path."""
+        """Write a spec and return its path; ``save`` steps lie between two checkpoints."""
         text = SPEC.format(
-            name=name, method=method, steps=steps, merge=str(merge).lower(),
+            name=name, method=method, steps=steps, save=save, merge=str(merge).lower(),
             dataset=dataset or f"./{method}.jsonl", output=output or f"./out-{name}",
             env="".join(f", {key}: {json.dumps(value)}" for key, value in env.items()),
         )  # fmt: skip
