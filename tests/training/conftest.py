@@ -51,6 +51,10 @@ def needed(python: Path) -> tuple[Path, ...]:
     return (python.parents[1], python.resolve().parent, *libraries)
 
 
+STEPS = 1500
+"""Of a run that can be stopped: transformers waits 3 s after the signal, and made 130 steps a second."""
+
+
 @dataclass
 class User:
     """Someone at a prompt, in a folder with a tiny model and data for each method."""
@@ -74,7 +78,7 @@ class User:
         return kept | {"HOME": str(self.folder), "PATH": path, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
     def write(
-        self, name: str, *, method: str = "sft", steps: int = 400, merge: bool = False, more: str = "",
+        self, name: str, *, method: str = "sft", steps: int = STEPS, merge: bool = False, more: str = "",
         dataset: str = "", output: str = "", save: int = 25, env: Mapping[str, str] = MappingProxyType({}),
     ) -> str:  # fmt: skip
         """Write a spec and return its path; ``save`` steps lie between two checkpoints."""

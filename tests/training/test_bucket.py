@@ -9,7 +9,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.training.conftest import User
+from tests.training.conftest import STEPS, User
 from tests.training.test_interrupted import SAME
 from tests.training.test_interrupted import whole as whole  # the fixture
 
@@ -43,7 +43,7 @@ def test_stopped_run_goes_on_from_what_is_in_the_bucket(
     user: User, whole: float, bucket: Mapping[str, str]
 ) -> None:
     places = {"dataset": "s3://lake/rows/sft.jsonl", "output": "s3://lake/runs/kept", "env": bucket}
-    file = user.write("kept", **places)
+    file = user.write("kept", save=200, **places)
     user("apply", "-y", "-d", "-f", file)
     user.until_step("kept", 10)
     user("stop", "-y", "kept")
@@ -64,6 +64,6 @@ def test_stopped_run_goes_on_from_what_is_in_the_bucket(
         client.get_object(Bucket="lake", Key="runs/kept/modelyard-output.json")["Body"].read()
     )
     client.close()
-    assert {"runs/kept/adapter_model.safetensors", "runs/kept/checkpoint-400/trainer_state.json"} <= keys
+    assert {"runs/kept/adapter_model.safetensors", f"runs/kept/checkpoint-{STEPS}/trainer_state.json"} <= keys
     assert claimed["run"] == "kept"
     assert len({key.split("/")[2] for key in keys if "/checkpoint-" in key}) == 2

@@ -12,7 +12,7 @@ from tests.training.conftest import User
 pytestmark = [pytest.mark.training, pytest.mark.timeout(600)]
 
 SAME = 1e-3
-NEVER = 1000
+NEVER = 10_000
 """More steps between checkpoints than there are: what is saved is saved because it was stopped."""
 RETRIED = "retry: {on_events: [error, interruption]}\n"
 

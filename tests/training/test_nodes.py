@@ -25,7 +25,7 @@ from tests.training.test_interrupted import NEVER
 pytestmark = [pytest.mark.training, pytest.mark.docker, pytest.mark.timeout(600)]
 
 SAME = 1e-3
-STEPS = 200
+STEPS = 600
 
 
 @dataclass
