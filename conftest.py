@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
@@ -22,6 +24,22 @@ else:
     # How fast examples are made says how busy the machine is, which a run beside six others is.
     settings.register_profile("desk", suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("desk")
+
+
+ENGINE = re.compile(
+    r"tests/(backends/(aws|ssh|vm)/|backends/test_docker|cli/test_(images|program)|loop/test_crash"
+    r"|server/test_idle|training/)"
+)
+"""Tests that start containers. There is one engine, and a host counts what anybody runs there: when files
+are run two at once (``-n 2 --dist loadgroup``), these take turns."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep a file's tests together, and those that start containers."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            file = item.path.relative_to(config.rootpath).as_posix()
+            item.add_marker(pytest.mark.xdist_group("engine" if ENGINE.match(file) else file))
 
 
 def evaluate_yaml(example: Example) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from conftest import ENGINE
 from orchestrator import errors
 from orchestrator.backend import Can
 from orchestrator.cli import COMMANDS
@@ -35,6 +37,20 @@ def test_ci_runs_the_two_commands_a_reader_types() -> None:
     commands = re.findall(r"^```sh\n(.*)\n```$", tables.README.read_text(), re.MULTILINE)
     assert found.stdout.splitlines() == commands
     assert len(commands) == 2
+
+
+def strays(tests: Iterable[Path], pattern: re.Pattern[str]) -> list[str]:
+    """Return the tests that ask for the engine and take no turns at it."""
+    names = ((path.relative_to(ROOT).as_posix(), path.read_text()) for path in tests)
+    asking = [name for name, text in names if "require_engine()" in text or "busybox()" in text]
+    return [name for name in asking if not pattern.match(name)]
+
+
+def test_tests_that_start_containers_take_turns() -> None:
+    found = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
+
+    assert strays(found, ENGINE) == []
+    assert strays(found, re.compile("tests/backends/")) != []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
