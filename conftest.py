@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from fcntl import LOCK_EX, flock
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import NamedTemporaryFile, gettempdir
+from typing import IO
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -30,16 +33,28 @@ ENGINE = re.compile(
     r"tests/(backends/(aws|ssh|vm)/|backends/test_docker|cli/test_(images|program)|loop/test_crash"
     r"|server/test_idle|training/)"
 )
-"""Tests that start containers. There is one engine, and a host counts what anybody runs there: when files
-are run two at once (``-n 2 --dist loadgroup``), these take turns."""
+"""Tests that start containers. There is one engine, and a host counts what anybody runs there."""
+
+_turn: list[IO[str]] = []
+"""The lock on the engine, while it is held."""
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep a file's tests together, and those that start containers."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            file = item.path.relative_to(config.rootpath).as_posix()
-            item.add_marker(pytest.mark.xdist_group("engine" if ENGINE.match(file) else file))
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before a test's time begins to run
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Let processes that run tests at once (``-n 2 --dist loadfile``) take turns at the engine."""
+    if _is_for_engine(item) and not _turn:
+        lock = Path(gettempdir(), "modelyard-tests-engine.lock")
+        _turn.append(lock.open("w"))  # noqa: SIM115  # until the turn is over
+        flock(_turn[0], LOCK_EX)
+    try:
+        return (yield)
+    finally:
+        if _turn and not (nextitem and _is_for_engine(nextitem)):
+            _turn.pop().close()
+
+
+def _is_for_engine(item: pytest.Item) -> bool:
+    return bool(ENGINE.match(item.path.relative_to(item.config.rootpath).as_posix()))
 
 
 def evaluate_yaml(example: Example) -> None:
