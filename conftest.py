@@ -44,7 +44,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """Let processes that run tests at once (``-n 2 --dist loadfile``) take turns at the engine."""
     if _is_for_engine(item) and not _turn:
         lock = Path(gettempdir(), "modelyard-tests-engine.lock")
-        _turn.append(lock.open("w"))  # noqa: SIM115  # until the turn is over
+        _turn.append(lock.open("w"))  # until the turn is over
         flock(_turn[0], LOCK_EX)
     try:
         return (yield)
