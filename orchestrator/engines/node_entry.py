@@ -29,10 +29,11 @@ _NAME_WAIT_S = 300
 def own_address(master: str) -> str:
     """Return the IPv4 address from which this machine reaches ``master``; no packet is sent.
 
-    Rank 0's name may appear in DNS only after this node has started, so it is waited for.
+    Rank 0's name may appear in DNS only after this node has started, and the network of a container
+    after its program: both are waited for.
 
     Raises:
-        OSError: the name did not appear within five minutes, or there is no route.
+        SystemExit: there was no such name or no way to it for five minutes.
 
     >>> own_address("127.0.0.1")
     '127.0.0.1'
@@ -43,9 +44,9 @@ def own_address(master: str) -> str:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
                 probe.connect((master, 9))
                 return str(probe.getsockname()[0])
-        except socket.gaierror:
+        except OSError as error:
             if time.monotonic() > deadline:
-                raise
+                raise SystemExit(f"node 0 at {master} cannot be reached: {error.strerror}") from None
             time.sleep(2)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +84,30 @@ def test_engines_of_one_node_refuse_two(name: str) -> None:
     assert engine(name).refuses(job(nodes=2, tensor=2)) is not None
     with pytest.raises(ValueError, match="one"):
         engine(name).launch(job(), node_rank=1)
+
+
+class NoRoute(socket.socket):
+    """A network that comes up after the program: two attempts fail first."""
+
+    failures = 0
+
+    def connect(self, address: object) -> None:
+        """Reach loopback once there is a way."""
+        if NoRoute.failures:
+            NoRoute.failures -= 1
+            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+        super().connect(("127.0.0.1", 9))
+
+
+def test_a_network_that_comes_after_the_program_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(node_entry.socket, "socket", NoRoute)
+    monkeypatch.setattr(node_entry.time, "sleep", slept.append)
+    NoRoute.failures = 2
+    assert node_entry.own_address("node-0") == "127.0.0.1"
+    assert len(slept) == 2
+
+    NoRoute.failures = 1000
+    monkeypatch.setattr(node_entry.time, "monotonic", iter(range(0, 10_000, 100)).__next__)
+    with pytest.raises(SystemExit, match="node 0 at node-0 cannot be reached: Network is unreachable"):
+        node_entry.own_address("node-0")
