@@ -147,13 +147,38 @@ class LooksBeforeItStarts(Doubling):
     def start(self, launch: Launch, *, secrets: Mapping[str, str], progress: Progress) -> Instance:
         if any(i.name == launch.name for i in self.instances()):
             return super().start(launch, secrets=secrets, progress=progress)
-        threading.Event().wait(self.pause_s)  # what happens here is not seen
+        self.pause(launch)  # what happens here is not seen
         self.remove(launch.name)
         return super().start(launch, secrets=secrets, progress=progress)
 
+    def pause(self, launch: Launch) -> None:
+        threading.Event().wait(self.pause_s)
 
-class LooksLong(LooksBeforeItStarts):
-    pause_s = 2.0
+
+class LooksAsAnotherDoes(LooksBeforeItStarts):
+    """Of two processes that look, one starts, and then the other, however long each took to begin."""
+
+    def pause(self, launch: Launch) -> None:
+        assert self.state is not None
+        mark = self.state.with_name(f"looked-{os.getpid()}")
+        mark.touch()
+        both = self._looked(2)
+        if mark != min(both):
+            within(lambda: any(i.name == launch.name for i in self.instances()))
+
+    def _looked(self, many: int) -> list[Path]:
+        assert self.state is not None
+        folder = self.state.parent
+        within(lambda: len([*folder.glob("looked-*")]) == many)
+        return sorted(folder.glob("looked-*"))
+
+
+def within(claim: Callable[[], bool], *, tries: int = 1000) -> None:
+    """Return once a claim holds, or after 20 s."""
+    for _ in range(tries):
+        if claim():
+            return
+        threading.Event().wait(0.02)
 
 
 class DiesWithItsProcess(Sim):
@@ -430,7 +455,7 @@ FAULTS: Mapping[int, Fault] = {
     11: Fault(WaitsInStart),
     12: Fault(StartsAgain),
     13: Fault(LooksBeforeItStarts),
-    14: Fault(LooksLong, wait_s=30.0),
+    14: Fault(LooksAsAnotherDoes, wait_s=30.0),
     15: Fault(DiesWithItsProcess, wait_s=30.0),
     16: Fault(scripts={"literal": Script(run_s=0, prints=("/home/somebody",), exit_code=9)}),
     17: Fault(ChangesSecrets),
