@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from backends.vm import RentedMachines, boot
-from backends.vm.cooling import Cooled, where_of
+from backends.vm.cooling import where_of
 from backends.vm.once import made_once
-from backends.vm.options import duration_s, secret, state_folder, words
+from backends.vm.options import secret, words
 from backends.vm.port import KEY, LAUNCH, Order, Vm
 from backends.vm.rest import Gone, Meaning, Refusal, Rest, Taken, by_status
 from orchestrator.backend import LABEL, Check, Offer
@@ -95,7 +95,6 @@ class Lambda(RentedMachines):
         timeout_s: float = 30.0,
         endpoint_url: str = URL,
     ) -> None:
-        state = state_folder(name)
         cloud = LambdaCloud(
             name,
             regions=words(name, "regions", regions),
@@ -105,15 +104,14 @@ class Lambda(RentedMachines):
         )
         super().__init__(
             name,
-            Cooled(cloud, backend=name, path=state / "sold-out.json"),
+            cloud,
             user=user,
             port=port,
-            state=state,
             identity_file=identity_file,
             deployment=deployment,
             namespace=namespace,
-            abandoned_s=duration_s(name, "abandoned_after", abandoned_after),
-            boot_s=duration_s(name, "boot_timeout", boot_timeout),
+            abandoned_after=abandoned_after,
+            boot_timeout=boot_timeout,
             timeout_s=timeout_s,
             prepare=[boot.TOOLKIT],
         )

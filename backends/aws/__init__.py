@@ -7,8 +7,7 @@ from importlib.util import find_spec
 
 from backends.aws.ec2 import Ec2, Settings
 from backends.vm import RentedMachines, boot
-from backends.vm.cooling import Cooled
-from backends.vm.options import cache_folder, duration_s, networks, size_bytes, state_folder, words
+from backends.vm.options import cache_folder, networks, size_bytes, words
 from orchestrator.errors import ConfigError
 
 IMAGE_NAMES: Mapping[str, str] = {
@@ -98,7 +97,6 @@ class Aws(RentedMachines):
                 f"backend {name!r} needs a package that is not installed: boto3",
                 fix="pip install 'modelyard[aws]'",
             )
-        state = state_folder(name)
         settings = Settings(
             regions=words(name, "regions", regions, least=1),
             types=("g*", "p*", *words(name, "instance_types", instance_types)),
@@ -117,15 +115,14 @@ class Aws(RentedMachines):
         )
         super().__init__(
             name,
-            Cooled(Ec2(name, settings, cache=cache_folder(name)), backend=name, path=state / "sold-out.json"),
+            Ec2(name, settings, cache=cache_folder(name)),
             user=user,
             port=port,
-            state=state,
             identity_file=identity_file,
             deployment=deployment,
             namespace=namespace,
-            abandoned_s=duration_s(name, "abandoned_after", abandoned_after),
-            boot_s=duration_s(name, "boot_timeout", boot_timeout),
+            abandoned_after=abandoned_after,
+            boot_timeout=boot_timeout,
             timeout_s=timeout_s,
             notice=NOTICE,
         )

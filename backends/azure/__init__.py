@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from backends.azure.machines import Settings, VirtualMachines
 from backends.vm import RentedMachines, boot
-from backends.vm.cooling import Cooled
-from backends.vm.options import cache_folder, duration_s, networks, size_bytes, state_folder, words
+from backends.vm.options import cache_folder, networks, size_bytes, words
 from orchestrator.errors import ConfigError
 
 IMAGE = "microsoft-dsvm:ubuntu-hpc:2204:latest"
@@ -89,7 +88,6 @@ class Azure(RentedMachines):
             raise ConfigError(
                 f"backend {name!r}: image: expected publisher:offer:sku:version or an id, got {image!r}"
             )
-        state = state_folder(name)
         settings = Settings(
             subscription=subscription,
             group=resource_group,
@@ -107,19 +105,14 @@ class Azure(RentedMachines):
         )
         super().__init__(
             name,
-            Cooled(
-                VirtualMachines(name, settings, cache=cache_folder(name)),
-                backend=name,
-                path=state / "sold-out.json",
-            ),
+            VirtualMachines(name, settings, cache=cache_folder(name)),
             user=user,
             port=port,
-            state=state,
             identity_file=identity_file,
             deployment=deployment,
             namespace=namespace,
-            abandoned_s=duration_s(name, "abandoned_after", abandoned_after),
-            boot_s=duration_s(name, "boot_timeout", boot_timeout),
+            abandoned_after=abandoned_after,
+            boot_timeout=boot_timeout,
             timeout_s=timeout_s,
             prepare=[boot.TOOLKIT],
             notice=NOTICE,

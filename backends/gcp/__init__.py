@@ -8,8 +8,7 @@ from importlib.util import find_spec
 
 from backends.gcp.compute import Compute, Settings
 from backends.vm import RentedMachines, boot
-from backends.vm.cooling import Cooled
-from backends.vm.options import cache_folder, duration_s, size_bytes, state_folder, words
+from backends.vm.options import cache_folder, size_bytes, words
 from orchestrator.errors import ConfigError
 
 IMAGE = "projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2204-nvidia-580"
@@ -95,7 +94,6 @@ class Gcp(RentedMachines):
                     f"backend {name!r}: {option}: expected small letters, digits, - and _, got {value!r}",
                     fix="Google's labels take nothing else",
                 )
-        state = state_folder(name)
         settings = Settings(
             project=project,
             regions=words(name, "regions", regions, least=1),
@@ -111,17 +109,14 @@ class Gcp(RentedMachines):
         )
         super().__init__(
             name,
-            Cooled(
-                Compute(name, settings, cache=cache_folder(name)), backend=name, path=state / "sold-out.json"
-            ),
+            Compute(name, settings, cache=cache_folder(name)),
             user=user,
             port=port,
-            state=state,
             identity_file=identity_file,
             deployment=deployment,
             namespace=namespace,
-            abandoned_s=duration_s(name, "abandoned_after", abandoned_after),
-            boot_s=duration_s(name, "boot_timeout", boot_timeout),
+            abandoned_after=abandoned_after,
+            boot_timeout=boot_timeout,
             timeout_s=timeout_s,
             prepare=[boot.TOOLKIT],
             notice=NOTICE,

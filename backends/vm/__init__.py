@@ -21,6 +21,8 @@ from backends.ssh.host import HostDocker
 from backends.ssh.memory import Memory
 from backends.ssh.options import Host, Login
 from backends.vm import boot
+from backends.vm.cooling import Cooled
+from backends.vm.options import duration_s, state_folder
 from backends.vm.port import DEPLOYMENT, EXPIRES, KEY, LAUNCH, NAMESPACE, KeySpent, Order, Provider, Vm
 from backends.vm.shelf import Shelf
 from orchestrator.backend import (
@@ -66,15 +68,17 @@ class RentedMachines:
         provider: The cloud.
         user: Who logs in; the image decides.
         port: The machines' SSH port.
-        state: The folder of what is kept here.
         identity_file: The private key; default: one is made.
         deployment: Tells our machines from others' of the account; default: one is made.
         namespace: Begins the names of containers.
-        abandoned_s: How long a machine stays up after it last heard of us.
-        boot_s: How long a machine may take until its engine answers.
+        abandoned_after: How long a machine stays up after it last heard of us.
+        boot_timeout: How long a machine may take until its engine answers.
         timeout_s: How long one answer of an engine may take.
         prepare: Commands of a machine's first boot that make its image ready.
         notice: How a spot machine learns that it is about to be taken away.
+
+    Raises:
+        ConfigError: a duration is none.
     """
 
     can: ClassVar[frozenset[Can]] = frozenset(
@@ -88,18 +92,18 @@ class RentedMachines:
         *,
         user: str,
         port: int,
-        state: Path,
         identity_file: str | None,
         deployment: str | None,
         namespace: str,
-        abandoned_s: int,
-        boot_s: int,
+        abandoned_after: str,
+        boot_timeout: str,
         timeout_s: float,
         prepare: Sequence[Sequence[str]] = (),
         notice: boot.Notice | None = None,
     ) -> None:
+        state = state_folder(name)
         self.name = name
-        self._provider = provider
+        self._provider = Cooled(provider, backend=name, path=state / "sold-out.json")
         self._prepare = prepare
         self._notice = notice
         self._user, self._port = user, port
@@ -108,7 +112,9 @@ class RentedMachines:
         self._identity = identity_file
         self._given_deployment = deployment
         self._namespace = namespace
-        self._abandoned_s, self._boot_s, self._timeout_s = abandoned_s, boot_s, timeout_s
+        self._abandoned_s = duration_s(name, "abandoned_after", abandoned_after)
+        self._boot_s = duration_s(name, "boot_timeout", boot_timeout)
+        self._timeout_s = timeout_s
         self._hosts: dict[str, HostDocker] = {}
         self._renewed: dict[str, float] = {}
 
