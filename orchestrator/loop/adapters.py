@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from orchestrator.backend import Instance
 from orchestrator.engines.job import Adapters
+from orchestrator.loop.rounds import Patient, Rounds
 from orchestrator.reconcile.adapters import differences, refused
 from orchestrator.reconcile.values import Adapter, Loaded
 
@@ -96,30 +96,17 @@ def _ask(
 
 
 @dataclass(slots=True)
-class _Patient:
+class _Patient(Patient[Loaded | None]):
     """What is known of one engine, and what it was last told to serve."""
 
     told: tuple[Adapter, ...] = ()
     loaded: Loaded | None = None
-    next_at: float = 0.0
     failures: int = 0
-    asked: Future[Loaded | None] | None = None
 
 
 @dataclass(slots=True)
-class Tender:
-    """Keeps engines at the adapters they are to serve, one request at a time to each.
-
-    Args:
-        pool: Where the requests run.
-        monotonic: Seconds that only grow.
-        wake: Called from a pool thread when an answer is there.
-    """
-
-    pool: Executor
-    monotonic: Callable[[], float]
-    wake: Callable[[], None]
-    _patients: dict[str, _Patient] = field(default_factory=dict)
+class Tender(Rounds[_Patient]):
+    """Keeps engines at the adapters they are to serve, one request at a time to each."""
 
     def look(
         self,
@@ -160,13 +147,3 @@ class Tender:
             pause_s, patient.failures = EVERY_S, 0
         patient.next_at = self.monotonic() + pause_s
         patient.loaded = loaded if loaded is not None else patient.loaded
-
-    def forget(self, alive: Collection[str]) -> None:
-        """Drop all but these launches."""
-        for name in self._patients.keys() - set(alive):
-            del self._patients[name]
-
-    def next_s(self) -> float | None:
-        """Return the seconds until the next question, None when there is none to ask."""
-        waiting = [p.next_at for p in self._patients.values() if p.asked is None]
-        return max(0.0, min(waiting) - self.monotonic()) if waiting else None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import http.client
-from collections.abc import Callable, Collection
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from orchestrator.backend import Instance
 from orchestrator.engines.exposition import EngineLoad, load_of
 from orchestrator.engines.job import Metrics
+from orchestrator.loop.rounds import Patient, Rounds
 
 EVERY_S = 15.0
 """How often an engine is asked for its progress."""
@@ -35,34 +34,22 @@ def ask(metrics: Metrics, address: tuple[str, int]) -> EngineLoad | None:
 
 
 @dataclass(slots=True)
-class _Patient:
+class _Patient(Patient[EngineLoad | None]):
     """What is known of one engine; ``still_since`` is when it last made a step, or had nothing to do."""
 
     steps: float | None = None
     running: float = 0.0
     still_since: float = 0.0
     seen_at: float = 0.0
-    next_at: float = 0.0
-    asked: Future[EngineLoad | None] | None = None
 
 
 @dataclass(slots=True)
-class Pulse:
+class Pulse(Rounds[_Patient]):
     """Keeps asking engines for their progress.
 
     What is not told proves nothing: an engine is hung only while it answers, and says both that
     requests run and that it made no step.
-
-    Args:
-        pool: Where the requests run.
-        monotonic: Seconds that only grow.
-        wake: Called from a pool thread when an answer is there.
     """
-
-    pool: Executor
-    monotonic: Callable[[], float]
-    wake: Callable[[], None]
-    _patients: dict[str, _Patient] = field(default_factory=dict)
 
     def sick(self, instance: Instance, metrics: Metrics, port: int) -> str | None:
         """Return what shows that an engine hangs, None where nothing does; see to the next question."""
@@ -78,16 +65,6 @@ class Pulse:
         if patient.running and still_s >= HUNG_S:
             return f"{patient.running:g} requests run and no step was made for {still_s:.0f} s"
         return None
-
-    def forget(self, alive: Collection[str]) -> None:
-        """Drop all but these launches."""
-        for name in self._patients.keys() - set(alive):
-            del self._patients[name]
-
-    def next_s(self) -> float | None:
-        """Return the seconds until the next question, None when there is none to ask."""
-        waiting = [p.next_at for p in self._patients.values() if p.asked is None]
-        return max(0.0, min(waiting) - self.monotonic()) if waiting else None
 
     def _take(self, patient: _Patient, load: EngineLoad | None, now: float) -> None:
         patient.asked = None
