@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from orchestrator.spec.forms import FormError, nearest, shown
-from orchestrator.spec.models import TYPES
+from orchestrator.spec.models import TYPES, Model
 from orchestrator.spec.parts import Part, part_of
 from orchestrator.spec.tree import Entries, Items, Node, Scalar, Source, resolve
 
@@ -99,6 +99,13 @@ _THEIRS = {
 }
 """Keys that other tools have, and what says the same here."""
 
+_THEIR_MODEL = {
+    **dict.fromkeys(("name", "repo", "repo_id", "model_id", "path"), "write id: a hub id or a folder"),
+    **dict.fromkeys(("dtype", "data_type", "torch_dtype"), "write precision"),
+    **dict.fromkeys(("max_model_len", "max_length", "context_length", "max_context"), "write context"),
+}
+"""Keys of a model that other tools have."""
+
 
 def _meant(key: str, spec_type: type[Part], parents: Path) -> str:
     """Guess what ``key`` was to be: a key of another document or tool, a near spelling, a key further in."""
@@ -111,10 +118,14 @@ def _meant(key: str, spec_type: type[Part], parents: Path) -> str:
     word = key.lower().replace("-", "_")
     if owner is None:
         return _LISTED
-    if told := _THEIRS.get(word) or nearest(word, {name: name for name in owner.model_fields}):
+    if told := _THEIRS.get(word) or _THEIR_MODEL.get(word if owner is Model else ""):
         return told
     inner = {name: part for name, info in owner.model_fields.items() if (part := part_of(info.annotation))}
     deeper = {name: name for part in inner.values() for name in part.model_fields}
+    # the key itself, further in, is nearer than another key spelt almost so
+    near = None if word in deeper else nearest(word, {name: name for name in owner.model_fields})
+    if near:
+        return near
     if found := difflib.get_close_matches(word, deeper, n=1, cutoff=0.8):
         homes = [f"{name}.{found[0]}" for name, part in inner.items() if found[0] in part.model_fields]
         return f"did you mean {' or '.join(homes)}?"

@@ -232,6 +232,7 @@ def test_documents_know_where_their_fields_stand() -> None:
         ("zzzzzz: 2", (4, 1), "unknown key 'zzzzzz'",
          "docs/reference/spec.md lists the keys, as does 'modelyard schema'"),
         ("gpu: 2", (4, 1), "unknown key 'gpu'", "did you mean resources.gpu?"),
+        ("precision: fp8", (4, 1), "unknown key 'precision'", "did you mean model.precision?"),
         ("python: 3.12", (4, 1), "unknown key 'python'",
          "write image: python:3.12, with the version you want"),
         ("docker: true", (4, 1), "unknown key 'docker'",
@@ -246,6 +247,15 @@ def test_what_is_wrong_is_said_at_its_place(
     problem = problem_in(service(line))
 
     assert (place(problem), problem.what, problem.fix) == (at, what, fix)
+
+
+@pytest.mark.parametrize(
+    ("key", "fix"), [("name", "write id: a hub id or a folder"), ("dtype", "write precision")]
+)
+def test_keys_that_others_give_a_model_lead_to_ours(key: str, fix: str) -> None:
+    problem = problem_in(f"type: service\nname: a\nmodel: {{id: a/b, {key}: fp8}}")
+
+    assert (place(problem), problem.what, problem.fix) == ((3, 18), f"unknown key 'model.{key}'", fix)
 
 
 @pytest.mark.parametrize(
