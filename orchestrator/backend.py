@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -472,11 +472,21 @@ class HostKeeper(Backend, Protocol):
     ``leave``, which ``Instance.leave`` repeats.
     """
 
+    env: Mapping[str, str]
+    """Variables of everything that runs there, below a launch's own; some refer to secrets."""
+
     def host_names(self) -> Sequence[str]:
         """Return what its machines are called, in the order of the configuration; asks none of them."""
 
     def hosts(self) -> Sequence[Host]:
         """Return every machine in the order of the configuration; one that does not answer is ``silent``."""
+
+    def unheard(self) -> Collection[str]:
+        """Return the machines of which ``instances`` did not know anything when it was last asked.
+
+        They did not answer, and nobody here remembers their last word: what the record has on them
+        is not gone.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -301,11 +301,18 @@ def fleet_place(spec: Fleet, *, project: str | None = None) -> Place:
     hosts = [host.model_dump(exclude_none=True) for host in config.hosts]
     shared = config.model_dump(exclude_none=True, exclude={"hosts", "config_file", "network"})
     options: dict[str, Any] = {**shared, "hosts": hosts, "blocks": spec.blocks}
+    if spec.env:
+        options["env"] = {name: _value(spec.name, name, value) for name, value in spec.env.items()}
     if config.network:
         options["network"] = str(ipaddress.ip_network(config.network, strict=False))
     if config.config_file:
         options["ssh_config"] = config.config_file
     return Place(spec.name, "ssh", options, project=project)
+
+
+def _value(fleet: str, name: str, value: str | None) -> str:
+    """Return the value of a fleet's variable; that of a bare one is kept as a secret of the fleet's."""
+    return "${{ secrets." + f"{fleet}/{name}" + " }}" if value is None else value
 
 
 def build(place: Place) -> Backend:

@@ -63,6 +63,7 @@ class Ssh:
         timeout_s: How long one answer of an engine may take.
         held: Hosts by name on which nothing new starts, each with ``reason`` and ``leave``: how what is
             there is to go elsewhere.
+        env: Variables of everything that runs there; a launch's own go first.
 
     Raises:
         ConfigError: an option has no such value.
@@ -87,14 +88,14 @@ class Ssh:
         pull: Literal["missing", "always", "never"] = "missing",
         timeout_s: float = 30.0,
         held: Mapping[str, Mapping[str, str]] | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         read = Reader(name)
         shared: dict[str, object] = {"user": user, "port": port, "identity_file": identity_file}
         shared |= {"proxy_jump": proxy_jump, "blocks": blocks, "engine_socket": engine_socket}
         found = read.hosts(hosts, shared)
         holds = read.held(held or {})
-        self.name = name
-        self._hosts = {
+        every = {
             host.name: HostDocker(
                 Connection(
                     host,
@@ -113,13 +114,27 @@ class Ssh:
             )
             for host in found
         }
+        can = {Can.IMAGES, Can.PORTS, Can.VOLUMES, Can.MOUNTS, Can.EXEC, Can.LIMITS}
+        can |= {Can.PRIVILEGED, Can.RESTART, Can.NODES} | ({Can.BARE} if default_image else set())
+        self._take(name, every, namespace=namespace, can=can, env=read.env(env or {}))
+
+    def _take(
+        self,
+        name: str,
+        hosts: Mapping[str, HostDocker],
+        *,
+        namespace: str,
+        can: Iterable[Can],
+        env: Mapping[str, str],
+    ) -> None:
+        """Begin with these hosts."""
+        self.name = name
+        self.can = frozenset(can)
+        self.env = env
+        self._hosts = dict(hosts)
         self._memory = Memory(_state_folder() / quote(name, safe="") / namespace)
         self._seen_on: dict[str, str] = {}
-        self.can = frozenset(
-            {Can.IMAGES, Can.PORTS, Can.VOLUMES, Can.MOUNTS, Can.EXEC, Can.LIMITS}
-            | {Can.PRIVILEGED, Can.RESTART, Can.NODES}
-            | ({Can.BARE} if default_image else set())
-        )
+        self._unheard: frozenset[str] = frozenset()
 
     # -- offers ----------------------------------------------------------------------------------
 
@@ -155,6 +170,10 @@ class Ssh:
         """Return what its machines are called, in the order of the configuration; asks none of them."""
         return list(self._hosts)
 
+    def unheard(self) -> frozenset[str]:
+        """Return the hosts of which nothing was known when all were last asked."""
+        return self._unheard
+
     def hosts(self) -> Sequence[Host]:
         """Return every machine in the order of the configuration; one that does not answer is ``silent``."""
         answers = self._ask(lambda host: (host.described(), host.instances()))
@@ -169,13 +188,11 @@ class Ssh:
         return found
 
     def _silent(self, host: str, error: BackendError) -> Host:
-        """Return a host that does not answer; one that never has keeps its whole fleet from being used."""
+        """Return a host that does not answer, with what can be done about it."""
         if self._memory.last(host) is not None:
             return Host(host, "silent", error.what, error.fix or "")
-        why = f"{error.what}; it has never answered: until it has, nothing starts in {self.name}"
-        return Host(
-            host, "silent", why, f"{error.fix}; or take it out of the hosts".removeprefix("None; or ")
-        )
+        fix = f"{error.fix}; or take it out of the hosts".removeprefix("None; or ")
+        return Host(host, "silent", f"{error.what}; it has never answered", fix)
 
     # -- the life of a launch --------------------------------------------------------------------
 
@@ -214,9 +231,14 @@ class Ssh:
         on it seems to have changed, and nothing follows.
 
         Raises:
-            Unreachable: a host that has never answered does not answer: nothing is known of it.
+            Unreachable: none of them answers, and of one nobody remembers its last word.
         """
         answers = self._ask(lambda host: host.instances())
+        silent = {name: answer for name, answer in answers.items() if isinstance(answer, BackendError)}
+        unheard = [name for name in silent if self._memory.last(name) is None]
+        if unheard and len(silent) == len(self._hosts):
+            raise silent[unheard[0]]
+        self._unheard = frozenset(unheard)
         found: dict[str, Instance] = {}
         for name, answer in answers.items():
             if isinstance(answer, BackendError):
@@ -339,9 +361,8 @@ class Ssh:
         return heard
 
     def _remembered(self, host: str, error: BackendError) -> Sequence[Instance]:
-        last = self._memory.last(host)
-        if last is None:
-            raise error
+        """Return what a silent host said last; nothing of one that was never heard."""
+        last = self._memory.last(host) or ()
         told, since = f"{error.what}: as last seen", self._memory.heard_at(host)
         return [
             one if one.phase is Phase.EXITED else replace(one, message=told, silent_since=since)

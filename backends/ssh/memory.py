@@ -78,10 +78,12 @@ class Memory:
             return None
 
     def may_hold(self, host: str, launch: str) -> bool:
-        """Say whether a silent ``host`` may hold ``launch``, for all that we know."""
-        last = self.last(host)
+        """Say whether a silent ``host`` may hold ``launch``: it did at its last word, or was sent it.
+
+        Of one that never answered the loop knows what the record has on it, and leaves that alone.
+        """
         sent = (_read(self._claim_path(launch)) or "").split("\n")
-        return last is None or host in sent or any(one.name == launch for one in last)
+        return host in sent or any(one.name == launch for one in self.last(host) or ())
 
     @contextlib.contextmanager
     def claim(self, name: str) -> Iterator[Claim]:

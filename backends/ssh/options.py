@@ -137,6 +137,12 @@ class Reader:
             raise self.wrong("held", "hosts with reason and leave", held)
         return {str(host): self._hold(f"held.{host}", each) for host, each in held.items()}
 
+    def env(self, env: object) -> Mapping[str, str]:
+        """Return the variables of everything that runs there."""
+        if not isinstance(env, Mapping) or not all(isinstance(each, str) for each in env.values()):
+            raise self.wrong("env", "variables with their values, all text", env)
+        return {str(name): str(value) for name, value in env.items()}
+
     def _hold(self, option: str, value: object) -> Hold:
         if not isinstance(value, Mapping) or not value.keys() <= {"reason", "leave"}:
             raise self.wrong(option, "a mapping with reason and leave", value)

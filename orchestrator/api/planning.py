@@ -229,7 +229,7 @@ class Planner:
             mirrors=self._keeper.mirrors(),
         )
 
-    def _unset(self, document: Document, spec: Work) -> Sequence[Problem]:
+    def _unset(self, document: Document, spec: Work | Fleet) -> Sequence[Problem]:
         return unset(document, spec, environ=self._environ, secrets=self._keeper.secret_names)
 
     def _offered(self) -> Sequence[Offer]:

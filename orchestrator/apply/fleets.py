@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from orchestrator.apply.sets import FleetRecord, Scope, joined, joining
-from orchestrator.errors import NothingFits, UsageError
+from orchestrator.errors import NothingFits, Problem, UsageError
 from orchestrator.planner.plan import Action
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import Fleet, SshConfig, changes, spec_of
@@ -28,6 +28,8 @@ class FleetPlan:
     set_name: str = ""
     leaving: tuple[tuple[str, tuple[str, ...]], ...] = ()
     notes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    """What has to be put right before it can be applied: values that nobody has given."""
 
     @property
     def name(self) -> str:
@@ -111,8 +113,6 @@ def _leaving(old: Fleet, new: Fleet, known: FleetRecord) -> Iterator[tuple[str, 
 
 def _notes(spec: Fleet) -> Iterator[str]:
     """Say which fields of a fleet of one's own machines do nothing."""
-    if spec.env:
-        yield "env: put it into the runs: what runs on a fleet gets none of its variables"
     if spec.placement == "cluster" and spec.ssh_config and not spec.ssh_config.network:
         yield "placement: nodes find each other by the addresses that we reach them by; name their network"
     rented = ("regions", "availability_zones", "instance_types", "reservation", "max_price", "resources")

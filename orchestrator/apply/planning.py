@@ -84,7 +84,7 @@ class World:
     """The fleets on record, by name."""
     expected: frozenset[str] = frozenset()
     """The places that are fleets among the documents, and that no configuration names."""
-    unset: Callable[[Document, Work], Sequence[Problem]] = lambda _document, _spec: ()
+    unset: Callable[[Document, Work | Fleet], Sequence[Problem]] = lambda _document, _spec: ()
     """The values that a document names and that nobody has given."""
     datasets: Callable[[str, str, str | None], DatasetFacts | Unknown] | None = None
     """What a hub's data set holds, by id, split and configuration; None asks nobody."""
@@ -241,7 +241,8 @@ def plan_documents(documents: Sequence[Document], world: World) -> tuple[Plan, .
 def _plan_fleet(document: Document, spec: Fleet, world: World) -> FleetPlan:
     known = world.fleets.get(spec.name)
     taken = spec.name in world.places and spec.name not in world.expected
-    return plan_fleet(document, spec, known, taken=taken, scope=world.scope)
+    plan = plan_fleet(document, spec, known, taken=taken, scope=world.scope)
+    return replace(plan, problems=tuple(world.unset(document, spec))) if spec.env else plan
 
 
 def _deletions(

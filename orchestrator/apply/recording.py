@@ -49,7 +49,8 @@ def record(
     """
     runs = [p for p in plans if isinstance(p, RunPlan) and p.action != "unchanged"]
     kept = store.secrets.of(project)
-    captured = _captured(runs, {name for name, _ in kept.list()}, environ)
+    fleets = [p for p in plans if isinstance(p, FleetPlan) and p.action != "unchanged"]
+    captured = _captured([*runs, *fleets], {name for name, _ in kept.list()}, environ)
     for plan in plans:
         if isinstance(plan, VolumePlan) and plan.action != "unchanged":
             spec = json.dumps(plan.spec.canonical(), sort_keys=True)
@@ -109,8 +110,10 @@ def _ending(run: Run, reason: str, now: datetime, message: str) -> Turn:
     )
 
 
-def _captured(plans: Sequence[RunPlan], known: Collection[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the values of bare variables by the secret's name, one name space per run."""
+def _captured(
+    plans: Sequence[RunPlan | FleetPlan], known: Collection[str], environ: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the values of bare variables by the secret's name, one name space per run or fleet."""
     problems: list[Problem] = []
     for plan in plans:
         problems += unset(plan.document, plan.spec, environ=environ, secrets=lambda: known)

@@ -132,8 +132,7 @@ def _carry_out(api: Api, plans: Plans, consent: Consent, *, yes: bool, detach: b
 def _show_fleets(api: Api, plans: Plans, *, json: bool) -> list[str]:
     """Look at the hosts of fleets that changed and say how they are; return the fleets that cannot be used.
 
-    A fleet with a host that is not well is applied all the same. One that has never answered may hold
-    anything, so that nothing of its fleet is known.
+    A fleet with hosts that do not answer is applied all the same, and its others are used.
     """
     changed = [plan.name for plan in plans if plan.type == "fleet" and plan.action in ("create", "update")]
     if not changed:
@@ -143,12 +142,9 @@ def _show_fleets(api: Api, plans: Plans, *, json: bool) -> list[str]:
     found = [view for name in changed for view in api.fleets(name)]
     typer.echo(fleets_json(found) if json else "\n".join(map(hosts_text, found)), err=not json)
     return [
-        f"fleet {view.name}: not used until every host has answered once"
-        if any(host.state != "silent" for host in view.hosts)
-        else f"fleet {view.name}: no host answers"
+        f"fleet {view.name}: no host answers"
         for view in found
-        if any("never answered" in host.why for host in view.hosts)
-        or all(host.state == "silent" for host in view.hosts)
+        if view.hosts and all(host.state == "silent" for host in view.hosts)
     ]
 
 

@@ -139,9 +139,12 @@ def load_files(
     paths: Sequence[str],
     arguments: Sequence[str] = (),
     *,
-    also: Callable[[Document], Iterable[Problem]] = lambda _document: (),
+    also: Callable[[Document, Sequence[Document]], Iterable[Problem]] = lambda _document, _all: (),
 ) -> tuple[Document, ...]:
-    """Return the documents of files, folders and stdin; every problem at once, and ``also`` those."""
+    """Return the documents of files, folders and stdin; every problem at once.
+
+    ``also`` yields what else is wrong with a document among all of them.
+    """
     from orchestrator.catalog.hardware import known_names
     from orchestrator.spec.load import load
 
@@ -150,7 +153,7 @@ def load_files(
         raise UsageError("no files given", fix="name them with -f, for example -f configs/")
     return load(
         paths, stdin=sys.stdin.buffer, known_accelerators=known_names(), env=os.environ, args=arguments,
-        also=lambda documents: [p for each in documents for p in (*_unreadable(each), *also(each))],
+        also=lambda documents: [p for d in documents for p in (*_unreadable(d), *also(d, documents))],
     )  # fmt: skip
 
 

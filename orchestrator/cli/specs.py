@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import os
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from orchestrator.cli.locking import Locked, Locking, WriteLock, locked_models, save_locks, write_text
-from orchestrator.cli.shared import Config, Files, Json, default_config, load_files, open_api, problems_of
+from orchestrator.cli.shared import (
+    Config,
+    Files,
+    Json,
+    database_url,
+    default_config,
+    load_files,
+    open_api,
+    problems_of,
+)
 from orchestrator.errors import ModelyardError, NothingFits, Problem, SpecError, UsageError
 
 if TYPE_CHECKING:
@@ -247,7 +257,11 @@ def validate(
     try:
         with _annotating(form):
             documents = load_files(
-                file, also=lambda each: (*unknown_places(each, places), *unfit_training(each))
+                file,
+                also=lambda each, every: (
+                    *unknown_places(each, places and places | fleets_of(every)),
+                    *unfit_training(each),
+                ),
             )
     except SpecError as error:
         if json:
@@ -279,8 +293,25 @@ def _place_names(config: Path | None) -> frozenset[str] | None:
     return frozenset(place.name for place in read_places(config))
 
 
+def _applied_fleets() -> frozenset[str]:
+    """Return the fleets on this machine's record; a server's, and one that cannot be read, tell none."""
+    if os.environ.get("MODELYARD_URL"):
+        return frozenset()
+    from orchestrator.store import current_fleets
+
+    try:
+        return frozenset(fleet.name for fleet in current_fleets(database_url())[0])
+    except ModelyardError:
+        return frozenset()
+
+
+def fleets_of(documents: Iterable[Document]) -> frozenset[str]:
+    """Return the names of the fleets among documents: each will be a place."""
+    return frozenset(document.spec.name for document in documents if document.spec.type == "fleet")
+
+
 def unknown_places(document: Document, places: Collection[str] | None) -> Iterator[Problem]:
-    """Yield a problem for each backend that a document names and the configuration has not."""
+    """Yield a problem for each backend that a document names and that is none."""
     from orchestrator.spec.forms import nearest
     from orchestrator.spec.models import Volume
 
@@ -288,7 +319,7 @@ def unknown_places(document: Document, places: Collection[str] | None) -> Iterat
     if isinstance(document.spec, Volume) and document.spec.backend:
         named.append(("backend", document.spec.backend))
     for path, name in named:
-        if places is not None and name not in places:
+        if places is not None and name not in places and name not in _applied_fleets():
             fix = nearest(name, {each: each for each in places}) or f"there is {', '.join(sorted(places))}"
             yield document.problem(path, f"no backend {name!r} is configured", fix)
 

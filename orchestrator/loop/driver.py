@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Self
 
-from orchestrator.backend import Backend, Group, GroupBackend, Instance, Launch, Phase, Renter
+from orchestrator.backend import Backend, Group, GroupBackend, HostKeeper, Instance, Launch, Phase, Renter
 from orchestrator.errors import BackendError, NotFound, Rejected, StateMoved, Temporary
 from orchestrator.loop.adapters import Tender
 from orchestrator.loop.figures import Figures
@@ -138,6 +138,8 @@ class Loop:
         """Runs of which the last pass left everything as it was, by id."""
         self._under_way: dict[str, Future[Write | None]] = {}
         self._asked_for: frozenset[str] = frozenset()
+        self._begun: set[str] = set()
+        """Launches that this process wrote down before anybody could have asked for them."""
         self._refused: dict[str, tuple[str, str]] = {}
         self._leased: dict[str, datetime] = {}
         self._theirs: dict[str, datetime] = {}
@@ -254,10 +256,11 @@ class Loop:
         if run.type == "service" and run.wanted is Wanted.RUN:
             ready = {job.name for job in jobs if job.state is JobState.READY}
             found = {name: self._probed(seen, run.template, ready) for name, seen in found.items()}
+        unsure = self._unsure(jobs, found)
         words, unread = self._words.read(found, {job.name for job in jobs if _may_tell(job)})
         ahead = self._queue.ahead_of(run)
         observed = Observed(
-            found, frozenset(self._under_way) | unread, self._asked_for, self._hooks.serving(),
+            found, frozenset(self._under_way) | unread | unsure, self._asked_for, self._hooks.serving(),
             self._sick(run, jobs, found), words, ahead.run if ahead else "", self._queue.asks_again(run),
             self._loaded(run, jobs, found),
         )  # fmt: skip
@@ -282,6 +285,26 @@ class Loop:
             self._wake_by(self._queue.yielded(run, ahead))
         else:
             self._queue.went_on(run)
+
+    def _unsure(self, jobs: Sequence[Job], found: Mapping[str, Sequence[Instance] | None]) -> frozenset[str]:
+        """Return the launches that may be on machines of which nothing is known, and are left alone.
+
+        Those that the record has there, and those that another process may have sent there and
+        died: what this one begins, it begins on machines that answer.
+        """
+        unheard = {
+            name: backend.unheard()
+            for name in found
+            if name in self._backends and isinstance(backend := self._backends[name], HostKeeper)
+        }
+        if not any(unheard.values()):
+            return frozenset()
+        seen = {instance.name for there in found.values() for instance in there or ()}
+        return frozenset(
+            job.name for job in jobs
+            if not job.state.is_final and job.name not in seen and (hosts := unheard.get(job.backend))
+            and (job.machine in hosts or (not job.machine and job.name not in self._begun))
+        )  # fmt: skip
 
     def _gone(self, places: Collection[str], jobs: Sequence[Job]) -> Mapping[str, Sequence[Instance]]:
         """Return places that are configured no more, on which all had ended: nothing is there for us."""
@@ -411,6 +434,7 @@ class Loop:
         self._observer.read(names)
         alive = {job.name for found in jobs.values() for job in found if not job.state.is_final}
         self._asked_for &= alive
+        self._begun &= alive
         self._prober.forget(alive)
         self._pulse.forget(alive)
         self._tender.forget(alive)
@@ -473,6 +497,8 @@ class Loop:
             return False
         self._hooks.boundary("after commit")
         for write in writes:
+            if isinstance(write, Record) and _is_new(write):
+                self._begun.add(write.job.name)
             if write.event is not None:
                 self._hooks.event(write.event)
             if isinstance(write, Record) and is_finished(write.job) and write.job.run_id in self._trains:
@@ -535,6 +561,8 @@ class Loop:
         return None
 
     def _start(self, backend: Backend, launch: Launch) -> None:
+        if isinstance(backend, HostKeeper) and backend.env:
+            launch = _with_variables(launch, backend.env)
         secrets = self._secrets(backend.name, launch)
         backend.start(
             launch, secrets=secrets, progress=lambda phrase: self._hooks.progress(launch.name, phrase)
@@ -578,6 +606,25 @@ def _filled(kept: Secrets, backend: str, run: str, text: str) -> str:
         raise Rejected(f"secret {found[1]} is not set", backend=backend, fix=fix)
 
     return _REFERENCE.sub(value, text)
+
+
+def _is_new(write: Record) -> bool:
+    """Return whether a job is written down for the first time, before its start."""
+    return write.job.state is JobState.PROVISIONING and write.event is not None and not write.event.before
+
+
+def _with_variables(launch: Launch, env: Mapping[str, str]) -> Launch:
+    """Return a launch with the variables of the place it goes to, below its own.
+
+    >>> launch = Launch("a-0-0-0", "a", env=(("A", "1"),))
+    >>> _with_variables(launch, {"A": "2", "B": "${{ secrets.b }}"}).secrets
+    (('B', '${{ secrets.b }}'),)
+    """
+    own = {name for name, _ in (*launch.env, *launch.secrets)}
+    more = [(name, value) for name, value in env.items() if name not in own]
+    plain = tuple(each for each in more if not _REFERENCE.search(each[1]))
+    secret = tuple(each for each in more if _REFERENCE.search(each[1]))
+    return replace(launch, env=(*plain, *launch.env), secrets=(*launch.secrets, *secret))
 
 
 def _may_tell(job: Job) -> bool:

@@ -246,6 +246,9 @@ def test_validate_looks_at_files_and_the_names_of_places_and_says_what_does_noth
         "no backend 'sym' is configured",
     ]  # fmt: skip
     assert "did you mean 'sim'?" in found.err
+    rack = "---\ntype: fleet\nname: sym\nssh_config: {user: ops, hosts: [a]}\n"  # a fleet is a place
+    beside = cli("validate", "-f", cli.write("hello.yaml", HELLO + "backends: [sym]\n" + rack))
+    assert beside.code == 0, beside.err
     file = cli.write("hello.yaml", HELLO + "schedule: {cron: 0 3 * * *}\n")
     said = cli("validate", "-f", file)
     assert (said.code, said.out) == (0, f"{file}: task hello: ok\n")

@@ -215,9 +215,21 @@ def test_another_launch_goes_to_the_host_that_answers(pair: tuple[Ssh, Sshd, Ssh
         list(backend.logs("job-9-9-9"))
 
 
-def test_host_that_never_answered_leaves_all_unknown(pair: tuple[Ssh, Sshd, Sshd], namespace: str) -> None:
-    backend, first, _ = pair
+def test_host_that_never_answered_is_told_and_the_others_are_used(pair: tuple[Ssh, Sshd, Sshd]) -> None:
+    backend, first, second = pair
     first.stop()
+    assert backend.instances() == []
+    assert backend.unheard() == {first.address}
+    assert start(backend, sh(IDLE)).machine == second.address
+    first.start()
+    assert [one.name for one in backend.instances()] == ["job-0-0-0"]
+    assert backend.unheard() == frozenset()
+
+
+def test_hosts_of_which_none_ever_answered_leave_all_unknown(pair: tuple[Ssh, Sshd, Sshd]) -> None:
+    backend, first, second = pair
+    first.stop()
+    second.stop()
     with pytest.raises(Unreachable) as error:
         backend.instances()
     assert first.address in error.value.what

@@ -374,11 +374,11 @@ def test_last_word_of_a_host_is_kept_as_it_was(tmp_path: Path) -> None:
     assert Memory(tmp_path).last("gpu-2") is None
 
 
-def test_silent_host_may_hold_what_it_listed_what_was_sent_there_and_anything_before_its_first_word(
+def test_silent_host_may_hold_what_it_listed_and_what_was_sent_there(
     tmp_path: Path,
 ) -> None:
     memory = Memory(tmp_path)
-    assert memory.may_hold("gpu-1", "job-0-0-0")
+    assert not memory.may_hold("gpu-1", "job-0-0-0")
     memory.keep("gpu-1", [SEEN])
     with memory.claim("job-1-0-0") as claim:
         claim.write("gpu-1")
