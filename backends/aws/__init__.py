@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from typing import ClassVar
 
 from backends.aws.ec2 import Ec2, Settings
 from backends.vm import RentedMachines, boot
 from backends.vm.options import cache_folder, networks, size_bytes, words
+from orchestrator.backend import Can
 from orchestrator.errors import ConfigError
 
 IMAGE_NAMES: Mapping[str, str] = {
@@ -64,6 +66,8 @@ class Aws(RentedMachines):
     Raises:
         ConfigError: an option has no such value, or boto3 is not installed.
     """
+
+    can: ClassVar[frozenset[Can]] = RentedMachines.can | {Can.NODES}
 
     def __init__(
         self,

@@ -7,16 +7,17 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from backends.aws.around import Around, interfaces
 from backends.aws.refusals import GONE, explained, translated
 from backends.aws.shapes import disk_usd_hour, is_block, offers_of, reserved_offer, shape_of
 from backends.vm.cooling import where_of
-from backends.vm.port import DEPLOYMENT, KeySpent, Order, Vm
-from orchestrator.backend import Check, Offer, Rent
+from backends.vm.port import DEPLOYMENT, GANG, KEY, Belonging, KeySpent, Order, Vm
+from orchestrator.backend import LABEL, Check, Offer, Rent
 from orchestrator.errors import BackendError, Busy, NoCapacity, Rejected
 from orchestrator.units import GIB
 
@@ -39,6 +40,8 @@ CHANGED = "IdempotentParameterMismatch"
 """The same key with another request: a newer image, a later expiry. What was made first is meant."""
 
 _CLIENTS = threading.Lock()
+
+RUN = LABEL + "run"
 
 SPENT = "IdempotentInstanceTerminated"
 
@@ -83,6 +86,7 @@ class Ec2:
         self._lock = threading.RLock()
         self._images: dict[tuple[str, str], Mapping[str, Any]] = {}
         self._groups: dict[str, str] = {}
+        self._around = Around(self._asking, settings.regions)
 
     # -- offers ----------------------------------------------------------------------------------
 
@@ -93,7 +97,7 @@ class Ec2:
     def _offers(self, region: str) -> Iterator[Offer]:
         disk = self._settings.disk_bytes
         cost = disk_usd_hour(disk, self._settings.disk_usd_gib_month)
-        types = self._kept(f"{region}-types", SHAPES_S, lambda: self._types(region))
+        types = self._kept(f"{region}-shapes", SHAPES_S, lambda: self._types(region))
         named = [shape["instance_type"] for shape, _ in types if shape["spot"]]
         spot = self._kept(f"{region}-spot", SPOT_S, lambda: self._spot_prices(region, named))
         for shape, zones in types:
@@ -172,7 +176,7 @@ class Ec2:
         where = where_of(rent)
         with translated(backend=self._backend, where=where):
             found = self._run(order, where)
-        return _vm(found, region)
+        return self._reached(found, region)
 
     def _run(self, order: Order, where: str) -> Mapping[str, Any]:
         from botocore.exceptions import ClientError  # heavy: only where a call is made
@@ -209,19 +213,12 @@ class Ec2:
         image = self._image(rent)
         tags = [{"Key": key, "Value": value} for key, value in sorted(order.tags.items())]
         name = {"Key": "Name", "Value": f"modelyard {order.tags.get('modelyard.dev/launch', '')}"}
-        network: dict[str, Any] = {
-            "DeviceIndex": 0, "AssociatePublicIpAddress": settings.public_address,
-            "Groups": list(settings.security_groups) or [self._group(rent.region, order)],
-        }  # fmt: skip
-        subnet = self._subnet(rent)
-        if subnet is not None:
-            network["SubnetId"] = subnet
         request: dict[str, Any] = {
             "ImageId": image["ImageId"], "InstanceType": rent.instance_type, "MinCount": 1, "MaxCount": 1,
             "ClientToken": order.key, "UserData": order.user_data,
             "InstanceInitiatedShutdownBehavior": "terminate",
             "MetadataOptions": {"HttpTokens": "required", "HttpEndpoint": "enabled"},
-            "NetworkInterfaces": [network],
+            "NetworkInterfaces": self._interfaces(order),
             "BlockDeviceMappings": [
                 {
                     "DeviceName": image.get("RootDeviceName", "/dev/sda1"),
@@ -240,8 +237,14 @@ class Ec2:
         if rent.reservation:
             target = {"CapacityReservationId": rent.reservation}
             request["CapacityReservationSpecification"] = {"CapacityReservationTarget": target}
-            if any(is_block(one) for one in self._reserved(rent.region, rent.reservation)):
-                request["InstanceMarketOptions"] = {"MarketType": "capacity-block"}
+            for one in self._reserved(rent.region, rent.reservation):
+                if is_block(one):
+                    request["InstanceMarketOptions"] = {"MarketType": "capacity-block"}
+                # it is close together as it was reserved, and to be had in its own group only
+                if group := one.get("PlacementGroupArn", "").rpartition("/")[2]:
+                    request.setdefault("Placement", {})["GroupName"] = group
+        elif order.gang and self._shape(rent).get("cluster"):
+            request.setdefault("Placement", {})["GroupName"] = self._around.placement_group(order)
         if rent.spot:
             request["InstanceMarketOptions"] = {
                 "MarketType": "spot",
@@ -249,9 +252,25 @@ class Ec2:
             }
         return request
 
+    def _interfaces(self, order: Order) -> list[dict[str, Any]]:
+        settings, rent = self._settings, order.rent
+        groups = list(settings.security_groups) or [self._group(rent.region, order)]
+        nodes = list(settings.security_groups)
+        if order.gang and not nodes:
+            nodes = [self._around.nodes_group(rent.region, order.tags[DEPLOYMENT])]
+            groups += nodes
+        first: dict[str, Any] = {"DeviceIndex": 0, "Groups": groups}
+        subnet = self._subnet(rent)
+        if subnet is not None:
+            first["SubnetId"] = subnet
+        cards = int(self._shape(rent).get("efa", 0)) if order.gang else 0
+        if cards > 1 and subnet is None:  # several interfaces have each to name theirs
+            first["SubnetId"] = self._default_subnet(rent)
+        return interfaces(cards, first=first, nodes=nodes, public=settings.public_address)
+
     def _image(self, rent: Rent) -> Mapping[str, Any]:
         """Return the newest image of the configured name, or the one with the configured id."""
-        arch = self._arch(rent)
+        arch = str(self._shape(rent)["arch"])
         with self._lock:
             known = self._images.get((rent.region, arch))
             if known is None:
@@ -278,10 +297,11 @@ class Ec2:
         newest: Mapping[str, Any] = max(found, key=lambda image: image.get("CreationDate", ""))
         return newest
 
-    def _arch(self, rent: Rent) -> str:
-        for shape, _ in self._kept(f"{rent.region}-types", SHAPES_S, lambda: self._types(rent.region)):
+    def _shape(self, rent: Rent) -> Mapping[str, Any]:
+        for shape, _ in self._kept(f"{rent.region}-shapes", SHAPES_S, lambda: self._types(rent.region)):
             if shape["instance_type"] == rent.instance_type:
-                return str(shape["arch"])
+                found: Mapping[str, Any] = shape
+                return found
         raise Rejected(
             f"{rent.instance_type} is not offered in {rent.region}", backend=self._backend, fix="see: offers"
         )
@@ -298,6 +318,19 @@ class Ec2:
             if rent.zone in (None, subnet["AvailabilityZone"]):
                 return str(subnet["SubnetId"])
         raise NoCapacity(f"no configured subnet is in {rent.zone}", backend=self._backend, fix="add one")
+
+    def _default_subnet(self, rent: Rent) -> str:
+        wanted = {"default-for-az": "true", "availability-zone": rent.zone or ""}
+        with self._asking(rent.region) as ec2:
+            filters = [{"Name": name, "Values": [value]} for name, value in wanted.items()]
+            found = ec2.describe_subnets(Filters=filters)["Subnets"]
+        if not found:
+            raise NoCapacity(
+                f"{rent.zone} has no default subnet",
+                backend=self._backend,
+                fix="give subnets to this backend",
+            )
+        return str(found[0]["SubnetId"])
 
     def _group(self, region: str, order: Order) -> str:
         """Return the security group of our deployment, made the first time: SSH in, everything out."""
@@ -336,8 +369,8 @@ class Ec2:
 
     def get(self, vm: Vm) -> Vm | None:
         """Return an instance as it is now."""
-        found = self._describe(vm.region, [{"Name": "instance-id", "Values": [vm.id]}])
-        return found[0] if found else None
+        found = self._instances(vm.region, [{"Name": "instance-id", "Values": [vm.id]}])
+        return self._reached(found[0], vm.region) if found else None
 
     def list(self, tags: Mapping[str, str]) -> Sequence[Vm]:
         """Return all instances with these tags; EC2 lists ended ones for about an hour."""
@@ -345,9 +378,33 @@ class Ec2:
         return [vm for region in self._settings.regions for vm in self._describe(region, filters)]
 
     def _describe(self, region: str, filters: Sequence[Mapping[str, Any]]) -> Sequence[Vm]:
+        public = self._settings.public_address
+        return [_vm(one, region, public=public) for one in self._instances(region, filters)]
+
+    def _instances(self, region: str, filters: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         with self._asking(region) as ec2:
             pages = _pages(ec2, "describe_instances", "Reservations", Filters=filters)
-            return [_vm(one, region) for reservation in pages for one in reservation["Instances"]]
+            return tuple(one for reservation in pages for one in reservation["Instances"])
+
+    def _reached(self, instance: Mapping[str, Any], region: str) -> Vm:
+        """Return an instance, with the public address that EC2 does not give to several interfaces."""
+        vm = _vm(instance, region, public=self._settings.public_address)
+        if vm.address is not None or not vm.is_alive or not vm.tags.get(GANG):
+            return vm
+        first = next(
+            (one for one in instance["NetworkInterfaces"] if _is_first(one)), instance["NetworkInterfaces"][0]
+        )
+        ours = {word: vm.tags[word] for word in (DEPLOYMENT, GANG, KEY, RUN) if word in vm.tags}
+        found = self._around.address(region, ours, first["NetworkInterfaceId"])
+        return replace(vm, address=found)
+
+    def belongings(self, tags: Mapping[str, str]) -> Sequence[Belonging]:
+        """Return placement groups and addresses with these tags, in every region."""
+        return self._around.belongings(tags)
+
+    def discard(self, belonging: Belonging) -> bool:
+        """Remove one of them; False while a machine that ends still holds it."""
+        return self._around.discard(belonging)
 
     def tag(self, vm: Vm, tags: Mapping[str, str]) -> None:
         """Set tags of an instance."""
@@ -357,7 +414,7 @@ class Ec2:
             )
 
     def terminate(self, vm: Vm) -> None:
-        """Terminate an instance; its root disk and address go with it."""
+        """Terminate an instance; its root disk, interfaces and addresses go with it."""
         from botocore.exceptions import ClientError
 
         with self._asking(vm.region) as ec2:
@@ -366,6 +423,8 @@ class Ec2:
             except ClientError as error:
                 if error.response["Error"]["Code"] not in GONE:
                     raise
+        if vm.tags.get(GANG):
+            self._around.release(vm.region, vm.tags[KEY])
 
     # -- check -----------------------------------------------------------------------------------
 
@@ -436,8 +495,17 @@ def _some(names: Sequence[str]) -> Iterator[list[str]]:
         yield list(names[start : start + MOST_NAMES])
 
 
-def _vm(instance: Mapping[str, Any], region: str) -> Vm:
-    """Return an instance of DescribeInstances as we see it."""
+def _is_first(interface: Mapping[str, Any]) -> bool:
+    at = interface.get("Attachment") or {}
+    return (at.get("DeviceIndex", 0), at.get("NetworkCardIndex", 0)) == (0, 0)
+
+
+def _vm(instance: Mapping[str, Any], region: str, *, public: bool) -> Vm:
+    """Return an instance of DescribeInstances as we see it.
+
+    One with several interfaces gets its public address after it was made, and has none until then.
+    """
+    private = None if public and len(instance.get("NetworkInterfaces", ())) > 1 else "PrivateIpAddress"
     reason = (instance.get("StateReason") or {}).get("Code", "")
     return Vm(
         id=instance["InstanceId"],
@@ -446,7 +514,7 @@ def _vm(instance: Mapping[str, Any], region: str) -> Vm:
         region=region,
         zone=instance.get("Placement", {}).get("AvailabilityZone", ""),
         spot=instance.get("InstanceLifecycle") == "spot",
-        address=instance.get("PublicIpAddress") or instance.get("PrivateIpAddress") or None,
+        address=instance.get("PublicIpAddress") or (instance.get(private) if private else None) or None,
         internal_ip=instance.get("PrivateIpAddress"),
         tags={tag["Key"]: tag["Value"] for tag in instance.get("Tags", ())},
         since=instance.get("LaunchTime"),

@@ -29,7 +29,8 @@ SOLD_OUT = frozenset(
 LIMITS = frozenset(
     {
         "VcpuLimitExceeded", "InstanceLimitExceeded", "MaxSpotInstanceCountExceeded", "VolumeLimitExceeded",
-        "InstanceQuotaExceeded", "PendingVerification",
+        "InstanceQuotaExceeded", "PendingVerification", "PlacementGroupLimitExceeded", "AddressLimitExceeded",
+        "SecurityGroupLimitExceeded",
     }
 )  # fmt: skip
 DENIED = frozenset(
@@ -42,7 +43,7 @@ DENIED = frozenset(
 LATER = frozenset(
     {
         "RequestLimitExceeded", "Throttling", "ThrottlingException", "InternalError", "InternalFailure",
-        "ServiceUnavailable", "Unavailable", "ResourceCountExceeded",
+        "ServiceUnavailable", "Unavailable", "ResourceCountExceeded", "InvalidPlacementGroup.Unknown",
     }
 )  # fmt: skip
 GONE = frozenset({"InvalidInstanceID.NotFound", "InvalidInstanceID.Malformed"})

@@ -12,6 +12,9 @@ MIB = 2**20
 ARCHES: Mapping[str, str] = {"x86_64": "x86", "arm64": "arm"}
 BOOT_S = 180
 
+ASIDE = frozenset({"spot", "on_demand", "efa", "cluster"})
+"""What is known of a type besides what an offer holds."""
+
 
 def shape_of(described: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what an offer needs of an entry of DescribeInstanceTypes; None for what we cannot use.
@@ -33,6 +36,8 @@ def shape_of(described: Mapping[str, Any]) -> dict[str, Any] | None:
         "arch": arch,
         "spot": "spot" in described.get("SupportedUsageClasses", ()),
         "on_demand": "on-demand" in described.get("SupportedUsageClasses", ()),
+        "efa": _efa_cards(described.get("NetworkInfo") or {}),
+        "cluster": "cluster" in (described.get("PlacementGroupInfo") or {}).get("SupportedStrategies", ()),
     }
     for gpu in gpus:
         shape |= {
@@ -42,6 +47,16 @@ def shape_of(described: Mapping[str, Any]) -> dict[str, Any] | None:
             "vram_bytes": gpu["MemoryInfo"]["SizeInMiB"] * MIB,
         }
     return shape
+
+
+def _efa_cards(network: Mapping[str, Any]) -> int:
+    """Return how many network cards of a type know EFA; 0 where it knows none."""
+    if not network.get("EfaSupported"):
+        return 0
+    return min(
+        int((network.get("EfaInfo") or {}).get("MaximumEfaInterfaces", 1)),
+        int(network.get("MaximumNetworkCards", 1)),
+    )
 
 
 def _has_other_accelerators(described: Mapping[str, Any]) -> bool:
@@ -70,7 +85,7 @@ def offers_of(
         disk_usd_hour: What that disk costs.
         spot_usd_hour: The spot price now, by zone.
     """
-    size = {key: value for key, value in shape.items() if key not in ("spot", "on_demand")}
+    size = {key: value for key, value in shape.items() if key not in ASIDE}
     for zone in sorted(zones):
         common: dict[str, Any] = {
             **size, "backend": backend, "region": region, "zone": zone, "disk_bytes": disk_bytes,
@@ -95,7 +110,7 @@ def reserved_offer(
 
     What is in a capacity block was paid before; anything else costs what it does on demand.
     """
-    size = {key: value for key, value in shape.items() if key not in ("spot", "on_demand")}
+    size = {key: value for key, value in shape.items() if key not in ASIDE}
     return Offer(
         backend=backend, region=region, zone=reservation["AvailabilityZone"], disk_bytes=disk_bytes,
         boot_s=BOOT_S, price_usd_hour=disk_usd_hour, price_list="" if is_block(reservation) else "aws",

@@ -35,8 +35,10 @@ RESTARTS = 5
 
 LOG_LIMITS = {"max-size": "50m", "max-file": "3"}
 
+MEMLOCK = {"Name": "memlock", "Soft": -1, "Hard": -1}
+
 GPU_ULIMITS = (
-    {"Name": "memlock", "Soft": -1, "Hard": -1},
+    MEMLOCK,
     {"Name": "stack", "Soft": 67_108_864, "Hard": 67_108_864},
 )
 """What NVIDIA asks for its frameworks' containers: pinned memory without a limit, 64 MiB stacks

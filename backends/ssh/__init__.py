@@ -19,7 +19,7 @@ from backends.ssh.connection import Connection
 from backends.ssh.host import HostDocker
 from backends.ssh.memory import Claim, Memory
 from backends.ssh.options import ENGINE_SOCKET, Reader
-from backends.ssh.placement import Gang, Room, candidates, spread
+from backends.ssh.placement import Gang, Room, candidates, gang_name, gang_of, spread
 from orchestrator.backend import (
     Can,
     Check,
@@ -211,7 +211,7 @@ class Ssh:
     def _start_somewhere(
         self, launch: Launch, claim: Claim, secrets: Mapping[str, str], progress: Progress
     ) -> Instance:
-        gang = _gang_of(launch)
+        gang = gang_of(launch)
         hosts = self._gang(launch, *gang).hosts if gang else ()
         chosen = deque([hosts[launch.node]] if hosts else self._choose(launch))
         while True:
@@ -266,7 +266,7 @@ class Ssh:
                 holder.remove(name)
             self._seen_on.pop(name, None)
             claim.forget()
-        if (gang := _gang_name(name)) is not None:
+        if (gang := gang_name(name)) is not None:
             with self._memory.claim(gang) as claim:
                 claim.forget()
 
@@ -499,22 +499,6 @@ def _listen(host: HostDocker, closed: Flag, tell: Callable[[str], None]) -> None
                 tell(name)
         except BackendError:
             closed.wait(10.0)
-
-
-def _gang_of(launch: Launch) -> tuple[Gang, int] | None:
-    """Return the gang a launch belongs to and its number of nodes, or None for one node."""
-    nodes = int(dict(launch.env).get("MODELYARD_NODES_NUM", "1"))
-    return (Gang(launch.run, launch.replica, launch.attempt), nodes) if nodes > 1 else None
-
-
-def _gang_name(launch: str) -> str | None:
-    """Return what the gang of a launch would be called, from ``<run>-<replica>-<node>-<attempt>``.
-
-    >>> _gang_name("tune-0-3-1")
-    'tune-0-gang-1'
-    """
-    parts = launch.rsplit("-", 3)
-    return f"{parts[0]}-{parts[1]}-gang-{parts[3]}" if len(parts) == 4 else None
 
 
 def _with_accelerators(whole: Offer, room: Room, kind: Sequence[Device]) -> Offer:

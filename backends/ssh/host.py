@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from backends.docker import Docker
 from backends.docker import container as containers
-from backends.docker.container import CPU, DEVICES, MEMORY
+from backends.docker.container import CPU, DEVICES, MEMLOCK, MEMORY
 from backends.docker.engine import Endpoint, Engine, Json
 from backends.machine import Machine
 from backends.ssh.connection import Connection
@@ -25,6 +25,12 @@ from orchestrator.units import format_bytes
 
 NODES = LABEL + "nodes"
 """Label on each node of a gang: the hosts of all its nodes, by rank, separated by spaces."""
+
+FABRIC = LABEL + "fabric"
+"""Label on a node that was given the machine's network cards for RDMA: their folder of device files."""
+
+FABRIC_FOLDER = "/dev/infiniband"
+"""Where InfiniBand's, RoCE's and EFA's cards are (rdma-core, Documentation/udev.md)."""
 
 CLOCK_S = 60
 """Clocks further apart than this make times in logs and events mislead, and TLS certificates fail."""
@@ -260,6 +266,8 @@ class HostDocker(Docker):
                 )
         env = {**node_environment(addresses), **dict(launch.env)}
         options = (*launch.options, (NODES, " ".join(hosts)))
+        if self.connection.run(f"ls -d {FABRIC_FOLDER} 2>/dev/null || :").strip():
+            options = (*options, (FABRIC, FABRIC_FOLDER))
         return replace(launch, env=tuple(env.items()), options=options, host_network=True)
 
     def start(self, launch: Launch, *, secrets: Mapping[str, str], progress: Progress) -> Instance:
@@ -300,7 +308,14 @@ class HostDocker(Docker):
 
     def _body(self, launch: Launch, image: str, secrets: Mapping[str, str]) -> dict[str, Any]:
         body = super()._body(launch, image, secrets)
-        body["Labels"] |= {key: value for key, value in launch.options if key == NODES}
+        told = {key: value for key, value in launch.options if key in (NODES, FABRIC)}
+        body["Labels"] |= told
+        if FABRIC in told:  # the engine takes a folder for all device files in it
+            host, folder = body["HostConfig"], told[FABRIC]
+            device = {"PathOnHost": folder, "PathInContainer": folder, "CgroupPermissions": "rwm"}
+            host["Devices"] = [*host.get("Devices", ()), device]
+            if self._raises_limits and not host.get("Ulimits"):
+                host["Ulimits"] = [MEMLOCK]  # cards read and write pinned memory
         return body
 
     def instances(self) -> Sequence[Instance]:

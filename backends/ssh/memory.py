@@ -97,6 +97,17 @@ class Memory:
                     yield Claim(path)
                     return
 
+    def is_claimed(self, name: str) -> bool:
+        """Say whether somebody has the claim of ``name`` at this moment."""
+        try:
+            with self._claim_path(name).open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return False
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+
     def _path(self, host: str) -> Path:
         return self._folder / "hosts" / f"{quote(host, safe='')}.json"
 

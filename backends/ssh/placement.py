@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from backends.devices import choose, of_kind
 from backends.machine import Device
-from orchestrator.backend import Resources
+from orchestrator.backend import Launch, Resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,22 @@ class Gang:
     def name(self) -> str:
         """Return what the gang is called on record."""
         return f"{self.run}-{self.replica}-gang-{self.attempt}"
+
+
+def gang_of(launch: Launch) -> tuple[Gang, int] | None:
+    """Return the gang a launch belongs to and its number of nodes, or None for one node."""
+    nodes = int(dict(launch.env).get("MODELYARD_NODES_NUM", "1"))
+    return (Gang(launch.run, launch.replica, launch.attempt), nodes) if nodes > 1 else None
+
+
+def gang_name(launch: str) -> str | None:
+    """Return what the gang of a launch would be called, from ``<run>-<replica>-<node>-<attempt>``.
+
+    >>> gang_name("tune-0-3-1")
+    'tune-0-gang-1'
+    """
+    parts = launch.rsplit("-", 3)
+    return f"{parts[0]}-{parts[1]}-gang-{parts[3]}" if len(parts) == 4 else None
 
 
 def node_environment(addresses: Sequence[str]) -> Mapping[str, str]:

@@ -20,10 +20,24 @@ from backends.ssh.connection import Connection
 from backends.ssh.host import HostDocker
 from backends.ssh.memory import Memory
 from backends.ssh.options import Host, Login
+from backends.ssh.placement import Gang, gang_name, gang_of
 from backends.vm import boot
 from backends.vm.cooling import Cooled
+from backends.vm.gang import Seat, gather, nodes_of, refuse
 from backends.vm.options import duration_s, state_folder
-from backends.vm.port import DEPLOYMENT, EXPIRES, KEY, LAUNCH, NAMESPACE, KeySpent, Order, Provider, Vm
+from backends.vm.port import (
+    DEPLOYMENT,
+    EXPIRES,
+    GANG,
+    KEY,
+    LAUNCH,
+    NAMESPACE,
+    Belonging,
+    KeySpent,
+    Order,
+    Provider,
+    Vm,
+)
 from backends.vm.shelf import Shelf
 from orchestrator.backend import (
     LABEL,
@@ -53,6 +67,10 @@ AT_ONCE = 32
 """Machines that are asked at the same time."""
 
 FOR_EVER_S = 10 * 365 * 86_400
+
+LISTED_S = 15.0
+"""How long a machine that was just made may be missing from lists (docs.aws.amazon.com/ec2/latest/devguide,
+"Eventual consistency")."""
 
 BOOT_POLL_S = 1.0
 """Between two looks at a machine that boots."""
@@ -136,15 +154,54 @@ class RentedMachines:
                 f"launch '{launch.name}' names no machine to rent", backend=self.name, fix="plan it again"
             )
         self._require_able(launch)
+        if (gang := gang_of(launch)) is not None:
+            return self._start_node(launch, *gang, secrets=secrets, progress=progress)
         vm = self._machine_of(launch.name) or self._take_idle(launch) or self._rent(launch, launch.rent)
         try:
             host = self._booted(vm, launch, progress)
             found = host.start(launch, secrets=secrets, progress=progress)
         except (NoCapacity, Rejected, AuthFailed):
-            self._provider.terminate(vm)  # it is nowhere, and the next attempt has a name of its own
-            self._shelf.bury(vm.id)
+            self._end(vm)  # it is nowhere, and the next attempt has a name of its own
             raise
         return replace(found, machine=vm.id, rented=True)
+
+    def _start_node(
+        self, launch: Launch, gang: Gang, nodes: int, *, secrets: Mapping[str, str], progress: Progress
+    ) -> Instance:
+        """Start one node of several, once all of them have a machine; one refused is all refused."""
+        with self._memory.claim(gang.name) as claim:
+            seats = gather(
+                claim, list(nodes_of(launch, nodes)), find=self._machine_of,
+                make=lambda node: self._made(node, gang.name, progress), end=self._end,
+            )  # fmt: skip
+        vm = self._seated(launch.name, seats[launch.node][0])
+        try:
+            if vm is None:
+                raise NoCapacity(
+                    f"machine {seats[launch.node][0]} of node {launch.node} ended before all had started",
+                    backend=self.name,
+                )
+            host = self._booted(vm, launch, progress)
+            found = host.start(_as_node(host, launch, seats), secrets=secrets, progress=progress)
+        except (NoCapacity, Rejected, AuthFailed) as error:
+            if vm is not None:
+                self._end(vm)
+            with self._memory.claim(gang.name) as claim:
+                refuse(claim, error)  # nobody makes its machine a second time
+            raise
+        return replace(found, machine=vm.id, rented=True)
+
+    def _seated(self, launch: str, machine: str) -> Vm | None:
+        """Return the machine of a node, None where it has ended; a new one may not be listed at once."""
+        began, pause = time.monotonic(), threading.Event()
+        while True:
+            vms = self._vms()
+            if found := next((vm for vm in vms if vm.tags.get(LAUNCH) == launch and vm.is_alive), None):
+                return found
+            is_over = any(vm.id == machine and not vm.is_alive for vm in vms)
+            if is_over or time.monotonic() - began > LISTED_S:
+                return None
+            pause.wait(BOOT_POLL_S)
 
     def instances(self) -> Sequence[Instance]:
         """Return every launch of our namespace: on its machine, on its way there, or ended and kept.
@@ -154,6 +211,7 @@ class RentedMachines:
         """
         vms = self._vms()
         self._shelf.forget_buried({vm.id for vm in vms})
+        self._tidy(vms)
         buried = self._shelf.buried()
         found = {one.name: one for one in self._shelf.ended()}
         for vm in vms:
@@ -218,6 +276,9 @@ class RentedMachines:
                 self._provider.terminate(vm)
                 self._hosts.pop(vm.id, None)
         self._shelf.forget(name)
+        if (gang := gang_name(name)) is not None:
+            with self._memory.claim(gang) as claim:
+                claim.forget()
 
     def logs(
         self, name: str, *, follow: bool = False, since: datetime | None = None, tail: int | None = None
@@ -252,14 +313,20 @@ class RentedMachines:
 
     def machines(self) -> Sequence[Machine]:
         """Return every machine that carries our deployment's tag, in any namespace, ordered by id."""
-        found = self._provider.list({DEPLOYMENT: self._deployment()})
-        return sorted((_machine(vm) for vm in found if vm.state != "ended"), key=lambda one: one.id)
+        found = [vm for vm in self._provider.list({DEPLOYMENT: self._deployment()}) if vm.state != "ended"]
+        left = [_left(each) for each in self._left_over(found)]
+        return sorted([*map(_machine, found), *left], key=lambda one: one.id)
 
     def terminate(self, machine: str) -> None:
-        """End a machine that carries our deployment's tag."""
-        for vm in self._provider.list({DEPLOYMENT: self._deployment()}):
+        """End a machine that carries our deployment's tag, or remove what was left over of one."""
+        found = self._provider.list({DEPLOYMENT: self._deployment()})
+        for vm in found:
             if vm.id == machine:
                 self._provider.terminate(vm)
+                return
+        for each in self._left_over(found):
+            if each.id == machine:
+                self._provider.discard(each)
                 return
         raise Rejected(
             f"machine {machine} does not carry the tag of our deployment", backend=self.name,
@@ -273,6 +340,30 @@ class RentedMachines:
         except BackendError as error:
             key = [Check("has a key", False, error.what, error.fix or "")]
         return [*self._provider.check(), *key]
+
+    def _tidy(self, vms: Sequence[Vm]) -> None:
+        """Remove what was made for gangs of which no machine is left."""
+        gangs = self._shelf.furnished() - {vm.tags.get(GANG, "") for vm in vms if vm.state != "ended"}
+        for gang in sorted(gangs):
+            if self._memory.is_claimed(gang):
+                continue  # its machines are being rented
+            with contextlib.suppress(BackendError):  # the next look tries again, and gc lists what is left
+                held = [each for each in self._belongings({GANG: gang}) if not self._provider.discard(each)]
+                if not held:
+                    self._shelf.unfurnish(gang)
+
+    def _belongings(self, tags: Mapping[str, str]) -> Sequence[Belonging]:
+        return self._provider.belongings({DEPLOYMENT: self._deployment(), **tags})
+
+    def _left_over(self, vms: Sequence[Vm]) -> list[Belonging]:
+        """Return what was made for machines that are there no more."""
+        alive = [vm for vm in vms if vm.state != "ended"]
+        gangs, keys = {vm.tags.get(GANG, "") for vm in alive}, {vm.tags.get(KEY, "") for vm in alive}
+        unused = [
+            each for each in self._belongings({})
+            if not (each.key in keys if each.key else each.gang in gangs)
+        ]  # fmt: skip
+        return [each for each in unused if not self._memory.is_claimed(each.gang)]
 
     # -- volumes: a rented machine keeps none ----------------------------------------------------
 
@@ -300,11 +391,49 @@ class RentedMachines:
 
     # -- renting ---------------------------------------------------------------------------------
 
-    def _rent(self, launch: Launch, rent: Rent) -> Vm:
+    def _made(self, node: Launch, gang: str, progress: Progress) -> Vm:
+        """Return a machine for a node, beside those of its gang, with its address among them."""
+        assert node.rent is not None  # it was looked for before
+        near = self._nearest(node, node.rent) or gang
+        self._shelf.furnish(near)
+        progress(f"rents the machine of node {node.node}")
+        vm = self._machine_of(node.name) or self._take_idle(node, gang=near)
+        vm = vm or self._rent(node, node.rent, gang=near)
+        began, pause = time.monotonic(), threading.Event()
+        while vm.internal_ip is None and time.monotonic() - began < self._boot_s:
+            pause.wait(BOOT_POLL_S)
+            now = self._provider.get(vm)
+            if now is None or not now.is_alive:
+                break
+            vm = now
+        if vm.internal_ip is None:
+            self._end(vm)
+            raise NoCapacity(f"machine {vm.id} got no address among the others", backend=self.name)
+        return vm
+
+    def _nearest(self, node: Launch, rent: Rent) -> str:
+        """Return the gang next to which a node goes: that of its siblings, or of idle machines."""
+        vms = [vm for vm in self._vms() if vm.is_alive and vm.tags.get(GANG) and _is_such(vm, rent)]
+        vms = [vm for vm in vms if vm.zone == (rent.zone or vm.zone)]
+        theirs = node.labels()
+        same = [LABEL + word for word in ("run", "replica", "attempt")]
+        siblings = [
+            vm for vm in vms if vm.tags.get(LAUNCH) and all(vm.tags.get(k) == theirs[k] for k in same)
+        ]
+        idle = [vm for vm in vms if not vm.tags.get(LAUNCH)]
+        return min((vm.tags[GANG] for vm in siblings or idle), default="")
+
+    def _end(self, vm: Vm) -> None:
+        """End a machine whose launch is nowhere."""
+        self._provider.terminate(vm)
+        self._shelf.bury(vm.id)
+
+    def _rent(self, launch: Launch, rent: Rent, *, gang: str = "") -> Vm:
         """Create the machine of a launch, under a key that only a machine that has ended makes new."""
         public = self._shelf.public_key(self._identity_file())
         expires = datetime.now(UTC) + timedelta(seconds=self._abandoned_s)
         tags = launch.labels() | self._ours() | {EXPIRES: expires.isoformat(timespec="seconds")}
+        tags |= {GANG: gang} if gang else {}
         spent = 0
         while True:
             text = f"{self._deployment()}\0{self._namespace}\0{launch.name}\0{spent}"
@@ -314,7 +443,7 @@ class RentedMachines:
                 namespace=self._namespace, prepare=self._prepare, notice=self._notice if rent.spot else None,
             )  # fmt: skip
             try:
-                vm = self._provider.create(Order(key, rent, tags | {KEY: key}, user_data, public))
+                vm = self._provider.create(Order(key, rent, tags | {KEY: key}, user_data, public, gang))
             except KeySpent:
                 spent += 1
                 continue
@@ -322,9 +451,11 @@ class RentedMachines:
                 return vm
             spent += 1  # it ended, or went on to another launch
 
-    def _take_idle(self, launch: Launch) -> Vm | None:
-        """Take over a machine of the kind that is rented anyway, where one is kept."""
+    def _take_idle(self, launch: Launch, *, gang: str = "") -> Vm | None:
+        """Take over a machine of the kind that is rented anyway, where one is kept; a gang's of it only."""
         for vm in self._vms():
+            if gang and vm.tags.get(GANG) != gang:
+                continue
             free = not vm.tags.get(LAUNCH) or self._kept(vm.tags[LAUNCH]) is not None
             if not free or vm.state != "running" or launch.rent is None or not _is_such(vm, launch.rent):
                 continue
@@ -488,6 +619,10 @@ class RentedMachines:
             return list(pool.map(question, vms))
 
 
+def _as_node(host: HostDocker, launch: Launch, seats: Sequence[Seat]) -> Launch:
+    return host.as_node(launch, [id for id, _ in seats], [address for _, address in seats])
+
+
 def _answers(host: HostDocker) -> bool:
     try:
         host.connection.ensure()
@@ -518,6 +653,13 @@ def _listen(host: HostDocker, closed: Flag, tell: Callable[[str], None]) -> None
                 tell(name)
         except BackendError:
             closed.wait(10.0)
+
+
+def _left(belonging: Belonging) -> Machine:
+    """Return what is left over of machines as one that serves nobody: its gang is no launch on record."""
+    return Machine(
+        belonging.id, belonging.gang, belonging.run, belonging.kind, belonging.region, "unused"
+    )  # fmt: skip
 
 
 def _machine(vm: Vm) -> Machine:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from backends.vm.port import Order, Provider, Vm
+from backends.vm.port import Belonging, Furnishing, Order, Provider, Vm
 from orchestrator.backend import Check, Offer, Rent
 from orchestrator.errors import NoCapacity
 
@@ -99,6 +99,14 @@ class Cooled:
     def terminate(self, vm: Vm) -> None:
         """End a machine."""
         self.inner.terminate(vm)
+
+    def belongings(self, tags: Mapping[str, str]) -> Sequence[Belonging]:
+        """Return what the provider made besides machines; none where it makes nothing."""
+        return self.inner.belongings(tags) if isinstance(self.inner, Furnishing) else ()
+
+    def discard(self, belonging: Belonging) -> bool:
+        """Remove what the provider made; False while a machine holds it."""
+        return self.inner.discard(belonging) if isinstance(self.inner, Furnishing) else True
 
     def check(self) -> Sequence[Check]:
         """Look at the provider."""

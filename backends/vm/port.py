@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from orchestrator.backend import LABEL, Check, Offer, Rent
 
@@ -14,6 +14,8 @@ NAMESPACE = LABEL + "namespace"
 LAUNCH = LABEL + "launch"
 KEY = LABEL + "key"
 EXPIRES = LABEL + "expires"
+GANG = LABEL + "gang"
+"""Tag on the machines of several nodes, and on what is made for them: what they are close together as."""
 
 
 class KeySpent(Exception):
@@ -26,7 +28,7 @@ class Order:
 
     ``key`` makes it once: ordered twice under one key, it is there once. ``user_data`` is what
     cloud-init is given; it holds no secret. ``public_key`` is in it too, for clouds that want to
-    know it.
+    know it. Machines of one ``gang`` are to be close together, and to reach each other on every port.
     """
 
     key: str
@@ -34,6 +36,7 @@ class Order:
     tags: Mapping[str, str]
     user_data: str
     public_key: str = ""
+    gang: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,32 @@ class Vm:
     def is_alive(self) -> bool:
         """Say whether it is there, or about to be."""
         return self.state in ("pending", "running")
+
+
+@dataclass(frozen=True, slots=True)
+class Belonging:
+    """What was made for machines beside themselves, such as a placement group or an address.
+
+    ``key`` is that of the machine whose it is, "" where it is a gang's.
+    """
+
+    id: str
+    kind: str
+    region: str
+    gang: str
+    run: str = ""
+    key: str = ""
+
+
+@runtime_checkable
+class Furnishing(Protocol):
+    """A provider that makes more for machines than goes with them."""
+
+    def belongings(self, tags: Mapping[str, str]) -> Sequence[Belonging]:
+        """Return what was made besides machines and carries these tags, in every region."""
+
+    def discard(self, belonging: Belonging) -> bool:
+        """Remove it; False while a machine holds it; gone is no error."""
 
 
 class Provider(Protocol):

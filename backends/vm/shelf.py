@@ -145,6 +145,20 @@ class Shelf:
             (self._folder / "buried" / name).unlink(missing_ok=True)
             (self._folder / "ways" / f"{name}.conf").unlink(missing_ok=True)
 
+    # -- what was made beside machines -------------------------------------------------------------
+
+    def furnish(self, gang: str) -> None:
+        """Remember that something may be made for a gang, before it is."""
+        _write(self._folder / "furnished" / quote(gang, safe=""), gang)
+
+    def furnished(self) -> set[str]:
+        """Return the gangs for which something was made."""
+        return {text for path in (self._folder / "furnished").glob("*") if (text := _read(path)) is not None}
+
+    def unfurnish(self, gang: str) -> None:
+        """Forget a gang whose belongings are gone."""
+        (self._folder / "furnished" / quote(gang, safe="")).unlink(missing_ok=True)
+
 
 def _line(text: str) -> LogLine:
     words, at, stream = json.loads(text)

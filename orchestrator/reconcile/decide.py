@@ -208,7 +208,8 @@ class _Pass(Ledger[Action]):
 
     def _settle_alive(self, job: Job, instance: Instance) -> None:
         wanted = self.run.wanted is Wanted.RUN and job.stop_asked_at is None and self._is_current(job)
-        if instance.phase is Phase.PENDING and wanted and job.name not in self.observed.asked:
+        is_made = instance.phase is Phase.PENDING and job.name not in self.observed.asked
+        if is_made and wanted and self._has_its_turn(job):
             self._start(job)  # made, and perhaps never started: a killed process may have left it so
         state, cause = self._alive_state(job, instance)
         fresh = replace(

@@ -176,3 +176,24 @@ def test_a_stopped_run_gives_its_machine_back_first(wanted: Wanted) -> None:
     assert list(step(run, [a_job(JobState.STOPPED)], ended(rented=True))) == [
         Release("aws", "sft-0-0-0", None)
     ]
+
+
+def test_a_node_whose_machine_is_rented_before_its_turn_starts_in_its_turn() -> None:
+    run = a_run()
+    run = replace(run, template=replace(run.template, nodes=2, order="master-first"))
+    jobs = [
+        Job("1", f"sft-0-{node}-0", 0, node, 0, "a", "aws", state, T0, rent=ZONES[0])
+        for node, state in enumerate((JobState.STARTING, JobState.PROVISIONING))
+    ]
+
+    def seen(master: Phase) -> list[Instance]:
+        return [
+            Instance(f"sft-0-{node}-0", "sft", 0, node, 0, "a", phase, rented=True)
+            for node, phase in enumerate((master, Phase.PENDING))
+        ]
+
+    def started(master: Phase) -> set[str]:
+        return {action.launch.name for action in step(run, jobs, *seen(master)) if isinstance(action, Start)}
+
+    assert started(Phase.PENDING) == {"sft-0-0-0"}
+    assert started(Phase.RUNNING) == {"sft-0-1-0"}

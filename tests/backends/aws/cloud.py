@@ -9,6 +9,7 @@ address of its own where a real ``sshd`` listens.
 from __future__ import annotations
 
 import base64
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -54,6 +55,16 @@ class Cloud:
     """Every RunInstances that made a machine, as it was sent."""
     tokens: dict[str, str] = field(default_factory=dict)
     requests: dict[str, dict[str, str]] = field(default_factory=dict)
+    room: dict[tuple[str, str], int] = field(default_factory=dict)
+    """How many more machines a (type, zone) has; any number where it is not said."""
+    groups: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Placement groups, which moto does not know: the tags of each by name."""
+    members: dict[str, str] = field(default_factory=dict)
+    """The placement group of each instance."""
+    ending: set[str] = field(default_factory=set)
+    """Instances that have been terminated and still count as members."""
+    elastic: dict[str, str] = field(default_factory=dict)
+    """Where instances answer that get their public address later, by network interface."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -88,6 +99,11 @@ class Cloud:
         self.tokens.clear()
         self.reservations.clear()
         self.orders.clear()
+        for known in (self.room, self.groups, self.members, self.elastic):
+            known.clear()
+        self.ending.clear()
+        for one in self.addresses():
+            one.ec2_backend.release_address(allocation_id=one.allocation_id)
 
     # -- what is there ---------------------------------------------------------------------------
 
@@ -154,12 +170,16 @@ class Cloud:
                 self.calls.append(action)
                 if refusal := self._refusal(action, asked, environ):
                     return refusal(respond)
+                if action.endswith("PlacementGroup") or action == "DescribePlacementGroups":
+                    return self._placement(action, asked)(respond)
                 if action == "DescribeCapacityReservations":
                     return self._reserved(respond)
                 if asked.get("Filter.1.Name") == "client-token":
                     return self._of_token(app, environ, respond, asked["Filter.1.Value.1"])
                 if action != "RunInstances":
                     answer = list(app(environ, respond))
+                    if action == "AssociateAddress" and asked["NetworkInterfaceId"] in self.elastic:
+                        self._answer_at(asked["NetworkInterfaceId"])
                     if action == "TerminateInstances":
                         ended = [one for one in self._all() if one.id == asked["InstanceId.1"]]
                         for one in ended:
@@ -180,7 +200,14 @@ class Cloud:
         kind, zone = asked["InstanceType"], asked.get("Placement.AvailabilityZone", "")
         if asked["ClientToken"] in self.tokens:
             return None
-        if (kind, zone) in self.sold_out:
+        several = "NetworkInterface.2.DeviceIndex" in asked
+        if several and any(key.endswith(".AssociatePublicIpAddress") for key in asked):
+            text = "The associatePublicIpAddress parameter cannot be specified with several interfaces"
+            return _error(400, "InvalidParameterCombination", text)
+        group = asked.get("Placement.GroupName")
+        if group is not None and group not in self.groups:
+            return _error(400, "InvalidPlacementGroup.Unknown", f"The placement group {group} is unknown")
+        if (kind, zone) in self.sold_out or self.room.get((kind, zone), 1) < 1:
             self.asked.append((kind, zone, "sold out"))
             # EC2 says so with HTTP 500, which botocore would repeat
             return _error(500, "InsufficientInstanceCapacity", f"no sufficient {kind} capacity in {zone}")
@@ -189,6 +216,8 @@ class Cloud:
             return _error(
                 400, "VcpuLimitExceeded", "You have requested more vCPU capacity than your limit of 0"
             )
+        if (kind, zone) in self.room:
+            self.room[kind, zone] -= 1
         self.asked.append((kind, zone, "made"))
         return None
 
@@ -214,8 +243,55 @@ class Cloud:
             if one.id not in before:
                 self.tokens[token], self.requests[token] = one.id, asked
                 self.orders.append(asked)
+                if group := asked.get("Placement.GroupName"):
+                    self.members[one.id] = group
+                if "NetworkInterface.2.DeviceIndex" in asked:  # EC2 gives none then
+                    answer = [re.sub(rb"<ipAddress>.*?</ipAddress>", b"", part) for part in answer]
                 self._boot(one, base64.b64decode(asked["UserData"]).decode())
         return answer
+
+    def _placement(self, action: str, asked: dict[str, str]) -> Callable[[Answer], Iterable[bytes]]:
+        """Keep placement groups, as API_CreatePlacementGroup and its like describe them."""
+        if action == "DescribePlacementGroups":
+            wanted = {
+                value.removeprefix("tag:"): asked[f"Filter.{key.split('.')[1]}.Value.1"]
+                for key, value in asked.items() if key.startswith("Filter.") and key.endswith(".Name")
+            }  # fmt: skip
+            found = {name: tags for name, tags in self.groups.items() if wanted.items() <= tags.items()}
+            return _said(
+                action, f"<placementGroupSet>{''.join(map(_group_xml, found.items()))}</placementGroupSet>"
+            )
+        name = asked["GroupName"]
+        if action == "CreatePlacementGroup":
+            if name in self.groups:
+                return _error(400, "InvalidPlacementGroup.Duplicate", f"The placement group {name} exists")
+            tags = {
+                value: asked[key.replace(".Key", ".Value")]
+                for key, value in asked.items()
+                if key.endswith(".Key")
+            }
+            self.groups[name] = tags
+            return _said(action, "<return>true</return>")
+        if name not in self.groups:
+            return _error(400, "InvalidPlacementGroup.Unknown", f"The placement group {name} is unknown")
+        alive = {one.id for one in self.instances()} | self.ending
+        if any(group == name and id in alive for id, group in self.members.items()):
+            return _error(400, "InvalidPlacementGroup.InUse", f"The placement group {name} is in use")
+        del self.groups[name]
+        return _said(action, "<return>true</return>")
+
+    def _answer_at(self, interface: str) -> None:
+        """Let a machine be reached at its new public address: here all of them are loopback ones."""
+        for one in self._all():
+            if one.nics and one.nics[0].id == interface:
+                one.nics[0].public_ip = self.elastic[interface]
+
+    def addresses(self) -> list[Any]:
+        """Return every elastic address of the account."""
+        from moto.ec2.models import ec2_backends
+
+        found = (ec2_backends["123456789012"][region].addresses for region in REGIONS)
+        return [one for kept in found for one in kept]
 
     def _describe(self, app: Any, environ: dict[str, Any], machine: str) -> str:
         body = f"Action=DescribeInstances&InstanceId.1={machine}&Version=2016-11-15".encode()
@@ -243,7 +319,12 @@ class Cloud:
 
     def _boot(self, instance: Any, user_data: str) -> None:
         """Give a machine its address, and do what cloud-init would."""
-        instance.nics[0].public_ip = self.machines.boot(user_data)
+        address = self.machines.boot(user_data)
+        if len(instance.nics) > 1:
+            self.elastic[instance.nics[0].id] = address
+            instance.nics[0].public_ip = None
+        else:
+            instance.nics[0].public_ip = address
 
     def book(self, instance: Any) -> Path:
         """Return the folder in which a machine keeps its book."""
@@ -269,6 +350,23 @@ def _error(status: int, code: str, text: str) -> Callable[[Answer], Iterable[byt
         return [ERROR.format(code=code, text=text).encode()]
 
     return answer
+
+
+def _said(action: str, text: str) -> Callable[[Answer], Iterable[bytes]]:
+    def answer(respond: Answer) -> Iterable[bytes]:
+        respond("200 OK", [("Content-Type", "text/xml")])
+        return [f"<{action}Response>{text}</{action}Response>".encode()]
+
+    return answer
+
+
+def _group_xml(group: tuple[str, dict[str, str]]) -> str:
+    name, tags = group
+    items = "".join(f"<item><key>{key}</key><value>{value}</value></item>" for key, value in tags.items())
+    return (
+        f"<item><groupName>{name}</groupName><strategy>cluster</strategy><state>available</state>"
+        f"<tagSet>{items}</tagSet></item>"
+    )
 
 
 @contextmanager

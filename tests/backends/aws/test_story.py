@@ -126,3 +126,70 @@ def test_what_nobody_owns_is_listed_and_ended_only_when_asked(
     assert code == 0
     assert aws.of("lost-0-0-0") == []
     assert len(aws.of("theirs-0-0-0")) == 1
+
+
+GANG = """\
+type: task
+name: sft
+image: {image}
+nodes: 3
+commands:
+  - 'echo "rank $MODELYARD_NODE_RANK of $MODELYARD_NODES_NUM, $(echo $MODELYARD_NODES_IPS | wc -w) addresses"'
+  - '[ "$MODELYARD_NODE_RANK" != "{ends}" ] || exit 3'
+  - '[ -z "{ends}" ] || sleep 60'
+backends: [aws]
+instance_types: [c5n.9xlarge]
+max_price: 6
+idle_duration: 0s
+"""
+GANG_PRICES = """\
+aws/us-east-1/c5n.9xlarge: {"cpu": 36, "memory_bytes": 103079215104, "on_demand_usd_hour": 1.9, "source": "x"}
+aws/us-west-2/c5n.9xlarge: {"cpu": 36, "memory_bytes": 103079215104, "on_demand_usd_hour": 2.1, "source": "x"}
+"""
+
+
+@pytest.fixture
+def gang(prompt: Prompt) -> Prompt:
+    """Lend a user who has a price for a type that goes into a placement group."""
+    config = json.loads((prompt.folder / "config.yaml").read_text())
+    config["backends"][0]["instance_types"] = ["c5n.9xlarge"]
+    (prompt.folder / "config.yaml").write_text(json.dumps(config))
+    (prompt.folder / "config" / "modelyard" / "catalog" / "prices.yaml").write_text(GANG_PRICES)
+    return prompt
+
+
+def write_gang(prompt: Prompt, ends: str = "") -> None:
+    (prompt.folder / "sft.yaml").write_text(GANG.format(image=images.busybox(), ends=ends))
+
+
+def test_three_nodes_go_where_there_are_three_and_max_price_is_for_all_of_them(
+    aws: Cloud, gang: Prompt
+) -> None:
+    write_gang(gang)
+    (planned,) = gang.json("plan", "-f", "sft.yaml")["runs"]
+    zones = [offer["zone"] for offer in planned["offers"] if not offer["spot"]]
+    assert {offer["region"] for offer in planned["offers"]} == {"us-east-1"}  # 3 × 2.1 is over 6
+    assert (planned["offers"][0]["nodes"], planned["offers"][0]["price_usd_hour"]) == (3, 5.765754)
+    aws.room["c5n.9xlarge", zones[0]] = 2
+
+    code, said = gang("apply", "-y", "-f", "sft.yaml")
+
+    assert code == 0, said
+    assert [(zone, how) for _, zone, how in aws.asked] == [
+        (zones[0], "made"), (zones[0], "made"), (zones[0], "sold out"), *[(zones[1], "made")] * 3,
+    ]  # fmt: skip
+    for rank in range(3):
+        code, text = gang("logs", "sft", "--node", str(rank))
+        assert f"rank {rank} of 3, 3 addresses" in text, text
+    assert (aws.instances(), aws.groups) == ([], {})
+
+
+def test_one_nodes_failure_ends_all_and_names_the_node_and_its_machine(aws: Cloud, gang: Prompt) -> None:
+    write_gang(gang, ends="1")
+    code, _ = gang("apply", "-y", "-f", "sft.yaml")
+    assert code == 1
+    events = gang.json("events", "sft")["events"]
+    told = {event["subject"]: event["message"] for event in events if "ended first" in event["message"]}
+    assert sorted(told) == ["sft-0-0-0", "sft-0-2-0"]
+    assert all("node 1 on i-" in text and "exit code 3" in text for text in told.values()), told
+    assert (aws.instances(), aws.groups) == ([], {})
