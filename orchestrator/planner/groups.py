@@ -63,12 +63,21 @@ def counts_of(offer: Offer, wanted: AcceleratorDemand | None) -> list[int]:
 
 
 def spanning(offers: OfferSet, nodes: int, demand: Demand) -> OfferSet:
-    """Return the offers of which one replica may take ``nodes`` machines."""
+    """Return the offers of which one replica may take ``nodes`` machines.
+
+    A machine of one's own is an offer by itself: a place has as many as it offers, of those that do.
+    """
     if nodes == 1:
         return offers
-    for sample, found in offers.by("backend", "available"):
+    own: Counter[str] = Counter()
+    for sample, found in offers.by("backend", "divisible"):
+        own[sample.backend] += len(found) if sample.divisible else 0
+    for sample, found in offers.by("backend", "available", "divisible"):
         able = Can.NODES in demand.places.get(sample.backend, frozenset())
-        if not able or (sample.available is not None and sample.available < nodes):
+        there = sample.available
+        if there is not None and sample.divisible:
+            there = max(there, own[sample.backend])
+        if not able or (there is not None and there < nodes):
             offers -= found
     return offers
 

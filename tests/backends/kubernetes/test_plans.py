@@ -25,7 +25,7 @@ from orchestrator.places import Place, Places
 from orchestrator.reconcile import Template, group_from
 from orchestrator.render.plans import diff_text
 from orchestrator.spec.load import load, read
-from tests.backends.kubernetes.test_inventory import SLICE, offers
+from tests.backends.kubernetes.test_inventory import SITES, SLICE, gpu_node, offers
 
 WEB = "type: service\nname: web\nimage: busybox:1.37\ncommands: [sleep 1d]\nport: 8080\n"
 
@@ -229,3 +229,45 @@ def test_part_of_a_slice_is_no_offer_and_the_whole_is_named() -> None:
         on_a_slice(SLICED.replace("nodes: 4", "nodes: 1"))
     assert [r.reason for r in refused.value.refused] == ["one of 4 machines"]
     assert refused.value.fix == "set nodes: 4, which are one slice"
+
+
+LARGE = """\
+type: service
+name: large
+model: {id: meta-llama/Llama-3.1-405B-Instruct, precision: bf16, context: 8192}
+traffic: {concurrency: 4, input_tokens: 2000, output_tokens: 500}
+resources: {gpu: "H100:8"}
+env: [HF_TOKEN]
+"""
+
+
+def on_nodes(text: str, count: int, *, busy: int = 0) -> RunPlan:
+    """Return the plan of a spec for ``count`` nodes of 8 × H100, of which ``busy`` have two left."""
+    labels, resource, _ = SITES["gfd-h100"]
+    found = [gpu_node(labels, 2 if at < busy else 8, resource) for at in range(count)]
+    for at, one in enumerate(found):
+        one["metadata"]["name"] = f"n{at}"
+    facts = lambda model: resolve(model.id, revision=model.revision, hub=None, offline=True)  # noqa: E731
+    world = replace(
+        imagined_world("lab", Kubernetes("lab").can, vendor="nvidia", facts=facts),
+        offers=lambda: [replace(one, backend="lab", accelerator="H100-80GB") for one in offers(*found)],
+    )
+    (plan,) = plan_documents(read(text), world)
+    assert isinstance(plan, RunPlan)
+    return plan
+
+
+def test_a_model_spans_nodes_that_are_an_offer_each() -> None:
+    plan = on_nodes(LARGE, 2)
+    assert plan.template is not None
+    group = group_from(plan.template, name="large", kind="service")
+    (leaders, *_) = Kubernetes("lab").render(group).objects
+    assert (group.nodes, leaders["kind"]) == (2, "LeaderWorkerSet")
+    assert leaders["spec"]["leaderWorkerTemplate"]["size"] == 2
+
+
+@pytest.mark.parametrize(("count", "busy"), [(1, 0), (2, 1)])
+def test_a_model_spans_no_more_nodes_than_have_room(count: int, busy: int) -> None:
+    with pytest.raises(NothingFits) as refused:
+        on_nodes(LARGE, count, busy=busy)
+    assert sum(r.offers for r in refused.value.refused) == count
