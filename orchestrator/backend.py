@@ -570,10 +570,13 @@ class Group:
     serves: tuple[str, ...] = ()
     ends_with_master: bool = False
     """Whether a task is done when its node 0 is."""
+    said: int = field(default=0, repr=False)
+    """How often it was said again for what others had changed; of the digest, and of no object."""
 
     def digest(self) -> str:
         """Return what tells this group from any other, for a backend to write on what it makes."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+        again = f" {self.said}" if self.said else ""
+        return hashlib.sha256((repr(self) + again).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,13 +51,14 @@ class Problem:
     """One thing wrong with a source file.
 
     ``source_line`` is the text of the line at ``at``; ``fix`` says what to do about it and
-    stands beside the caret.
+    stands beside the caret. ``exit_code`` is another where the file is right and a place refuses it.
     """
 
     at: Position
     what: str
     fix: str | None = None
     source_line: str | None = None
+    exit_code: int = 65
 
     def __str__(self) -> str:
         """Draw the problem with its line and a caret.
@@ -119,12 +120,22 @@ class UsageError(ModelyardError):
 
 
 class SpecError(ModelyardError):
-    """One or more specs are wrong; ``problems`` holds every one, ordered by place."""
+    """One or more specs are wrong; ``problems`` holds every one, ordered by place.
+
+    It ends a command as its problems do, where they agree: 77 where all of them are permissions.
+
+    >>> at = Position("chat.yaml", 1, 1)
+    >>> denied = Problem(at, "not allowed", exit_code=77)
+    >>> SpecError([denied]).exit_code, SpecError([denied, Problem(at, "unknown key")]).exit_code
+    (77, 65)
+    """
 
     exit_code = 65
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(sorted(problems, key=lambda p: p.at))
+        codes = {problem.exit_code for problem in self.problems}
+        self.exit_code = codes.pop() if len(codes) == 1 else SpecError.exit_code
         count = len(self.problems)
         super().__init__(f"{count} problem{'' if count == 1 else 's'}", where=self.problems[0].at)
 

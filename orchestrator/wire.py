@@ -92,10 +92,11 @@ class Kept(_Body):
 
 
 class OfferPage(_Body):
-    """What can be had, and the places that did not answer."""
+    """What can be had, and the places that did not answer; ``denied`` are those that let us see nothing."""
 
     offers: list[Offer]
     silent: dict[str, str]
+    denied: list[str] = []
 
 
 class SentFile(_Body):
@@ -408,4 +409,10 @@ def error_of(body: Mapping[str, Any]) -> ModelyardError:
 
 def _problems(found: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
     for each in found:
-        yield Problem(Position(**each["at"]), each["what"], each.get("fix"), each.get("source_line"))
+        yield Problem(
+            Position(**each["at"]),
+            each["what"],
+            each.get("fix"),
+            each.get("source_line"),
+            each.get("exit_code", SpecError.exit_code),
+        )

@@ -58,6 +58,7 @@ from orchestrator.backend import (
 )
 from orchestrator.errors import (
     AuthFailed,
+    BackendError,
     ConfigError,
     ModelyardError,
     NoCapacity,
@@ -261,14 +262,17 @@ class Kubernetes:
         rendered = self.render(group)
         self._require(rendered.requires)
         found: list[str] = []
+        refused: list[BackendError] = []
         for one in rendered.objects:
             live = self._require_ours(one, group.template.run)
             planned, held = self._cluster.rehearse(one, force=self._force)
             phrases = changes(live, planned)
+            found += phrases
             if held:
                 what = f"{held.what} ({'; '.join(phrases)})" if phrases else held.what
-                raise Rejected(what, backend=self.name, fix=held.fix)
-            found += phrases
+                refused.append(Rejected(what, backend=self.name, fix=held.fix))
+        if refused:
+            raise Rejected("; ".join(one.what for one in refused), backend=self.name, fix=refused[0].fix)
         return found
 
     def groups(self) -> Sequence[GroupStatus]:

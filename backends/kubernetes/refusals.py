@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from orchestrator.errors import AuthFailed, BackendError, Busy, Quota, Rejected
 
 _CANNOT = re.compile(r'cannot (\w+) resource "([^"]+)" in API group "([^"]*)"(.*)')
+_SCALED = 'subresource "scale"'
+"""What the server adds of a manager that wrote a number of replicas: kubectl scale, or an autoscaler."""
+
 _MANAGER = re.compile(r'conflict with "([^"]+)"')
 
 
@@ -94,8 +97,10 @@ def _conflict(refusal: Refused, backend: str) -> BackendError:
     for field, message in refusal.causes:
         manager = _MANAGER.search(message)
         held.append(f"{field} by {manager[1]}" if manager else field)
+    scaled = any(_SCALED in message for _, message in refusal.causes)
+    fix = "let them go there, or take them: apply --force-conflicts"
     return Rejected(
         f"fields are held by others: {', '.join(held)}",
         backend=backend,
-        fix="let them go there, or take them: apply --force-conflicts",
+        fix=f"{fix}; set autoscaler for this backend where one scales it" if scaled else fix,
     )

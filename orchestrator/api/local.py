@@ -50,7 +50,15 @@ from orchestrator.backend import (
     Volume,
 )
 from orchestrator.catalog.hardware import accelerator
-from orchestrator.errors import BackendError, ModelyardError, NotFound, StateMoved, Unreachable, UsageError
+from orchestrator.errors import (
+    AuthFailed,
+    BackendError,
+    ModelyardError,
+    NotFound,
+    StateMoved,
+    Unreachable,
+    UsageError,
+)
 from orchestrator.places import Places, Recorded, fleet_place, read_mirrors, read_places
 from orchestrator.planner.mirrors import Mirrors
 from orchestrator.reconcile import Job, JobState, Run, RunEvent, Turn, Wanted
@@ -605,13 +613,16 @@ class Local(Planner):
         """Return what every place offers now, with accelerators spelled as the catalog does."""
         found: list[Offer] = []
         silent: dict[str, str] = {}
+        denied: frozenset[str] = frozenset()
         for name, backend in self._open_places():
             try:
                 found += [self._priced(_spelled(offer)) for offer in backend.offers()]
             except BackendError as error:
                 if self.places.is_required(name) or not isinstance(error, Unreachable):
                     silent[name] = f"{error.what} ({error.fix})" if error.fix else error.what
-        return Offers(tuple(found), silent)
+                if isinstance(error, AuthFailed):
+                    denied |= {name}
+        return Offers(tuple(found), silent, denied)
 
     def _priced(self, offer: Offer) -> Offer:
         """Return an offer with what its machine costs, and what the owner counts for one of his own."""

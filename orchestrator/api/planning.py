@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.api.protocol import Offers, Plans, Rehearsal
-from orchestrator.api.rehearsal import rehearsed, to_rehearse
+from orchestrator.api.rehearsal import is_kept, rehearsed, to_rehearse
 from orchestrator.apply import (
     NO_SET,
     NOTHING_LOST,
@@ -29,7 +29,7 @@ from orchestrator.apply.unset import unset
 from orchestrator.backend import Can, Offer
 from orchestrator.catalog.digest import digest
 from orchestrator.catalog.hardware import candidates
-from orchestrator.errors import ModelyardError, Problem, Unreachable, UsageError
+from orchestrator.errors import AuthFailed, ModelyardError, Problem, Unreachable, UsageError
 from orchestrator.planner.ask import Work
 from orchestrator.planner.mirrors import Mirrors
 from orchestrator.planner.plan import Sort
@@ -112,8 +112,8 @@ class Planner:
             documents, rerun=rerun, resume=resume, sort=sort, strict=strict, scope=scope, models=models
         )
         plans = plan_documents(documents, world)
-        changing = tuple(plan for plan in plans if plan.action not in ("unchanged", "delete"))
-        return rehearsed(plans, self._rehearse(changing, world))
+        said = tuple(plan for plan in plans if plan.action not in ("unchanged", "delete") or is_kept(plan))
+        return rehearsed(plans, self._rehearse(said, world))
 
     def _rehearse(self, plans: Plans, world: World) -> Mapping[str, Rehearsal]:
         asked = to_rehearse(plans, world.places)
@@ -237,7 +237,8 @@ class Planner:
         found = self._keeper.offers()
         if found.silent and not found.offers:
             what = "; ".join(f"backend {name!r}: {why}" for name, why in sorted(found.silent.items()))
-            raise Unreachable(what, fix="see: modelyard backend check")
+            kind = AuthFailed if found.denied >= found.silent.keys() else Unreachable
+            raise kind(what, fix="see: modelyard backend check")
         return found.offers
 
     def _facts(self, model: Model, locked: LockedModel | None) -> ModelFacts:

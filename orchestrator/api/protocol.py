@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from orchestrator.apply import NO_SET, NOTHING_LOST, Consent, Difference, Drift, Plan, Scope
 from orchestrator.apply.lock import LockedModel
 from orchestrator.backend import Check, Host, Instance, Leave, LogLine, Machine, Offer, Volume
+from orchestrator.errors import SpecError
 from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Job, Run, RunEvent, Wanted
 from orchestrator.spec.load import Document
@@ -40,10 +41,14 @@ class RunView:
 
 @dataclass(frozen=True, slots=True)
 class Offers:
-    """What can be had, and the places that did not answer, with the reason of each."""
+    """What can be had, and the places that did not answer, with the reason of each.
+
+    ``denied`` are those among them that answered, and let us see nothing.
+    """
 
     offers: tuple[Offer, ...]
     silent: Mapping[str, str] = field(default_factory=dict)
+    denied: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,8 @@ class Rehearsal:
     changes: tuple[str, ...] = ()
     refusal: str = ""
     fix: str | None = None
+    exit_code: int = SpecError.exit_code
+    """What a command ends with that it refuses."""
 
     def phrases(self) -> tuple[str, ...]:
         """Return it for people, one phrase a line.

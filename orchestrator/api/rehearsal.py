@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from orchestrator.api.protocol import Plans, Rehearsal
-from orchestrator.apply.planning import RunPlan
+from orchestrator.apply.planning import Plan, RunPlan
 from orchestrator.backend import Backend, Can, Rehearser
-from orchestrator.errors import BackendError, Temporary
+from orchestrator.errors import AuthFailed, BackendError, Quota, SpecError, Temporary
 from orchestrator.reconcile import Template, group_from
 
 
@@ -22,6 +22,15 @@ def to_rehearse(plans: Plans, abilities: Mapping[str, frozenset[Can]]) -> tuple[
         and (template := template_of(plan)) is not None
         and not clusters.isdisjoint(template.backends[:1])
     )
+
+
+def is_kept(plan: Plan) -> bool:
+    """Return whether a plan changes nothing of a run that is kept up.
+
+    A task's objects never change, and those of a run that has ended may be gone.
+    """
+    run = plan.run if isinstance(plan, RunPlan) else None
+    return run is not None and plan.action == "unchanged" and run.type != "task" and not run.state.is_final
 
 
 def template_of(plan: RunPlan) -> Template | None:
@@ -44,7 +53,9 @@ def rehearse(plans: Plans, places: Mapping[str, Backend]) -> dict[str, Rehearsal
             phrases = place.rehearse(group_from(template, name=plan.name, kind=plan.spec.type))
         except BackendError as error:
             if not isinstance(error, Temporary):  # not now is no refusal
-                found[plan.name] = Rehearsal(place.name, refusal=error.what, fix=error.fix)
+                found[plan.name] = Rehearsal(
+                    place.name, refusal=error.what, fix=error.fix, exit_code=_exit_code(error)
+                )
         else:
             found[plan.name] = Rehearsal(place.name, tuple(phrases))
     return found
@@ -54,7 +65,8 @@ def rehearsed(plans: Plans, said: Mapping[str, Rehearsal]) -> Plans:
     """Return plans with what their clusters say of them.
 
     What a cluster would change in objects that are there is noted, whoever changed them since; what
-    it would refuse is a problem of the document.
+    it would refuse is a problem of the document. A run whose spec changes nothing is updated where its
+    cluster has something otherwise, and stays as it is where that would be refused.
     """
     return tuple(
         _rehearsed(plan, said[plan.name]) if isinstance(plan, RunPlan) and plan.name in said else plan
@@ -65,6 +77,17 @@ def rehearsed(plans: Plans, said: Mapping[str, Rehearsal]) -> Plans:
 def _rehearsed(plan: RunPlan, said: Rehearsal) -> RunPlan:
     if said.refusal:
         what = f"backend {said.place!r} refuses it: {said.refusal}"
-        return replace(plan, problems=(*plan.problems, plan.document.problem("", what, said.fix)))
+        problem = replace(plan.document.problem("", what, said.fix), exit_code=said.exit_code)
+        drift = said.phrases() if plan.action == "unchanged" else ()
+        return replace(plan, problems=(*plan.problems, problem), drift=drift)
+    if plan.action == "unchanged":
+        if not said.changes or plan.run is None:
+            return plan
+        return replace(plan, action="update", template=plan.run.template.again(), drift=said.phrases())
     told = [f"{said.place}: {phrase}" for phrase in said.changes if not phrase.endswith(": is made")]
     return replace(plan, notes=(*plan.notes, *told))
+
+
+def _exit_code(error: BackendError) -> int:
+    """Return what a command ends with: a permission or a quota that lacks is no fault of the spec."""
+    return error.exit_code if isinstance(error, AuthFailed | Quota) else SpecError.exit_code

@@ -213,6 +213,8 @@ def reason_of(plan: Plan) -> str:
     match plan.action:
         case "create":
             return "not on record"
+        case "update" if isinstance(plan, RunPlan) and plan.drift:
+            return f"puts back what others changed: {'; '.join(plan.drift)}"
         case "update":
             return f"changes in place: {paths}"
         case "replace":
@@ -247,6 +249,8 @@ def _step(plan: Plan) -> dict[str, Any]:
         leaving = [[host, list(runs)] for host, runs in plan.leaving]
         return {**head, "leaving": leaving, "notes": list(plan.notes)}
     head |= {"spec_hash": plan.spec_hash, "run": _pin(plan.run)}
+    if plan.drift:
+        head |= {"drift": list(plan.drift)}
     if plan.template is None or (plan.action == "update" and not plan.template.base):
         return head  # nothing is placed: what runs stays, and an update follows from spec and record
     return {
@@ -459,8 +463,10 @@ def _resume_run(
     run = _same_run(step, runs)
     plan = RunPlan(
         document, spec, action, step["spec_hash"], _changes(step), run=run, set_name=step["set"],
-        notes=tuple(step.get("notes", ())), held=step.get("held", ""),
+        notes=tuple(step.get("notes", ())), held=step.get("held", ""), drift=tuple(step.get("drift", ())),
     )  # fmt: skip
+    if plan.drift and run:
+        return replace(plan, template=run.template.again())
     if action == "update" and run and "template" not in step:
         kept, metrics, takes = run.template.replicas, metrics_of(run.plan), adapters_of(run.plan)
         return replace(plan, template=updated(run.template, spec, kept=kept, metrics=metrics, takes=takes))

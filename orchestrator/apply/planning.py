@@ -120,6 +120,8 @@ class RunPlan:
     """What its containers hold of its adapters, which is part of the hash."""
     problems: tuple[Problem, ...] = ()
     """What has to be put right before it can be applied: values that nobody has given."""
+    drift: tuple[str, ...] = ()
+    """What the cluster that keeps it has otherwise than it was told, where the spec changes nothing."""
 
     @property
     def name(self) -> str:

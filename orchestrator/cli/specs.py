@@ -124,8 +124,8 @@ def plan(
     for problem in problems:
         typer.echo(str(problem), err=True)
     if problems and strict:
-        raise typer.Exit(SpecError.exit_code)
-    if detailed_exitcode and any(plan.action != "unchanged" for plan in plans):
+        raise typer.Exit(SpecError(problems).exit_code)
+    if detailed_exitcode and any(plan.action != "unchanged" or getattr(plan, "drift", ()) for plan in plans):
         raise typer.Exit(CHANGES)
 
 

@@ -188,7 +188,7 @@ class Remote(Planner):
     def offers(self) -> Offers:
         """Return what every place offers now."""
         page = self._body(OfferPage, "GET", "offers")
-        return Offers(tuple(page.offers), page.silent)
+        return Offers(tuple(page.offers), page.silent, frozenset(page.denied))
 
     def mirrors(self) -> Mirrors:
         """Return where the server's places have images and models from."""

@@ -72,6 +72,7 @@ def group_from(template: Template, *, name: str, kind: RunType, attempt: int = 0
         ends_with_master=template.ends_with_master,
         scaling=template.scaling,
         serves=template.serves,
+        said=template.said,
     )
 
 

@@ -171,6 +171,8 @@ class Template:
     """What is to be loaded while replicas run; none where those a launch starts with are all it has."""
     base: str = ""
     """The service whose replicas serve ``adapters``; "" for what has replicas of its own."""
+    said: int = 0
+    """How often a cluster was told the same again, for what others had changed there since."""
 
     @property
     def places(self) -> tuple[tuple[str, Rent | None], ...]:
@@ -191,6 +193,10 @@ class Template:
             self, launch=was.launch, backends=was.backends, follower=was.follower, nodes=was.nodes,
             surge=was.surge, rents=was.rents, canary=0, before=None, gave_up=why,
         )  # fmt: skip
+
+    def again(self) -> Template:
+        """Return the same, to be told once more to the cluster that keeps it."""
+        return replace(self, said=self.said + 1)
 
     def begun(self, at: datetime) -> Template:
         """Return the same for a life of its run that begins at ``at``.

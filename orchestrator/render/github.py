@@ -59,6 +59,7 @@ def _plan_command(plan: Plan) -> str:
     if isinstance(plan, Deletion):
         return command("warning", "\n".join([*said, plan.reason]))
     said += [change_text(change) for change in plan.changes]
+    said += plan.drift if isinstance(plan, RunPlan) else ()
     notes = plan.notes if isinstance(plan, RunPlan | FleetPlan) else ()
     return command("notice", "\n".join([*said, *notes]), at=plan.document.position)
 

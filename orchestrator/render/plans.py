@@ -57,6 +57,8 @@ def _block(plan: Plan, *, explain: bool) -> Iterator[str]:
         yield f"  needs    {plan.demand.summary()}"
     if plan.placed:
         yield from _offers(plan.placed)
+    for phrase in plan.drift:
+        yield f"  drift    {phrase}"
     for note in plan.notes:
         yield f"  note     {note}"
     if explain:
@@ -286,6 +288,8 @@ def _plan_object(plan: Plan, *, explain: bool) -> dict[str, object]:
         body["offers"] = [_choice_object(choice) for choice in plan.placed.choices]
         body["refused"] = [{"reason": r.reason, "offers": r.offers} for r in plan.placed.refused]
     body["notes"] = list(plan.notes)
+    if plan.drift:
+        body["drift"] = list(plan.drift)
     if plan.problems:
         body["problems"] = [problem_object(problem) for problem in plan.problems]
     if explain:

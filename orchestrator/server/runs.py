@@ -341,7 +341,7 @@ def mirrors(project: Project, request: Request) -> Mirrors:
 def offers(project: Project, request: Request) -> OfferPage:
     """Return what can be had where, for how much."""
     found = site_of(request).api(project).offers()
-    return OfferPage(offers=list(found.offers), silent=dict(found.silent))
+    return OfferPage(offers=list(found.offers), silent=dict(found.silent), denied=sorted(found.denied))
 
 
 @gate.route_for("GET", "/checks", Role.VIEWER)

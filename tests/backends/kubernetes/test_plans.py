@@ -13,20 +13,29 @@ import pytest
 from backends.kubernetes import Kubernetes
 from orchestrator.api import Local
 from orchestrator.api.protocol import Rehearsal
-from orchestrator.api.rehearsal import rehearse, rehearsed, to_rehearse
+from orchestrator.api.rehearsal import is_kept, rehearse, rehearsed, to_rehearse
 from orchestrator.apply import record
 from orchestrator.apply.imagined import imagined_world
 from orchestrator.apply.planning import RunPlan, plan_documents, updated
 from orchestrator.backend import Can, Group, Scaling
 from orchestrator.engines.job import Metrics
-from orchestrator.errors import AuthFailed, ModelyardError, NothingFits, Quota, Rejected, Unreachable
+from orchestrator.errors import (
+    AuthFailed,
+    ModelyardError,
+    NothingFits,
+    Quota,
+    Rejected,
+    SpecError,
+    Unreachable,
+)
 from orchestrator.facts import resolve
 from orchestrator.places import Place, Places
-from orchestrator.reconcile import Template, group_from
+from orchestrator.reconcile import Run, RunState, Template, group_from
 from orchestrator.render.plans import diff_text
 from orchestrator.spec.load import load, read
 from tests.backends.kubernetes.test_inventory import SITES, SLICE, gpu_node, offers
 
+NOW = datetime(2026, 11, 29, tzinfo=UTC)
 WEB = "type: service\nname: web\nimage: busybox:1.37\ncommands: [sleep 1d]\nport: 8080\n"
 
 
@@ -106,8 +115,7 @@ def local(folder: Path, answer: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[L
     places = Places([Place("lab", "kubernetes")])
     monkeypatch.setattr(api, "places", places)
     monkeypatch.setattr("orchestrator.places.build", lambda _: place)
-    now = datetime(2026, 11, 29, tzinfo=UTC)
-    record([planned(folder)], api.store, environ={}, now=now, new_id=lambda: "one")
+    record([planned(folder)], api.store, environ={}, now=NOW, new_id=lambda: "one")
     return api, place
 
 
@@ -271,3 +279,72 @@ def test_a_model_spans_no_more_nodes_than_have_room(count: int, busy: int) -> No
     with pytest.raises(NothingFits) as refused:
         on_nodes(LARGE, count, busy=busy)
     assert sum(r.offers for r in refused.value.refused) == count
+
+
+# --- a run that a cluster keeps, and whose spec did not change
+
+
+def test_what_others_changed_is_an_update_that_says_the_group_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, place = local(
+        tmp_path, ["Deployment web: spec.replicas 7 -> 1", "Service web: is made"], monkeypatch
+    )
+    documents = load([str(tmp_path / "web.yaml")], env={})
+    (plan,) = plans = api.plan(documents)
+    assert isinstance(plan, RunPlan)
+    assert plan.drift == ("lab: Deployment web: spec.replicas 7 -> 1", "lab: Service web: is made")
+    assert (plan.action, plan.changes, plan.notes, plan.problems) == ("update", (), (), ())
+    before = group_from(api.recorded("web").run.template, name="web", kind="service")
+    assert api.apply(plans) == ("web",)
+    after = group_from(api.recorded("web").run.template, name="web", kind="service")
+    assert before.digest() != after.digest()
+    place.answer = []
+    (settled,) = api.plan(documents)
+    api.close()
+    assert settled.action == "unchanged"
+    said = [place.render(group).objects for group in (before, after)]
+    assert [one["spec"] for one in said[0]] == [one["spec"] for one in said[1]]  # no pod is another
+
+
+def test_what_others_hold_is_refused_and_the_record_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Rejected("fields are held by others: .spec.replicas by hand", fix="apply --force-conflicts")
+    api, _ = local(tmp_path, held, monkeypatch)
+    (plan,) = plans = api.plan(load([str(tmp_path / "web.yaml")], env={}))
+    assert isinstance(plan, RunPlan)
+    assert plan.action == "unchanged"  # whoever applies without asking, as a sync does, takes nothing
+    assert plan.drift == (f"lab: refuses it: {held.what}",)
+    assert [problem.exit_code for problem in plan.problems] == [65]
+    assert api.apply(plans) == ()
+    api.close()
+
+
+@pytest.mark.parametrize(("refusal", "code"), [(AuthFailed("not allowed"), 77), (Quota("too much"), 75)])
+def test_what_lacks_a_permission_or_a_quota_ends_so(tmp_path: Path, refusal: Any, code: int) -> None:
+    problems = told(tmp_path, refusal).problems
+    assert SpecError(problems).exit_code == code
+    wrong = replace(problems[0], what="unknown key", exit_code=65)
+    assert SpecError([*problems, wrong]).exit_code == 65
+
+
+def test_cluster_that_is_silent_leaves_an_unchanged_run_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, _ = local(tmp_path, Unreachable("no answer", backend="lab"), monkeypatch)
+    (plan,) = api.plan(load([str(tmp_path / "web.yaml")], env={}))
+    api.close()
+    assert isinstance(plan, RunPlan)
+    assert (plan.action, plan.drift) == ("unchanged", ())
+
+
+@pytest.mark.parametrize("ended", [RunState.STOPPED, RunState.FAILED])
+def test_a_run_that_has_ended_is_not_asked_for(tmp_path: Path, ended: RunState) -> None:
+    plan = planned(tmp_path)
+    assert plan.template is not None
+    run = Run("one", "web", "service", "{}", plan.spec_hash, plan.template, NOW, created_at=NOW, state=ended)
+    unchanged = replace(plan, action="unchanged", template=None, run=run)
+    assert not is_kept(unchanged)
+    assert is_kept(replace(unchanged, run=replace(run, state=RunState.READY)))
+    assert not is_kept(replace(unchanged, run=replace(run, state=RunState.RUNNING, type="task")))
