@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from orchestrator.importers.draft import Draft
 from orchestrator.importers.theirs import Keys, Theirs, environment, meaning, renamed
+from orchestrator.spec.interpolation import looks_secret
 from orchestrator.spec.tree import Node, Scalar, Value
 
 _PLACEMENT = (
@@ -40,6 +41,7 @@ _WHY: Mapping[str, tuple[str, str]] = {
     "home_dir": ("the image's user has its own", ""),
 }
 
+_ENV = re.compile(r"\$\{\{\s*env\.(\w+)\s*\}\}")
 _DURATIONS = ("max_duration", "stop_duration", "idle_duration", "inactivity_duration")
 _BARE = re.compile(r"(?<!\w)(?<!\d\.)(\d+(?:\.\d+)?)(?=\.\.|$)")
 """A number without its unit, alone or as an end of a range."""
@@ -75,6 +77,7 @@ def read(roots: tuple[Node, ...], theirs: Theirs) -> None:
 def _run(kind: str, keys: Keys) -> None:
     draft = keys.theirs.begin(kind, keys.text("name"), keys.node)
     keys.copy(draft, _RUN)
+    _registry(draft)
     _image(draft, keys)
     _environment(draft, keys)
     _commands(draft, keys)
@@ -89,6 +92,18 @@ def _run(kind: str, keys: Keys) -> None:
         if draft.values.get(key) is False:  # off, to YAML 1.1
             draft.values[key] = "off"
     keys.leave_rest(_WHY)
+
+
+def _registry(draft: Draft) -> None:
+    """Write the secret variables of registry_auth as the secrets they are: values stand in no plan."""
+    said = draft.values.get("registry_auth")
+    if not isinstance(said, dict):
+        return
+    for key, value in said.items():
+        found = _ENV.fullmatch(value.strip()) if isinstance(value, str) else None
+        if found and looks_secret(found[1]):
+            said[key] = f"${{{{ secrets.{found[1]} }}}}"
+            draft.remark("registry_auth", f"{found[1]} is taken from the environment or the secret store")
 
 
 def _image(draft: Draft, keys: Keys) -> None:

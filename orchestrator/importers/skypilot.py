@@ -189,7 +189,11 @@ def _named(keys: Keys) -> Iterable[tuple[str, str, Node]]:
     """Yield accelerators with their counts: ``H100:8``, ``[L4, A10G]``, ``{H100: 8}``."""
     node = keys.take("accelerators")
     if isinstance(node, Entries):
-        pairs = [(f"{name}:{_text(entry.node) or 1}", entry.node) for name, entry in node.entries.items()]
+        # a set of SkyPilot's, {A100:8, L4:1}, is a mapping to nothing
+        pairs = [
+            (name if (many := _text(entry.node)) in ("", "null", "~") else f"{name}:{many}", entry.node)
+            for name, entry in node.entries.items()
+        ]
     elif isinstance(node, Items):
         pairs = [(_text(item), item) for item in node.items]
     else:

@@ -137,6 +137,7 @@ def test_names_are_made_ours_and_kept_apart() -> None:
         ("[L4, A10G]", {"name": ["L4", "A10G"]}),
         ("{L4, A10G}", {"name": ["L4", "A10G"]}),
         ("{H100: 8}", {"name": ["H100"], "count": 8}),
+        ("{H100:8, A100:8}", {"name": ["H100", "A100"], "count": 8}),
         ("tpu-v6e-8", {"name": ["v6e"], "count": 8}),
         ("H100:0.5", None),
     ],
@@ -150,6 +151,16 @@ def test_skypilots_accelerators_are_read_in_every_form(shown: str, gpu: object) 
     assert isinstance(resources, dict)
     assert resources.get("gpu") == gpu
     assert bool(found.left_out) == (gpu is None)
+
+
+def test_dstacks_key_of_a_registry_is_a_secret_of_ours() -> None:
+    text = "type: task\nname: a\nimage: x\nregistry_auth: {username: u, password: '${{ env.NGC_API_KEY }}'}"
+
+    found = import_text(text, tool="dstack", file="a.dstack.yml")
+
+    auth = {"username": "u", "password": "${{ secrets.NGC_API_KEY }}"}
+    assert read(found.text)[0].spec.canonical().get("registry_auth") == auth
+    assert found.left_out == ()
 
 
 def test_an_image_that_compose_builds_is_called_as_compose_calls_it() -> None:
