@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.catalog import ModelFacts
 
 _COUNTS = (1, 2, 4, 8)
-_UNPRICED_USD_HOUR = 1000.0
+UNPRICED_USD_HOUR = 1000.0
 """An hour of an accelerator that the catalog has no price of: dearer than any it has, so that one
 that can be had is preferred."""
 _MACHINE = partial(Offer, cpu=256, memory_bytes=2048 * GIB, disk_bytes=65_536 * GIB, divisible=True)
@@ -91,7 +91,7 @@ def _offers(place: str, vendor: str) -> Sequence[Offer]:
     found = [_MACHINE(place, "machine")]
     for device in accelerators().values():
         if device.vendor == vendor and device.parent is None:
-            usd = lowest.get(device.name, _UNPRICED_USD_HOUR)
+            usd = lowest.get(device.name, UNPRICED_USD_HOUR)
             counts = (count for count in _COUNTS if count <= device.max_per_node)
             found += [_offer(place, device, count, usd) for count in counts]
     return found

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from orchestrator.cli.shared import use_catalog
+from orchestrator.cli.shared import facts_by, use_catalog
 from orchestrator.errors import SpecError, UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.importers import Imported
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -31,10 +34,18 @@ def import_(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a file that cannot be carried over whole.")
     ] = False,
+    suggest: Annotated[
+        bool,
+        typer.Option(
+            "--suggest",
+            help="Where commands run a known engine, add the model form it could be, and what it needs.",
+        ),
+    ] = False,
 ) -> None:
     """Turn other tools' YAML into ours, and name what cannot be carried over.
 
-    Relative paths stay as they are: keep the result beside the original.
+    Relative paths stay as they are: keep the result beside the original. Suggestions are comments in it, or
+    with -o documents in a file of their own, such as serve.suggested.yaml.
     """
     from orchestrator.importers import import_text
 
@@ -44,10 +55,36 @@ def import_(
         raise SpecError(found.left_out)
     for problem in found.left_out:
         typer.echo(f"warning: {problem}", err=True)
-    if output is None:
+    if suggest:
+        _write_suggested(found, file, output)
+    elif output is None:
         typer.echo(found.text, nl=False)
     else:
         _write(output, found.text)
+
+
+def _write_suggested(found: Imported, file: str, output: Path | None) -> None:
+    """Write what was imported, and beside it what its commands could be."""
+    from orchestrator.apply.suggesting import suggest_all
+    from orchestrator.render.suggestions import suggestion_text
+
+    folder = None if file == "-" else Path(file).parent
+    facts = facts_by({**os.environ, "HF_HUB_OFFLINE": "1"})
+    suggested = suggest_all(found, folder=folder, facts=facts)
+    if not suggested:
+        typer.echo("nothing to suggest: no command starts an engine that is known here", err=True)
+    if output is None:
+        parts = [found.text, *(suggestion_text(each, commented=True) for each in suggested)]
+        typer.echo("\n".join(parts), nl=False)
+        return
+    _write(output, found.text)
+    if made := [each for each in suggested if each.text]:
+        beside = output.with_name(f"{output.stem}.suggested{output.suffix}")
+        _write(beside, "---\n".join(suggestion_text(each, commented=False) for each in made))
+        typer.echo(f"suggested: {beside}", err=True)
+    for each in suggested:
+        if not each.text:
+            typer.echo(suggestion_text(each, commented=True), nl=False, err=True)
 
 
 def _read(file: str) -> str:

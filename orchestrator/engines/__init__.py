@@ -55,6 +55,7 @@ _PARTS = frozenset(
         "node_entry",
         "nodes",
         "quantization",
+        "script",
         "startup",
         "tuning",
         "tuning_bucket",
@@ -62,6 +63,7 @@ _PARTS = frozenset(
         "tuning_meeting",
         "tuning_merge",
         "tuning_ranks",
+        "written",
     }
 )
 """Modules of this folder that engines share; every other one is an engine or a trainer."""

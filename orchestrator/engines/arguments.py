@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from orchestrator.engines.flags import Flag, Flags, load
-from orchestrator.engines.job import KvDtype, ServingJob, Stated
+from orchestrator.engines.job import KvDtype, ServingJob, Spelled, Stated
 
 _NAME = re.compile(r"--?[A-Za-z][\w.-]*")
 _GLUED = re.compile(r"(-[A-Z])(\d+)")  # -O3
@@ -256,6 +256,7 @@ class Optioned(ABC):
     versions: ClassVar[tuple[str, ...]]
     rules: ClassVar[Rules]
     parser: ClassVar[tuple[str, tuple[str, ...]] | None] = None
+    spelled: ClassVar[Spelled] = Spelled()
 
     @abstractmethod
     def refusal(self, job: ServingJob) -> str | None:

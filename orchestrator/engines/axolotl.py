@@ -14,7 +14,7 @@ from orchestrator.engines import arguments, images, tuning
 from orchestrator.engines.flags import load
 from orchestrator.engines.job import EngineLaunch, Profile
 from orchestrator.engines.trl import deepspeed_config
-from orchestrator.engines.tuning import Columns, Method, TuningJob, Value
+from orchestrator.engines.tuning import Columns, Method, SpelledTraining, TuningJob, Value
 from orchestrator.spec.rules import Finding
 
 CONFIG, DEEPSPEED = "axolotl.yaml", "deepspeed.json"
@@ -55,12 +55,62 @@ OWNED: Mapping[str, str] = {
 }
 
 
+SPELLED = SpelledTraining(
+    by_method=(("", ("axolotl", "train")), ("", ("-m", "axolotl.cli.train"))),
+    model="base_model",
+    says={
+        "base_model": "train.model.id",
+        "revision_of_model": "train.model.revision",
+        "datasets": "train.dataset",
+        "output_dir": "train.output",
+        "sequence_len": "train.sequence_length",
+        "micro_batch_size": "micro_batch",
+        "gradient_accumulation_steps": "accumulation",
+        "num_epochs": "train.epochs",
+        "adapter": "train.adapter.type",
+        "load_in_4bit": "",
+        "load_in_8bit": "",
+        "lora_r": "train.adapter.rank",
+        "lora_alpha": "train.adapter.alpha",
+        "lora_dropout": "train.adapter.dropout",
+        "lora_target_modules": "train.adapter.targets",
+        "lora_target_linear": "linear",
+        "rl": "",
+        "reward_model": "",
+        "bf16": "",
+        "fp16": "",
+        "gradient_checkpointing": "",
+        "sample_packing": "",
+    },
+    launcher=tuning.LAUNCHER,
+    file_first=True,
+)
+"""How people start it (Axolotl docs, cli)."""
+
+
 class Axolotl:
     """Axolotl's trainer, one process per device."""
 
     name = "axolotl"
     versions = ("0.19.0",)
     methods = tuple(METHODS)
+    spelled = SPELLED
+    owned = OWNED
+
+    def script(self, method: str) -> str | None:  # noqa: ARG002  # TRL has one for each
+        """Return None: its settings are the same for every method."""
+        return None
+
+    def method_of(self, values: Mapping[str, object]) -> str | None:
+        """Return how its settings say that it learns.
+
+        >>> TRAINER.method_of({"rl": "dpo"}), TRAINER.method_of({"base_model": "a/b"})
+        ('dpo', 'sft')
+        """
+        if values.get("reward_model"):
+            return "reward"
+        rl = values.get("rl")
+        return next((method for method, name in METHODS.items() if name and name == rl), "sft")
 
     def columns(
         self,

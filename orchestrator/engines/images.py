@@ -71,3 +71,22 @@ def other_version(job: Placed, engine: str, recorded: str) -> str | None:
     if job.version or holds == recorded:
         return None
     return f"options are checked against {engine} {recorded}, the image holds {holds}"
+
+
+def is_of(image: str, engine: str) -> bool:
+    """Say whether an image is one of those that the catalog has of ``engine``, of whatever version.
+
+    >>> is_of("vllm/vllm-openai:v0.9.1", "vllm"), is_of("acme/vllm:1", "vllm")
+    (True, False)
+    """
+    return repository(image) in {one.repository for one in images(engine)}
+
+
+def repository(image: str) -> str:
+    """Return an image's name without its registry where that is Docker's, its tag and its digest.
+
+    >>> repository("docker.io/vllm/vllm-openai:v0.9.1"), repository("host:5000/a/b@sha256:0")
+    ('vllm/vllm-openai', 'host:5000/a/b')
+    """
+    name, _, tag = image.partition("@")[0].removeprefix("docker.io/").rpartition(":")
+    return name if name and "/" not in tag else f"{name}:{tag}".lstrip(":")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from orchestrator.backend import MODEL, File, Launch, Mount, Port, Probe
 
 if TYPE_CHECKING:  # the record names an engine's failures, and a small plan reads no catalog
     from orchestrator.catalog.values import Accelerator, ModelFacts
+    from orchestrator.engines.arguments import Rules
 
 Precision = Literal["auto", "bf16", "fp16", "fp8", "int8", "int4", "fp4"]
 KvDtype = Literal["auto", "bf16", "fp8"]
@@ -396,6 +397,26 @@ class Fetched(Protocol):
         """Return pairs of variable and reference."""
 
 
+@dataclass(frozen=True, slots=True)
+class Spelled:
+    """How people start an engine themselves, and which of its options a spec has a field for.
+
+    ``programs`` are the words that a command begins with, ``first`` says that the model may stand
+    right behind them. ``says`` gives the path in a spec for an option's main name, ``drops`` why an
+    option is needed no more. ``variables`` are options by the variable that says the same, and with
+    ``every_variable`` all options are, in capitals. ``images`` is how the names of images begin that hold
+    one model each.
+    """
+
+    programs: tuple[tuple[str, ...], ...] = ()
+    first: bool = False
+    says: Mapping[str, str] = field(default_factory=dict)
+    drops: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
+    every_variable: bool = False
+    images: str = ""
+
+
 class Engine(Protocol):
     """A program that serves a model: asked first whether it can, then how.
 
@@ -409,6 +430,18 @@ class Engine(Protocol):
     @property
     def versions(self) -> Sequence[str]:
         """Return the known versions, the default first."""
+
+    @property
+    def spelled(self) -> Spelled:
+        """Return how people start it themselves."""
+
+    @property
+    def rules(self) -> Rules:
+        """Return what it says about its user's options."""
+
+    @property
+    def parser(self) -> tuple[str, tuple[str, ...]] | None:
+        """Return whose options it takes, and of which versions, where they are not its own."""
 
     def refuses(self, job: ServingJob) -> str | None:
         """Say in one phrase why the engine cannot serve ``job``, or None when it can.

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, images, startup, vllm
 from orchestrator.engines.arguments import Option, Optioned, option
-from orchestrator.engines.job import EngineLaunch, Metrics, Profile, ServingJob
+from orchestrator.engines.job import EngineLaunch, Metrics, Profile, ServingJob, Spelled
 
 PORT = 8000
 CACHE = "/opt/nim/.cache"
@@ -38,6 +38,19 @@ class Nim(Optioned):
     versions = ("2.1.6",)
     rules = vllm.RULES
     parser = ("vllm", vllm.Vllm.versions)
+    spelled = Spelled(
+        says=vllm.SPELLED.says,
+        drops=vllm.SPELLED.drops,
+        variables={
+            "NIM_MODEL_PATH": "--model",
+            "NIM_MODEL_NAME": "--model",
+            "NIM_MAX_MODEL_LEN": "--max-model-len",
+            "NIM_TENSOR_PARALLEL_SIZE": "--tensor-parallel-size",
+            "NIM_PIPELINE_PARALLEL_SIZE": "--pipeline-parallel-size",
+            "NIM_SERVER_PORT": "--port",
+        },
+        images="nvcr.io/nim/",
+    )
 
     def refusal(self, job: ServingJob) -> str | None:
         """Say why it cannot serve ``job``, the user's options already read into it."""

@@ -11,7 +11,15 @@ from dataclasses import replace
 from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, checks, images, nodes, quantization, startup
 from orchestrator.engines.arguments import Option, Optioned, Rules, option, positive
-from orchestrator.engines.job import UNKNOWN_RANK, Adapters, EngineLaunch, Metrics, Profile, ServingJob
+from orchestrator.engines.job import (
+    UNKNOWN_RANK,
+    Adapters,
+    EngineLaunch,
+    Metrics,
+    Profile,
+    ServingJob,
+    Spelled,
+)
 from orchestrator.engines.quantization import Choice, Method
 
 PORT = 30000
@@ -105,6 +113,22 @@ class Sglang(Optioned):
     name = "sglang"
     versions = ("0.5.23",)
     rules = RULES
+    spelled = Spelled(
+        programs=(("-m", "sglang.launch_server"), ("sglang", "serve")),
+        says={
+            "--model-path": "model.id",
+            "--revision": "model.revision",
+            "--dtype": "model.precision",
+            "--lora-paths": "model.adapters",
+            "--max-loras-per-batch": "model.max_adapters",
+            "--port": "port",
+        },
+        drops={
+            "--enable-lora": "said by adapters",
+            "--max-lora-rank": "said by adapters",
+            "--device": "the plan chose it",
+        },
+    )
 
     def refusal(self, job: ServingJob) -> str | None:
         """Say why it cannot serve ``job``, the user's options already read into it."""

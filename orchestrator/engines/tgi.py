@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, checks, images, quantization, startup
 from orchestrator.engines.arguments import Optioned, Rules, positive
-from orchestrator.engines.job import Adapter, EngineLaunch, Metrics, Profile, ServingJob
+from orchestrator.engines.job import Adapter, EngineLaunch, Metrics, Profile, ServingJob, Spelled
 from orchestrator.engines.quantization import Choice, Method
 
 PORT = 8080
@@ -68,6 +68,17 @@ class Tgi(Optioned):
     name = "tgi"
     versions = ("3.3.5",)
     rules = RULES
+    spelled = Spelled(
+        programs=(("text-generation-launcher",),),
+        says={
+            "--model-id": "model.id",
+            "--revision": "model.revision",
+            "--dtype": "model.precision",
+            "--port": "port",
+        },
+        drops={"--sharded": "computed by the plan"},
+        every_variable=True,
+    )
 
     def refusal(self, job: ServingJob) -> str | None:
         """Say why it cannot serve ``job``, the user's options already read into it."""

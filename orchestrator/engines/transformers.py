@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, checks, images, quantization, startup
 from orchestrator.engines.arguments import Option, Optioned, Rules, option
-from orchestrator.engines.job import EngineLaunch, Profile, ServingJob
+from orchestrator.engines.job import EngineLaunch, Profile, ServingJob, Spelled
 from orchestrator.engines.quantization import Choice, Method
 
 PORT = 8000
@@ -65,6 +65,11 @@ class Transformers(Optioned):
     name = "transformers"
     versions = ("5.23.0",)
     rules = RULES
+    spelled = Spelled(
+        programs=(("transformers", "serve"),),
+        first=True,
+        says={"--dtype": "model.precision", "--port": "port"},
+    )
 
     def refusal(self, job: ServingJob) -> str | None:
         """Say why it cannot serve ``job``, the user's options already read into it."""

@@ -13,7 +13,7 @@ from orchestrator.backend import File
 from orchestrator.engines import arguments, images, tuning
 from orchestrator.engines.flags import load
 from orchestrator.engines.job import EngineLaunch, Profile
-from orchestrator.engines.tuning import Columns, Method, TuningJob, Value
+from orchestrator.engines.tuning import Columns, Method, SpelledTraining, TuningJob, Value
 from orchestrator.spec.rules import Finding
 
 SCRIPTS: Mapping[str, str] = {
@@ -51,12 +51,62 @@ OWNED: Mapping[str, str] = {
 }
 
 
+_STARTS = tuple(
+    (name, words)
+    for name in dict.fromkeys(SCRIPTS.values())
+    for words in (("trl", name), (f"trl/scripts/{name}.py",), ("-m", f"trl.scripts.{name}"))
+)
+SPELLED = SpelledTraining(
+    by_method=_STARTS,
+    model="model_name_or_path",
+    says={
+        "model_name_or_path": "train.model.id",
+        "model_revision": "train.model.revision",
+        "dataset_name": "train.dataset",
+        "output_dir": "train.output",
+        "max_length": "train.sequence_length",
+        "max_completion_length": "train.sequence_length",
+        "per_device_train_batch_size": "micro_batch",
+        "gradient_accumulation_steps": "accumulation",
+        "num_train_epochs": "train.epochs",
+        "use_peft": "peft",
+        "load_in_4bit": "four_bit",
+        "lora_r": "train.adapter.rank",
+        "lora_alpha": "train.adapter.alpha",
+        "lora_dropout": "train.adapter.dropout",
+        "lora_target_modules": "train.adapter.targets",
+        "report_to": "train.report",
+        "dtype": "",
+        "bf16": "",
+        "fp16": "",
+        "gradient_checkpointing": "",
+        "packing": "",
+        "use_liger_kernel": "",
+    },
+    launcher=tuning.LAUNCHER,
+    renamed={"max_seq_length": "max_length", "torch_dtype": "dtype"},
+    file_option="config",
+)
+"""How people start its scripts (TRL docs, clis). max_seq_length is gone since 0.16 (dspy pull 8836), and
+torch_dtype is dtype since transformers' pull 39782."""
+
+
 class Trl:
     """TRL's scripts, one process per device."""
 
     name = "trl"
     versions = ("1.16.0",)
     methods = tuple(SCRIPTS)
+    spelled = SPELLED
+    owned = OWNED
+
+    def script(self, method: str) -> str | None:
+        """Return the script of ``method``, by which its options are recorded."""
+        return SCRIPTS.get(method, "sft")
+
+    def method_of(self, values: Mapping[str, object]) -> str | None:  # noqa: ARG002  # Axolotl's say it
+        """Return None: the script says it."""
+        return None
 
     def columns(self, method: Method, args: Mapping[str, object]) -> tuple[Columns, ...]:
         """Return what columns a row may have for ``method`` (TRL 1.16 docs, dataset formats).

@@ -136,8 +136,49 @@ class TuningJob:
 Columns = frozenset[str]
 
 
+@dataclass(frozen=True, slots=True)
+class SpelledTraining:
+    """How people start a trainer themselves, and which of its settings a spec has a field for.
+
+    ``by_method`` are pairs of a method, "" where the settings say it, and the words that a command
+    begins with. ``model`` names the setting of the model. ``says`` gives the path in a spec for a
+    setting, "" for one that follows from others. ``launcher`` are options of what starts the processes,
+    ``renamed`` are settings of older versions by what they are called now. Settings may lie in a file:
+    the first word where ``file_first``, else what ``file_option`` names.
+    """
+
+    by_method: tuple[tuple[str, tuple[str, ...]], ...]
+    model: str
+    says: Mapping[str, str]
+    launcher: frozenset[str] = frozenset()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    file_first: bool = False
+    file_option: str = ""
+
+
+_PROCESSES = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
+LAUNCHER = frozenset(
+    (*_PROCESSES, "config_file", "accelerate_config", "use_deepspeed", "mixed_precision", "launcher")
+)
+"""Options of Accelerate's launcher, which the trainers' own commands take too (accelerate launch --help)."""
+
+
 class Trainer(Protocol):
     """A program that trains a model: asked first whether it can, then how."""
+
+    @property
+    def spelled(self) -> SpelledTraining:
+        """Return how people start it themselves."""
+
+    @property
+    def owned(self) -> Mapping[str, str]:
+        """Return the settings that may not be given, with what to say instead."""
+
+    def script(self, method: str) -> str | None:
+        """Return by what its settings are recorded for ``method``; None where they are for all."""
+
+    def method_of(self, values: Mapping[str, object]) -> str | None:
+        """Return how its settings say that it learns; None where they do not."""
 
     @property
     def name(self) -> str:

@@ -11,7 +11,15 @@ from dataclasses import replace
 from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, checks, images, nodes, quantization, startup
 from orchestrator.engines.arguments import Option, Optioned, Rules, option, positive
-from orchestrator.engines.job import UNKNOWN_RANK, Adapters, EngineLaunch, Metrics, Profile, ServingJob
+from orchestrator.engines.job import (
+    UNKNOWN_RANK,
+    Adapters,
+    EngineLaunch,
+    Metrics,
+    Profile,
+    ServingJob,
+    Spelled,
+)
 from orchestrator.engines.quantization import Choice, Method
 from orchestrator.units import GIB
 
@@ -114,6 +122,25 @@ RULES = Rules(
     },
 )
 
+SPELLED = Spelled(
+    programs=(("vllm", "serve"), ("-m", "vllm.entrypoints.openai.api_server")),
+    first=True,
+    says={
+        "--model": "model.id",
+        "--revision": "model.revision",
+        "--dtype": "model.precision",
+        "--lora-modules": "model.adapters",
+        "--max-loras": "model.max_adapters",
+        "--port": "port",
+    },
+    drops={
+        "--enable-lora": "said by adapters",
+        "--max-lora-rank": "said by adapters",
+        "--distributed-executor-backend": "the plan starts the processes",
+    },
+)
+"""How people start it (vLLM docs, cli/serve, and the module that was the way before)."""
+
 _FLOAT16_UNSTABLE = ("Gemma2", "Gemma3", "Glm4For")
 """Architectures that vLLM refuses in float16 (its config/model.py)."""
 
@@ -124,6 +151,7 @@ class Vllm(Optioned):
     name = "vllm"
     versions = ("0.33.0",)
     rules = RULES
+    spelled = SPELLED
 
     def refusal(self, job: ServingJob) -> str | None:
         """Say why it cannot serve ``job``, the user's options already read into it."""

@@ -194,6 +194,7 @@ def _command(draft: Draft, keys: Keys) -> None:
         if words:
             draft.remark("entrypoint", "compose's entrypoint and command together")
     elif command is not None and words and words[0].startswith("-"):
+        draft.behind = words
         fix = "write entrypoint, the image's own with these words behind it"
         keys.leave_out("command", "arguments of an entrypoint that only the image knows", fix)
     elif command is not None and words:

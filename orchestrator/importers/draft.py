@@ -29,6 +29,8 @@ class Draft:
     values: dict[str, Value] = field(default_factory=dict)
     origins: dict[str, Node | Entry] = field(default_factory=dict)
     remarks: dict[str, list[str]] = field(default_factory=dict)
+    behind: tuple[str, ...] = ()
+    """Words behind the image's own entrypoint, which a document of ours has no place for."""
 
     def put(self, key: str, value: Value, at: Node | Entry, remark: str = "") -> None:
         """Set a field, and say what changed on the way."""

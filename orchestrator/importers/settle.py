@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestrator.catalog.hardware import known_names
 from orchestrator.errors import Position, Problem, Problems, SpecError
@@ -19,6 +19,8 @@ class Imported:
 
     text: str
     left_out: tuple[Problem, ...]
+    behind: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By document, words behind its image's own entrypoint, which are not in it."""
 
 
 def settle(theirs: Theirs) -> Imported:
@@ -39,7 +41,8 @@ def settle(theirs: Theirs) -> Imported:
         except SpecError as error:
             _drop_refused(theirs, text, error.problems)
         else:
-            return Imported(text, tuple(sorted(theirs.left_out, key=lambda problem: problem.at)))
+            behind = {draft.name: draft.behind for draft in theirs.drafts if draft.behind}
+            return Imported(text, tuple(sorted(theirs.left_out, key=lambda problem: problem.at)), behind)
 
 
 class _AnyVariables(Mapping[str, str]):

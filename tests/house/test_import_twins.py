@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.apply import imagined
+from orchestrator.apply import imagined, model_form, suggesting
+from orchestrator.engines import script, written
 from orchestrator.errors import ModelyardError
 from orchestrator.importers import compose as from_compose
 from orchestrator.importers import draft, dstack, skypilot, theirs
 from orchestrator.render import compose as to_compose
-from tests.importers import test_fuzz, test_import
+from tests.engines import test_written
+from tests.importers import test_fuzz, test_import, test_suggest
 from tests.render import test_compose
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -94,6 +96,50 @@ TWINS: dict[str, tuple[Plant, Check]] = {
     "volumes are named anew": (
         planted(to_compose, "_NAMESPACE", "compose"),
         test_compose.test_volumes_are_those_that_docker_runs_use,
+    ),
+    "options cut short are unknown": (
+        planted(written, "_whole_name", lambda name, flags, prefix: name),
+        lambda: test_written.test_a_command_says_what_a_spec_does("sglang with options cut short"),
+    ),
+    "what the plan computes stays an option": (
+        planted(written, "_FIELDS", {}),
+        test_written.test_what_the_plan_computes_is_left_out_by_name,
+    ),
+    "an option that is not known is dropped": (
+        planted(written.Flags, "find", lambda flags, name: written.load("trl", "1.16.0").by_name["--seed"]),
+        test_written.test_an_option_of_another_version_is_kept_and_named,
+    ),
+    "a value of another machine is one": (
+        planted(written, "is_open", lambda text: False),
+        test_written.test_a_value_that_only_the_machine_knows_is_left_out,
+    ),
+    "comments open quotes": (
+        planted(script, "_without_comment", lambda line: line),
+        lambda: test_written.test_a_script_is_its_commands(["# don't", "a", "# it's"], [("a",)]),
+    ),
+    "what we start is not known again": (
+        planted(written, "_from_variables", lambda *_: iter(())),
+        lambda: test_written.reads_its_own("nim"),
+    ),
+    "the number asked for is kept": (
+        planted(model_form, "kind_of_gpu", lambda gpu, count: ":".join([*gpu.name, "8"])),
+        test_suggest.test_a_command_becomes_a_model_that_is_sized,
+    ),
+    "the most is the least": (
+        planted(suggesting, "_size", lambda plan: -suggesting.devices(plan)),
+        test_suggest.test_what_is_asked_stands_beside_what_is_needed,
+    ),
+    "changes are not told": (
+        planted(model_form, "_changes", lambda spec, found: iter(())),
+        test_suggest.test_every_change_is_told,
+    ),
+    "a trainer's defaults are ours": (
+        planted(model_form, "_default", lambda found, setting: None),
+        test_suggest.test_a_trainers_command_becomes_a_task_that_is_sized,
+    ),
+    "a registry's key is a value": (
+        planted(dstack, "_registry", lambda draft: None),
+        test_import.test_dstacks_key_of_a_registry_is_a_secret_of_ours,
     ),
     "wishes for a place count": (
         planted(test_compose, "anywhere", lambda document: document),
