@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from orchestrator.errors import AuthFailed, BackendError, Busy, Quota, Rejected
 
 _CANNOT = re.compile(r'cannot (\w+) resource "([^"]+)" in API group "([^"]*)"(.*)')
+_HOOK = re.compile(r'admission webhook "([^"]+)" denied')
 _SCALED = 'subresource "scale"'
 """What the server adds of a manager that wrote a number of replicas: kubectl scale, or an autoscaler."""
 
@@ -84,6 +85,8 @@ def _forbidden(said: str, backend: str) -> BackendError:
         return Rejected(said, backend=backend, fix="set security: restricted for this backend")
     if "error looking up service account" in said:  # a namespace a moment after it was made
         return Busy(said, backend=backend)
+    if hook := _HOOK.search(said):  # a policy of the site: whoever asks, the object is refused
+        return Rejected(said, backend=backend, fix=f"ask who runs the cluster what {hook[1]} takes")
     missing = _CANNOT.search(said)
     if missing:
         verb, resource, group, scope = missing.groups()

@@ -141,6 +141,7 @@ def test_refused_pods_of_a_deployment_are_told() -> None:
         (403, "pods \"x\" is forbidden: exceeded quota: gpus", Quota),
         (403, 'pods "x" is forbidden: violates PodSecurity "restricted:latest"', Rejected),
         (403, "error looking up service account ml/default", Busy),
+        (403, 'admission webhook "vjob.kb.io" denied the request: too large', Rejected),
         (404, 'namespaces "ml" not found', Rejected),
         (409, "the object has been modified", Busy),
         (422, "Deployment is invalid", Rejected),
