@@ -174,7 +174,11 @@ class _Pass(Ledger[GroupAction]):
             self._turn(RunState.FAILED, cause="max-duration", reason=reason)
         else:
             ready = status.ready_replicas if self.run.type != "task" else 0
-            self._turn(_state_of(status, self.run), cause=status.message, ready=ready, answered=ready > 0)
+            state = _state_of(status, self.run)
+            told = (
+                "" if state is RunState.READY else status.message
+            )  # what keeps it from there, as it changes
+            self._turn(state, reason=told, ready=ready, answered=ready > 0)
 
     def _ended(self, status: GroupStatus) -> None:
         if status.exit_code == 0 and not status.reason:

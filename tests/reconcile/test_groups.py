@@ -114,6 +114,22 @@ def test_service_is_ready_when_every_replica_is() -> None:
     assert turns(step(two, GroupSeen(True, status(two, instance(0), instance(1))))) == [RunState.READY]
 
 
+def test_run_that_waits_says_for_what_each_time_it_is_something_else() -> None:
+    waiting = replace(status(task(), phase=Phase.PENDING), message="waits for quota in queue 'a'")
+    of, _ = settled(task(), GroupSeen(True, waiting))
+    assert (of.state, of.reason) == (RunState.STARTING, waiting.message)
+    (turn,) = step(of, GroupSeen(True, replace(waiting, message="0/8 nodes are available")))
+    assert (turn.run.reason, turn.event.cause) == ("0/8 nodes are available",) * 2
+    of, _ = settled(turn.run, GroupSeen(True, status(task(), instance())))
+    assert (of.state, of.reason) == (RunState.RUNNING, "")
+
+
+def test_service_that_is_ready_has_nothing_to_explain() -> None:
+    seen = GroupSeen(True, replace(status(run(), instance()), message="a replica that goes was killed"))
+    of, _ = settled(run(), seen)
+    assert (of.state, of.reason) == (RunState.READY, "")
+
+
 def test_service_of_no_replicas_is_ready_and_a_first_one_is_waited_for() -> None:
     for replicas, state in ((0, RunState.READY), (1, RunState.STARTING)):
         of = run(template=replace(run().template, replicas=replicas))
