@@ -501,13 +501,14 @@ class Kubernetes:
         world = World(owners, self._listed("v1", "Pod", MANAGED))
         if not explained:
             return world
-        held = {one["metadata"]["uid"]: self._obstacle(one) for one in world.bare()}
+        held = {one["metadata"]["uid"]: self._obstacle(one, "FailedCreate") for one in world.bare()}
+        held |= {one["metadata"]["uid"]: self._obstacle(one, "RecreateGroup") for one in world.unsettled()}
         return replace(world, obstacles=held)
 
-    def _obstacle(self, owner: Json) -> str:
-        """Return what a controller last said of pods that it could not make: a quota, or admission."""
+    def _obstacle(self, owner: Json, reason: str) -> str:
+        """Return what a controller last said of pods that it could not make, or had to make anew."""
         meta = owner["metadata"]
-        chosen = f"reason=FailedCreate,involvedObject.uid={meta['uid']}"
+        chosen = f"reason={reason},involvedObject.uid={meta['uid']}"
         try:
             events, _ = self._cluster.list(self._path("v1", "Event"), fieldSelector=chosen)
         except AuthFailed:
@@ -724,7 +725,7 @@ class _Expired(Exception):
 
 
 def _is_over(job: Json) -> bool:
-    return bool(condition(job, "Complete") or condition(job, "Failed"))
+    return any(condition(job, kind) for kind in ("Complete", "Completed", "Failed"))
 
 
 def _is_controlled(one: Json) -> bool:

@@ -155,11 +155,7 @@ class _Making:
             "completions": group.nodes,
             "template": template,
             # a pod that was evicted or preempted did nothing wrong, and costs no retry
-            "podFailurePolicy": {
-                "rules": [
-                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-                ]
-            },
+            "podFailurePolicy": {"rules": [_disrupted("Ignore")]},
             # the successor waits until the accelerators are free
             "podReplacementPolicy": "Failed",
         }
@@ -172,10 +168,17 @@ class _Making:
         return spec
 
     def _jobset(self, name: str, job: Json, made: Pod) -> Rendered:
-        job = {**job, "backoffLimit": 0}  # the set starts all of it again, not one pod
+        # the set starts all of it again, not one pod: peers of one that was evicted wait for it in vain
+        job = {**job, "backoffLimit": 0, "podFailurePolicy": {"rules": [_disrupted("FailJob")]}}
         template = {"metadata": {"labels": self.labels}, "spec": job}
         spec = {
-            "failurePolicy": {"maxRestarts": self.group.retries},
+            "failurePolicy": {
+                "maxRestarts": self.group.retries,
+                "rules": [
+                    _when("PodFailurePolicy", "RestartJobSetAndIgnoreMaxRestarts"),  # costs no retry
+                    _when("DeadlineExceeded", "FailJobSet"),  # or each restart would have its time anew
+                ],
+            },
             "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": name},
             "replicatedJobs": [{"name": "node", "replicas": 1, "template": template}],
         }
@@ -512,6 +515,16 @@ class _Making:
 
 
 _ALONE: tuple[Json, ...] = ({"name": "MODELYARD_NODE_RANK", "value": "0"},)
+
+
+def _disrupted(action: str) -> Json:
+    """Return what becomes of a Job whose pod was evicted or preempted."""
+    return {"action": action, "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+
+
+def _when(reason: str, action: str) -> Json:
+    """Return what becomes of a JobSet whose Job failed for a reason of the Job's controller."""
+    return {"name": reason.lower(), "action": action, "onJobFailureReasons": [reason]}
 
 
 def _field(name: str, path: str) -> Json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from backends.kubernetes.client import parse_time
@@ -17,6 +17,13 @@ STOPPED = LABEL + "stopped"
 """The annotation that says when we asked a launch to end, and after that with which code it did."""
 
 _INDEX = "batch.kubernetes.io/job-completion-index"
+_RESTARTED = "jobset.sigs.k8s.io/restart-attempt"
+"""The label of pods that says how often their whole set was started again before."""
+_LATE = {
+    "DeadlineExceeded": "",
+    # the one rule of ours that fails a set (:mod:`backends.kubernetes.render`), whose words name a Job
+    "FailJobSetFailurePolicyAction": "JobSet was active longer than specified deadline",
+}
 _LWS = "leaderworkerset.sigs.k8s.io/"
 _NEVER = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", *_NEVER})
@@ -29,7 +36,7 @@ _LOST = frozenset({"NodeLost", "ContainerStatusUnknown"})
 class World:
     """The objects of ours in a namespace: owners of every kind, and pods.
 
-    ``obstacles`` says, by the uid of an owner, why its controller makes no pods.
+    ``obstacles`` says, by the uid of an owner, why its controller makes no pods, or makes them anew.
     """
 
     owners: Sequence[Json]
@@ -47,6 +54,14 @@ class World:
             and not owner["spec"].get("suspend")
             and not condition(owner, "Complete")
             and not condition(owner, "Failed")
+        ]
+
+    def unsettled(self) -> list[Json]:
+        """Return the owners whose controller starts whole replicas again, and that lack some."""
+        return [
+            owner
+            for owner in self.owners
+            if owner["kind"] == "LeaderWorkerSet" and not condition(owner, "Available")
         ]
 
     def groups(self) -> list[GroupStatus]:
@@ -72,10 +87,15 @@ class World:
         status = _of_job(run, newest, instances) if newest["kind"] in {"Job", "JobSet"} else None
         if status is None:
             status = _kept_up(run, newest, instances)
-        if obstacle := self.obstacles.get(newest["metadata"].get("uid", "")):
-            status = replace(status, message=obstacle)
+        if status.phase is not Phase.EXITED:
+            status = replace(status, message=status.message or self._obstacle(newest))
         digest = (newest["metadata"].get("annotations") or {}).get(DIGEST, "")
         return replace(status, spec_hash=spec_hash, digest=digest)
+
+    def _obstacle(self, owner: Json) -> str:
+        """Return what keeps a group back that has no word of its own for it."""
+        known = self.obstacles.get(owner["metadata"].get("uid", ""), "")
+        return known or ("waits in its queue" if owner["spec"].get("suspend") else "")
 
     def _launch(self, job: Json) -> Instance:
         """Return the instance of a single launch: a Job with at most one pod."""
@@ -144,11 +164,16 @@ def numbered(run: str, pods: Sequence[Json]) -> list[Instance]:
             places.setdefault(place, []).append(one)
     found: list[Instance] = []
     for (replica, node), holders in sorted(places.items()):
-        newest = max(holders, key=_age)
-        first = int(labels_of(newest).get(ATTEMPT, "0"))
-        attempt = first + len(holders) - 1
+        newest = max(holders, key=lambda one: (_restarts_of_set(one), *_age(one)))
+        restarts = _restarts_of_set(newest)
+        first = int(labels_of(newest).get(ATTEMPT, "0")) + restarts
+        attempt = first + sum(_restarts_of_set(one) == restarts for one in holders) - 1
         found.append(instance(newest, run=run, replica=replica, node=node, attempt=attempt))
     return sorted(found, key=lambda one: one.name)
+
+
+def _restarts_of_set(pod: Json) -> int:
+    return int(labels_of(pod).get(_RESTARTED, "0"))
 
 
 def is_leaving(pod: Json) -> bool:
@@ -201,8 +226,24 @@ def instance(pod: Json, *, run: str, replica: int, node: int, attempt: int) -> I
         return _ended(seen, pod, state.get("terminated") or {})
     if phase == "Running" and not state.get("waiting"):
         # a machine that is gone leaves its pods "Running": only Ready tells
-        return replace(seen, phase=Phase.RUNNING, ready=condition(pod, "Ready") is not None)
+        ready = condition(pod, "Ready") is not None and not _takes_its_group_along(pod, seen)
+        return replace(
+            seen, phase=Phase.RUNNING, ready=ready, message="" if ready else _how_it_ended(container)
+        )
     return _waiting(seen, pod, state.get("waiting") or {}, container)
+
+
+def _takes_its_group_along(pod: Json, seen: Instance) -> bool:
+    """Return whether a pod was restarted whose whole group is started again for that."""
+    return seen.restarts > 0 and _LWS + "group-index" in labels_of(pod)
+
+
+def _how_it_ended(container: Json) -> str:
+    """Return the last words of a container that runs again, "" where it never ended."""
+    last = (container.get("lastState") or {}).get("terminated")
+    if not last:
+        return ""
+    return _last_words(last) or f"{last.get('reason', 'Error')}: exit code {last.get('exitCode')}"
 
 
 def _started_at(state: Json) -> datetime | None:
@@ -226,8 +267,7 @@ def _waiting(seen: Instance, pod: Json, waiting: Json, container: Json) -> Insta
     if why in _NEVER:
         return replace(seen, phase=Phase.EXITED, reason="image", message=message)
     if why == "CrashLoopBackOff":
-        last = (container.get("lastState") or {}).get("terminated") or {}
-        return replace(seen, phase=Phase.RUNNING, ready=False, message=_last_words(last) or message)
+        return replace(seen, phase=Phase.RUNNING, ready=False, message=_how_it_ended(container) or message)
     if why in _IMAGE or why in _NO_START or why == "CreateContainerConfigError":
         return replace(seen, message=f"{why}: {message}" if message else why)
     for found in pod["status"].get("conditions") or ():
@@ -267,10 +307,22 @@ def _ended(seen: Instance, pod: Json, terminated: Json) -> Instance:
         reason, message = "", ""
     elif pod["status"].get("reason") == "DeadlineExceeded":
         reason = "stopped"
+    elif _was_told_to_end(pod, terminated):
+        reason, message = "stopped", ""
     return replace(
         seen, phase=Phase.EXITED, exit_code=code, reason=reason, message=message,
         finished_at=parse_time(terminated.get("finishedAt")),
     )  # fmt: skip
+
+
+def _was_told_to_end(pod: Json, terminated: Json) -> bool:
+    """Return whether a container ended because its pod was deleted, and not before."""
+    by = parse_time(pod["metadata"].get("deletionTimestamp"))
+    ended = parse_time(terminated.get("finishedAt"))
+    if by is None or ended is None:
+        return False
+    grace = timedelta(seconds=pod["metadata"].get("deletionGracePeriodSeconds") or 0)
+    return ended >= by - grace  # the time of a deletion is when its grace is over
 
 
 def _last_words(terminated: Json) -> str:
@@ -285,17 +337,16 @@ def _of_job(run: str, job: Json, instances: tuple[Instance, ...]) -> GroupStatus
         return GroupStatus(run, "", Phase.EXITED, instances=instances, exit_code=0)
     if failed:
         return _failed(run, failed, instances)
-    waits = job["spec"].get("suspend") and "waits in its queue"
-    return _going_on(run, instances, waits or "")
+    return _going_on(run, instances, "")
 
 
 def _failed(run: str, failed: Json, instances: tuple[Instance, ...]) -> GroupStatus:
     ended = [i for i in instances if i.phase is Phase.EXITED and i.reason]
     first = min(ended, key=lambda i: (i.finished_at is None, i.finished_at or 0, i.name), default=None)
     reason: Reason = first.reason if first else "error"
-    if failed.get("reason") == "DeadlineExceeded":
-        reason = "stopped"
     message = (first.message if first else "") or failed.get("message", "")
+    if failed.get("reason") in _LATE:
+        reason, message = "stopped", _LATE[failed["reason"]] or message
     code = first.exit_code if first else None
     return GroupStatus(run, "", Phase.EXITED, 0, instances, code, reason, message)
 

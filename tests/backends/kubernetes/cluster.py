@@ -40,6 +40,19 @@ def whole_cluster() -> str:
     return config
 
 
+def having(*kinds: str) -> str:
+    """Return the kubeconfig of a whole cluster that serves custom resources, or skip."""
+    config = whole_cluster()
+    for kind in kinds:
+        plural, _, group = kind.partition(".")
+        served = admin(config).get(f"/apis/{group}") or {"versions": []}
+        paths = [f"/apis/{one['groupVersion']}" for one in served["versions"]]
+        found = [one["name"] for path in paths for one in (admin(config).get(path) or {})["resources"]]
+        if plural not in found:
+            pytest.skip(f"needs a cluster with {kind}, and what keeps them")
+    return config
+
+
 @contextmanager
 def api_server(folder: Path) -> Iterator[str]:
     """Give the kubeconfig of an API server that tests may write to, or skip."""

@@ -188,6 +188,17 @@ def test_disruption_costs_a_task_no_retry() -> None:
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
 
 
+def test_disruption_starts_a_set_again_and_its_deadline_ends_it() -> None:
+    (owner,) = render_group(replace(INDEXED, max_duration_s=60), Settings(tasks="jobset")).objects
+    (jobs,) = owner["spec"]["replicatedJobs"]
+    rules = owner["spec"]["failurePolicy"]["rules"]
+    assert jobs["template"]["spec"]["podFailurePolicy"]["rules"][0]["action"] == "FailJob"
+    assert {(*rule["onJobFailureReasons"], rule["action"]) for rule in rules} == {
+        ("PodFailurePolicy", "RestartJobSetAndIgnoreMaxRestarts"),
+        ("DeadlineExceeded", "FailJobSet"),
+    }
+
+
 def test_ranks_of_a_task_meet_at_rank_0() -> None:
     job, service = render_group(INDEXED, Settings()).objects
     assert (job["spec"]["completions"], job["spec"]["completionMode"]) == (4, "Indexed")

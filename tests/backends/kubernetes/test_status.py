@@ -86,6 +86,33 @@ def test_scheduler_is_quoted_without_what_follows() -> None:
     assert scheduler_says("8 node(s) had untolerated taint(s)") == "8 node(s) had untolerated taint(s)"
 
 
+def ended_twice(*, ready: str, message: str = "no such model") -> dict[str, Any]:
+    last = {"terminated": {"exitCode": 2, "reason": "Error", "message": message}}
+    running = {"state": {"running": {}}, "lastState": last, "restartCount": 2}
+    conditions = [{"type": "Ready", "status": ready}]
+    return pod(phase="Running", containerStatuses=[running], conditions=conditions)
+
+
+@pytest.mark.parametrize(
+    ("one", "says"),
+    [
+        (ended_twice(ready="False"), "no such model"),
+        (ended_twice(ready="False", message=""), "Error: exit code 2"),
+        (ended_twice(ready="True"), ""),
+    ],
+)
+def test_container_that_runs_again_says_how_it_ended_until_it_is_ready(one: Any, says: str) -> None:
+    assert seen(one).message == says
+
+
+@pytest.mark.parametrize(("finished", "reason"), [("00:00:09", "error"), ("00:00:10", "stopped")])
+def test_end_of_a_pod_that_was_told_to_end_is_no_failure(finished: str, reason: str) -> None:
+    one = terminated(137, message="half a line")
+    one["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:40Z", "deletionGracePeriodSeconds": 30}
+    one["status"]["containerStatuses"][0]["state"]["terminated"]["finishedAt"] = f"2026-01-01T{finished}Z"
+    assert (seen(one).reason, seen(one).exit_code) == (reason, 137)
+
+
 def test_pod_on_a_machine_that_went_away_is_not_ready() -> None:
     state = [{"state": {"running": {"startedAt": "2026-01-01T00:00:01Z"}}}]
     gone = pod(phase="Running", containerStatuses=state, conditions=[{"type": "Ready", "status": "False"}])
