@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from backends.gcp.attached import GPUS, taken_apart, with_gpus
 from backends.gcp.refusals import FIXES, failed, read
 from backends.gcp.shapes import (
     HYPERDISK_ONLY,
+    is_named,
     labels_of,
     name_of,
     offers_of,
@@ -37,6 +39,8 @@ MADE_S = 60.0
 """How long the answer to an insert is waited for: one that is sold out says so within seconds."""
 
 HOURS_A_MONTH = 730
+
+TAKES_GPUS = ("n1-standard-", "n1-highmem-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +139,30 @@ class Compute:
         return found
 
     def _ask_types(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        wanted = f'name eq "{pattern(self._settings.types)}"'
+        settings = self._settings
+        wanted = f'name eq "{pattern(settings.types)}"'
+        gpus = self._ask_gpus()
         for where, scope in self._pages("/aggregated/machineTypes", filter=wanted, maxResults="500"):
             zone = where.removeprefix("zones/")
-            if zone.rsplit("-", 1)[0] in self._settings.regions:
+            if zone.rsplit("-", 1)[0] in settings.regions:
                 for machine_type in scope.get("machineTypes") or ():
                     shape = shape_of(machine_type)
-                    if shape is not None and not machine_type.get("deprecated"):
+                    if shape is None or machine_type.get("deprecated"):
+                        continue
+                    takes_gpus = shape["instance_type"].startswith(TAKES_GPUS)
+                    if not takes_gpus or is_named(settings.types, shape["instance_type"]):
                         yield zone, shape
+                    if takes_gpus:
+                        yield from ((zone, each) for each in with_gpus(shape, gpus.get(zone, ())))
+
+    def _ask_gpus(self) -> dict[str, list[str]]:
+        """Return the types of GPUs that can be attached in each zone."""
+        wanted = " OR ".join(f'(name = "{gpu.type}")' for gpu in GPUS.values())
+        scopes = self._pages("/aggregated/acceleratorTypes", filter=wanted, maxResults="500")
+        return {
+            where.removeprefix("zones/"): [one["name"] for one in scope.get("acceleratorTypes") or ()]
+            for where, scope in scopes
+        }
 
     def _pages(self, path: str, **query: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Yield the scopes of an aggregated list with what is in them, page by page."""
@@ -226,9 +246,10 @@ class Compute:
             # it stays until we have seen that it was taken away: then it is deleted
             **({"provisioningModel": "SPOT", "instanceTerminationAction": "STOP"} if rent.spot else {}),
         }  # fmt: skip
+        machine_type, gpu, gpus = taken_apart(rent.instance_type)
         body: dict[str, Any] = {
             "name": name_of(order.key),
-            "machineType": f"zones/{rent.zone}/machineTypes/{rent.instance_type}",
+            "machineType": f"zones/{rent.zone}/machineTypes/{machine_type}",
             "labels": labels_of(order.tags),
             "scheduling": scheduling,
             "networkInterfaces": [network],
@@ -249,6 +270,9 @@ class Compute:
                 ]
             },
         }  # fmt: skip
+        if gpus:
+            kind = f"zones/{rent.zone}/acceleratorTypes/{gpu}"
+            body["guestAccelerators"] = [{"acceleratorType": kind, "acceleratorCount": gpus}]
         if rent.reservation:
             body["reservationAffinity"] = {
                 "consumeReservationType": "SPECIFIC_RESERVATION",

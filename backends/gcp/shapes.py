@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+from backends.gcp.attached import MACHINES, put_together
 from backends.vm.port import EXPIRES, Vm
 from orchestrator.backend import LABEL, Offer
 from orchestrator.units import GIB
@@ -37,13 +39,22 @@ STATES: Mapping[str, Literal["pending", "running", "ending", "ended"]] = {
 
 
 def pattern(types: tuple[str, ...]) -> str:
-    """Return the expression that matches the families with GPUs, and patterns of a user's.
+    """Return the expression that matches the families with GPUs, those that take some, and a user's.
 
     >>> pattern(("n2-standard-*",))
-    '(a2-.*|a3-.*|a4-.*|a4x-.*|g2-.*|g4-.*|n2-standard-.*)'
+    '(a2-.*|a3-.*|a4-.*|a4x-.*|g2-.*|g4-.*|n1-standard-.*|n1-highmem-.*|n2-standard-.*)'
     """
     own = [re.escape(each).replace(r"\*", ".*").replace(r"\-", "-") for each in types]
-    return f"({'|'.join([*FAMILIES, *own])})"
+    return f"({'|'.join([*FAMILIES, *MACHINES, *own])})"
+
+
+def is_named(types: tuple[str, ...], instance_type: str) -> bool:
+    """Say whether a user's own patterns name a type.
+
+    >>> is_named(("n1-standard-*",), "n1-standard-8"), is_named(("n2-*",), "n1-standard-8")
+    (True, False)
+    """
+    return any(fnmatchcase(instance_type, each) for each in types)
 
 
 def shape_of(machine_type: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -107,7 +118,9 @@ def vm_of(instance: Mapping[str, Any]) -> Vm:
     return Vm(
         id=instance["name"],
         state=state,
-        instance_type=instance["machineType"].rsplit("/", 1)[-1],
+        instance_type=put_together(
+            instance["machineType"].rsplit("/", 1)[-1], instance.get("guestAccelerators") or ()
+        ),
         region=zone.rsplit("-", 1)[0],
         zone=zone,
         spot=spot,

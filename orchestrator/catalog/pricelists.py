@@ -140,7 +140,7 @@ def read_gpuhunt(text: str, *, provider: str, as_of: date | None, file: str = "c
             PriceRow(
                 provider=row.get("provider") or provider,
                 region=row["location"],
-                instance_type=row["instance_name"],
+                instance_type=_attached(row["instance_name"], row["gpu_name"], count),
                 source=f"gpuhunt {file}",
                 accelerator=device.name,
                 count=count,
@@ -251,7 +251,16 @@ def _join(
     spot = gpu.spot + host.spot if gpu.spot is not None and host.spot is not None else None
     if price is None and spot is None:
         return None
-    return _Quote(host.instance_type, price, spot, host.cpu, host.memory)
+    return _Quote(_attached(host.instance_type, name, count), price, spot, host.cpu, host.memory)
+
+
+def _attached(instance_type: str, name: str, count: int) -> str:
+    """Return what a machine is called with GPUs that are attached to it: alone it has another price.
+
+    >>> _attached("n1-highmem-8", "T4", 2), _attached("g2-standard-4", "L4", 1)
+    ('n1-highmem-8+t4x2', 'g2-standard-4')
+    """
+    return f"{instance_type}+{name.lower()}x{count}" if instance_type.startswith("n1-") else instance_type
 
 
 def _device(name: str, count: int, described: str) -> tuple[Accelerator | None, int]:

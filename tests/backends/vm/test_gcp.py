@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from backends.gcp import Gcp
 from backends.gcp.shapes import tags_of
-from backends.vm.port import DEPLOYMENT, KEY, LAUNCH
+from backends.vm.port import DEPLOYMENT, KEY, LAUNCH, Provider
 from orchestrator.backend import LABEL, Launch, Phase, Rent
 from orchestrator.errors import AuthFailed, Busy, ConfigError, NoCapacity, Quota, Rejected
 from tests.backends.vm.contract import ProviderContract, Refused, die
@@ -28,7 +28,7 @@ P = f"/compute/v1/projects/{PROJECT}"
 ZONE = P + "/zones/([a-z0-9-]+)"
 TYPES = {
     "us-central1-a": ("g2-standard-4", "a3-highgpu-8g", "n2-standard-8"),
-    "us-central1-b": ("g2-standard-4",),
+    "us-central1-b": ("g2-standard-4", "n1-standard-8", "n1-standard-32"),
     "europe-west4-a": ("g2-standard-4",),
 }
 GPUS = {"g2-standard-4": ("nvidia-l4", 1, 4, 16384), "a3-highgpu-8g": ("nvidia-h100-80gb", 8, 208, 1916928)}
@@ -92,10 +92,18 @@ class FakeGcp(FakeCloud):
 
     def _type(self, name: str) -> dict[str, Any]:
         if name not in GPUS:
-            return {"name": name, "guestCpus": 8, "memoryMb": 32768, "architecture": "X86_64"}
+            cpus = int(name.rsplit("-", 1)[1])
+            return {"name": name, "guestCpus": cpus, "memoryMb": cpus * 4096, "architecture": "X86_64"}
         gpu, count, cpus, memory = GPUS[name]
         accelerators = [{"guestAcceleratorType": gpu, "guestAcceleratorCount": count}]
         return {"name": name, "guestCpus": cpus, "memoryMb": memory, "accelerators": accelerators}
+
+    @route("GET", P + "/aggregated/acceleratorTypes")
+    def accelerator_types(self, asked: Asked) -> Reply:
+        found = ["nvidia-tesla-t4", "nvidia-tesla-v100", "nvidia-l4", "nvidia-tesla-t4-vws"]
+        wanted = re.findall(r'name = "([a-z0-9-]+)"', asked.query["filter"])
+        there = [{"name": name, "maximumCardsPerInstance": 4} for name in found if name in wanted]
+        return 200, {"items": {"zones/us-central1-b": {"acceleratorTypes": there}, "zones/us-central1-a": {}}}
 
     @route("GET", P + "/aggregated/reservations")
     def reservations(self, _: Asked) -> Reply:
@@ -188,6 +196,7 @@ class FakeGcp(FakeCloud):
             "name": made.id, "status": data["status"], "zone": home,
             "machineType": f"{home}/machineTypes/{data['machineType'].rsplit('/', 1)[-1]}",
             "labels": data["labels"], "labelFingerprint": str(data["fingerprint"]),
+            **({"guestAccelerators": data["guestAccelerators"]} if "guestAccelerators" in data else {}),
             "scheduling": data["scheduling"], "creationTimestamp": "2026-11-29T03:00:00.000-08:00",
             "networkInterfaces": [
                 {"networkIP": "10.128.0.2", "accessConfigs": [{"natIP": made.address}]}
@@ -281,7 +290,8 @@ class TestGcp(ProviderContract):
         self, options: dict[str, Any]
     ) -> None:
         found = self.provider_of({**options, "instance_types": ["n2-standard-*"]}).offers()
-        assert [(o.instance_type, o.zone, o.spot) for o in found] == [
+        whole = [offer for offer in found if "+" not in offer.instance_type]
+        assert [(o.instance_type, o.zone, o.spot) for o in whole] == [
             (kind, zone, spot)
             for zone, kinds in (
                 ("us-central1-a", ("a3-highgpu-8g", "g2-standard-4", "n2-standard-8")),
@@ -292,6 +302,31 @@ class TestGcp(ProviderContract):
         h100 = found[0]
         assert (h100.accelerator, h100.count, h100.vram_bytes) == ("nvidia-h100-80gb", 8, 80 * 2**30)
         assert (h100.price_list, h100.price_usd_hour) == ("gcp", 0.027397)
+
+    def test_gpus_are_attached_to_n1_machines_where_a_zone_has_them_and_they_fit(
+        self, options: dict[str, Any]
+    ) -> None:
+        attached = [o for o in Gcp(**options).offers() if o.instance_type.startswith("n1-") and not o.spot]
+        assert {(o.instance_type, o.accelerator, o.count) for o in attached} == {
+            *((f"n1-standard-{size}+t4x{n}", "nvidia-tesla-t4", n) for size in (8, 32) for n in (1, 2, 4)),
+            *((f"n1-standard-8+v100x{n}", "nvidia-tesla-v100", n) for n in (1, 2, 4, 8)),
+            *((f"n1-standard-32+v100x{n}", "nvidia-tesla-v100", n) for n in (4, 8)),
+        }
+        assert {(o.zone, o.vendor, o.price_list) for o in attached} == {("us-central1-b", "nvidia", "gcp")}
+        assert {o.vram_bytes for o in attached} == {16 * 2**30}
+        alone = Gcp(**options, instance_types=["n1-standard-*"]).offers()
+        assert {o.count for o in alone if o.instance_type == "n1-standard-8"} == {0}
+
+    def test_an_attached_gpu_is_asked_for_and_seen_again(self, cloud: FakeGcp, provider: Provider) -> None:
+        rent = replace(self.rent, instance_type="n1-standard-8+t4x2", zone="us-central1-b")
+        vm = provider.create(self.order(rent=rent))
+        body = next(asked.body for asked in cloud.heard if asked.path.endswith("/instances") and asked.body)
+        assert body["machineType"] == "zones/us-central1-b/machineTypes/n1-standard-8"
+        kind = "zones/us-central1-b/acceleratorTypes/nvidia-tesla-t4"
+        assert body["guestAccelerators"] == [{"acceleratorType": kind, "acceleratorCount": 2}]
+        assert body["scheduling"]["onHostMaintenance"] == "TERMINATE"
+        (found,) = provider.list({DEPLOYMENT: "d1"})
+        assert (vm.instance_type, found.instance_type) == (rent.instance_type, rent.instance_type)
 
     def test_types_are_asked_for_once_a_day(self, cloud: FakeGcp, options: dict[str, Any]) -> None:
         first = self.provider_of(options).offers()
