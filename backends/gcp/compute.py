@@ -17,7 +17,6 @@ from backends.gcp.refusals import FIXES, failed, read
 from backends.gcp.shapes import (
     HYPERDISK_ONLY,
     is_named,
-    labels_of,
     name_of,
     offers_of,
     pattern,
@@ -26,6 +25,7 @@ from backends.gcp.shapes import (
 )
 from backends.gcp.signing import Signing
 from backends.vm.cooling import where_of
+from backends.vm.labels import labels_of
 from backends.vm.port import KeySpent, Order, Vm
 from backends.vm.rest import Gone, Rest, Taken
 from orchestrator.backend import Check, Offer

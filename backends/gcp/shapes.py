@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from backends.gcp.attached import MACHINES, put_together
-from backends.vm.port import EXPIRES, Vm
-from orchestrator.backend import LABEL, Offer
+from backends.vm.labels import tags_of
+from backends.vm.port import Vm
+from orchestrator.backend import Offer
 from orchestrator.units import GIB
 
 MIB = 2**20
@@ -139,43 +140,3 @@ def name_of(key: str) -> str:
     'modelyard-0123456789abcdef0123456789abcdef'
     """
     return f"modelyard-{key}"
-
-
-def labels_of(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return tags as Google's labels: small letters, digits, ``-`` and ``_``, 63 of them at most.
-
-    Times become seconds, and a hash is two labels.
-
-    >>> labels_of({LABEL + "run": "chat", EXPIRES: "2026-11-29T12:00:00+00:00"})
-    {'modelyard-run': 'chat', 'modelyard-expires': '1795953600'}
-    """
-    found: dict[str, str] = {}
-    for key, value in tags.items():
-        name = "modelyard-" + key.removeprefix(LABEL)
-        if key == EXPIRES and value:
-            found[name] = str(int(datetime.fromisoformat(value).timestamp()))
-        elif key == LABEL + "spec-hash":
-            found[name], found[name + "-2"] = value[:32], value[32:]
-        else:
-            found[name] = value
-    return found
-
-
-def tags_of(labels: Mapping[str, str]) -> dict[str, str]:
-    """Return the tags that labels hold.
-
-    >>> tags_of(labels_of({EXPIRES: "2026-11-29T12:00:00+00:00", LABEL + "spec-hash": "ab" * 32})) == {
-    ...     EXPIRES: "2026-11-29T12:00:00+00:00", LABEL + "spec-hash": "ab" * 32}
-    True
-    """
-    found = {
-        LABEL + key.removeprefix("modelyard-"): value
-        for key, value in labels.items()
-        if key.startswith("modelyard-")
-    }
-    second = found.pop(LABEL + "spec-hash-2", "")
-    if LABEL + "spec-hash" in found:
-        found[LABEL + "spec-hash"] += second
-    if found.get(EXPIRES, "").isdigit():
-        found[EXPIRES] = datetime.fromtimestamp(int(found[EXPIRES]), UTC).isoformat(timespec="seconds")
-    return found

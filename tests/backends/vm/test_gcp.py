@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from backends.gcp import Gcp
-from backends.gcp.shapes import tags_of
+from backends.vm.labels import tags_of
 from backends.vm.port import DEPLOYMENT, KEY, LAUNCH, Provider
 from orchestrator.backend import LABEL, Launch, Phase, Rent
 from orchestrator.errors import AuthFailed, Busy, ConfigError, NoCapacity, Quota, Rejected
