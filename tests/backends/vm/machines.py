@@ -20,7 +20,7 @@ from backends.vm import boot
 from orchestrator.backend import LABEL
 from tests.backends.ssh.farm import MAIN_SOCKET, Farm, Sshd
 
-STUBS = ("systemd-run", "systemctl", "usermod", "nvidia-ctk", "nvidia-smi", "apt-get")
+STUBS = ("systemd-run", "systemctl", "usermod", "nvidia-ctk", "nvidia-smi", "apt-get", "sed")
 NOWHERE = "192.0.2.1"
 """An address at which nobody answers (RFC 5737)."""
 
