@@ -41,6 +41,10 @@ class Can(enum.Enum):
     RENT = "rent the machine that an offer names, and give it back"
 
 
+SCRATCH_BYTES = 4 * 2**30
+"""Logs, kernels that are compiled and temporary files of an engine, beside its model."""
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """A kind of instance a backend can give now.
@@ -81,6 +85,8 @@ class Offer:
     the machine's; one that is not there leaves the offer without a price, and nobody rents it."""
     unfit: str = ""
     """Why nothing may start there now, though the machine is there: cordoned, or not well."""
+    fetches: bool = False
+    """Whether ``disk_bytes`` has to hold what a launch fetches anew each time: its image and its model."""
 
     @property
     def own_prices(self) -> tuple[float, float]:

@@ -254,6 +254,7 @@ def _offers(
         "spot": _is_spot(labels),
         "available": 1,
         "divisible": True,
+        "fetches": settings.cache_claim is None,
     }
     offers: list[Offer] = []
     partly: list[str] = []

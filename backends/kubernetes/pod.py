@@ -12,7 +12,7 @@ from typing import Any
 from backends.kubernetes.names import fitting, literal
 from backends.kubernetes.placement import placement
 from backends.kubernetes.settings import Settings
-from orchestrator.backend import File, Launch, Mount, Probe
+from orchestrator.backend import SCRATCH_BYTES, File, Launch, Mount, Probe
 from orchestrator.errors import Rejected
 from orchestrator.units import format_bytes
 
@@ -30,9 +30,6 @@ SHM_PER_ACCELERATOR = 2 * 2**30
 
 DRAIN_S = 5
 """An endpoint takes a moment to leave every proxy; requests that still come must find someone."""
-
-SCRATCH_BYTES = 4 * 2**30
-"""Logs, kernels that are compiled and temporary files of an engine, beside its model."""
 
 LONGEST_GRACE_S = 10 * 365 * 86_400
 

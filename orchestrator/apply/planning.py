@@ -19,7 +19,7 @@ from orchestrator.apply.adapters import (
 from orchestrator.apply.fleets import FleetPlan, plan_fleet
 from orchestrator.apply.inputs import read_inputs
 from orchestrator.apply.sets import NO_SET, Deletion, FleetRecord, Scope, deletions, joined, joining
-from orchestrator.backend import Can, Launch, Mount, Offer, Rent, Scaling
+from orchestrator.backend import SCRATCH_BYTES, Can, Launch, Mount, Offer, Rent, Scaling
 from orchestrator.engines.job import Adapters, relisted
 from orchestrator.errors import Denied, ModelError, NothingFits, Problem, SpecError, UsageError
 from orchestrator.planner.ask import Names, Work, demand_of, runs_bare
@@ -490,13 +490,16 @@ class _Placing:
         if found and self.offers.world.strict:
             raise SpecError([self.document.problem(each.field, each.text) for each in found])
 
+        fetch_bytes = _fetched(spec.model, facts)
+        demand = replace(self.demand, fetch_bytes=fetch_bytes)
+
         def choose(index: OfferIndex) -> tuple[Placed, Served]:
             return place_model(
-                question, self.demand, index, accelerators(),
+                question, demand, index, accelerators(),
                 what=self.what, where=self.document.position, sort=self.offers.world.sort, prices=prices(),
             )  # fmt: skip
 
-        key = repr((question, self.demand))
+        key = repr((question, demand))
         known = self.offers.served.get(key)
         (placed, served), beside = (known, True) if known else self._try(choose)
         if beside:
@@ -506,8 +509,7 @@ class _Placing:
         launch = served.launch.installed() if question.bare else served.launch
         device = None if is_cpu(served.accelerator) else served.accelerator.name
         return _Engine(
-            placed, beside, launch, device, layout.count, layout.nodes, served.mounts,
-            _fetched(spec.model, facts, served.parameters),
+            placed, beside, launch, device, layout.count, layout.nodes, served.mounts, fetch_bytes,
             follower=served.follower, served=served,
         )  # fmt: skip
 
@@ -520,17 +522,17 @@ class _Placing:
         bare = runs_bare(spec, self.demand.places)
         question = tuning_question_of(spec, facts, bare=bare, resume=self.offers.world.resume)
         question, unchecked = looked_at(self.document, question, self.offers.world.datasets)
+        fetch_bytes = _fetched(spec.train.model if spec.train else None, facts)
+        demand = replace(self.demand, fetch_bytes=fetch_bytes)
         (placed, trained), beside = self._try(
             lambda index: place_training(
-                question, self.demand, index, accelerators(), what=self.what, where=self.document.position
+                question, demand, index, accelerators(), what=self.what, where=self.document.position
             )
         )
         where = trained.candidate
         return _Engine(
             placed, beside, trained.launch, None if is_cpu(where.accelerator) else where.accelerator.name,
-            where.count, where.nodes, trained.mounts,
-            _fetched(spec.train.model if spec.train else None, facts, trained.parameters), trained=trained,
-            notes=unchecked,
+            where.count, where.nodes, trained.mounts, fetch_bytes, trained=trained, notes=unchecked,
         )  # fmt: skip
 
     @property
@@ -548,13 +550,15 @@ class _Placing:
             return choose(OfferIndex(freed, preference=tuple(self.offers.world.places))), False
 
 
-def _fetched(model: Model | None, facts: ModelFacts, parameters: int) -> int:
+def _fetched(model: Model | None, facts: ModelFacts) -> int:
     """Return the bytes of a model's files that a node downloads; none where it is mounted."""
+    from orchestrator.catalog import count_parameters
     from orchestrator.planner.sources import model_source
 
     if model is None or model_source(model)[1]:
         return 0
-    return facts.weights_bytes or 2 * parameters  # as published, 16 bits each
+    # as published, else 16 bits each
+    return facts.weights_bytes or 2 * (facts.parameters or count_parameters(facts))
 
 
 def _with_back(offer: Offer, template: Template) -> Offer:
@@ -571,8 +575,16 @@ def _with_back(offer: Offer, template: Template) -> Offer:
         offer,
         cpu=offer.cpu + (held.cpu or 0) * many,
         memory_bytes=offer.memory_bytes + (held.memory_bytes or 0) * many,
+        disk_bytes=None if offer.disk_bytes is None else offer.disk_bytes + _disk_of(template) * many,
         count=offer.count + held.accelerators * many,
     )
+
+
+def _disk_of(template: Template) -> int:
+    """Return what a place keeps of a disk for one launch, where it does."""
+    launch = template.launch
+    fetched = launch.fetch_bytes + SCRATCH_BYTES if launch.fetch_bytes else 0
+    return fetched if launch.resources.disk_bytes is None else launch.resources.disk_bytes
 
 
 def updated(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from orchestrator.backend import Can
+from orchestrator.backend import SCRATCH_BYTES, Can
 from orchestrator.spec.parts import exact_bytes
 from orchestrator.units import format_bytes
 
@@ -48,6 +48,10 @@ class AcceleratorDemand:
         return max(1, int(self.count.low or 1))
 
 
+IMAGE_BYTES = 28_600_000_000
+"""An engine's image as it lies on a disk: that of vLLM, in December 2025 (vllm-project/vllm PR 22377)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What one node needs, and where the user allows it to be.
@@ -75,6 +79,17 @@ class Demand:
     max_price_usd_hour: float | None = None
     ordered: bool = False
     """Whether nodes are to start one after the other."""
+    fetch_bytes: int = 0
+    """What each node downloads of a model; 0 where nothing is, or nobody knows."""
+
+    @property
+    def fetched_bytes(self) -> int:
+        """What a disk has to hold of an engine and its model where both are fetched anew; 0 without one.
+
+        >>> Demand(fetch_bytes=141 * 10**9).fetched_bytes // 10**9
+        173
+        """
+        return self.fetch_bytes + IMAGE_BYTES + SCRATCH_BYTES if self.fetch_bytes else 0
 
     def summary(self) -> str:
         """Return the demand in a phrase, for a plan or an error.

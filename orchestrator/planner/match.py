@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from orchestrator.backend import Can, Offer
 from orchestrator.planner.demand import Demand
-from orchestrator.units import GB, GIB
+from orchestrator.units import GB, GIB, format_bytes
 
 Refuse = Callable[[Offer, Demand], str | None]
 
@@ -28,6 +28,8 @@ class Stage:
     refuse: Refuse
     by_price: bool = False
 
+
+TOO_FULL = "too little disk for image and model"
 
 STAGES: list[Stage] = []
 """Every stage, in the order they are asked; an offer falls at the first that refuses it."""
@@ -215,6 +217,15 @@ def disk(offer: Offer, demand: Demand) -> str | None:
     low = demand.disk_bytes.low
     if low is not None and offer.disk_bytes is not None and offer.disk_bytes < low:
         return "too little disk"
+    return None
+
+
+@_stage("disk_bytes", "fetches")
+def fetched(offer: Offer, demand: Demand) -> str | None:
+    """Refuse a disk that image and model would fill, where they are fetched anew for every start."""
+    need = demand.fetched_bytes
+    if need and offer.fetches and offer.disk_bytes is not None and offer.disk_bytes < need:
+        return f"{TOO_FULL} ({format_bytes(need)})"
     return None
 
 

@@ -12,6 +12,7 @@ from orchestrator.backend import Can, Offer
 from orchestrator.errors import NothingFits, Position, Refusal, WhyNot
 from orchestrator.planner.demand import Demand
 from orchestrator.planner.index import Matched, OfferIndex
+from orchestrator.planner.match import TOO_FULL
 
 Action = Literal["create", "update", "replace", "rerun", "unchanged"]
 Sort = Literal["price", "throughput", "latency"]
@@ -140,7 +141,11 @@ _ADVICE = {
 
 def _advice(refused: Sequence[Refusal]) -> str:
     found = [
-        _ADVICE.get(r.reason) or _unable(r.reason) or _joined(r.reason) or _held_back(r.reason)
+        _ADVICE.get(r.reason)
+        or _unable(r.reason)
+        or _joined(r.reason)
+        or _held_back(r.reason)
+        or _full(r.reason)
         for r in refused
     ]
     return next(filter(None, found), "ask for less, or allow more places")
@@ -168,6 +173,12 @@ def _unable(reason: str) -> str:
         return "add image to the spec, or default_image to that backend's configuration"
     found = re.fullmatch(r".+ cannot .+, which (\S+) needs", reason)
     return f"configure a backend that can, such as docker, or leave {found[1]!r} out" if found else ""
+
+
+def _full(reason: str) -> str:
+    """Return what to do where a model does not fit on the disk of the machine that runs it."""
+    fix = "keep models on a volume of their own (cache_claim of a cluster), or use machines with more disk"
+    return fix if reason.startswith(TOO_FULL) else ""
 
 
 def _joined(reason: str) -> str:

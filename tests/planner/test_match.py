@@ -77,6 +77,12 @@ def gpu(**wanted: object) -> Demand:
         (OWN, Demand(cpu=Span(32)), "too few processors"),
         (OWN, Demand(memory_bytes=Span(128 * GB)), "too little memory"),
         (OWN, Demand(disk_bytes=Span(1000 * GB)), "too little disk"),
+        (
+            replace(OWN, fetches=True), Demand(fetch_bytes=510 * GB),
+            "too little disk for image and model (505.6 GiB)",
+        ),
+        (OWN, Demand(fetch_bytes=510 * GB), None),
+        (replace(OWN, fetches=True), Demand(fetch_bytes=500 * GB), None),
         (RENTED, Demand(cpu=Span(2, 8)), "more processors than asked for"),
         (RENTED, Demand(memory_bytes=Span(2 * GB, 8 * GB)), "more memory than asked for"),
         (replace(H100, price_list="aws"), gpu(), "price not known"),
@@ -117,6 +123,8 @@ OFFERS = st.builds(
     own_usd_hour=st.sampled_from([0.0, 1.5]),
     divisible=st.booleans(),
     available=st.sampled_from([None, 0, 4]),
+    disk_bytes=st.sampled_from([None, 100 * GIB, 1000 * GIB]),
+    fetches=st.booleans(),
 )
 DEMANDS = st.builds(
     Demand,
@@ -135,6 +143,7 @@ DEMANDS = st.builds(
     places=st.just(PLACES),
     regions=st.sampled_from([frozenset(), frozenset({"us"})]),
     spot=st.sampled_from(["spot", "on-demand", "auto"]),
+    fetch_bytes=st.sampled_from([0, 140 * GB]),
     max_price_usd_hour=st.sampled_from([None, 2.0, 100.0]),
 )
 

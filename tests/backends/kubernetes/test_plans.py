@@ -16,7 +16,7 @@ from orchestrator.api.protocol import Rehearsal
 from orchestrator.api.rehearsal import is_kept, rehearse, rehearsed, to_rehearse
 from orchestrator.apply import record
 from orchestrator.apply.imagined import imagined_world
-from orchestrator.apply.planning import RunPlan, plan_documents, updated
+from orchestrator.apply.planning import RunPlan, _with_back, plan_documents, updated
 from orchestrator.backend import Can, Group, Scaling
 from orchestrator.engines.job import Metrics
 from orchestrator.errors import (
@@ -348,3 +348,84 @@ def test_a_run_that_has_ended_is_not_asked_for(tmp_path: Path, ended: RunState) 
     assert not is_kept(unchanged)
     assert is_kept(replace(unchanged, run=replace(run, state=RunState.READY)))
     assert not is_kept(replace(unchanged, run=replace(run, state=RunState.RUNNING, type="task")))
+
+
+# --- a disk that is too small
+
+
+def on_a_disk(text: str, disk: str, *, pods: Sequence[Any] = (), **options: Any) -> RunPlan:
+    """Return the plan of a spec for one node of 8 × H100 with this much ephemeral storage."""
+    labels, resource, _ = SITES["gfd-h100"]
+    node = gpu_node(labels, 8, resource)
+    node["status"]["allocatable"]["ephemeral-storage"] = disk
+    settings = Kubernetes("lab", **options).settings
+    facts = lambda model: resolve(model.id, revision=model.revision, hub=None, offline=True)  # noqa: E731
+    world = replace(
+        imagined_world("lab", Kubernetes("lab").can, vendor="nvidia", facts=facts),
+        offers=lambda: [
+            replace(one, backend="lab", accelerator="H100-80GB")
+            for one in offers(node, pods=pods, settings=settings)
+        ],
+    )
+    (plan,) = plan_documents(read(text), world)
+    assert isinstance(plan, RunPlan)
+    return plan
+
+
+SERVED = "type: service\nname: chat\nmodel: {id: Qwen/Qwen2.5-72B-Instruct, precision: bf16, context: 8192}\n"
+TUNED = """\
+type: task
+name: tune
+train:
+  method: sft
+  model: Qwen/Qwen2.5-72B-Instruct
+  dataset: trl-lib/Capybara
+  adapter: {type: lora, rank: 8}
+  sequence_length: 1024
+  batch_size: 8
+  output: s3://results/tune
+"""
+
+
+@pytest.mark.parametrize("text", [SERVED, TUNED], ids=["served", "tuned"])
+def test_disk_that_image_and_model_would_fill_is_refused(text: str) -> None:
+    with pytest.raises(NothingFits) as refused:
+        on_a_disk(text, "160Gi")  # the files take 135 GiB, the image 27, the rest 4
+    assert [r.reason for r in refused.value.refused] == ["too little disk for image and model (166.1 GiB)"]
+    assert "cache_claim" in (refused.value.fix or "")
+    assert on_a_disk(text, "170Gi").template is not None
+
+
+def test_disk_that_other_pods_ask_for_is_not_there() -> None:
+    other = pod_of("n1", {"ephemeral-storage": "100Gi"})
+    with pytest.raises(NothingFits, match="no offer fits"):
+        on_a_disk(SERVED, "200Gi", pods=[other])
+
+
+def test_models_on_a_claim_take_no_disk_of_a_node() -> None:
+    assert on_a_disk(SERVED, "60Gi", cache_claim="models").template is not None
+
+
+def test_model_that_is_replaced_gives_its_disk_back() -> None:
+    before = on_a_disk(SERVED, "200Gi")
+    assert before.template is not None
+    (offer,) = offers(gpu_node(SITES["gfd-h100"][0]), pods=[])
+    held = replace(offer, backend="lab", disk_bytes=50 * 2**30)
+    back = _with_back(held, before.template)
+    launch = before.template.launch
+    assert back.disk_bytes == 50 * 2**30 + launch.fetch_bytes + 4 * 2**30
+
+
+def test_disk_of_a_spec_without_a_model_is_what_it_says() -> None:
+    plain = "type: task\nname: hello\nimage: busybox:1.37\ncommands: [ls]\n"
+    assert on_a_disk(plain, "1Gi").template is not None
+    with pytest.raises(NothingFits) as refused:
+        on_a_disk(plain + "resources: {disk: 2GB}\n", "1Gi")
+    assert [r.reason for r in refused.value.refused] == ["too little disk"]
+
+
+def pod_of(node: str, requests: dict[str, str]) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "p"}, "status": {"phase": "Running"},
+        "spec": {"nodeName": node, "containers": [{"resources": {"requests": requests}}]},
+    }  # fmt: skip
