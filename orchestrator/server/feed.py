@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 from orchestrator.errors import StoreError
+from orchestrator.server.routine import Routine
 
 LOOK_S = 0.2
 """How soon what another server wrote is seen; what this one writes is told at once."""
@@ -13,7 +14,7 @@ BEHIND_S = 2.0
 """How long a database that does not answer is left alone."""
 
 
-class Feed:
+class Feed(Routine):
     """Looks at the newest event's serial, and wakes those who wait for a newer one.
 
     Args:
@@ -21,41 +22,22 @@ class Feed:
         moved: Called after each move, from the feed's own thread.
     """
 
+    called = "feed"
+    first_s = LOOK_S
+
     def __init__(self, newest: Callable[[], int], moved: Callable[[], None]) -> None:
+        super().__init__()
         self._newest = newest
         self._moved = moved
-        self._poked = threading.Event()
-        self._closed = threading.Event()
         self._lock = threading.Lock()
         self._waiting: dict[int, Callable[[], None]] = {}
         self._next = 0
         self.serial = newest()
-        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
-
-    def start(self) -> None:
-        """Begin to look."""
-        self._thread.start()
-
-    def poke(self) -> None:
-        """Look at once: something was written here."""
-        self._poked.set()
-
-    def end(self) -> None:
-        """Stop looking, and have those who wait leave; may be called where nothing may block."""
-        self._closed.set()
-        self._poked.set()
 
     def close(self) -> None:
         """Stop looking, and wake everybody a last time."""
-        self.end()
-        if self._thread.is_alive():
-            self._thread.join()
+        super().close()
         self._tell()
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether nothing more will come."""
-        return self._closed.is_set()
 
     def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
         """Have ``wake`` called on each move, from another thread; return how to be left alone again."""
@@ -80,19 +62,20 @@ class Feed:
         finally:
             leave()
 
+    def turn(self) -> float:
+        """Look, and wake those who wait where the record moved; return how long to wait, in seconds."""
+        try:
+            newest = self._newest()
+        except StoreError:
+            return BEHIND_S
+        if newest != self.serial:
+            self.serial = newest
+            self._moved()
+            self._tell()
+        return LOOK_S
+
     def _run(self) -> None:
-        while not self._closed.is_set():
-            self._poked.wait(LOOK_S)
-            self._poked.clear()
-            try:
-                newest = self._newest()
-            except StoreError:
-                self._closed.wait(BEHIND_S)
-                continue
-            if newest != self.serial:
-                self.serial = newest
-                self._moved()
-                self._tell()
+        super()._run()
         self._tell()
 
     def _tell(self) -> None:

@@ -7,7 +7,6 @@ nobody looked.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -16,6 +15,7 @@ from orchestrator.api.activity import last_active
 from orchestrator.errors import ModelyardError, StateMoved
 from orchestrator.reconcile import Job, JobState, Run, RunEvent, Turn, Wanted
 from orchestrator.server.asking import answer_of
+from orchestrator.server.duty import Duty
 from orchestrator.server.site import Site
 from orchestrator.spec.models import DevEnvironment, Service, Task, UtilizationPolicy, spec_of
 from orchestrator.spec.models import Volume as VolumeSpec
@@ -42,7 +42,7 @@ _DEVICES = (
 """Prints how busy each accelerator is, in percent, a line for each."""
 
 
-class Reaper:
+class Reaper(Duty):
     """Looks once a minute, from a thread of its own; of several servers the first does it.
 
     Args:
@@ -50,26 +50,17 @@ class Reaper:
         ask: Runs a command inside a job.
     """
 
+    called = "idle"
+    first_s = look_s = LOOK_S
+
     def __init__(self, site: Site, ask: Ask = answer_of) -> None:
-        self._site = site
+        super().__init__(site)
         self._ask = ask
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
         self._devices: dict[str, Busy] = {}
         """How busy the accelerators of each job were, by its name; those of the last look alone."""
         self._before: dict[str, Busy] = {}
         self._asked: dict[str, datetime] = {}
         """When each dev environment was last asked who is inside, by run id."""
-
-    def start(self) -> None:
-        """Begin to look."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop looking."""
-        self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def once(self) -> list[str]:
         """End what has been idle for as long as its spec allows; return the names."""
@@ -170,14 +161,19 @@ class Reaper:
         )
         return mounted or any(v.used_by for v in self._site.places[backend].volumes() if v.name == name)
 
-    def _run(self) -> None:
-        while not self._closed.wait(LOOK_S):
-            try:
-                self._site.note_sockets()
-                if self._site.peers[0] == self._site.owner:
-                    self.once()
-            except ModelyardError as error:
-                self._site.complain(f"idle: {error.what}")
+    def turn(self) -> float:
+        """Note who is inside runs through this server, and look where it is the first."""
+        try:
+            self._site.note_sockets()
+        except ModelyardError as error:
+            self._site.complain(f"idle: {error.what}")
+            return LOOK_S
+        return super().turn()
+
+    def duty(self) -> float:
+        """End what nobody uses; return how long to wait for the next look, in seconds."""
+        self.once()
+        return LOOK_S
 
 
 @dataclass

@@ -19,6 +19,7 @@ import uvicorn
 from orchestrator.errors import UsageError
 from orchestrator.server.app import application
 from orchestrator.server.desk import Desk
+from orchestrator.server.duty import Duty
 from orchestrator.server.idle import Reaper
 from orchestrator.server.login import Doorman
 from orchestrator.server.schedule import Clock
@@ -135,12 +136,7 @@ def serve(
     say(f"listening on {'https' if door.certificate else 'http'}://{shown}:{opened.getsockname()[1]}")
     if token is not None:
         say(f"token {token}")
-    beside_it: list[Clock | Reaper | Syncer | Herald] = [
-        Clock(site),
-        Reaper(site),
-        *([syncer] if syncer else []),
-        *heralds,
-    ]
+    beside_it: list[Duty] = [Clock(site), Reaper(site), *([syncer] if syncer else []), *heralds]
     for each in beside_it:
         each.start()
     try:

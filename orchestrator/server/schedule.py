@@ -4,40 +4,23 @@ from __future__ import annotations
 
 import functools
 import json
-import threading
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from orchestrator.errors import ModelyardError, StateMoved
+from orchestrator.errors import StateMoved
 from orchestrator.reconcile import Run, RunEvent, RunState, Turn, Wanted
-from orchestrator.server.site import Site
+from orchestrator.server.duty import Duty
 
 LOOK_S = 15.0
 """How late a task may start: cron counts in minutes."""
 
 
-class Clock:
-    """Starts what is due, from a thread of its own; of several servers the first does it.
+class Clock(Duty):
+    """Starts what is due, from a thread of its own; of several servers the first does it."""
 
-    Args:
-        site: The server's share of the world.
-    """
-
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="clock", daemon=True)
-
-    def start(self) -> None:
-        """Begin to look at the clock."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop looking."""
-        self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join()
+    called = "schedules"
+    first_s = look_s = LOOK_S
 
     def once(self) -> list[str]:
         """Start what is due; return the names.
@@ -63,14 +46,10 @@ class Clock:
             self._site.wrote()
         return started
 
-    def _run(self) -> None:
-        while not self._closed.wait(LOOK_S):
-            if self._site.peers[0] != self._site.owner:
-                continue
-            try:
-                self.once()
-            except ModelyardError as error:
-                self._site.complain(f"schedules: {error.what}")
+    def duty(self) -> float:
+        """Start what is due; return how long to wait for the next look, in seconds."""
+        self.once()
+        return LOOK_S
 
 
 def due(runs: Iterable[Run], *, now: datetime) -> list[tuple[Run, str]]:

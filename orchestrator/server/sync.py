@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +17,7 @@ from orchestrator.catalog.hardware import known_names
 from orchestrator.errors import ModelyardError, Problem, SpecError
 from orchestrator.server import sops
 from orchestrator.server.carrying import carry_out
+from orchestrator.server.duty import Duty
 from orchestrator.server.git import Checkout, Source
 from orchestrator.server.site import Site
 from orchestrator.spec.load import Document, load
@@ -45,7 +45,7 @@ class Wish:
     project: str = MAIN
 
 
-class Syncer:
+class Syncer(Duty):
     """Applies a repository again and again, from a thread of its own.
 
     Of several servers on one record the first does it.
@@ -56,34 +56,23 @@ class Syncer:
         root: Where the work tree is kept.
     """
 
+    called = "sync"
+
     def __init__(self, site: Site, wish: Wish, root: Path) -> None:
-        self._site = site
+        super().__init__(site)
         self._wish = wish
         self._checkout = Checkout(wish.source, root, signed=wish.signed)
         self._key = f"sync/{hashlib.sha256(str(wish.source).encode()).hexdigest()[:16]}"
-        self._poked = threading.Event()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
 
     @property
     def project(self) -> str:
         """Whose runs it makes."""
         return self._wish.project
 
-    def start(self) -> None:
-        """Begin to sync."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """End after the commit under way."""
-        self._closed.set()
-        self._poked.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def poke(self) -> None:
-        """Sync now, whatever the clock says."""
-        self._poked.set()
+    @property
+    def look_s(self) -> float:
+        """How long to wait after a turn that was another server's, in seconds."""
+        return self._wish.interval_s
 
     def history(self) -> list[SyncStatus]:
         """Return what became of the last commits, newest first."""
@@ -204,16 +193,9 @@ class Syncer:
     def _now(self) -> datetime:
         return self._site.clock()
 
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            self._poked.clear()
-            wait = self._wish.interval_s
-            if self._site.peers[0] == self._site.owner:
-                try:
-                    wait = self.pause_s(self.once())
-                except ModelyardError as error:  # the record itself
-                    self._site.complain(f"sync: {error.what}")
-            self._poked.wait(wait)
+    def duty(self) -> float:
+        """Fetch and apply; return how long to wait for the next turn, in seconds."""
+        return self.pause_s(self.once())
 
 
 def _news(status: SyncStatus) -> tuple[object, ...]:

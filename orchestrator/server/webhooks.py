@@ -6,13 +6,13 @@ import base64
 import hashlib
 import hmac
 import json
-import threading
 from datetime import UTC
 
 import httpx
 
-from orchestrator.errors import ModelyardError, UsageError
+from orchestrator.errors import UsageError
 from orchestrator.reconcile import RunEvent
+from orchestrator.server.duty import Duty
 from orchestrator.server.site import Site
 
 SECRET = "MODELYARD_WEBHOOK_SECRET"
@@ -22,7 +22,7 @@ TIMEOUT_S = 10.0
 LOOK_S = 1.0
 
 
-class Herald:
+class Herald(Duty):
     """Sends the events of runs to one address, from a thread of its own; of several servers the first does.
 
     What was taken last is on record, so that a server that ends halfway goes on where it was: an event may
@@ -33,27 +33,28 @@ class Herald:
         url: Where events go.
     """
 
+    called = "webhook"
+    look_s = LOOK_S
+
     def __init__(self, site: Site, url: str) -> None:
+        super().__init__(site)
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"--webhook: {url!r} is no address", fix="https://HOST/PATH")
-        self._site = site
         self._url = url
+        self._http = httpx.Client(timeout=TIMEOUT_S)
         self._key = f"webhook/{hashlib.sha256(url.encode()).hexdigest()[:16]}"
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
         self._tries = 0
 
     def start(self) -> None:
         """Begin to send: what happens from now on, or behind what was taken last."""
         if self._site.store.access.note(self._key) is None:
             self._took(self._site.store.last_serial())
-        self._thread.start()
+        super().start()
 
     def close(self) -> None:
         """End after the event under way."""
-        self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        super().close()
+        self._http.close()
 
     def once(self, http: httpx.Client) -> float:
         """Send what is new, in order; return how long to wait before the next look, in seconds."""
@@ -83,17 +84,9 @@ class Herald:
     def _took(self, serial: int) -> None:
         self._site.store.access.remember(self._key, str(serial), now=self._site.clock())
 
-    def _run(self) -> None:
-        wait = 0.0
-        with httpx.Client(timeout=TIMEOUT_S) as http:
-            while not self._closed.wait(wait):
-                wait = LOOK_S
-                if self._site.peers[0] != self._site.owner:
-                    continue
-                try:
-                    wait = self.once(http)
-                except ModelyardError as error:
-                    self._site.complain(f"webhook: {error.what}")
+    def duty(self) -> float:
+        """Send what is new; return how long to wait for the next look, in seconds."""
+        return self.once(self._http)
 
 
 def cloud_event(deployment: str, serial: int, event: RunEvent) -> dict[str, object]:
