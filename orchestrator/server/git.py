@@ -110,6 +110,21 @@ class Checkout:
         self._git("clean", "--quiet", "-ffdx")
         return commit
 
+    def newest(self) -> str | None:
+        """Return the commit that the branch or tag is at now, None where that cannot be told."""
+        peeled = f"{self._source.ref}^{{}}"  # the commit of a tag that is an object of its own
+        try:
+            found = self._git(
+                "ls-remote", "--quiet", "--end-of-options", self._source.url, self._source.ref, peeled
+            )
+        except GitUnreachable:
+            return None
+        # asked for one name, git lists every one that ends so
+        there = {name: commit for commit, _, name in (line.partition("\t") for line in found.splitlines())}
+        ref = self._source.ref
+        names = (ref, f"refs/{ref}", f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}", f"refs/heads/{ref}")
+        return next((there[name] for name in names if name in there), None)
+
     def _git(self, *arguments: str) -> str:
         try:
             done = subprocess.run(
@@ -121,9 +136,19 @@ class Checkout:
         except FileNotFoundError:
             raise UsageError("there is no program git here", fix="apt-get install git") from None
         if done.returncode:
-            said = re.sub(r"//[^/@\s]*@", "//", done.stderr.strip()).splitlines()
-            raise GitUnreachable(f"git {arguments[0]}: {said[-1] if said else done.returncode}")
+            raise GitUnreachable(f"git {arguments[0]}: {_reason(done.stderr) or done.returncode}")
         return done.stdout
+
+
+def _reason(said: str) -> str:
+    """Return what git says first that is no warning; its advice comes last. No password is in it.
+
+    >>> _reason("Warning: added\\nfatal: '/srv/x' is no repository\\nand the repository exists.")
+    "'/srv/x' is no repository"
+    """
+    lines = (line.strip() for line in re.sub(r"//[^/@\s]*@", "//", said).splitlines())
+    first = next((line for line in lines if line and not line.lower().startswith(("warning:", "hint:"))), "")
+    return first.removeprefix("fatal: ").removeprefix("error: ")
 
 
 def _environment() -> dict[str, str]:

@@ -7,7 +7,7 @@ import hmac
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from orchestrator.api import Plans
@@ -62,6 +62,10 @@ class Syncer(Duty):
         super().__init__(site)
         self._wish = wish
         self._checkout = Checkout(wish.source, root, signed=wish.signed)
+        self._asked = False
+        self._failed: str | None = None
+        """The commit that failed last, "" where it could not be fetched, None where none did."""
+        self._again_at = site.clock()
         self._key = f"sync/{hashlib.sha256(str(wish.source).encode()).hexdigest()[:16]}"
 
     @property
@@ -93,13 +97,14 @@ class Syncer(Duty):
     def once(self) -> SyncStatus:
         """Fetch and apply; return what became of it, which is remembered."""
         last = next(iter(self.history()), None)
-        commit = last.commit if last else ""
+        commit = ""  # a repository that cannot be fetched is no commit's fault
         try:
             commit = self._checkout.update()
             changed = self._apply(commit)
             status = self._status(commit, "applied", changed=changed)
         except ModelyardError as error:
-            failures = last.failures + 1 if last and last.state == "failed" else 1
+            again = last is not None and (last.state, last.commit) == ("failed", commit)
+            failures = last.failures + 1 if last and again else 1
             status = self._status(commit, "failed", message=self._said(error), failures=failures)
         if last is None or status.changed or _news(last) != _news(status):
             self._remember(status)
@@ -182,8 +187,8 @@ class Syncer(Duty):
         )  # fmt: skip
 
     def _remember(self, status: SyncStatus) -> None:
-        """Put a status on top; a commit's last word replaces the one before."""
-        older = [each for each in self.history() if each.commit != status.commit]
+        """Put a status on top; a commit's last word replaces the one before, and so does a fetch's."""
+        older = [each for each in self.history() if each.commit not in ("", status.commit)]
         if not status.changed:  # it was applied before: keep what it changed then
             same = next((each for each in self.history() if each.commit == status.commit), None)
             status = status.model_copy(update={"changed": same.changed if same else []})
@@ -194,8 +199,26 @@ class Syncer(Duty):
         return self._site.clock()
 
     def duty(self) -> float:
-        """Fetch and apply; return how long to wait for the next turn, in seconds."""
-        return self.pause_s(self.once())
+        """Fetch and apply, unless that is to wait; return how long to wait for the next turn, in seconds."""
+        poked, self._asked = self._asked, False
+        if not poked and self._is_put_off():
+            return self._wish.interval_s
+        status = self.once()
+        self._again_at = self._now() + timedelta(seconds=self.pause_s(status))
+        self._failed = status.commit if status.state == "failed" else None
+        return self._wish.interval_s if self._failed is not None else self.pause_s(status)
+
+    def poke(self) -> None:
+        """Sync now, whatever the clock says, and however often it has failed."""
+        self._asked = True
+        super().poke()
+
+    def _is_put_off(self) -> bool:
+        """Return whether what failed last is waited for: its time has not come, and nothing is newer."""
+        if self._failed is None or self._now() >= self._again_at:
+            return False
+        newest = self._checkout.newest()
+        return newest in (None, self._failed) if self._failed else newest is None
 
 
 def _news(status: SyncStatus) -> tuple[object, ...]:

@@ -17,7 +17,7 @@ from orchestrator.apply import Scope
 from orchestrator.catalog.hardware import known_names
 from orchestrator.errors import UsageError
 from orchestrator.reconcile import Wanted
-from orchestrator.server.git import Source
+from orchestrator.server.git import Checkout, Source
 from orchestrator.server.sync import Syncer, Wish
 from orchestrator.spec.load import load, read
 from orchestrator.store.codec import encode
@@ -129,11 +129,84 @@ def test_an_error_is_told_at_its_line_and_waited_for_ever_longer(
     assert (syncer.once().state, syncer.pause_s(syncer.once())) == ("applied", 60)
 
 
+def test_what_failed_is_put_off_and_a_newer_commit_is_not(repository: Repository, syncer: Syncer) -> None:
+    bad = HELLO.replace("commands", "comands")
+    repository.commit(hello=bad)
+    for _ in range(3):
+        assert syncer.duty() == 60
+    assert [status.failures for status in syncer.history()] == [1]
+
+    commit = repository.commit(hello=HELLO)
+    syncer.duty()
+
+    newest = syncer.history()[0]
+    assert (newest.commit, newest.state) == (commit, "applied")
+
+
+def test_who_asks_does_not_wait_for_what_failed(repository: Repository, syncer: Syncer) -> None:
+    repository.commit(hello=HELLO.replace("commands", "comands"))
+    syncer.duty()
+
+    syncer.poke()
+    syncer.duty()
+
+    assert [status.failures for status in syncer.history()] == [2]
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "twin", "check"),
+    [
+        (Checkout, "newest", lambda self: None, test_what_failed_is_put_off_and_a_newer_commit_is_not),
+        (Syncer, "_is_put_off", lambda self: False, test_what_failed_is_put_off_and_a_newer_commit_is_not),
+        (Syncer, "poke", lambda self: None, test_who_asks_does_not_wait_for_what_failed),
+    ],
+    ids=["nothing is newer", "nothing is put off", "who asks waits"],
+)
+def test_a_broken_twin_is_caught(
+    repository: Repository, syncer: Syncer, monkeypatch: pytest.MonkeyPatch,
+    of: type, name: str, twin: object, check: Callable[[Repository, Syncer], None],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(of, name, twin)
+
+    with pytest.raises(AssertionError):
+        check(repository, syncer)
+
+
+@pytest.mark.parametrize("ref", ["v1", "v2", "HEAD", "main"])
+def test_the_newest_commit_is_told_without_fetching(repository: Repository, tmp_path: Path, ref: str) -> None:
+    commit = repository.commit(hello=HELLO)
+    repository.git("tag", "v1")
+    repository.git("tag", "--annotate", "--message", "two", "v2")
+    repository.git("branch", "feature/main", commit)
+    repository.git("branch", "feature/v1", commit)
+    if ref in ("HEAD", "main"):
+        commit = repository.commit(web=HELLO)
+    checkout = Checkout(Source.parse(f"git+{repository.root}@{ref}"), tmp_path / "checkout")
+
+    assert checkout.update() == commit
+    assert checkout.newest() == commit
+
+
+def test_a_repository_that_was_out_of_reach_is_no_commits_fault(
+    repository: Repository, syncer: Syncer
+) -> None:
+    commit = repository.commit(hello=HELLO)
+    syncer.duty()
+    gone = repository.root.rename(repository.root.with_name("gone"))
+    syncer.duty()
+    assert [(each.commit, each.state) for each in syncer.history()] == [("", "failed"), (commit, "applied")]
+
+    gone.rename(repository.root)
+    syncer.duty()
+
+    assert [(each.commit, each.state) for each in syncer.history()] == [(commit, "applied")]
+
+
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [
-        (lambda r: r.root.rename(r.root.with_name("gone")), "git fetch:"),
-        (lambda r: r.git("branch", "--move", "main", "other"), "git fetch:"),
+        (lambda r: r.root.rename(r.root.with_name("gone")), "does not appear to be a git repository"),
+        (lambda r: r.git("branch", "--move", "main", "other"), "couldn't find remote ref main"),
         (
             lambda r: r.commit(hello=HELLO + "files: [/etc/hostname]\n"),
             "/etc/hostname lies outside of the repository",
