@@ -35,7 +35,7 @@ from orchestrator.planner.mirrors import Mirrors
 from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Run
 from orchestrator.spec.load import Document
-from orchestrator.spec.models import Fleet, Model
+from orchestrator.spec.models import Adapter, Fleet, Model
 from orchestrator.spec.models import Volume as VolumeSpec
 from orchestrator.store.values import Artifact
 from orchestrator.store.values import Volume as KeptVolume
@@ -227,6 +227,7 @@ class Planner:
             unset=self._unset,
             datasets=self._dataset,
             mirrors=self._keeper.mirrors(),
+            rank_of=self._rank,
         )
 
     def _unset(self, document: Document, spec: Work | Fleet) -> Sequence[Problem]:
@@ -255,6 +256,11 @@ class Planner:
             return replace(known, revision=model.revision)
         hub = Hub.from_environment(self._keeper.mirrors().environment(self._environ))
         return resolve(model.id, revision=model.revision, hub=hub, offline=self._offline)
+
+    def _rank(self, adapter: Adapter) -> int | None:
+        from orchestrator.facts import adapter_rank  # only for adapters
+
+        return adapter_rank(adapter.id, revision=adapter.revision, environ=self._environ)
 
     def _dataset(self, id: str, split: str, config: str | None) -> DatasetFacts | Unknown:
         from orchestrator.facts import Hub, resolve_dataset  # only for training

@@ -12,9 +12,11 @@ from orchestrator.apply.adapters import (
     adapter_notes,
     held_adapters,
     held_by,
+    known_ranks,
     loadable,
     shared,
     takes_adapters,
+    with_ranks,
 )
 from orchestrator.apply.fleets import FleetPlan, plan_fleet
 from orchestrator.apply.inputs import read_inputs
@@ -31,6 +33,7 @@ from orchestrator.planner.plan import Action, Choice, Placed, Sort, place
 from orchestrator.reconcile import Retry, Run, RunState, Template, Wanted
 from orchestrator.reconcile.serving import adapters_of, metrics_of
 from orchestrator.spec.load import Document
+from orchestrator.spec.models import Adapter as AdapterSpec
 from orchestrator.spec.models import (
     DevEnvironment,
     Fleet,
@@ -90,6 +93,8 @@ class World:
     """What a hub's data set holds, by id, split and configuration; None asks nobody."""
     mirrors: Mirrors = NO_MIRRORS
     """Where images and models are had from."""
+    rank_of: Callable[[AdapterSpec], int | None] = lambda _adapter: None
+    """The rank that an adapter's weights tell; None where they are not at hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +281,8 @@ def diff_documents(documents: Sequence[Document], world: World) -> tuple[Differe
             found.append(Difference(spec.name, spec.type, fleet.action, fleet.changes))
         elif isinstance(spec, Task | Service | DevEnvironment):
             run = world.runs.get(spec.name)
-            spec_hash = fingerprint(spec, read_inputs(document, spec), held_by(spec, run))
+            held = held_by(spec, run, known_ranks(document, spec, world.rank_of))
+            spec_hash = fingerprint(spec, read_inputs(document, spec), held)
             action, changed = _compare(spec, spec_hash, run, rerun=_starts_again(spec, world))
             found.append(Difference(spec.name, spec.type, action, changed))
     return tuple(found)
@@ -285,7 +291,8 @@ def diff_documents(documents: Sequence[Document], world: World) -> tuple[Differe
 def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> RunPlan:
     run = world.runs.get(spec.name)
     inputs = read_inputs(document, spec)
-    held = held_by(spec, run)
+    ranks = known_ranks(document, spec, world.rank_of)
+    held = held_by(spec, run, ranks)
     spec_hash = fingerprint(spec, inputs, held)
     action, changed = _compare(spec, spec_hash, run, rerun=_starts_again(spec, world))
     there = run.set_name if run else ""
@@ -298,21 +305,21 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
         return plan
     plan = replace(plan, problems=tuple(world.unset(document, spec)))
     if isinstance(spec, Service) and spec.base:
-        return replace(plan, template=shared(document, spec, world.runs, offers.services))
+        return replace(plan, template=shared(document, spec, world.runs, offers.services, ranks))
     if action == "update" and run:
         kept, metrics, takes = run.template.replicas, metrics_of(run.plan), adapters_of(run.plan)
         template = updated(run.template, spec, kept=kept, metrics=metrics, takes=takes)
         return replace(plan, template=template, notes=tuple(adapter_notes(template, takes)))
     demand = demand_of(spec, places=world.places, names=world.names)
     replaced = run if action == "replace" else None
-    placing = _Placing(document, spec, demand, offers, replaced)
+    placing = _Placing(document, with_ranks(spec, ranks), demand, offers, replaced)
     engine = placing.engine(world.facts)
     placed, surge = (engine.placed, engine.beside) if engine else placing.plain()
     demand = engine.taken(demand) if engine else demand
     serving = _serving(engine.served if engine else None, placed.choices[0], world)
     takes = adapters_of(serving)
     if engine and engine.served:  # only now it is known what a change of its adapters would take
-        held = held_adapters(spec, takes, bare=not engine.launch.image)
+        held = held_adapters(spec, takes, bare=not engine.launch.image, ranks=ranks)
         spec_hash = fingerprint(spec, inputs, held)
     launch = compose(spec, spec_hash=spec_hash, inputs=inputs, offer=placed.choices[0].offer, demand=demand)
     follower = engine.onto(launch, engine.follower) if engine and engine.follower else None

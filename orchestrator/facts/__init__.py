@@ -9,6 +9,7 @@ from pathlib import Path
 from orchestrator import catalog
 from orchestrator.catalog import ModelFacts, count_parameters, from_config
 from orchestrator.errors import ModelError
+from orchestrator.facts.adapters import adapter_rank
 from orchestrator.facts.datasets import DatasetFacts, Unknown, dataset_facts
 from orchestrator.facts.files import CONFIG
 from orchestrator.facts.hub import Hub, hub_commit, hub_facts
@@ -19,6 +20,7 @@ __all__ = [
     "Hub",
     "ModelFacts",
     "Unknown",
+    "adapter_rank",
     "commit_of",
     "count_parameters",
     "from_config",

@@ -354,7 +354,10 @@ class Adapter(Part):
     id: Annotated[Source, in_place("A hub id, a local folder, a URL such as s3://, or run://NAME.")]
     revision: Annotated[str | None, in_place("A branch, tag or commit of the hub.")] = None
     rank: Annotated[
-        Count | None, in_place("Rank of its matrices; unset: room is made for 64.", examples=[16])
+        Count | None,
+        in_place(
+            "Rank of its matrices; unset: as its files here say, else room is made for 64.", examples=[16]
+        ),
     ] = None
 
 

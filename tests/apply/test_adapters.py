@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
-from orchestrator.apply import RunPlan, plan_documents
+from orchestrator.apply import RunPlan, plan_documents, planning
 from orchestrator.backend import Can
 from orchestrator.catalog.hardware import known_names
 from orchestrator.errors import SpecError
@@ -224,3 +225,78 @@ def test_a_follower_is_asked_nothing() -> None:
     assert plan.template.nodes > 1
     assert plan.template.launch.probes()
     assert plan.template.of_node(1).probes() == ()
+
+
+# Ranks -------------------------------------------------------------------------------------------
+
+
+def ranked(text: str, ranks: dict[str, int], *runs: Run) -> RunPlan:
+    """Plan the last document of ``text`` where the weights of some adapters, by id, tell their rank."""
+    documents = read(text, file="a.yaml", known_accelerators=known_names(), env={})
+    here = replace(world(), runs={run.name: run for run in runs}, rank_of=lambda each: ranks.get(each.id))
+    here = replace(here, places={name: can - {Can.GROUPS} for name, can in here.places.items()})
+    (*_, plan) = plan_documents(documents, here)
+    assert isinstance(plan, RunPlan)
+    return plan
+
+
+def room(plan: RunPlan) -> str:
+    """Return the rank that its engine is told to make room for."""
+    assert plan.template is not None
+    words = plan.template.launch.command
+    return words[words.index("--max-lora-rank") + 1]
+
+
+@pytest.mark.parametrize(("said", "told", "made"), [("", 16, "16"), (", rank: 32", 16, "32"), ("", 0, "64")])
+def test_room_is_made_for_the_rank_that_the_weights_tell(said: str, told: int, made: str) -> None:
+    text = service(f"{{name: sql, id: org/sql{said}}}")
+    plan = ranked(text, {"org/sql": told} if told else {})
+    assert room(plan) == made
+    run = run_of(plan)
+    assert ranked(text, {"org/sql": told} if told else {}, run).action == "unchanged"
+    assert ranked(text, {}, run).action == "unchanged"  # planned from a machine without the files
+
+
+def test_weights_wider_than_there_is_room_for_need_new_containers_though_no_spec_says_so() -> None:
+    run = run_of(ranked(service(SQL), {"org/sql": 16}))
+    both = service(SQL, "{name: sum, id: org/sum}")
+    assert ranked(both, {"org/sql": 16, "org/sum": 16}, run).action == "update"
+    plan = ranked(both, {"org/sql": 16, "org/sum": 32}, run)
+    assert (plan.action, room(plan)) == ("replace", "32")
+
+
+def test_a_rank_below_that_of_the_weights_is_refused_where_it_is_written() -> None:
+    with pytest.raises(SpecError) as refused:
+        ranked(service(SQL, SUM), {"org/sql": 16, "org/sum": 64})
+    (problem,) = refused.value.problems
+    assert (problem.at.line, problem.what) == (3, "the weights of 'sum' are of rank 64, got 32")
+    assert problem.fix == "write 64, or leave it out"
+
+
+def test_a_service_on_a_base_is_refused_adapters_that_the_base_has_no_room_for() -> None:
+    base = run_of(ranked(service(SQL), {"org/sql": 16}))
+    based = "type: service\nname: code\nbase: chat\nadapters: [{name: code, id: org/code}]\n"
+    assert ranked(based, {"org/code": 16}, base).action == "create"
+    with pytest.raises(SpecError) as refused:
+        ranked(based, {"org/code": 32}, base)
+    (problem,) = refused.value.problems
+    assert problem.what == "an adapter of rank 32, and 'chat' has room for 16"
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        test_weights_wider_than_there_is_room_for_need_new_containers_though_no_spec_says_so,
+        test_a_rank_below_that_of_the_weights_is_refused_where_it_is_written,
+        test_a_service_on_a_base_is_refused_adapters_that_the_base_has_no_room_for,
+    ],
+)
+def test_a_plan_that_believes_the_spec_alone_is_caught(
+    test: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = planning.known_ranks
+    monkeypatch.setattr(
+        planning, "known_ranks", lambda document, spec, _: real(document, spec, lambda _: None)
+    )
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        test()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.facts import files, safetensors
-from tests.facts import test_local, test_safetensors
+from orchestrator.facts import adapters, files, safetensors
+from tests.facts import test_adapters, test_local, test_safetensors
 
 read_header = safetensors.read_header
 
@@ -24,6 +25,14 @@ def _headers_left_alone(files: Any, named: Any) -> list[Any]:
 
 def _any_weights_do(facts: Any, named: Any) -> None:
     return None
+
+
+def _rank_of_most_matrices(text: str, file: str) -> int:
+    return int(json.loads(text)["r"])
+
+
+def _whatever_is_kept(id: str, revision: str, environ: Any) -> Path | None:
+    return next((adapters._cache(environ) / "models--org--sql" / "snapshots").iterdir(), None)
 
 
 def _sum_of_the_sizes(tensors: Any, name: str) -> int:
@@ -57,8 +66,27 @@ def _sum_of_the_sizes(tensors: Any, name: str) -> int:
             _sum_of_the_sizes,
             lambda _: test_safetensors.test_tensors_that_overlap_or_leave_gaps_are_refused(([0, 4], [2, 6])),
         ),
+        (
+            adapters,
+            "_rank",
+            _rank_of_most_matrices,
+            test_adapters.test_a_folder_tells_the_largest_rank_of_its_matrices,
+        ),
+        (
+            adapters,
+            "_kept",
+            _whatever_is_kept,
+            lambda folder: test_adapters.finds_by_branch_and_commit(folder, {"HF_HUB_CACHE": str(folder)}),
+        ),
     ],
-    ids=["sizes not compared", "headers not read", "too few not refused", "overlaps not seen"],
+    ids=[
+        "sizes not compared",
+        "headers not read",
+        "too few not refused",
+        "overlaps not seen",
+        "ranks of few matrices not seen",
+        "any commit taken",
+    ],
 )
 def test_a_broken_twin_is_caught(
     module: Any,
@@ -68,7 +96,10 @@ def test_a_broken_twin_is_caught(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    test(tmp_path)
+    sound, broken = tmp_path / "sound", tmp_path / "broken"
+    sound.mkdir()
+    broken.mkdir()
+    test(sound)
     monkeypatch.setattr(module, name, twin)
     with pytest.raises((pytest.fail.Exception, AssertionError)):
-        test(tmp_path)
+        test(broken)
