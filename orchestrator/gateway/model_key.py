@@ -6,6 +6,8 @@ import json
 import re
 
 MOST_MODEL_BYTES = 512
+MOST_KEY_BYTES = 32
+"""Of a key: ``model`` with every letter escaped has 30, and a quote goes before it."""
 
 _STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _PLAIN = re.compile(rb'[^"{}\[\],:]*+')
@@ -20,12 +22,27 @@ class ModelKey:
     """Reads the top level of a JSON object until its ``model``, across pieces, each byte once.
 
     ``name`` is the model once found; ``span`` is where its text stands, quotes included;
-    ``done`` says that looking further is of no use.
+    ``done`` says that looking further is of no use. Of a model that is named twice readers take the
+    one or the other; ``to_the_end`` of the object no second one is let through: then ``name`` is None.
     """
 
-    __slots__ = ("_at", "_depth", "_key", "_start", "_wants_key", "done", "name", "span")
+    __slots__ = (
+        "_at",
+        "_depth",
+        "_found",
+        "_key",
+        "_start",
+        "_wants_key",
+        "done",
+        "name",
+        "span",
+        "to_the_end",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, *, to_the_end: bool = False) -> None:
+        self.to_the_end = to_the_end
+        self._found = 0
+        """Keys that say ``model``, however they are spelled."""
         self._at = 0
         self._depth = 0
         self._start = -1
@@ -78,6 +95,7 @@ class ModelKey:
             self._wants_key, self._key = True, b""
         elif byte == 0x3A and self._depth == 1:  # :
             self._wants_key = False
+            self._count()
         if not self.done:
             self._at += 1
 
@@ -94,13 +112,25 @@ class ModelKey:
         if self._depth == 0:
             self._give_up()
         elif self._depth == 1 and self._wants_key:
-            self._key = bytes(body[start + 1 : end]) if end - start < 8 else b""
+            self._key = bytes(body[start + 1 : end]) if end - start <= MOST_KEY_BYTES else b""
         elif self._depth == 1 and self._key == b"model":
             self._take(body, start, end + 1)
         return True
 
+    def _count(self) -> None:
+        """Take note of a key, its escapes undone, that says ``model``."""
+        if b"\\" in self._key:
+            try:
+                self._key = str(json.loads(b'"%b"' % self._key)).encode("utf-8", "replace")
+            except ValueError:  # no JSON, which every reader will say
+                self._key = b""
+        self._found += self._key == b"model"
+        if self._found > 1:
+            self.name = None
+            self._give_up()
+
     def _take(self, body: bytes | bytearray, start: int, end: int) -> None:
-        self.done = True
+        self.done = not self.to_the_end
         if end - start > MOST_MODEL_BYTES:
             return
         try:

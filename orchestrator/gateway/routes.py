@@ -68,7 +68,8 @@ class ServiceRoute:
     held for it, ready or not, at ``price_usd_hour`` each. ``adapters`` are those of ``models`` that
     only replicas answer which have loaded them; ``base`` is the service whose replicas these are.
     ``by_prefix`` sends requests that begin alike to the same replica. ``refused`` are adapters that an
-    engine did not load, so that nobody waits for one that no replica has.
+    engine did not load, so that nobody waits for one that no replica has. One that ``shares`` has its
+    replicas in common with services that other keys open.
     """
 
     name: str
@@ -89,6 +90,13 @@ class ServiceRoute:
     base: str = ""
     by_prefix: bool = False
     refused: frozenset[str] = frozenset()
+    shares: bool = False
+
+    def model_called(self, name: str) -> str:
+        """Return which of its models is called ``name``, by clients or by its engine; "" where none is."""
+        if name in self.models:
+            return name
+        return next((model for model, called in self.models.items() if called == name), "")
 
     def lacks(self, adapter: str) -> bool:
         """Return whether an engine refused ``adapter``, and no replica has it."""
@@ -144,6 +152,8 @@ def make_routes(services: Sequence[ServiceRoute], *, serial: int = 0) -> Routes:
     >>> dict(make_routes([new, old]).by_model)
     {'llama': 'b', 'sql': 'a'}
     """
+    bases = {service.base for service in services if service.base}
+    services = [replace(s, shares=True) if s.base or s.name in bases else s for s in services]
     by_model: dict[str, str] = {}
     for service in sorted(services, key=lambda s: (s.over, s.created_s, s.name)):
         for model in service.models:

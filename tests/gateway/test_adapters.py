@@ -19,14 +19,15 @@ from orchestrator.api import Local
 from orchestrator.backend import Instance, Phase
 from orchestrator.engines import engine
 from orchestrator.engines.job import Adapters
-from orchestrator.gateway.keys import PREFIX, new_key
-from orchestrator.gateway.routes import ServiceRoute, routes_of
+from orchestrator.gateway.keys import PREFIX, Key, Keys, digest_of, new_key
+from orchestrator.gateway.model_key import ModelKey
+from orchestrator.gateway.routes import ServiceRoute, make_routes, routes_of
 from orchestrator.loop.adapters import Tender, tend
 from orchestrator.reconcile.values import Adapter, Loaded, Wanted
 from orchestrator.spec.load import load
 from tests.engines.jobs import job as engine_job
 from tests.gateway import lora_engine
-from tests.gateway.clients import Stage, chat, completion, in_a_loop, request, stage, until
+from tests.gateway.clients import Answer, chat, completion, in_a_loop, request, stage, until
 from tests.gateway.lora_engine import Kind
 from tests.gateway.test_parts import a_job, a_run
 from tests.gateway.test_record import NOW, program
@@ -204,17 +205,94 @@ async def test_nobody_waits_for_an_adapter_that_an_engine_refused_unless_another
         assert (await here.ask(completion("sql"))).status == 200
 
 
-@in_a_loop
-async def test_the_base_of_a_service_is_not_reached_by_that_service_s_path() -> None:
-    def based(stage: Stage, port: int) -> None:
-        own = chat(port)
-        sql = replace(own, name="sql", base="chat", models={"tuned": "sql"}, adapters=frozenset({"tuned"}))
-        stage.serve(own, sql)
+SQL_KEY = "my-sql"
+OF_SQL = Keys.of([Key("ann", digest_of(SQL_KEY), frozenset({"sql"}))])
 
+
+def shared(port: int) -> tuple[ServiceRoute, ServiceRoute]:
+    """Return a base that one key opens, and a service on its replicas that another one opens."""
+    own = chat(port, auth=True, models={"org/llama": "llama"})
+    sql = replace(
+        own, name="sql", base="chat", models={"tuned": "llama:tuned"}, adapters=frozenset({"tuned"})
+    )
+    both = replace(own, replicas=(replace(own.replicas[0], adapters=frozenset({"tuned"})),))
+    return both, replace(sql, replicas=both.replicas)
+
+
+@in_a_loop
+async def test_an_adapter_is_asked_for_by_its_service_s_path_as_by_its_name() -> None:
+    async with Upstream(answering) as without, Upstream(answering) as having, stage(chat()) as here:
+        here.serve(with_adapters(without.port, having.port, have=[set(), {"sql"}]))
+        asked = request("/services/chat/v1/completions", b'{"prompt": "x", "model": "sql"}')
+        for _ in range(6):
+            assert (await here.ask(asked)).status == 200
+        assert (len(without.asked), len(having.asked)) == (0, 6)
+        assert having.asked[0].target == "/v1/completions"
+        other = request("/services/chat/v1/completions", b'{"prompt": "x"}')
+        for _ in range(4):  # what names no adapter is for any replica
+            assert (await here.ask(other)).status == 200
+    assert len(without.asked) >= 2
+
+
+@in_a_loop
+async def test_a_service_on_a_base_answers_by_its_path_to_its_own_models_alone() -> None:
     async with Upstream(answering) as replica, stage(chat()) as here:
-        based(here, replica.port)
-        answer = await here.ask(request("/services/sql/v1/completions", b'{"model": "llama"}'))
-        assert (answer.status, replica.asked) == (404, [])
+        here.gateway.update(make_routes(shared(replica.port)), OF_SQL)
+
+        async def ask(path: str, body: bytes, key: str | None = SQL_KEY) -> Answer:
+            return await here.ask(request(path, body, key=key))
+
+        answer = await ask("/services/sql/v1/completions", b'{"model": "tuned"}')
+        assert answer.status == 200
+        assert replica.asked[0].body == b'{"model": "llama:tuned"}'
+        assert (await ask("/services/sql/v1/completions", b'{"model": "llama:tuned"}')).status == 200
+        asked = len(replica.asked)
+        for body in (b'{"model": "llama"}', b'{"model": "org/llama"}', b"{}", b"[]", b'{"model": 1}'):
+            assert (await ask("/services/sql/v1/completions", body)).status in (400, 404)
+        assert (await ask("/services/sql/v1/load_lora_adapter", b'{"model": "tuned"}')).status == 404
+        assert (await ask("/services/chat/v1/completions", b'{"model": "org/llama"}')).status == 403
+        assert (await ask("/services/sql/v1/completions", b'{"model": "tuned"}', key=None)).status == 401
+        assert len(replica.asked) == asked
+
+
+FORM = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\ntuned\r\n--x--\r\n'
+TWICE = [
+    b'{"model": "tuned", "model": "llama"}',
+    b'{"model": "tuned", "prompt": {"a": [1, "]"]}, "m\\u006fdel": "llama"}',
+    b'{"\\u006d\\u006F\\u0064\\u0065\\u006c": "llama", "model": "tuned"}',
+    b'{"model": "tuned", "model": null}',
+    b'{"model": "tuned", "a": "\\\\", "model": ["llama"]}',
+    b'{"model": "tuned", "prompt": "x"',
+    b'{"model": "tuned"',
+]
+
+
+@pytest.mark.parametrize("body", TWICE)
+@pytest.mark.parametrize("path", ["/v1/completions", "/services/sql/v1/completions"])
+def test_no_other_model_of_the_same_replicas_is_reached_by_naming_two(path: str, body: bytes) -> None:
+    names_two(path, body)
+
+
+@in_a_loop
+async def names_two(path: str, body: bytes) -> None:
+    async with Upstream(answering) as replica, stage(chat()) as here:
+        here.gateway.update(make_routes(shared(replica.port)), OF_SQL)
+        assert (await here.ask(request(path, body, key=SQL_KEY))).status in (400, 404)
+        form = request(path, FORM, key=SQL_KEY, headers=["Content-Type: multipart/form-data; boundary=x"])
+        assert (await here.ask(form)).status == 400
+        assert replica.asked == []
+
+
+def test_one_model_is_found_to_the_end_of_what_any_json_holds() -> None:
+    for body in (
+        b'{"model": "a"}',
+        b' {"x": {"model": "b"}, "model": "a", "y": [{"model": "c"}], "modem": 1} ',
+    ):
+        for size in (1, 3, len(body)):
+            key, over = ModelKey(to_the_end=True), False
+            for end in range(size, len(body) + size, size):
+                over = key.look(body[:end])
+            assert (over, key.name, body[slice(*key.span)]) == (True, "a", b'"a"')
 
 
 # As a user does ----------------------------------------------------------------------------------

@@ -46,6 +46,38 @@ def in_a_folder(test: Callable[[Path], None]) -> None:
         test(Path(folder))
 
 
+def lets_a_second_model_through(patch: Patch) -> None:
+    patch.setattr(model_key.ModelKey, "_count", lambda self: None)
+
+
+def reads_keys_as_they_are_spelled(patch: Patch) -> None:
+    def count(self: model_key.ModelKey) -> None:
+        self._found += self._key == b"model"
+        if self._found > 1:
+            self.name = None
+            self._give_up()
+
+    patch.setattr(model_key.ModelKey, "_count", count)
+
+
+def shares_with_nobody(patch: Patch) -> None:
+    real = routes.make_routes
+
+    def made(services: Any, **more: Any) -> Any:
+        found = real(services, **more)
+        return replace(found, services={n: replace(s, shares=False) for n, s in found.services.items()})
+
+    patch.setattr(test_adapters, "make_routes", made)
+
+
+def passes_what_a_path_names_unread(patch: Patch) -> None:
+    patch.setattr(
+        Exchange,
+        "_look_for_model",
+        lambda self: self._pass_unnamed(self.inbound.gateway.routes.services["chat"]),
+    )
+
+
 def repeats_everything(patch: Patch) -> None:
     patch.setattr(Exchange, "_may_repeat", lambda self: True)
 
@@ -389,6 +421,22 @@ CAUGHT: list[tuple[Callable[[Patch], None], Callable[[], object]]] = [
         test_figures.test_figures_are_well_formed_and_every_series_is_told_once,
     ),
     (queues_without_end, test_failing.test_the_queue_is_bounded_and_says_when_to_come_back),
+    (
+        lets_a_second_model_through,
+        lambda: test_adapters.names_two("/v1/completions", test_adapters.TWICE[3]),
+    ),
+    (
+        reads_keys_as_they_are_spelled,
+        lambda: test_adapters.names_two("/v1/completions", test_adapters.TWICE[1]),
+    ),
+    (
+        shares_with_nobody,
+        test_adapters.test_a_service_on_a_base_answers_by_its_path_to_its_own_models_alone,
+    ),
+    (
+        passes_what_a_path_names_unread,
+        test_adapters.test_an_adapter_is_asked_for_by_its_service_s_path_as_by_its_name,
+    ),
     (asks_any_replica, test_adapters.test_an_adapter_s_requests_go_only_where_it_is_loaded),
     (
         waits_in_one_line,

@@ -47,9 +47,9 @@ class Exchange:
     __slots__ = (
         "_attempts", "_body", "_body_ended", "_chunked", "_desk", "_forgotten", "_half", "_held",
         "_is_stream", "_lane", "_look", "_model", "_out", "_outbound", "_piece", "_received", "_sending",
-        "_started_s", "_status", "_tail", "_target", "_timed_out", "_tried", "_wait_until", "_wants_fresh",
-        "close_after", "deadline", "first_byte_s", "has_begun", "inbound", "is_over", "is_sent",
-        "is_tunnel", "key", "request", "taken_s", "traced",
+        "_service", "_started_s", "_status", "_tail", "_target", "_timed_out", "_tried", "_wait_until",
+        "_wants_fresh", "close_after", "deadline", "first_byte_s", "has_begun", "inbound", "is_over",
+        "is_sent", "is_tunnel", "key", "request", "taken_s", "traced",
     )  # fmt: skip
 
     def __init__(self, inbound: Inbound, request: Request) -> None:
@@ -74,6 +74,8 @@ class Exchange:
         self._forgotten = False
         """Whether the body was too large to keep, so that nothing can be sent again."""
         self._look: ModelKey | None = None
+        self._service = ""
+        """The service that the path names, while its model is looked for."""
         self._model = ""
         self._target = request.target
         self._desk: Desk | None = None
@@ -159,35 +161,66 @@ class Exchange:
         if service is None:
             self.refuse(404, f"no service {name!r}", "service_not_found")
             return
-        if service.base:  # by its path any model of the base could be named
-            self.refuse(404, f"service {name!r} answers under /v1 by its models' names", "path_not_served")
-            return
         self._target = self.request.target[len("/services/") + len(name) :] if slash else b"/"
-        self._enter(service, self._target.partition(b"?")[0].decode("ascii"))
+        if not service.adapters and not service.shares:
+            self._enter(service, self._path)
+        elif not self._is_open(service):  # before a stranger's body is read
+            return
+        elif self.request.body != "none":  # which replica, and whether it is this service's, its model says
+            self._service, self._look = name, ModelKey()
+            self.deadline = self.inbound.gateway.now + self.inbound.gateway.limits.body_s
+            self._look_for_model()
+        elif service.base:
+            self.refuse(404, f"service {name!r} answers to its models' names, in a body", "path_not_served")
+        else:
+            self._enter(service, self._path)
 
     def _look_for_model(self) -> None:
-        assert self._look is not None
+        look = self._look
+        assert look is not None
         media_type = self.request.taken.get(b"content-type", b"").lower()
-        if media_type.startswith(b"multipart/form-data"):
+        is_form = media_type.startswith(b"multipart/form-data")
+        if is_form:
             found = model_of_form(self._body)
             over = found is not None
         else:
-            over = self._look.look(self._body)
-            found = self._look.name
-        if found is None:
-            if over or self._body_ended:
-                self._look = None
-                self.refuse(400, "the body names no model", "model_missing")
+            over = look.look(self._body)
+            found = look.name
+        if not over and not self._body_ended:
             return
-        span, self._look = self._look.span, None
         routes = self.inbound.gateway.routes
-        service = routes.of_model(found)
-        if service is None:
-            self.refuse(404, f"no model {found!r}", "model_not_found")
-            return
-        self._model = found
-        self._rename(service.models[found], found, span)
-        self._enter(service, self.request.path.decode("ascii"))
+        named = routes.services.get(self._service)
+        service = named if self._service else routes.of_model(found or "")
+        if service is not None and service.shares and (is_form or not over):
+            found = None  # what another reader may find in it is not known
+        if found is None and service is not None and not service.shares:
+            self._pass_unnamed(service)
+        elif found is None:
+            self._look = None
+            self.refuse(400, "the body names no model, or more than one", "model_missing")
+        elif service is None or (service.shares and not service.model_called(found)):
+            self._look = None
+            where = f" of service {self._service!r}" if self._service else ""
+            self.refuse(404, f"no model {found!r}{where}", "model_not_found")
+        elif service.shares and not look.to_the_end:
+            self._look = ModelKey(to_the_end=True)
+            self._look_for_model()
+        elif model := service.model_called(found):
+            self._look, self._model = None, model
+            self._rename(service.models[model], found, look.span)
+            self._enter(service, self._path)
+        else:
+            self._pass_unnamed(service)
+
+    @property
+    def _path(self) -> str:
+        """What is asked for: of the service that the path names, where it names one."""
+        return self._target.partition(b"?")[0].decode("ascii")
+
+    def _pass_unnamed(self, service: ServiceRoute) -> None:
+        """Pass on what names none of the service's models: its engine will say what it makes of that."""
+        self._look = None
+        self._enter(service, self._path)
 
     def _rename(self, name: str, asked: str, span: tuple[int, int]) -> None:
         """Call the model what the engine calls it: some are pinned to a folder or a revision."""
@@ -199,15 +232,20 @@ class Exchange:
 
     # Who and how often ---------------------------------------------------------------------------
 
+    def _is_open(self, service: ServiceRoute) -> bool:
+        """Return whether the request's key opens ``service``; refuse the request where it does not."""
+        if service.auth and self.key is None:
+            self._refuse_key()
+            return False
+        if service.auth and self.key is not None and not self.key.opens(service.name):
+            self.refuse(403, f"this key does not open service {service.name!r}", "service_not_open")
+            return False
+        return True
+
     def _enter(self, service: ServiceRoute, path: str) -> None:
         gateway = self.inbound.gateway
-        if service.auth:
-            if self.key is None:
-                self._refuse_key()
-                return
-            if not self.key.opens(service.name):
-                self.refuse(403, f"this key does not open service {service.name!r}", "service_not_open")
-                return
+        if not self._is_open(service):
+            return
         if not service.allows(path):
             self.refuse(404, f"service {service.name!r} does not serve {path}", "path_not_served")
             return
