@@ -11,8 +11,9 @@ from typing import Any
 
 from backends.kubernetes.names import fitting, literal
 from backends.kubernetes.placement import placement
+from backends.kubernetes.questions import question
 from backends.kubernetes.settings import Settings
-from orchestrator.backend import SCRATCH_BYTES, File, Launch, Mount, Probe
+from orchestrator.backend import SCRATCH_BYTES, File, Launch, Mount
 from orchestrator.errors import Rejected
 from orchestrator.units import format_bytes
 
@@ -212,8 +213,6 @@ def _refuse(launch: Launch, settings: Settings) -> None:
         )
     if launch.more_probes:
         raise Rejected("Kubernetes asks one probe for readiness", fix="keep one of 'probes'")
-    if launch.probe and launch.probe.kind == "http" and (launch.probe.method != "GET" or launch.probe.body):
-        raise Rejected("Kubernetes probes with GET only", fix="give the probe a url that answers GET")
 
 
 def _command(launch: Launch) -> Json:
@@ -358,7 +357,7 @@ def _probes(launch: Launch) -> Json:
     probe = launch.probe
     if probe is None:
         return {}
-    asked = _question(probe)
+    asked = question(probe)
     period_s = max(1, round(probe.interval_s))
     common = {**asked, "periodSeconds": period_s, "timeoutSeconds": max(1, math.ceil(probe.timeout_s))}
     found: Json = {
@@ -371,15 +370,6 @@ def _probes(launch: Launch) -> Json:
         # ten times as patient: a busy server that answers late must not be restarted for it
         found["livenessProbe"] = {**common, "failureThreshold": 10 * probe.failures}
     return found
-
-
-def _question(probe: Probe) -> Json:
-    if probe.kind == "tcp":
-        return {"tcpSocket": {"port": probe.port}}
-    asked: Json = {"path": probe.path, "port": probe.port}
-    if probe.headers:
-        asked["httpHeaders"] = [{"name": name, "value": value} for name, value in probe.headers]
-    return {"httpGet": asked}
 
 
 class _Volumes:

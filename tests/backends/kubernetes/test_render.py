@@ -502,7 +502,6 @@ def test_one_node_is_near_itself() -> None:
         ({"user": "alice"}, "by number"),
         ({"mounts": (Mount("/srv", "/srv", "folder"),)}, "folder"),
         ({"image": None}, "no image"),
-        ({"probe": Probe(method="POST", port=1)}, "GET"),
         ({"probe": Probe(port=1), "more_probes": (Probe(port=2),)}, "one probe"),
     ],
 )
