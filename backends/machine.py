@@ -445,6 +445,37 @@ def kfd_devices(nodes: Iterable[KfdNode]) -> tuple[Device, ...]:
     return tuple(devices)
 
 
+TPUS: Mapping[str, tuple[str, int]] = {
+    "0x005e": ("tpu-v4", 32), "0x0062": ("tpu-v5p", 95), "0x0063": ("tpu-v5e", 16), "0x006f": ("tpu-v6e", 32),
+}  # fmt: skip
+"""Google's TPU chips by PCI device id, with their GiB (jax-ml/jax, jax/_src/hardware_utils.py)."""
+
+
+def tpu_devices(chips: Iterable[tuple[str, str]], files: Iterable[str]) -> tuple[Device, ...]:
+    """Return the TPU chips of a machine.
+
+    Args:
+        chips: PCI address and device id of everything of Google's.
+        files: Device files: ``/dev/accel0`` and so on, or VFIO groups, which share ``/dev/vfio/vfio``.
+
+    >>> plugged = [("0000:00:05.0", "0x0063"), ("0000:00:01.0", "0x0042")]
+    >>> found = tpu_devices(plugged, ["/dev/vfio/0", "/dev/vfio/vfio"])
+    >>> [(each.name, each.vram_bytes // 2**30, each.paths) for each in found]
+    [('tpu-v5e', 16, ('/dev/vfio/0', '/dev/vfio/vfio'))]
+    """
+    known = sorted((bus, *TPUS[kind]) for bus, kind in chips if kind in TPUS)
+    named = [file for file in files if re.search(r"/(accel|vfio/)\d+$", file)]
+    own = sorted(named, key=lambda file: int(re.findall(r"\d+", file)[-1]))
+    shared = tuple(file for file in files if file.endswith("/vfio/vfio"))
+    return tuple(
+        Device(
+            index=index, uuid="", name=name, vram_bytes=gib * 2**30, vendor="google", bus=bus,
+            paths=(file, *shared),
+        )
+        for index, ((bus, name, gib), file) in enumerate(zip(known, own, strict=False))
+    )  # fmt: skip
+
+
 def find_amd(run: Run, *, render: Mapping[str, str], kernel: Callable[[], Iterable[KfdNode]]) -> Found:
     """Return AMD's GPUs: its tools are asked through ``run``, newest first, then the kernel.
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from typing import ClassVar
 
+from backends.gcp import tpu
 from backends.gcp.compute import Compute, Settings
+from backends.gcp.signing import Signing
+from backends.gcp.slices import GENERATIONS
 from backends.vm import RentedMachines, boot
 from backends.vm.options import cache_folder, size_bytes, words
+from backends.vm.port import Provider
+from orchestrator.backend import Can
 from orchestrator.errors import ConfigError
 
 IMAGE = "projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2204-nvidia-580"
@@ -37,6 +43,8 @@ class Gcp(RentedMachines):
         regions: Where machines are rented.
         instance_types: Patterns of machine types, added to all that come with GPUs.
         reservations: Names of reservations that specs may name.
+        tpus: Generations of TPU that are rented too: ``v4``, ``v5e``, ``v5p``, ``v6e``.
+        tpu_runtimes: Runtime versions by generation, in place of Google's for it.
         credentials_file: Credentials as Google writes them; default: the application default ones.
         image: The image: a family's or an image's path. It brings Docker, and the driver where there
             are GPUs. Default: Google's Deep Learning VM.
@@ -54,10 +62,13 @@ class Gcp(RentedMachines):
         boot_timeout: How long a machine may take until its engine answers.
         timeout_s: How long one answer of an engine may take.
         endpoint_url: Another address of Compute Engine's API.
+        tpu_endpoint_url: Another address of the TPU API.
 
     Raises:
         ConfigError: an option has no such value, or google-auth is not installed.
     """
+
+    can: ClassVar[frozenset[Can]] = RentedMachines.can | {Can.NODES}
 
     def __init__(
         self,
@@ -67,6 +78,8 @@ class Gcp(RentedMachines):
         regions: Sequence[str] = ("us-central1",),
         instance_types: Sequence[str] = (),
         reservations: Sequence[str] = (),
+        tpus: Sequence[str] = (),
+        tpu_runtimes: Mapping[str, str] | None = None,
         credentials_file: str | None = None,
         image: str = IMAGE,
         user: str = "ubuntu",
@@ -82,6 +95,7 @@ class Gcp(RentedMachines):
         boot_timeout: str = "10m",
         timeout_s: float = 30.0,
         endpoint_url: str = "https://compute.googleapis.com",
+        tpu_endpoint_url: str = "https://tpu.googleapis.com",
     ) -> None:
         if find_spec("google") is None or find_spec("google.auth") is None:
             raise ConfigError(
@@ -107,9 +121,24 @@ class Gcp(RentedMachines):
             public_address=public_address,
             url=endpoint_url,
         )
+        provider: Provider = Compute(name, settings, cache=cache_folder(name))
+        generations = words(name, "tpus", tpus)
+        for each in (*generations, *(tpu_runtimes or {})):
+            if each not in GENERATIONS:
+                raise ConfigError(
+                    f"backend {name!r}: tpus: expected some of {', '.join(GENERATIONS)}, got {each!r}"
+                )
+        if generations:  # nobody else has the TPU API enabled
+            rented = tpu.Settings(
+                generations=generations, regions=settings.regions, runtimes=dict(tpu_runtimes or {}),
+                network=network, public_address=public_address, user=user, url=tpu_endpoint_url,
+            )  # fmt: skip
+            signing = Signing(name, credentials_file)
+            slices = tpu.Tpu(name, rented, signing=signing, project=project, cache=cache_folder(name))
+            provider = tpu.Both(provider, slices)
         super().__init__(
             name,
-            Compute(name, settings, cache=cache_folder(name)),
+            provider,
             user=user,
             port=port,
             identity_file=identity_file,

@@ -25,6 +25,7 @@ from backends.machine import (
     find_nvidia,
     nvidia_query,
     parse_nvidia_minors,
+    tpu_devices,
 )
 
 TOOL_S = 20
@@ -77,6 +78,10 @@ s pci; for d in /sys/bus/pci/devices/*; do
   c=$(cat "$d/class" 2>/dev/null)
   case $c in 0x0300*|0x0302*|0x0380*|0x1200*) echo "$(cat "$d/vendor") $c" ;; esac
 done
+s tpu; for d in /sys/bus/pci/devices/*; do
+  [ "$(cat "$d/vendor" 2>/dev/null)" = 0x1ae0 ] && echo "${{d##*/}} $(cat "$d/device")"
+done
+ls -d /dev/accel[0-9]* /dev/vfio/[0-9]* /dev/vfio/vfio 2>/dev/null
 for f in /proc/driver/nvidia/gpus/*/information; do [ -r "$f" ] && {{ s "minor $f"; cat "$f"; }}; done
 if [ -e /dev/kfd ]; then
   t {shlex.join(AMD_SMI)}
@@ -168,7 +173,8 @@ def parse(output: str) -> Survey:
     nvidia = find_nvidia(run, minors=minors, unified_bytes=memory_bytes)
     amd = find_amd(run, render=_render(sections.get("render", "")), kernel=lambda: _nodes(sections))
     groups = dict(line.split() for line in sections.get("groups", "").splitlines() if line.strip())
-    devices = (*nvidia.devices, *(_with_groups(device, groups) for device in amd.devices))
+    tpus = _tpus(sections.get("tpu", ""))
+    devices = (*nvidia.devices, *(_with_groups(device, groups) for device in amd.devices), *tpus)
     return Survey(
         machine=Machine(
             cpu=float(sections["cpus"].strip() or 1),
@@ -182,6 +188,13 @@ def parse(output: str) -> Survey:
         addresses=_addresses(sections["connection"], sections["addresses"]),
         ill=tuple(_ill(devices, answers.get(" ".join(ECC), (0, ""))[1], sections.get("kernel", ""))),
     )
+
+
+def _tpus(listing: str) -> tuple[Device, ...]:
+    """Return the TPU chips, from lines of PCI addresses with device ids, and of device files."""
+    rows = [line.split() for line in listing.splitlines()]
+    chips = [(row[0], row[1]) for row in rows if len(row) == 2]
+    return tpu_devices(chips, [row[0] for row in rows if len(row) == 1])
 
 
 def _without_driver(pci: str, devices: Sequence[Device]) -> Iterator[str]:

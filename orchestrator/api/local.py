@@ -891,7 +891,8 @@ def _listed(offer: Offer) -> Offer:
     price = listed(offer.price_list, offer.region, offer.instance_type, spot=offer.spot)
     if price is None:
         return offer
-    return replace(offer, price_usd_hour=round(offer.price_usd_hour + price, 6), price_list="")
+    each = price / offer.nodes  # machines that are one have one price
+    return replace(offer, price_usd_hour=round(offer.price_usd_hour + each, 6), price_list="")
 
 
 def spec_of_run(run: Run) -> Mapping[str, object]:

@@ -206,6 +206,25 @@ def test_survey_asks_the_kernel_where_no_tool_knows_a_gpu() -> None:
     assert machine.faults == ("rocm-smi failed (2): ERROR: no driver",)
 
 
+@pytest.mark.parametrize(
+    ("files", "paths"),
+    [
+        ("/dev/accel0\n/dev/accel1", [("/dev/accel0",), ("/dev/accel1",)]),
+        ("/dev/vfio/0\n/dev/vfio/1\n/dev/vfio/vfio", [(f"/dev/vfio/{n}", "/dev/vfio/vfio") for n in (0, 1)]),
+    ],
+)
+def test_survey_finds_tpu_chips_and_no_other_device_of_google(
+    files: str, paths: list[tuple[str, ...]]
+) -> None:
+    said = f"@@ tpu\n0000:00:06.0 0x0063\n0000:00:04.0 0x0042\n0000:00:05.0 0x0063\n{files}\n"
+    found = parse(SAID.format(tools=said)).machine.accelerators
+    assert [(one.vendor, one.name, one.key) for one in found] == [
+        ("google", "tpu-v5e", "0000:00:05.0"), ("google", "tpu-v5e", "0000:00:06.0"),
+    ]  # fmt: skip
+    assert [one.paths for one in found] == paths
+    assert {one.vram_bytes for one in found} == {16 * 2**30}
+
+
 @pytest.mark.parametrize("length", [0, 40, 400])
 def test_answer_that_was_cut_off_is_no_survey(length: int) -> None:
     with pytest.raises(ValueError, match="incomplete"):
