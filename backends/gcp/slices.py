@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from backends.gcp.shapes import tags_of
+from backends.vm.labels import tags_of
 from backends.vm.port import LAUNCH, Vm
 from orchestrator.backend import LABEL, Offer
 from orchestrator.units import GIB

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from backends.gcp.shapes import labels_of, name_of
+from backends.gcp.shapes import name_of
 from backends.gcp.signing import Signing
 from backends.gcp.slices import (
     GENERATIONS,
@@ -26,6 +26,7 @@ from backends.gcp.slices import (
     vms_of,
 )
 from backends.vm.cooling import where_of
+from backends.vm.labels import labels_of
 from backends.vm.port import DEPLOYMENT, LAUNCH, NAMESPACE, Order, Provider, Vm
 from backends.vm.rest import Gone, Meaning, Refusal, Rest, Taken, by_status
 from orchestrator.backend import LABEL, Check, Offer

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from backends.gcp import Gcp, slices
-from backends.gcp.shapes import tags_of
+from backends.vm.labels import tags_of
 from backends.vm.port import DEPLOYMENT, GANG, KEY, LAUNCH, Order, Provider
 from orchestrator.api.local import _listed
 from orchestrator.backend import LABEL, Can, Launch, Phase, Rent
