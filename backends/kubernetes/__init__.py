@@ -20,6 +20,7 @@ from backends.kubernetes.devices import NO_DEVICES, Devices
 from backends.kubernetes.inventory import Inventory, amount_of, inventory
 from backends.kubernetes.names import HASH, LAUNCH, MANAGER, RUN, VOLUME, fitting, label_value, selector
 from backends.kubernetes.pod import CONTAINER, image_of, registry_secret, secret_name
+from backends.kubernetes.queue import KUEUE, QUEUE, held_back
 from backends.kubernetes.rbac import missing_rules, render_rbac
 from backends.kubernetes.refusals import Refused
 from backends.kubernetes.render import (
@@ -446,8 +447,13 @@ class Kubernetes:
         except ModelyardError as error:
             return [Check("API server answers", False, error.what, error.fix or "check the kubeconfig")]
         checks = [Check("API server answers", True, f"Kubernetes {version.get('gitVersion', '')}")]
-        looks = (("permissions", self._check_rules), ("namespace", self._check_namespace))
-        for what, look in (*looks, ("LeaderWorkerSet", self._check_kinds)):
+        looks = [
+            ("permissions", self._check_rules),
+            ("namespace", self._check_namespace),
+            ("LeaderWorkerSet", self._check_kinds),
+            *([("queue", self._check_queue)] if self.settings.queue else []),
+        ]
+        for what, look in looks:
             try:
                 checks.append(look())
             except ModelyardError as error:
@@ -481,6 +487,19 @@ class Kubernetes:
         found = "there, or not needed" if there else f"not here: {INSTALL[LEADER_WORKER_SET]}"
         return Check("LeaderWorkerSet", True, found)
 
+    def _check_queue(self) -> Check:
+        """What is put in a queue that is not there, or is stopped, waits for ever."""
+        name = self.settings.queue or ""
+        found = next(iter(self._queued("localqueues", name)), None)
+        if found is None:
+            what = f"no LocalQueue {name!r} in namespace {self.settings.namespace!r}"
+            return Check("queue", False, what, "make it, or set another queue for this backend")
+        if active := condition(found, "Active"):
+            return Check("queue", True, active.get("message") or name)
+        told = [c.get("message") for c in found.get("status", {}).get("conditions") or ()]
+        why = next(filter(None, told), "is not active")
+        return Check("queue", False, f"LocalQueue {name!r}: {why}", "look at its ClusterQueue")
+
     # -- inside ----------------------------------------------------------------------------------
 
     def _path(self, version: str, kind: str, name: str = "") -> str:
@@ -503,7 +522,7 @@ class Kubernetes:
             return world
         held = {one["metadata"]["uid"]: self._obstacle(one, "FailedCreate") for one in world.bare()}
         held |= {one["metadata"]["uid"]: self._obstacle(one, "RecreateGroup") for one in world.unsettled()}
-        return replace(world, obstacles=held)
+        return replace(world, obstacles={**held, **self._held_back(owners)})
 
     def _obstacle(self, owner: Json, reason: str) -> str:
         """Return what a controller last said of pods that it could not make, or had to make anew."""
@@ -515,6 +534,27 @@ class Kubernetes:
             return ""  # an older role: the pods are waited for without a word
         newest = max(events, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "", default=None)
         return newest["message"] if newest else ""
+
+    def _held_back(self, owners: Sequence[Json]) -> dict[str, str]:
+        """Return what a queue says of the work that it holds back; asked where something is in one."""
+        if not any(QUEUE in labels_of(one) and not _is_over(one) for one in owners):
+            return {}
+        try:
+            return held_back(self._queued("workloads"))
+        except AuthFailed:
+            return {}  # an older role: it is waited for without a word
+
+    def _queued(self, plural: str, name: str = "") -> list[Json]:
+        """Return the objects of the queue's own kind, of the version that its server prefers."""
+        served = self._cluster.get(f"/apis/{KUEUE}")
+        if served is None:
+            return []
+        version = served["preferredVersion"]["groupVersion"]
+        path = f"/apis/{version}/namespaces/{self.settings.namespace}/{plural}"
+        if name:
+            found = self._cluster.get(f"{path}/{name}")
+            return [found] if found else []
+        return self._cluster.list(path)[0]
 
     def _reached(self, one: Instance) -> Instance:
         """Return an instance with its ports where this machine can reach them."""

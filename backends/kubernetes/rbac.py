@@ -51,6 +51,8 @@ def namespaced() -> list[Json]:
         _rule("policy", ("poddisruptionbudgets",), _KEPT),
         _rule("autoscaling", ("horizontalpodautoscalers",), _KEPT),
         _rule("keda.sh", ("scaledobjects",), _KEPT),
+        _rule("kueue.x-k8s.io", ("workloads",), ("list",)),
+        _rule("kueue.x-k8s.io", ("localqueues",), ("get",)),
         _rule("gateway.networking.k8s.io", ("httproutes",), _KEPT),
         _rule("inference.networking.k8s.io", ("inferencepools",), _KEPT),
     ]

@@ -86,7 +86,10 @@ def _forbidden(said: str, backend: str) -> BackendError:
     if "error looking up service account" in said:  # a namespace a moment after it was made
         return Busy(said, backend=backend)
     if hook := _HOOK.search(said):  # a policy of the site: whoever asks, the object is refused
-        return Rejected(said, backend=backend, fix=f"ask who runs the cluster what {hook[1]} takes")
+        fix = f"ask who runs the cluster what {hook[1]} takes"
+        if "field is immutable" in said:  # a queue admits what spans pods by its size
+            fix = "stop the run, and apply it again"
+        return Rejected(said, backend=backend, fix=fix)
     missing = _CANNOT.search(said)
     if missing:
         verb, resource, group, scope = missing.groups()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from backends.kubernetes.client import parse_time
 from backends.kubernetes.names import ATTEMPT, DIGEST, HASH, KIND, LAUNCH, NODES, RUN
+from backends.kubernetes.queue import of_pod
 from orchestrator.backend import LABEL, GroupStatus, Instance, Phase, Reason
 
 Json = dict[str, Any]
@@ -36,7 +37,9 @@ _LOST = frozenset({"NodeLost", "ContainerStatusUnknown"})
 class World:
     """The objects of ours in a namespace: owners of every kind, and pods.
 
-    ``obstacles`` says, by the uid of an owner, why its controller makes no pods, or makes them anew.
+    ``obstacles`` says why a controller makes no pods, or makes them anew, by the uid of their owner,
+    and what a queue waits for, by that or by a pod's uid or by the name that pods which start
+    together have in it.
     """
 
     owners: Sequence[Json]
@@ -83,7 +86,8 @@ class World:
             owners, key=lambda o: (o["metadata"].get("creationTimestamp", ""), o["metadata"]["name"])
         )
         spec_hash = hash_of(newest)
-        instances = tuple(numbered(run, [p for p in self.pods if labels_of(p).get(RUN) == run]))
+        pods = [p for p in self.pods if labels_of(p).get(RUN) == run]
+        instances = tuple(self._taken(newest, i) for i in self._explained(numbered(run, pods), pods))
         status = _of_job(run, newest, instances) if newest["kind"] in {"Job", "JobSet"} else None
         if status is None:
             status = _kept_up(run, newest, instances)
@@ -96,6 +100,19 @@ class World:
         """Return what keeps a group back that has no word of its own for it."""
         known = self.obstacles.get(owner["metadata"].get("uid", ""), "")
         return known or ("waits in its queue" if owner["spec"].get("suspend") else "")
+
+    def _explained(self, instances: Sequence[Instance], pods: Sequence[Json]) -> Iterator[Instance]:
+        """Yield instances, those that a queue holds back with its words."""
+        told = {p["metadata"]["name"]: of_pod(self.obstacles, p) for p in pods}
+        for one in instances:
+            why = told.get(one.container, "") if one.phase is Phase.PENDING else ""
+            yield replace(one, message=why) if why else one
+
+    @staticmethod
+    def _taken(owner: Json, one: Instance) -> Instance:
+        """Return an instance that ended because a queue took the place of all of its run as just that."""
+        taken = owner["spec"].get("suspend") and one.reason == "stopped"
+        return replace(one, reason="preempted") if taken else one
 
     def _launch(self, job: Json) -> Instance:
         """Return the instance of a single launch: a Job with at most one pod."""

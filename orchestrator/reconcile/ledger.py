@@ -40,6 +40,8 @@ class Ledger(Generic[Act]):
     ) -> None:
         """Write the run down where anything of it is new, with an event where its state or reason is.
 
+        That a reason is over is no event of its own.
+
         ``ready`` counts the replicas that answer, of whatever spec; ``answered`` says that one of
         the present spec does.
         """
@@ -48,7 +50,7 @@ class Ledger(Generic[Act]):
         if fresh == run:
             return
         self.run = fresh
-        changed = (state, reason) != (run.state, run.reason)
+        changed = state is not run.state or reason not in ("", run.reason)
         event = self._event(run.name, run.state.value, state.value, cause or reason) if changed else None
         self.actions.append(Turn(fresh, event))
 

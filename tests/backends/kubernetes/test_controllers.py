@@ -1,4 +1,4 @@
-"""What the ecosystem's controllers make of our objects: LeaderWorkerSet and JobSet.
+"""What the ecosystem's controllers make of our objects: LeaderWorkerSet, JobSet and Kueue.
 
 Each test skips where the cluster that is given does not serve the controller's kind of object; where
 it does, the controller has to run.
@@ -6,18 +6,23 @@ it does, the controller has to run.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backends.kubernetes import Kubernetes
 from backends.kubernetes.client import Cluster, path_of
+from backends.kubernetes.queue import KUEUE
+from backends.kubernetes.rbac import render_rbac
 from backends.kubernetes.render import JOB_SET, LEADER_WORKER_SET
 from orchestrator.backend import Group, GroupStatus, Launch, Phase, Port, Probe, Resources
-from tests.backends.kubernetes.cluster import admin, having, namespace, watched
+from orchestrator.errors import Rejected
+from tests.backends.kubernetes.cluster import account, admin, having, namespace, watched
 
 SMALL = Resources(cpu=0.05, memory_bytes=32 * 2**20)
 LONG = "sleep 600 & wait"
@@ -40,6 +45,7 @@ class Site:
 
     def __init__(self, root: Cluster, config: str, space: str, **options: Any) -> None:
         self.root = root
+        self.config = config
         self.space = space
         self.place = Kubernetes("lab", kubeconfig=config, namespace=space, **options)
 
@@ -227,3 +233,196 @@ def test_set_that_had_its_time_is_not_started_again(site: Place) -> None:
     assert (status.reason, status.message) == ("stopped", "JobSet was active longer than specified deadline")
     sets, _ = lab.root.list(path_of("jobset.x-k8s.io/v1alpha2", "JobSet", lab.space))
     assert sets[0]["status"].get("restarts", 0) == 0
+
+
+# --- Kueue
+
+
+QUEUES = f"clusterqueues.{KUEUE}"
+GPU = replace(
+    SMALL,
+    accelerator="H100-80GB",
+    vendor="nvidia",
+    accelerators=1,
+    shm_bytes=2**20,
+    vram_bytes=85_520_809_984,
+    compute_capability=(9, 0),
+)
+_AMOUNT = "nvidia.com~1gpu"
+
+
+@contextmanager
+def gpus(root: Cluster, count: int = 8) -> Iterator[None]:
+    """Have the node show GPUs as feature discovery does, where it has none: nothing uses them."""
+    node = root.list("/api/v1/nodes")[0][0]
+    if int(node["status"]["capacity"].get("nvidia.com/gpu", "0")):
+        yield
+        return
+    path = f"/api/v1/nodes/{node['metadata']['name']}"
+    labels = {"product": "NVIDIA-H100-80GB-HBM3", "count": str(count), "memory": "81559"}
+    labels |= {"compute.major": "9", "compute.minor": "0"}
+
+    def put(operation: str, **value: str) -> None:
+        places = (f"/status/{kind}/{_AMOUNT}" for kind in ("capacity", "allocatable"))
+        patch: Any = [{"op": operation, "path": place, **value} for place in places]
+        root.send("PATCH", f"{path}/status", patch, "application/json-patch+json")
+
+    def label(on: bool) -> None:
+        told = {f"nvidia.com/gpu.{key}": value if on else None for key, value in labels.items()}
+        root.send("PATCH", path, {"metadata": {"labels": told}}, "application/merge-patch+json")
+
+    label(True)
+    put("add", value=str(count))
+    try:
+        yield
+    finally:
+        put("remove")
+        label(False)
+
+
+class Queue:
+    """A LocalQueue of a namespace with a quota of its own, and two priorities of work in it."""
+
+    def __init__(self, root: Cluster, space: str, *, quota: int) -> None:
+        self._root = root
+        self._api = f"/apis/{root.get(f'/apis/{KUEUE}')['preferredVersion']['groupVersion']}"  # type: ignore[index]  # served: asked before
+        self.name = f"modelyard-{uuid.uuid4().hex[:6]}"
+        self.low, self.high = f"{self.name}-low", f"{self.name}-high"
+        amounts = {"cpu": "10", "memory": "100Gi", "nvidia.com/gpu": str(quota)}
+        quotas = [{"name": name, "nominalQuota": amount} for name, amount in amounts.items()]
+        flavor = {"name": self.name, "resources": quotas}
+        self.path = f"{self._api}/namespaces/{space}/localqueues"
+        self._made = [
+            self._make("resourceflavors", "ResourceFlavor", spec={}),
+            self._make("workloadpriorityclasses", "WorkloadPriorityClass", self.low, value=1),
+            self._make("workloadpriorityclasses", "WorkloadPriorityClass", self.high, value=2),
+            self._make("clusterqueues", "ClusterQueue", spec={
+                "namespaceSelector": {}, "preemption": {"withinClusterQueue": "LowerPriority"},
+                "resourceGroups": [{"coveredResources": list(amounts), "flavors": [flavor]}],
+            }),
+            self._make(f"namespaces/{space}/localqueues", "LocalQueue", spec={"clusterQueue": self.name}),
+        ]  # fmt: skip
+
+    def _make(self, plural: str, kind: str, name: str = "", **fields: Any) -> str:
+        body = {"apiVersion": self._api.removeprefix("/apis/"), "kind": kind, **fields}
+        body["metadata"] = {"name": name or self.name}
+        self._root.send("POST", f"{self._api}/{plural}", body)
+        return f"{self._api}/{plural}/{body['metadata']['name']}"
+
+    def remove(self) -> None:
+        for path in reversed(self._made):
+            self._root.delete(path)
+
+
+@pytest.fixture
+def queued(site: Place) -> Iterator[Callable[..., tuple[Site, Queue]]]:
+    """Give what makes a namespace with a queue of four GPUs."""
+    with ExitStack() as until_the_end:
+
+        def made(*kinds: str, **options: Any) -> tuple[Site, Queue]:
+            lab = site(QUEUES, *kinds)
+            until_the_end.enter_context(gpus(lab.root))
+            queue = Queue(lab.root, lab.space, quota=4)
+            until_the_end.callback(queue.remove)
+            options = {"queue": queue.name, "queue_priority": queue.low, **options}
+            return Site(lab.root, lab.config, lab.space, **options), queue
+
+        yield made
+
+
+Queued = Callable[..., tuple[Site, Queue]]
+
+
+def work(run: str, gpus: int, *lines: str, **fields: Any) -> Group:
+    return Group(run, launch(run, *lines, resources=replace(GPU, accelerators=gpus)), "task", **fields)
+
+
+JOBS = ("batch/v1", "Job")
+SHORT = "insufficient unused quota for nvidia.com/gpu"
+
+
+def test_task_waits_for_quota_and_runs_once_there_is_some(queued: Queued) -> None:
+    lab, queue = queued()
+    lab.apply(work("first", 3, LONG))
+    lab.until(lambda: lab.running("first"))
+    lab.apply(work("second", 3, "echo ran"))
+    lab.until(lambda: SHORT in lab.status("second").message, kind=JOBS)
+    waits = lab.status("second")
+    assert (waits.phase, waits.message[: len(queue.name) + 28]) == (
+        Phase.PENDING, f"waits for quota in queue {queue.name!r}:",
+    )  # fmt: skip
+    lab.place.delete_group("first", grace_s=0)
+    lab.until(lambda: lab.status("second").phase is Phase.EXITED, kind=JOBS)
+    assert lab.output("second-0-0-0") == ["ran"]
+
+
+def test_work_of_higher_priority_takes_the_place_of_other(queued: Queued) -> None:
+    lab, queue = queued()
+    urgent = Site(lab.root, lab.config, lab.space, queue=queue.name, queue_priority=queue.high)
+    lab.apply(work("patient", 3, LONG))
+    lab.until(lambda: lab.running("patient"))
+    urgent.apply(work("urgent", 3, LONG))
+    lab.until(lambda: lab.running("urgent"))
+    lab.until(lambda: lab.status("patient").message.startswith("was preempted"), kind=JOBS)
+    assert lab.status("patient").phase is Phase.PENDING
+    lab.place.delete_group("urgent", grace_s=0)
+    lab.until(lambda: lab.running("patient"))
+    assert lab.status("patient").message == ""
+
+
+def test_queue_that_is_not_there_is_told(queued: Queued, tmp_path: Path) -> None:
+    lab, _ = queued(queue="nowhere")
+    limited = account(lab.root, render_rbac(lab.place.settings), tmp_path)
+    lab = Site(lab.root, limited, lab.space, queue="nowhere")  # the rendered roles let see what a queue says
+    lab.apply(work("lost", 1, "true"))
+    says = "queue 'nowhere' admits nothing: LocalQueue nowhere doesn't exist"
+    lab.until(lambda: lab.status("lost").message == says, kind=JOBS)
+    (told,) = [check for check in lab.place.check() if check.what == "queue"]
+    assert (told.ok, told.detail) == (False, f"no LocalQueue 'nowhere' in namespace {lab.space!r}")
+
+
+def test_queue_that_admits_work_is_found(queued: Queued) -> None:
+    lab, queue = queued()
+    watched(
+        lab.root, queue.path, lambda: all(check.ok for check in lab.place.check() if check.what == "queue")
+    )
+
+
+def test_service_starts_in_part_where_quota_is_short(queued: Queued) -> None:
+    lab, _ = queued()
+    serve = spanning().template
+    many = replace(GPU, accelerators=3)
+    lab.apply(
+        Group("web", replace(serve, run="web", name="web-0-0-0", resources=many), "service", replicas=2)
+    )
+    lab.until(lambda: lab.status("web").ready_replicas == 1 and SHORT in lab.status("web").message)
+    assert [SHORT in one.message for one in lab.status("web").instances] == [False, True]
+
+
+def wide_on_gpus(gpus: int, replicas: int) -> Group:
+    one = spanning(replicas=replicas)
+    assert one.follower is not None
+    sized = replace(GPU, accelerators=gpus)
+    follower = replace(one.follower, resources=sized)
+    return replace(one, template=replace(one.template, resources=sized), follower=follower)
+
+
+def test_replicas_that_span_nodes_are_admitted_whole(queued: Queued) -> None:
+    lab, _ = queued(LEADER_WORKER_SET)
+    lab.apply(wide_on_gpus(1, replicas=3))
+    lab.until(lambda: lab.status("wide").ready_replicas == 2 and SHORT in lab.status("wide").message)
+    assert [SHORT in one.message for one in lab.status("wide").instances] == [False] * 4 + [True] * 2
+    with pytest.raises(Rejected, match="field is immutable") as refused:  # admitted by their size
+        lab.place.rehearse(wide_on_gpus(2, replicas=1))
+    assert refused.value.fix == "stop the run, and apply it again"
+
+
+def test_set_waits_for_the_quota_of_all_its_nodes(queued: Queued) -> None:
+    lab, _ = queued(JOB_SET, tasks="jobset")
+    lab.apply(work("sft", 3, "echo ran", nodes=2))
+    sets = ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    lab.until(lambda: "queue" in lab.status("sft").message and not lab.pods("sft"), kind=sets)
+    lab.until(lambda: "maximum capacity" in lab.status("sft").message, kind=sets)
+    lab.apply(work("fits", 2, "echo ran", nodes=2))
+    lab.until(lambda: lab.status("fits").phase is Phase.EXITED, kind=sets)
+    assert [lab.output(f"fits-0-{node}-0") for node in (0, 1)] == [["ran"], ["ran"]]

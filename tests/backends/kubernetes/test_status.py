@@ -184,6 +184,21 @@ def test_refusal_is_an_error_of_ours(status: int, says: str, kind: type[BackendE
     assert error.fix or kind in (Busy, BackendError)
 
 
+@pytest.mark.parametrize(
+    ("said", "fix"),
+    [
+        (
+            "spec.template.resources: Invalid value: {}: field is immutable",
+            "stop the run, and apply it again",
+        ),
+        ("images come from registry.lan", "ask who runs the cluster what v.kb.io takes"),
+    ],
+)
+def test_denial_of_a_webhook_has_its_remedy(said: str, fix: str) -> None:
+    error = explained(Refused(403, "", f'admission webhook "v.kb.io" denied the request: {said}'), "lab")
+    assert error.fix == fix
+
+
 def task(name: str = "web-1", **changes: Any) -> dict[str, Any]:
     meta = {"name": name, "uid": f"uid-{name}", "labels": dict(WEB), "annotations": {}}
     return {"kind": "Job", "metadata": meta, "spec": {}, "status": {}} | changes
