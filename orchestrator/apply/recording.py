@@ -14,6 +14,7 @@ from orchestrator.apply.sets import Deletion
 from orchestrator.apply.unset import unset
 from orchestrator.errors import Problem, SpecError
 from orchestrator.reconcile import Run, RunEvent, RunState, Turn, Wanted
+from orchestrator.reconcile.adapters import refused_in
 from orchestrator.reconcile.values import before_of
 from orchestrator.store.values import MAIN, Fleet, Volume
 
@@ -84,7 +85,10 @@ def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str], project: s
             created_at=now, set_name=plan.set_name, plan=plan.serving, project=project,
         )  # fmt: skip
     elif plan.action == "update":
-        run = replace(old, spec=spec, template=plan.template, set_name=plan.set_name)
+        # what an engine refused of the adapters before says nothing of those that are listed now
+        is_new = plan.template.adapters != old.template.adapters and bool(refused_in(old.reason))
+        reason = "" if is_new else old.reason
+        run = replace(old, spec=spec, template=plan.template, set_name=plan.set_name, reason=reason)
     else:
         template = replace(
             plan.template.begun(now),

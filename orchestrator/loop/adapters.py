@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.backend import Instance
 from orchestrator.engines.job import Adapters
@@ -101,6 +101,8 @@ class _Patient(Patient[Loaded | None]):
 
     told: tuple[Adapter, ...] = ()
     loaded: Loaded | None = None
+    answered: tuple[Adapter, ...] = ()
+    """What it had been told when it said what is in ``loaded``."""
     failures: int = 0
 
 
@@ -129,6 +131,8 @@ class Tender(Rounds[_Patient]):
             patient.told = wanted
             patient.asked = self.pool.submit(tend, takes, wanted, tuple(told), address)
             patient.asked.add_done_callback(lambda _: self.wake())
+        if patient.loaded is not None and patient.answered != wanted:
+            return replace(patient.loaded, trouble="")  # it was with another list
         return patient.loaded
 
     def last(self, name: str) -> Loaded | None:
@@ -146,4 +150,5 @@ class Tender(Rounds[_Patient]):
         else:
             pause_s, patient.failures = EVERY_S, 0
         patient.next_at = self.monotonic() + pause_s
+        patient.answered = patient.told
         patient.loaded = loaded if loaded is not None else patient.loaded

@@ -125,6 +125,9 @@ def test_a_list_that_changes_is_told_at_once_and_a_refusal_is_tried_again_later(
         time = 1.0
         look(bad)
         assert len(replica.calls) == tried + 1
+        looked = tender.look(instance, VLLM, (SQL,), (), 80)
+        assert looked is not None
+        assert looked.trouble == ""  # what was refused of another list says nothing of this one
         tender.forget([])
         assert tender.next_s() is None
 
@@ -386,6 +389,7 @@ def test_adapters_are_added_and_removed_in_place_and_shared_by_services(
             assert api.store.run("chat").reason == reason
             wait_for(lambda: ask(url, "missing") == (503, "adapter 'missing' could not be loaded"))
             assert apply(base("sum")) == "update"
+            assert api.store.run("chat").reason == ""
             assert {e.after for _, e in api.store.events("code")} >= {"queued", "ready"}
             os.kill(int(pid), 9)
             wait_for(lambda: ask(url, "code", secret)[1] not in ("", f"code from org/code by {pid}"))
