@@ -1,6 +1,7 @@
 """Write a Llama of some 60,000 random weights with a byte tokenizer; run by an interpreter with torch.
 
-Usage: ``python make_tiny.py FOLDER``. It answers nonsense, but it loads, streams and stops as any model.
+Usage: ``python make_tiny.py FOLDER [HEAD]``. It answers nonsense, but it loads, streams and stops as any
+model. ``HEAD`` is the width of an attention head: vLLM's kernels for CPUs have none of 12.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def tokenizer() -> Any:
     return made
 
 
-def main(folder: str) -> None:
+def main(folder: str, head: int = 12) -> None:
     """Write model and tokenizer to ``folder``."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -44,6 +45,7 @@ def main(folder: str) -> None:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head,
         max_position_embeddings=256,
         bos_token_id=0,
         eos_token_id=1,
@@ -54,4 +56,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], *map(int, sys.argv[2:]))
