@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from orchestrator.apply import RunPlan, VolumePlan, World, plan_documents
 from orchestrator.backend import Can, Offer
 from orchestrator.catalog.hardware import accelerators, candidates, known_names
@@ -13,7 +15,7 @@ ABLE = frozenset(Can)
 
 
 def offers() -> tuple[Offer, ...]:
-    """Return one, two, four and eight of every accelerator in the catalog, and machines without."""
+    """Return one, two, four and eight of every accelerator in the catalog, a slice, and machines without."""
     own = {"cpu": 64, "memory_bytes": 512 * GIB, "disk_bytes": 2048 * GIB, "divisible": True}
     found = [Offer(name, "vm", **own) for name in ("docker", "process")]
     for device in accelerators().values():
@@ -32,6 +34,8 @@ def offers() -> tuple[Offer, ...]:
                     price_usd_hour=round(count * device.visible_bytes / GIB / 40, 2),
                 )
             )
+            if (device.name, count) == ("TPU-V5E", 4):
+                found.append(replace(found[-1], instance_type="v5litepod-16", nodes=4))
     return tuple(found)
 
 

@@ -259,14 +259,17 @@ class _Making:
         objects = [self._rendezvous(self.name), *self._service(leaders, fitting(f"{self.run}-leaders"))]
         pods: list[Pod] = []
         for replica in range(self.group.replicas):
-            leader = fitting(f"{self.run}-{replica}-leader")
+            leader, workers = (fitting(f"{self.run}-{replica}-{role}") for role in ("leader", "workers"))
             known = {"name": "MODELYARD_REPLICA", "value": str(replica)}
             pod_index = "metadata.labels['apps.kubernetes.io/pod-index']"
             ranks = (known, *_ranks(pod_index, f"{leader}-0.{self.name}"))
+            if is_slice(self.launch.resources, nodes=self.group.nodes):
+                pods_of = [f"{leader}-0", *(f"{workers}-{rank}" for rank in range(1, self.group.nodes))]
+                ranks = (*ranks, *_tpu_workers(pod_index, [f"{pod}.{self.name}" for pod in pods_of]))
             follower = replace(self.group.follower or self.launch, probe=None)
             for name, launch, first, many in (
                 (leader, self.launch, 0, 1),
-                (fitting(f"{self.run}-{replica}-workers"), follower, 1, self.group.nodes - 1),
+                (workers, follower, 1, self.group.nodes - 1),
             ):
                 made = self._pod(launch, ranks, drains=not first)
                 pods.append(made)
@@ -537,6 +540,18 @@ def _ranks(rank_path: str, leader: str) -> tuple[Json, ...]:
         _field("MODELYARD_NODE_RANK", rank_path),
         {"name": "MODELYARD_MASTER_NODE_IP", "value": leader},
         _field("MODELYARD_NODE_IP", "status.podIP"),
+    )
+
+
+def _tpu_workers(rank_path: str, names: Sequence[str]) -> tuple[Json, ...]:
+    """Return what libtpu has to know of a slice, where no controller says it.
+
+    LeaderWorkerSet's own webhook does (kubernetes-sigs/lws, ``pkg/utils/accelerators/tpu.go``), and
+    GKE's for Jobs and JobSets (GKE docs, "TPU environment variables").
+    """
+    return (
+        _field("TPU_WORKER_ID", rank_path),
+        {"name": "TPU_WORKER_HOSTNAMES", "value": ",".join(names)},
     )
 
 

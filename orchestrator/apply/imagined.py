@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.catalog import ModelFacts
 
 _COUNTS = (1, 2, 4, 8)
+_CHIPS = 4
 UNPRICED_USD_HOUR = 1000.0
 """An hour of an accelerator that the catalog has no price of: dearer than any it has, so that one
 that can be had is preferred."""
@@ -94,7 +95,18 @@ def _offers(place: str, vendor: str) -> Sequence[Offer]:
             usd = lowest.get(device.name, UNPRICED_USD_HOUR)
             counts = (count for count in _COUNTS if count <= device.max_per_node)
             found += [_offer(place, device, count, usd) for count in counts]
+            found += _slices(place, device, usd)
     return found
+
+
+def _slices(place: str, device: Accelerator, usd_hour: float) -> Iterator[Offer]:
+    """Yield the slices of several machines, of four chips each (GKE docs, "About TPUs in GKE")."""
+    for chips in device.topologies:
+        if chips > device.max_per_node:
+            nodes = chips // _CHIPS
+            one = _offer(place, device, _CHIPS, usd_hour)
+            kind = f"{chips}x-{device.name}"
+            yield replace(one, instance_type=kind, divisible=False, nodes=nodes, available=nodes)
 
 
 def _lowest_prices() -> dict[str, float]:

@@ -9,6 +9,9 @@ spelling that Kubernetes knows too. Two are added to those that Modelyard sets o
 ``MODELYARD_NODE_IP``, this node's address on the way to rank 0, and ``MODELYARD_NODE_INTERFACE``,
 the network interface that has it; NCCL and GLOO pick the wrong one by themselves where there are
 several. Arguments before ``--`` are added on nodes of rank 1 and up.
+
+With ``--ray`` in front, rank 0 begins a Ray cluster and starts the command once every node has
+joined; the others join, and stay for as long as it does.
 """
 
 from __future__ import annotations
@@ -17,13 +20,20 @@ import os
 import re
 import socket
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 
 _REFERENCE = re.compile(r"\$\((MODELYARD_[A-Z_]+)\)")
 _SIOCGIFADDR = 0x8915
 _NAME_WAIT_S = 300
+_JOIN_WAIT_S = 1800
+"""Nodes start together; the last of them may still be pulling its image."""
+
+RAY = "--ray"
+RAY_PORT = 6379
 
 
 def own_address(master: str) -> str:
@@ -90,8 +100,50 @@ def command(argv: Sequence[str], values: Mapping[str, str]) -> list[str]:
     return [expand(word, values) for word in (*argv[split + 1 :], *followers)]
 
 
+def lead(values: Mapping[str, str]) -> None:
+    """Begin a Ray cluster on this node, and wait until every node has joined it.
+
+    Raises:
+        SystemExit: it did not begin, or a node stayed away for half an hour.
+    """
+    subprocess.run(
+        ["ray", "start", "--head", f"--port={RAY_PORT}", f"--node-ip-address={values['MODELYARD_NODE_IP']}"],
+        check=True,
+    )
+    ray, wanted = import_module("ray"), int(values["MODELYARD_NODES_NUM"])  # which the image brings
+    ray.init(address="auto", log_to_driver=False)
+    deadline = time.monotonic() + _JOIN_WAIT_S
+    while (there := sum(bool(node["Alive"]) for node in ray.nodes())) < wanted:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{there} of {wanted} nodes have joined")
+        time.sleep(2)
+    ray.shutdown()
+
+
+def join(values: Mapping[str, str]) -> list[str]:
+    """Return what makes this node one of rank 0's cluster, which is there when this returns.
+
+    Raises:
+        SystemExit: rank 0 did not begin one for half an hour.
+    """
+    master = values["MODELYARD_MASTER_NODE_IP"]
+    deadline = time.monotonic() + _JOIN_WAIT_S
+    while True:
+        try:
+            with socket.create_connection((master, RAY_PORT), timeout=10):
+                own = f"--node-ip-address={values['MODELYARD_NODE_IP']}"
+                return ["ray", "start", f"--address={master}:{RAY_PORT}", own, "--block"]
+        except OSError as error:
+            if time.monotonic() > deadline:
+                what = f"no Ray cluster at {master}:{RAY_PORT}"
+                raise SystemExit(f"{what}: {error.strerror or error}") from None
+            time.sleep(2)
+
+
 def main(argv: Sequence[str]) -> None:
     """Replace this process by the node's command."""
+    joins = argv[0] == RAY
+    argv = argv[joins:]
     values = dict(os.environ)
     values["MODELYARD_NODE_IP"] = own_address(values["MODELYARD_MASTER_NODE_IP"])
     values["MODELYARD_NODE_INTERFACE"] = interface_of(values["MODELYARD_NODE_IP"]) or ""
@@ -99,6 +151,12 @@ def main(argv: Sequence[str]) -> None:
     # an empty interface name would be taken at its word
     environment = {n: v for n, v in environment.items() if v or not n.endswith("_SOCKET_IFNAME")}
     words = command(argv, values)
+    if joins:
+        os.environ.update(environment)  # what Ray starts on this node has them too
+        if values.get("MODELYARD_NODE_RANK", "0") == "0":
+            lead(values)
+        else:
+            words = join(values)
     os.execvpe(words[0], words, environment)
 
 

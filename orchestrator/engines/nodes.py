@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.backend import File
+from orchestrator.engines.node_entry import RAY
 
 HOME = "/modelyard"
 """The folder in the container that our own files lie in."""
@@ -26,6 +27,15 @@ ENV = (
 def entry_file(home: str = HOME) -> File:
     """Return the program that every node of the replica starts with."""
     return File(f"{home}/{_ENTRY}", Path(__file__).with_name(_ENTRY).read_bytes(), mode=0o644)
+
+
+def gathered(command: Sequence[str], *, home: str = HOME) -> tuple[str, ...]:
+    """Return ``command`` as rank 0 starts it on a Ray cluster of all nodes, which the others join.
+
+    >>> gathered(["vllm", "serve"])
+    ('python3', '/modelyard/node_entry.py', '--ray', '--', 'vllm', 'serve')
+    """
+    return ("python3", f"{home}/{_ENTRY}", RAY, "--", *command)
 
 
 def wrap(command: Sequence[str], *, followers: Sequence[str] = (), home: str = HOME) -> tuple[str, ...]:

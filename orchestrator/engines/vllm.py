@@ -166,7 +166,9 @@ class Vllm(Optioned):
         settled = self.accepted(job)
         words, told = settled.words(options(job))
         command = ("vllm", "serve", job.source.reference, *words)
-        if job.nodes > 1:
+        if _is_slice(job):
+            command = nodes.gathered(command)
+        elif job.nodes > 1:
             command = nodes.wrap(command, followers=("--headless",))
         version = images.version(job, self.name, self.versions[0])
         leads = node_rank == 0
@@ -288,7 +290,9 @@ def parallel_options(job: ServingJob) -> list[Option]:
     parts = [option(name, degree) for name, degree in degrees.items() if degree > 1]
     if job.expert > 1:
         parts.append(option("--enable-expert-parallel"))
-    if job.nodes > 1:
+    if _is_slice(job):
+        parts.append(option("--distributed-executor-backend", "ray"))
+    elif job.nodes > 1:
         parts += [option("--nnodes", job.nodes), option("--node-rank", nodes.RANK)]
         parts.append(option("--master-addr", nodes.MASTER))
     return parts
@@ -335,7 +339,18 @@ def environment(job: ServingJob) -> tuple[tuple[str, str], ...]:
         parts.append(("VLLM_CPU_KVCACHE_SPACE", str(-(-job.kv_cache_bytes // GIB))))
     if job.nodes > 1:
         parts += [*nodes.ENV, ("VLLM_HOST_IP", nodes.OWN)]
+    if _is_slice(job):
+        parts.append(("TPU_MULTIHOST_BACKEND", "ray"))
     return tuple(parts)
+
+
+def _is_slice(job: ServingJob) -> bool:
+    """Return whether the nodes are one slice of TPUs, which are gathered by Ray.
+
+    vLLM for TPUs has no other way over machines (tpu-inference PRs 278 and 2893; the example of
+    LeaderWorkerSet, docs/examples/vllm/TPU).
+    """
+    return job.nodes > 1 and job.family == "tpu"
 
 
 def home_of(job: ServingJob) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from orchestrator.planner.parallelism import (
     indivisible,
     is_native,
     layout_for,
+    layout_over,
     runs,
     spread,
 )
@@ -143,6 +144,7 @@ def choose(
     makes: Makes = _all_can,
     takes: Takes = _all_can,
     fixed: Degrees = OPEN,
+    slices: Collection[tuple[str, int, int]] = (),
 ) -> Choices:
     """Return every set of accelerators that holds ``job``, and why each other one does not.
 
@@ -159,6 +161,7 @@ def choose(
         makes: Whether an engine makes a format that was not published, on a device.
         takes: Whether an engine spreads data ranks over a device as a layout says.
         fixed: Degrees of parallelism that are not to be found here.
+        slices: Machines that are one and can be had, as accelerator, nodes and devices of each.
 
     Raises:
         ValueError: as ``serving_needs``.
@@ -168,8 +171,12 @@ def choose(
     candidates: list[Candidate] = []
     missed: list[Missed] = []
     done: set[tuple[str, int]] = set()  # more machines than hold it are never better
-    for nodes in range(1, max_nodes + 1):
+    for nodes in range(1, max([max_nodes, *(nodes for _, nodes, _ in slices)]) + 1):
         for count in asked.counts:
+            joined = [d for d in devices if (d.name, nodes, count) in slices]
+            held, fell = asked.on(joined, nodes=nodes, count=count, joined=True)
+            candidates += held
+            missed += fell
             here = [
                 d for d in devices
                 if (d.name, count) not in done and asked.is_worth_asking(d, nodes=nodes, count=count)
@@ -250,6 +257,8 @@ class _Asked:
         """
         if not is_slice(device, nodes * count):
             return False
+        if nodes > 1 and (device.topologies or nodes > self.max_nodes):
+            return False  # machines of a slice are asked for as what they are
         most = self.most(device)
         return count <= most and (nodes == 1 or count == most)
 
@@ -262,16 +271,19 @@ class _Asked:
         return found
 
     def on(
-        self, devices: Sequence[Accelerator], *, nodes: int, count: int
+        self, devices: Sequence[Accelerator], *, nodes: int, count: int, joined: bool = False
     ) -> tuple[list[Candidate], list[Missed]]:
-        """Sort devices, given by rising memory, into those that hold the model and those that do not."""
+        """Sort devices, given by rising memory, into those that hold the model and those that do not.
+
+        ``joined`` nodes are one slice.
+        """
         candidates: list[Candidate] = []
         missed: list[Missed] = []
         left = list(devices)
         if nodes * count > 1:
             missed += [self._missed(d, nodes, count, SLICE) for d in left if d.parent]
             left = [d for d in left if not d.parent]
-        for precision, layout in self._ways(nodes, count):
+        for precision, layout in self._ways(nodes, count, joined=joined):
             able = [d for d in left if self._computes(d, precision)]
             if layout.data > 1 and self.fixed == OPEN:  # else the engine itself says why not
                 able = [d for d in able if self.takes(d, layout)]
@@ -287,21 +299,22 @@ class _Asked:
             ]
             held = {d.name for d in able[start:]}
             left = [d for d in left if d.name not in held]
-        uncut = self.layout(nodes, count, self.first)
+        uncut = self.layout(nodes, count, self.first, joined=joined)
         full = TOO_LITTLE if isinstance(uncut, Layout) else uncut
         for device in left:
             reason = full if self.runs(device) else f"no {self.first}"
             missed.append(self._missed(device, nodes, count, reason))
         return candidates, missed
 
-    def layout(self, nodes: int, count: int, precision: str) -> Layout | str:
+    def layout(self, nodes: int, count: int, precision: str, *, joined: bool = False) -> Layout | str:
         """Return how the replica lies on these devices, or why it cannot."""
-        return layout_for(self.facts, nodes=nodes, count=count, precision=precision, fixed=self.fixed)
+        lay = layout_over if joined else layout_for
+        return lay(self.facts, nodes=nodes, count=count, precision=precision, fixed=self.fixed)
 
-    def _ways(self, nodes: int, count: int) -> Iterator[tuple[str, Layout]]:
+    def _ways(self, nodes: int, count: int, *, joined: bool) -> Iterator[tuple[str, Layout]]:
         """Yield formats and layouts, the preferred first; data ranks only where tensors do not fit."""
         for precision in (self.first, *self.others):
-            layout = self.layout(nodes, count, precision)
+            layout = self.layout(nodes, count, precision, joined=joined)
             if isinstance(layout, str):
                 continue
             yield precision, layout
@@ -338,7 +351,8 @@ class _Asked:
 
     def _changes(self, device: Accelerator, nodes: int, count: int) -> Iterator[Change]:
         """Yield changes that would admit a set, the least intrusive first."""
-        layout = self.layout(nodes, count, self.first)
+        joined = nodes > 1 and bool(device.topologies)
+        layout = self.layout(nodes, count, self.first, joined=joined)
         if isinstance(layout, Layout) and not (device.parent and layout.devices > 1):
             yield from self._same_devices(device, layout)
         for more in (c for c in self.counts if count < c <= device.max_per_node and not device.parent):
@@ -346,7 +360,8 @@ class _Asked:
                 yield Change("gpu", f"{device.name}:{more}")
         most = self.most(device)
         for machines in range(nodes + 1, self.max_nodes + 1):
-            if not device.parent and self._holds(device, nodes=machines, count=most):
+            alone = not device.parent and not device.topologies  # slices are what they are
+            if alone and self._holds(device, nodes=machines, count=most):
                 yield Change("nodes", str(machines))
 
     def _same_devices(self, device: Accelerator, layout: Layout) -> Iterator[Change]:

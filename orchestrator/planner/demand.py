@@ -79,6 +79,8 @@ class Demand:
     max_price_usd_hour: float | None = None
     ordered: bool = False
     """Whether nodes are to start one after the other."""
+    spans: bool = False
+    """Whether sizing chooses how many nodes there are, so that machines that are one may be taken whole."""
     fetch_bytes: int = 0
     """What each node downloads of a model; 0 where nothing is, or nobody knows."""
 

@@ -23,6 +23,8 @@ class Groups:
     declined: Counter[str] = field(default_factory=Counter)
     """What engines said of sets that would hold the model."""
     fallen: list[Fallen] = field(default_factory=list)
+    slices: set[tuple[str, int, int]] = field(default_factory=set)
+    """Machines that are one: accelerator, nodes and count of each node."""
     dear: list[WhyNot] = field(default_factory=list)
     """Sets that would hold the model, and together cost more than ``max_price``."""
 
@@ -43,7 +45,7 @@ def any_of(wanted: AcceleratorDemand | None) -> AcceleratorDemand:
 def group(offers: OfferSet, demand: Demand, accelerators: Mapping[str, Accelerator]) -> Groups:
     """Return offers by accelerator and count, and count what the catalog does not know."""
     groups = Groups()
-    for sample, found in offers.by("accelerator", "count", "divisible"):
+    for sample, found in offers.by("accelerator", "count", "divisible", "nodes"):
         if sample.accelerator not in accelerators:
             groups.refused["not in the catalog"] += len(found)
             continue
@@ -51,22 +53,32 @@ def group(offers: OfferSet, demand: Demand, accelerators: Mapping[str, Accelerat
         if not counts:
             groups.refused["another count than asked for"] += len(found)
         groups.add(found, sample.accelerator or "", counts)
+        if sample.nodes > 1:
+            groups.slices |= {(sample.accelerator or "", sample.nodes, count) for count in counts}
     return groups
 
 
 def counts_of(offer: Offer, wanted: AcceleratorDemand | None) -> list[int]:
-    """Return how many accelerators of ``offer`` one replica may take on one machine."""
+    """Return how many accelerators of ``offer`` one replica may take on one machine.
+
+    Machines that are one are taken whole, and what is asked for is what they have together.
+    """
     possible = [n for n in (1, 2, 4, 8, 16) if n <= offer.count] if offer.divisible else [offer.count]
     if offer.divisible and offer.count not in possible:
         possible.append(offer.count)
-    return [n for n in possible if wanted is None or wanted.count.holds(n)]
+    return [n for n in possible if wanted is None or wanted.count.holds(n * offer.nodes)]
 
 
-def spanning(offers: OfferSet, nodes: int, demand: Demand) -> OfferSet:
+def spanning(offers: OfferSet, nodes: int, demand: Demand, *, joined: bool | None = None) -> OfferSet:
     """Return the offers of which one replica may take ``nodes`` machines.
 
     A machine of one's own is an offer by itself: a place has as many as it offers, of those that do.
+    Machines that are one are taken by as many nodes; ``joined`` says whether these have to be such, or
+    must not, None that either does.
     """
+    for sample, found in offers.by("nodes"):
+        if sample.nodes not in (1, nodes) or joined not in (None, sample.nodes > 1):
+            offers -= found
     if nodes == 1:
         return offers
     own: Counter[str] = Counter()

@@ -246,7 +246,9 @@ def available(offer: Offer, demand: Demand) -> str | None:
 @_stage("nodes")
 def joined(offer: Offer, demand: Demand) -> str | None:
     """Refuse machines that are one, such as those of a TPU slice, where another number is asked for."""
-    return f"one of {offer.nodes} machines" if offer.nodes > 1 and offer.nodes != demand.nodes else None
+    if offer.nodes == 1 or demand.spans or offer.nodes == demand.nodes:
+        return None
+    return f"one of {offer.nodes} machines"
 
 
 @_stage("price_list")

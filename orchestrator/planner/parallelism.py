@@ -127,6 +127,26 @@ def layout_for(
     return why or f"cannot be cut over {count} devices"
 
 
+def layout_over(
+    facts: ModelFacts, *, nodes: int, count: int, precision: str = "bf16", fixed: Degrees = OPEN
+) -> Layout | str:
+    """Return how a replica lies on machines that are one, or why it cannot.
+
+    The network between the chips of a TPU slice does not end at a machine, so that all of them share
+    tensors; stages over its machines are not served (tpu-inference PR 3498 is open).
+
+    >>> from orchestrator.catalog import model
+    >>> layout_over(model("Qwen/Qwen2.5-72B-Instruct"), nodes=4, count=4)
+    Layout(nodes=4, count=4, tensor=16, pipeline=1, data=1, expert=1)
+    """
+    whole = layout_for(facts, nodes=1, count=nodes * count, precision=precision, fixed=fixed)
+    if isinstance(whole, str):
+        return whole
+    if whole.pipeline > 1:
+        return indivisible(facts, nodes * count, precision=precision) or "a slice has no stages"
+    return replace(whole, nodes=nodes, count=count)
+
+
 def spread(facts: ModelFacts, layout: Layout) -> Layout | None:
     """Return ``layout`` with data ranks in place of tensor ranks that would repeat the KV cache.
 

@@ -391,7 +391,7 @@ def place_model(
     Raises:
         NothingFits: no offer holds the model; carries the reasons, and the nearest change.
     """
-    asked = replace(demand, accelerator=any_of(demand.accelerator), nodes=1)
+    asked = replace(demand, accelerator=any_of(demand.accelerator), nodes=1, spans=True)
     matched = index.match(asked)
     groups = group(matched.fitting, demand, accelerators)
     if question.engine in CPU_ENGINES and demand.accelerator is None:
@@ -462,7 +462,7 @@ def _options(
     found = choose(
         question.facts, question.job, [accelerators[name] for name in devices],
         counts=counts, max_nodes=MOST_NODES, least_context=_least_context(question), makes=_maker(question),
-        takes=_taker(question), fixed=question.degrees,
+        takes=_taker(question), fixed=question.degrees, slices=groups.slices,
     )  # fmt: skip
     fell = {(m.accelerator.name, m.count): m for m in reversed(found.missed) if m.nodes == 1}
     best = _by_place(found)
@@ -474,7 +474,8 @@ def _options(
         refusal = fell[place].reason if place in fell else TOO_LITTLE
         for candidate in best.get(place, ()):
             layout = candidate.layout
-            spanned = spanning(left, layout.nodes, demand)
+            joined = (place[0], layout.nodes, place[1]) in groups.slices
+            spanned = spanning(left, layout.nodes, demand, joined=joined)
             able = affordable(spanned, count=layout.count, nodes=layout.nodes, demand=demand)
             if spanned and not able:
                 refusal = OVER_PRICE

@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from orchestrator.catalog import accelerator
 from orchestrator.engines import engine, node_entry, nodes
 from tests.engines.jobs import job
 
@@ -111,3 +113,93 @@ def test_a_network_that_comes_after_the_program_is_waited_for(monkeypatch: pytes
     monkeypatch.setattr(node_entry.time, "monotonic", iter(range(0, 10_000, 100)).__next__)
     with pytest.raises(SystemExit, match="node 0 at node-0 cannot be reached: Network is unreachable"):
         node_entry.own_address("node-0")
+
+
+RAY = """\
+import json, os, sys
+told = {"argv": sys.argv[1:], "backend": os.environ.get("TPU_MULTIHOST_BACKEND")}
+open(os.environ["TOLD"], "a").write(json.dumps(told) + "\\n")
+"""
+RAY_MODULE = """\
+import os
+_asked = []
+def init(**given): assert given["address"] == "auto"
+def shutdown(): open(os.environ["TOLD"], "a").write('"left"\\n')
+def nodes():
+    _asked.append(1)
+    return [{"Alive": True}] * min(len(_asked), 2) + [{"Alive": False}]
+"""
+
+
+@pytest.fixture
+def ray(tmp_path: Path) -> dict[str, str]:
+    """Have a program and a module in the place of Ray's, and return the variables that lead to them."""
+    program = tmp_path / "bin" / "ray"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\n{RAY}")
+    program.chmod(0o755)
+    (tmp_path / "ray.py").write_text(RAY_MODULE)
+    return {
+        "PATH": f"{program.parent}:{os.environ['PATH']}", "TOLD": str(tmp_path / "told"),
+        "MODELYARD_MASTER_NODE_IP": "127.0.0.1", "MODELYARD_NODES_NUM": "2",
+    }  # fmt: skip
+
+
+def gathered(tmp_path: Path, ray: dict[str, str], rank: str) -> tuple[str, list[Any]]:
+    """Run the delivered file as a node of a slice would; return what the command said, and what Ray heard."""
+    delivered = tmp_path / "node_entry.py"
+    delivered.write_bytes(nodes.entry_file().content)
+    words = nodes.gathered([sys.executable, "-c", "print('served')"])[2:]
+    done = subprocess.run(
+        [sys.executable, str(delivered), *words],
+        env={**ray, "MODELYARD_NODE_RANK": rank, "TPU_MULTIHOST_BACKEND": "ray"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout, [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+
+
+def test_rank_0_of_a_slice_serves_once_every_node_has_joined(tmp_path: Path, ray: dict[str, str]) -> None:
+    said, heard = gathered(tmp_path, ray, "0")
+    began = ["start", "--head", "--port=6379", "--node-ip-address=127.0.0.1"]
+    assert heard == [{"argv": began, "backend": "ray"}, "left"]
+    assert said.strip() == "served"
+
+
+def test_others_of_a_slice_join_and_serve_nothing(tmp_path: Path, ray: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        port = head.getsockname()[1]
+        delivered = nodes.entry_file().content.replace(b"RAY_PORT = 6379", b"RAY_PORT = %d" % port)
+        entry = tmp_path / "other_entry.py"
+        entry.write_bytes(delivered)
+        words = nodes.gathered(["vllm", "serve"])[2:]
+        env = {**ray, "MODELYARD_NODE_RANK": "3", "TPU_MULTIHOST_BACKEND": "ray"}
+        subprocess.run([sys.executable, str(entry), *words], env=env, check=True)
+    (heard,) = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+    address = f"--address=127.0.0.1:{port}"
+    assert heard["argv"] == ["start", address, "--node-ip-address=127.0.0.1", "--block"]
+
+
+def test_a_node_that_stays_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"MODELYARD_NODE_IP": "127.0.0.1", "MODELYARD_NODES_NUM": "4", "MODELYARD_MASTER_NODE_IP": "x"}
+    present = SimpleNamespace(init=lambda **_: None, nodes=lambda: [{"Alive": True}] * 3)
+    monkeypatch.setattr(node_entry, "import_module", lambda _: present)
+    monkeypatch.setattr(node_entry.subprocess, "run", lambda *_, **__: None)
+    monkeypatch.setattr(node_entry.time, "sleep", lambda _: None)
+    monkeypatch.setattr(node_entry.time, "monotonic", iter(range(0, 100_000, 1000)).__next__)
+    with pytest.raises(SystemExit, match="3 of 4 nodes have joined"):
+        node_entry.lead(values)
+
+
+def test_a_slice_of_tpus_is_gathered_by_ray() -> None:
+    device = accelerator("TPU-V5E")
+    wide = job(accelerator=device, count=4, nodes=4, tensor=16)
+    first, second = (engine("vllm").launch(wide, node_rank=rank) for rank in (0, 1))
+    assert (first.entrypoint, first.command, first.env) == (second.entrypoint, second.command, second.env)
+    assert first.command[:4] == ("--ray", "--", "vllm", "serve")
+    at = first.command.index("--distributed-executor-backend")
+    assert first.command[at + 1] == "ray"
+    assert not {"--nnodes", "--node-rank", "--master-addr", "--headless"} & set(first.command)
+    assert dict(first.env)["TPU_MULTIHOST_BACKEND"] == "ray"
+    assert (bool(first.probe), second.probe, second.port) == (True, None, 0)
+    alone = engine("vllm").launch(job(accelerator=device, count=4, tensor=4))
+    assert "ray" not in alone.command

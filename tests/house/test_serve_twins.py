@@ -24,7 +24,7 @@ def first_come(offer: Offer, preference: int) -> tuple[object, ...]:
     return ()
 
 
-def every_node(offers: OfferSet, nodes: int, demand: Demand) -> OfferSet:
+def every_node(offers: OfferSet, nodes: int, demand: Demand, *, joined: bool | None = None) -> OfferSet:
     """Let any backend join machines."""
     return offers
 
@@ -111,3 +111,13 @@ def test_a_change_that_does_not_help_is_caught(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Fallen, "why_not", why_not)
     with pytest.raises(NothingFits):
         cases.test_a_change_that_is_named_admits_the_group()
+
+
+def test_machines_of_a_slice_that_are_taken_for_any_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def either(offers: OfferSet, nodes: int, demand: Demand, *, joined: bool | None = None) -> OfferSet:
+        return real(offers, nodes, demand)
+
+    real = serve.spanning
+    monkeypatch.setattr(serve, "spanning", either)
+    with pytest.raises(AssertionError):
+        cases.test_a_slice_is_taken_whole_and_other_machines_are_none()

@@ -230,6 +230,32 @@ def test_several_machines_are_taken_only_where_a_backend_joins_them() -> None:
         placed([replace(offers[0], available=1)], asked)
 
 
+def test_machines_of_ones_own_are_as_many_as_there_are_offers() -> None:
+    asked = question("meta-llama/Llama-3.1-405B-Instruct", precision="bf16")
+    own = [offer("H100-80GB", 8, available=1, divisible=True)] * 2
+
+    _, served = placed(own, asked)
+
+    assert served.layout.nodes == 2
+    with pytest.raises(NothingFits):
+        placed([own[0], replace(own[1], count=4)], asked)
+
+
+def test_a_slice_is_taken_whole_and_other_machines_are_none() -> None:
+    """405B takes 16 chips of v5p: those of one slice share tensors, and four machines apart are not one."""
+    asked = question("meta-llama/Llama-3.1-405B-Instruct", precision="bf16")
+    apart = offer("TPU-V5P", 4, available=4)
+    joined = replace(apart, instance_type="slice", nodes=4)
+
+    found, served = placed([apart, joined], asked)
+
+    assert [each.offer.instance_type for each in found.choices] == ["slice"]
+    assert (str(served.layout), served.layout.nodes, served.layout.count) == ("tensor 16", 4, 4)
+    for too_few in ([apart], [replace(joined, nodes=2)], [replace(joined, available=3)]):
+        with pytest.raises(NothingFits):
+            placed(too_few, asked)
+
+
 def test_why_not_names_the_smallest_change_of_every_group() -> None:
     asked = question(precision="bf16", context=32768)
 

@@ -209,11 +209,11 @@ nodes: 4
 """
 
 
-def on_a_slice(text: str) -> RunPlan:
+def on_a_slice(text: str, facts: Any = pytest.fail) -> RunPlan:
     """Return the plan of a spec for a cluster with one slice of 4 × 4 chips."""
     place = Kubernetes("lab")
     world = replace(
-        imagined_world("lab", place.can, vendor="google", facts=pytest.fail),
+        imagined_world("lab", place.can, vendor="google", facts=facts),
         offers=lambda: [replace(one, backend="lab", accelerator="TPU-V5E") for one in offers(*SLICE)],
     )
     (plan,) = plan_documents(read(text), world)
@@ -230,6 +230,45 @@ def test_slice_is_planned_whole_and_asked_for_by_its_topology() -> None:
     assert job["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
     (container,) = job["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"google.com/tpu": "4"}
+
+
+SERVED_ON_A_SLICE = """\
+type: service
+name: wide
+model: {id: meta-llama/Llama-3.1-70B-Instruct, context: 4096}
+traffic: {concurrency: 4, input_tokens: 1000, output_tokens: 200}
+resources: {gpu: v5litepod-16}
+env: [HF_TOKEN]
+"""
+
+
+@pytest.mark.parametrize("gpu", ["v5litepod-16", "tpu:16", "TPU-V5E:16"])
+def test_a_model_is_served_on_a_whole_slice(gpu: str) -> None:
+    plan = on_a_slice(SERVED_ON_A_SLICE.replace("v5litepod-16", gpu), facts=known)
+    assert plan.template is not None
+    assert plan.served is not None
+    assert (str(plan.served.layout), plan.served.layout.nodes) == ("tensor 16", 4)
+    group = group_from(plan.template, name="wide", kind="service")
+    (leaders, *_) = Kubernetes("lab").render(group).objects
+    template = leaders["spec"]["leaderWorkerTemplate"]
+    assert (leaders["kind"], template["size"]) == ("LeaderWorkerSet", 4)
+    (leader, worker) = (template[f"{role}Template"]["spec"] for role in ("leader", "worker"))
+    assert leader["containers"][0]["args"] == worker["containers"][0]["args"]
+    assert "--distributed-executor-backend" in leader["containers"][0]["args"]
+    assert "readinessProbe" in leader["containers"][0]
+    assert "readinessProbe" not in worker["containers"][0]
+
+
+@pytest.mark.parametrize("gpu", ["v5litepod-4", "TPU-V5E:4", "TPU-V5E:8"])
+def test_a_part_of_a_slice_serves_nothing(gpu: str) -> None:
+    small = SERVED_ON_A_SLICE.replace("v5litepod-16", gpu).replace("3.1-70B", "3.1-8B")
+    with pytest.raises(NothingFits) as refused:
+        on_a_slice(small, facts=known)
+    assert [r.reason for r in refused.value.refused] == ["another count than asked for"]
+
+
+def known(model: Any) -> Any:
+    return resolve(model.id, revision=model.revision, hub=None, offline=True)
 
 
 def test_part_of_a_slice_is_no_offer_and_the_whole_is_named() -> None:

@@ -387,6 +387,45 @@ def test_nodes_of_a_replica_are_one_slice() -> None:
     assert told["kueue.x-k8s.io/podset-required-topology"] == POOL
 
 
+SLICED = replace(SPANNING, nodes=4, template=replace(SERVE, run="v5e", resources=TPU))
+
+
+def test_service_on_a_slice_is_a_group_of_its_machines() -> None:
+    rendered = render_group(SLICED, Settings())
+    (leaders, service, *_) = rendered.objects
+    spec = leaders["spec"]["leaderWorkerTemplate"]
+    assert (leaders["kind"], spec["size"], leaders["spec"]["replicas"]) == ("LeaderWorkerSet", 4, 2)
+    assert spec["restartPolicy"] == "RecreateGroupOnPodRestart"
+    assert leaders["spec"]["networkConfig"] == {"subdomainPolicy": "Shared"}
+    for template in (spec["leaderTemplate"], spec["workerTemplate"]):
+        pod = template["spec"]
+        assert pod["nodeSelector"] == {
+            "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+            "cloud.google.com/gke-tpu-topology": "4x4",
+        }
+        assert container(template)["resources"]["limits"]["google.com/tpu"] == "4"
+        assert {"key": "google.com/tpu", "operator": "Exists"} in pod["tolerations"]
+        # its webhook gives them only to containers that have none of them
+        assert not [one for one in container(template)["env"] if one["name"].startswith("TPU_WORKER")]
+    assert service["spec"]["selector"]["leaderworkerset.sigs.k8s.io/worker-index"] == "0"
+    assert rules.custom_violations(leaders) == []
+
+
+def test_service_on_a_slice_without_a_controller_tells_its_workers() -> None:
+    rendered = render_group(SLICED, Settings(multinode="statefulset"))
+    sets = [one for one in rendered.objects if one["kind"] == "StatefulSet"]
+    leader = "v5e-0-leader-0.v5e"
+    for one in sets[:2]:
+        env = {each["name"]: each for each in container(one)["env"]}
+        workers = ",".join([leader, *(f"v5e-0-workers-{rank}.v5e" for rank in (1, 2, 3))])
+        assert env["TPU_WORKER_HOSTNAMES"]["value"] == workers
+        path = env["TPU_WORKER_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
+        assert path == "metadata.labels['apps.kubernetes.io/pod-index']"
+    assert sets[1]["spec"]["ordinals"] == {"start": 1}
+    spans = render_group(SPANNING, Settings(multinode="statefulset")).objects
+    assert "TPU_WORKER_ID" not in str(spans)
+
+
 @pytest.mark.parametrize(
     ("fetch_bytes", "options", "asked"),
     [
