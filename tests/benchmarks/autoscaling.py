@@ -5,11 +5,20 @@
 Every rule sees the same arrivals (fixed seeds), the same range of replicas and the same target, and
 decides every 10 seconds. A replica takes two minutes to come up, works on 16 requests at once and takes
 8 s for each; a request that waits for more than 10 s has missed. The peers' rules are written from their
-sources, with 60 s between increases and 300 s before a decrease: dstack's ``RPSAutoscaler`` (requests of
-the last minute over the target, rounded up; held while the last change is younger than the delay),
-SkyPilot's ``RequestRateAutoscaler`` (the same figure, once it has held on for the whole delay; 20 s
-between two looks). ``own`` has no delays in its spec: they follow from how long a replica takes to
-come. ``own 300`` has those of the peers.
+sources: dstack's ``RPSAutoscaler`` (requests of the last minute over the target, rounded up; held while the
+last change is younger than the delay), SkyPilot's ``RequestRateAutoscaler`` (the same figure, once it has
+held on for the whole delay; 20 s between two looks). Both are given a queue while no replica is there, which
+neither has, and stand twice: with 60 s between increases and 300 s before a decrease, and ``shipped``, with
+the delays of a spec that names none (dstack 300 and 600 s, its ``ScalingSpec``; SkyPilot 300 and 1,200 s, its
+``sky/serve/constants.py``). ``own`` has no delays in its spec either: they follow from how long a replica
+takes to come. ``own 300`` has 60 and 300 s. ``foresees`` is no rule but what it would cost to know all that
+comes: each replica is there for what needs it, and held over a gap that is shorter than its start.
+
+No rule can be level with both peers on every load (``EITHER_WAY``): a service that is used steadily falls
+silent. dstack's rule lets it sleep after a minute, since nothing has changed for long; SkyPilot's holds it
+for its whole delay. Who comes back just before that is served at once by SkyPilot's, so that a rule which is
+no later has to hold as long, or to start a replica for nobody; where nobody comes back it then cost more than
+dstack's. Until then both look the same, and there was nothing to save: one replica was needed all the time.
 
 The constants of ``scaling.py`` were chosen on the loads of ``CHOSEN_ON``; those of ``SHOWN`` and ``UNSEEN``
 stood apart, but for the first figures of ``SHOWN``, which said that the rule held too much, and for a
@@ -30,7 +39,11 @@ START_S = 120
 SERVICE_S = 8
 SLOTS = 16
 PATIENCE_S = 10
-UP_DELAY_S, DOWN_DELAY_S = 60, 300
+RATE_S = 60
+"""Over which the peers count requests."""
+SAME_DELAYS_S = (60, 300)
+DSTACK_S, SKYPILOT_S = (300, 600), (300, 1200)
+"""What each has where a spec names no delays: up, then down."""
 RULE = Rule("rps", target=1.6, least=0, most=12, slots=SLOTS, start_s=START_S)
 
 
@@ -57,23 +70,27 @@ def own(rule: Rule = RULE) -> Decide:
 
 
 def _by_rate(seen: Seen) -> int:
-    wanted = math.ceil(sum(seen.arrivals[-60:]) / 60 / RULE.target)
+    wanted = math.ceil(sum(seen.arrivals[-RATE_S:]) / RATE_S / RULE.target)
     return min(max(wanted, RULE.least), RULE.most)
 
 
-def dstack(seen: Seen, now_s: float) -> int:
-    """Decide as dstack does; from zero at once."""
-    wanted = _by_rate(seen)
-    since_s = now_s - seen.changed_at_s
-    if wanted > seen.replicas and (seen.replicas == 0 or since_s >= UP_DELAY_S):
-        return wanted
-    if wanted < seen.replicas and since_s >= DOWN_DELAY_S:
-        return wanted
-    return seen.replicas
+def dstack(delays_s: tuple[int, int] = SAME_DELAYS_S) -> Decide:
+    """Return what decides as dstack does; from zero at once."""
+    up_s, down_s = delays_s
+
+    def look(seen: Seen, now_s: float) -> int:
+        wanted = _by_rate(seen)
+        since_s = now_s - seen.changed_at_s
+        if wanted > seen.replicas and (seen.replicas == 0 or since_s >= up_s):
+            return wanted
+        return wanted if wanted < seen.replicas and since_s >= down_s else seen.replicas
+
+    return look
 
 
-def skypilot() -> Decide:
+def skypilot(delays_s: tuple[int, int] = SAME_DELAYS_S) -> Decide:
     """Return what decides as SkyPilot does; it counts how often in a row it wanted to."""
+    up_s, down_s = delays_s
     ups = downs = 0
 
     def look(seen: Seen, now_s: float) -> int:
@@ -83,7 +100,7 @@ def skypilot() -> Decide:
         wanted = _by_rate(seen)
         ups = ups + 1 if wanted > seen.replicas else 0
         downs = downs + 1 if wanted < seen.replicas else 0
-        if (ups and seen.replicas == 0) or ups * 20 >= UP_DELAY_S or downs * 20 >= DOWN_DELAY_S:
+        if (ups and seen.replicas == 0) or ups * 20 >= up_s or downs * 20 >= down_s:
             ups = downs = 0
             return wanted
         return seen.replicas
@@ -91,15 +108,39 @@ def skypilot() -> Decide:
     return look
 
 
+def foresees(rates: Sequence[float], seed: int) -> Decide:
+    """Return what has the replicas that what comes will need once they are up, held over short gaps."""
+    came = arrivals(rates, seed)
+    sums = [0]
+    for count in came:
+        sums.append(sums[-1] + count)
+    per_replica = PATIENCE_S * SLOTS / SERVICE_S
+    needs = [
+        math.ceil((sums[min(s + PATIENCE_S, len(came))] - sums[s]) / per_replica) for s in range(len(came))
+    ]
+
+    def look(seen: Seen, now_s: float) -> int:
+        now = int(now_s)
+        ahead = max(needs[now : now + START_S + 2 * PATIENCE_S], default=0)
+        busy = math.ceil(sum(seen.arrivals[-SERVICE_S:]) / SLOTS)
+        return min(RULE.most, max(ahead, busy if seen.samples[-1].queue == 0 else seen.replicas))
+
+    return look
+
+
+def arrivals(rates: Sequence[float], seed: int) -> list[int]:
+    """Return how many requests come in each second."""
+    dice = random.Random(seed)
+    return [_poisson(rate, dice) for rate in rates]
+
+
 def replay(rates: Sequence[float], rule: Decide, *, seed: int = 7) -> tuple[int, int, float, float]:
     """Return the requests, those that missed, the longest wait in seconds, and replica-hours."""
-    dice = random.Random(seed)
     seen, waiting = Seen(), deque[list[int]]()
     ready_at: list[float] = [0.0]
     ending = [0] * (len(rates) + SERVICE_S)
     queued = busy = missed = total = longest = held_s = 0
-    for now in range(len(rates)):
-        count = _poisson(rates[now], dice)
+    for now, count in enumerate(arrivals(rates, seed)):
         total, queued = total + count, queued + count
         seen.arrivals.append(count)
         waiting.append([now, count])
@@ -117,7 +158,7 @@ def replay(rates: Sequence[float], rule: Decide, *, seed: int = 7) -> tuple[int,
                 waiting.popleft()
         held_s += len(ready_at)
         seen.samples.append(Sample(now, float(queued), float(busy), sum(seen.arrivals[-10:]) / 10))
-        if now % 10 == 0:
+        if now % 10 == 0 and now >= RATE_S:  # before, a mean over it would find a new service idle
             wanted = rule(seen, float(now))
             if wanted != seen.replicas:
                 if wanted > seen.replicas:
@@ -216,42 +257,83 @@ UNSEEN: Mapping[str, Load] = {
 }  # fmt: skip
 
 
+def new_loads(seeds: Sequence[int] = (900, 901, 902)) -> Mapping[str, Load]:
+    """Return loads of every family, of seeds that no constant was chosen on and none was compared by."""
+    dice, found = random.Random(900), dict[str, Load]()
+    for seed in seeds:
+        family: Mapping[str, Sequence[float]] = {
+            "daily": daily(),
+            "bursty": bursty(seed),
+            "often": bursty(seed, *_OFTEN),
+            "long": bursty(seed, 4, 0.3, (600, 900), (3.0, 6.0)),
+            "walk": walk(seed),
+            "saw": saw(dice.randrange(900, 2401, 300)),
+            "asleep": asleep(dice.randrange(1200, 3600, 100), dice.randrange(150, 700, 50), 3.0),
+            "steps": steps(),
+            "office": office(),
+            "flat": [dice.choice([1.0, 2.0, 5.0])] * 7200,
+            "half": half_day(),
+        }
+        found |= {f"{kind} {seed}": (rates, seed) for kind, rates in family.items()}
+    return found
+
+
+SILENCE_S = 200
+EITHER_WAY: Mapping[str, Load] = {
+    "comes back": ([0.9] * 1800 + [0.0] * SILENCE_S + [0.9] * 600, 3),
+    "does not": ([0.9] * 1800 + [0.0] * (SILENCE_S + 600), 3),
+}
+"""A load that falls silent, and what may come of it: until somebody comes back they are one."""
+
+
 def compare(name: str, loads: Mapping[str, Load]) -> None:
-    """Print every rule on some loads, their sums, and on how many ours is no worse than both peers."""
+    """Print every rule on some loads, their sums, and on how many ours is no worse than its peers."""
     sums: dict[str, tuple[int, int, float]] = {}
-    level = worse = 0
+    verdicts = {kind: [0, 0, 0] for kind in ("", " shipped")}
     for load, (rates, seed) in loads.items():
         found = {}
-        peers_delays = replace(RULE, up_delay_s=UP_DELAY_S, down_delay_s=DOWN_DELAY_S)
-        rules = {"own": own(), "own 300": own(peers_delays), "dstack": dstack, "skypilot": skypilot()}
+        delayed = replace(RULE, up_delay_s=SAME_DELAYS_S[0], down_delay_s=SAME_DELAYS_S[1])
+        rules = {
+            "own": own(), "own 300": own(delayed), "dstack": dstack(), "skypilot": skypilot(),
+            "dstack shipped": dstack(DSTACK_S), "skypilot shipped": skypilot(SKYPILOT_S),
+            "foresees": foresees(rates, seed),
+        }  # fmt: skip
         for rule, decides in rules.items():
             total, missed, _, hours = replay(rates, decides, seed=seed)
             found[rule] = missed / total, hours
             before = sums.get(rule, (0, 0, 0.0))
             sums[rule] = before[0] + total, before[1] + missed, before[2] + hours
-        peers = found["dstack"], found["skypilot"]
-        missed_at_most, hours_at_most = (min(each) for each in zip(*peers, strict=True))
-        ours = found["own"]
-        is_level = ours[0] <= missed_at_most and ours[1] <= hours_at_most
-        level += is_level
-        worse += any(ours[0] > peer[0] and ours[1] > peer[1] for peer in peers)
-        print(f"{load:<12}" + _row(found.values()) + ("  level or better" if is_level else ""))
-    rows = [(missed / total, hours) for total, missed, hours in sums.values()]
-    print(
-        f"{name:<12}{_row(rows)}  no worse than both in both: {level} of {len(loads)}; worse in both: {worse}"
-    )
+        for kind, verdict in verdicts.items():
+            level = [is_level(found["own"], found[peer + kind]) for peer in ("dstack", "skypilot")]
+            worse = [is_level(found[peer + kind], found["own"]) for peer in ("dstack", "skypilot")]
+            verdict[0] += all(level)
+            verdict[1] += sum(level)
+            verdict[2] += sum(w and not m for w, m in zip(worse, level, strict=True))
+        print(f"{load:<12}{_row(found.values())}", flush=True)
+    print(f"{name:<12}{_row((missed / total, hours) for total, missed, hours in sums.values())}")
+    for kind, (both, pairs, worse) in verdicts.items():
+        print(
+            f"  beside the peers{kind}: level or better in both with both on {both} of {len(loads)}, "
+            f"with one on {pairs} of {2 * len(loads)} pairs; worse in one and better in none: {worse}"
+        )
+
+
+def is_level(ours: tuple[float, float], theirs: tuple[float, float]) -> bool:
+    """Return whether no more was late and no more was paid."""
+    return ours[0] <= theirs[0] and ours[1] <= theirs[1]
 
 
 def _row(found: Iterable[tuple[float, float]]) -> str:
-    return "".join(f"{missed:>9.1%}{hours:>7.2f} h" for missed, hours in found)
+    return "".join(f"{missed:>8.1%}{hours:>6.2f} h" for missed, hours in found)
 
 
 def main() -> None:
     """Print every rule on every load."""
-    print(f"{'load':<12}" + "".join(f"{rule:>18}" for rule in ("own", "own 300", "dstack", "skypilot")))
-    compare("shown", SHOWN)
-    compare("chosen on", CHOSEN_ON)
-    compare("unseen", UNSEEN)
+    names = ("own", "own 300", "dstack", "skypilot", "d. shipped", "s. shipped", "foresees")
+    print(f"{'load':<12}" + "".join(f"{name:>16}" for name in names))
+    for name, loads in (("shown", SHOWN), ("chosen on", CHOSEN_ON), ("unseen", UNSEEN), ("new", new_loads())):
+        compare(name, loads)
+    compare("either way", EITHER_WAY)
 
 
 if __name__ == "__main__":

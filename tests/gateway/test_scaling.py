@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.gateway.scaling import Metric, Rule, Sample, decide
+from tests.benchmarks.autoscaling import EITHER_WAY, Decide, Seen, dstack, is_level, replay, skypilot
 
 METRICS = st.sampled_from(["queue", "running", "rps", "kv_cache", "ttft"])
 LOADS = st.sampled_from([0.0, 0.5, 1.0, 3.0, 10.0, 40.0])
@@ -174,3 +176,37 @@ def test_near_the_target_nothing_moves() -> None:
     rule = Rule("kv_cache", 0.8, 1, 8, down_delay_s=100.0)
     assert decide(rule, seen(*[0.86] * 12), replicas=4, now_s=1000.0).replicas == 4
     assert decide(rule, seen(*[0.96] * 12), replicas=4, now_s=1000.0).replicas == 5
+
+
+# Beside peers ------------------------------------------------------------------------------------
+
+
+def holding(lasts_s: int, again_s: int | None = None) -> Decide:
+    """Return what lets a replica go ``lasts_s`` after a request, and starts one unasked at ``again_s``."""
+
+    def look(seen: Seen, now_s: float) -> int:
+        silent_s = next((s for s, count in enumerate(reversed(seen.arrivals)) if count), 0)
+        return int(silent_s <= lasts_s or (again_s is not None and silent_s >= again_s))
+
+    return look
+
+
+def beside(decides: Mapping[str, Decide]) -> bool:
+    """Return whether what decides is level with SkyPilot where the load comes back, else with dstack."""
+    found = []
+    for (load, (rates, seed)), peer in zip(EITHER_WAY.items(), (skypilot(), dstack()), strict=True):
+        results = [replay(rates, each, seed=seed) for each in (decides[load], peer)]
+        ours, theirs = ((missed / total, hours) for total, missed, _, hours in results)
+        found.append(is_level(ours, theirs))
+    return all(found)
+
+
+@pytest.mark.parametrize("lasts_s", range(0, 320, 20))
+def test_no_rule_is_level_with_both_peers_whatever_comes(lasts_s: int) -> None:
+    starts = (None, *range(lasts_s + 20, 300, 60))
+    for again_s in starts:
+        assert not beside(dict.fromkeys(EITHER_WAY, holding(lasts_s, again_s)))
+
+
+def test_what_is_told_what_comes_is_level_with_both() -> None:
+    assert beside(dict(zip(EITHER_WAY, (holding(320), holding(40)), strict=True)))
