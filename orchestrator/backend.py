@@ -39,6 +39,7 @@ class Can(enum.Enum):
     GROUPS = "keep whole groups with its own controllers"
     SCALES = "scale services with its own controllers"
     RENT = "rent the machine that an offer names, and give it back"
+    KEEP = "keep a rented machine for the next launch"
 
 
 SCRATCH_BYTES = 4 * 2**30
@@ -525,7 +526,8 @@ class Renter(Backend, Protocol):
 
         Args:
             name: The launch.
-            keep_s: How long another launch may take the machine over first; None: for ever.
+            keep_s: How long another launch may take the machine over first; None: for ever. A place
+                without ``Can.KEEP`` ends it at once.
         """
 
     def machines(self) -> Sequence[Machine]:

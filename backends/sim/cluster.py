@@ -19,7 +19,9 @@ class SimCluster(Sim):
     """
 
     def __init__(self, name: str = "sim", *, can: Iterable[Can] | None = None, **options: Any) -> None:
-        super().__init__(name, can=set(Can) - {Can.RENT, Can.SCALES} if can is None else can, **options)
+        super().__init__(
+            name, can=set(Can) - {Can.RENT, Can.KEEP, Can.SCALES} if can is None else can, **options
+        )
 
     def apply_group(self, group: Group, *, secrets: Mapping[str, str]) -> GroupStatus:
         """Make the launches here those of ``group``: start what lacks, remove what is too much."""

@@ -100,7 +100,7 @@ class RentedMachines:
     """
 
     can: ClassVar[frozenset[Can]] = frozenset(
-        {Can.IMAGES, Can.PORTS, Can.EXEC, Can.LIMITS, Can.PRIVILEGED, Can.RESTART, Can.RENT}
+        {Can.IMAGES, Can.PORTS, Can.EXEC, Can.LIMITS, Can.PRIVILEGED, Can.RESTART, Can.RENT, Can.KEEP}
     )
 
     def __init__(

@@ -806,6 +806,9 @@ class BackendContract:
         backend.stop("contract-0-0-1", grace_s=self.grace_s)
         self.eventually(lambda: self.find(backend).phase is Phase.EXITED, "the stop")
         renter.release("contract-0-0-1", keep_s=60)
+        if Can.KEEP not in backend.can:
+            self.eventually(lambda: not self._standing(renter), "the end of a machine that is not kept")
+            return
         (idle,) = renter.machines()
         assert not idle.launch
         self.start(backend, self.launch("long", "contract-0-0-2", attempt=2))

@@ -358,7 +358,7 @@ class Renting(Sim):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.can = self.can | {Can.RENT}
+        self.can = self.can | {Can.RENT, Can.KEEP}
         self.held: dict[str, str] = {}
         """Launches by machine; "" where none has it."""
 
@@ -543,6 +543,25 @@ def test_clause_lets_a_sound_twin_pass(wanted: int, tmp_path: Path) -> None:
     twin = Renting if wanted >= 53 else SimCluster if wanted >= 48 else Sim
     contract = contract_of(Fault(twin, wait_s=30.0))
     getattr(contract, clause(wanted))(contract.make(tmp_path / "world"))
+
+
+class KeepsWithoutSayingSo(Renting):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.can = self.can - {Can.KEEP}
+
+
+class KeepsNone(KeepsWithoutSayingSo):
+    def release(self, name: str, *, keep_s: float | None) -> None:
+        super().release(name, keep_s=0)
+
+
+def test_a_place_that_keeps_machines_and_does_not_claim_it_is_caught(tmp_path: Path) -> None:
+    contract = contract_of(Fault(KeepsNone, wait_s=30.0))
+    getattr(contract, clause(55))(contract.make(tmp_path / "sound"))
+    contract = contract_of(Fault(KeepsWithoutSayingSo))
+    with pytest.raises(CAUGHT):
+        getattr(contract, clause(55))(contract.make(tmp_path / "world"))
 
 
 def test_every_clause_has_a_test_a_fault_and_a_line_in_the_docs() -> None:
