@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
-from backends.vm.port import KeySpent, Vm
+from backends.vm.port import KeySpent
 
 
-def made_once(*, find: Callable[[], Sequence[Vm]], make: Callable[[], Vm], end: Callable[[Vm], None]) -> Vm:
+class Made(Protocol):
+    """A machine, or what is rented like one."""
+
+    @property
+    def id(self) -> str:
+        """Return what its cloud calls it."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Say whether it is there, or about to be."""
+
+
+One = TypeVar("One", bound=Made)
+
+
+def made_once(
+    *, find: Callable[[], Sequence[One]], make: Callable[[], One], end: Callable[[One], None]
+) -> One:
     """Return the machine of a key, made unless it is there.
 
     Two that ask at the same moment may both find none. Each looks again after it has made one, and

@@ -6,6 +6,7 @@ reference, and a table of the errors that it documents.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -19,7 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 from tests.backends.vm.machines import Machines, end_containers
 
 Reply = tuple[int, Any]
-"""A status, and a body that is sent as JSON."""
+"""A status, and a body that is sent as JSON; an iterator of bytes is sent as they come."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,9 @@ def serving(cloud: FakeCloud) -> Iterator[FakeCloud]:
             self.close_connection = True
             if not status:
                 return
+            if isinstance(found, Iterator):
+                self._stream(status, found)
+                return
             content = b"" if found is None else json.dumps(found).encode()
             if isinstance(found, str):
                 content = found.encode()
@@ -192,6 +196,16 @@ def serving(cloud: FakeCloud) -> Iterator[FakeCloud]:
                 self.send_header(key, value)
             self.end_headers()
             self.wfile.write(content)
+
+        def _stream(self, status: int, parts: Iterator[bytes]) -> None:
+            """Send what comes as it comes, until the other side has had enough."""
+            self.send_response(status)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for part in parts:
+                    self.wfile.write(part)
+                    self.wfile.flush()
 
         def log_message(self, *_: Any) -> None:
             """Say nothing."""
