@@ -132,7 +132,7 @@ def serve(
     if door.certificate is not None:
         _load(config, door)
     site.start()
-    shown = f"[{door.host}]" if ":" in door.host else door.host
+    shown = f"[{door.host}]" if ":" in door.host else door.host or "0.0.0.0"
     say(f"listening on {'https' if door.certificate else 'http'}://{shown}:{opened.getsockname()[1]}")
     if token is not None:
         say(f"token {token}")
