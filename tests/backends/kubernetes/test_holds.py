@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from queue import Queue
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,7 +33,7 @@ from backends.kubernetes.render import render_group
 from backends.kubernetes.settings import Settings
 from orchestrator.backend import Group, Resources
 from orchestrator.catalog.hardware import accelerator
-from orchestrator.errors import BackendError
+from orchestrator.errors import BackendError, Unreachable
 from tests.backends.kubernetes import rules
 from tests.backends.kubernetes.cluster import (
     RESTARTS,
@@ -51,8 +52,11 @@ from tests.backends.kubernetes.test_placement import offered
 WAIT_S = 90.0
 OUTAGE_S = float(os.environ.get("MODELYARD_TEST_OUTAGE_S", "3"))
 """How long the server is away; 120 is what has to hold."""
+KNOCKS = 3
+"""How often a driver has to have asked in vain before it counts as having seen an outage."""
 PODS = int(os.environ.get("MODELYARD_TEST_PODS", "500"))
 """How many pods others have; 5000 is what has to hold."""
+POD = {"name": "c", "image": "localhost/none:1"}
 ROOT = Path(__file__).parents[3]
 
 
@@ -441,37 +445,40 @@ def test_server_takes_the_object_as_its_resource_defines_it(config: str, group: 
 
 
 class Line:
-    """A connection to the API server that can be cut: bytes are passed on as they are."""
+    """A connection to the API server that can be cut: bytes are passed on as they are.
+
+    While it is cut, whoever comes is turned away, and counted: a test waits for what was tried in vain.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self.there = host, port
         self.open: set[socket.socket] = set()
         self.is_cut = False
-        self._lock = threading.Lock()
+        self.turned = 0
+        self._changed = threading.Condition()
+        self._lasted = threading.Event()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
-        self._serve()
+        threading.Thread(target=self._accept, daemon=True).start()
 
-    def _serve(self) -> None:
-        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
-
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self) -> None:
         with suppress(OSError):
             while True:
-                client, _ = listener.accept()
+                client, _ = self.listener.accept()
                 self._join(client)
 
     def _join(self, client: socket.socket) -> None:
-        """Connect a client; one that comes in while the line is cut is closed, and so is its other half."""
-        try:
-            server = socket.create_connection(self.there)
-        except OSError:
-            client.close()
-            return
-        with self._lock:
+        """Connect a client, or turn it away."""
+        with self._changed:
             if self.is_cut:
                 client.close()
-                server.close()
+                self.turned += 1
+                self._changed.notify_all()
+                return
+            try:
+                server = socket.create_connection(self.there)
+            except OSError:
+                client.close()
                 return
             self.open |= {client, server}
         for pair in ((client, server), (server, client)):
@@ -485,22 +492,38 @@ class Line:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
 
-    def cut(self) -> None:
-        with suppress(OSError):  # it may be cut already
-            self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        with self._lock:
+    def cut(self, *, for_s: float = 0.0) -> None:
+        """Break every connection, and let nobody through for at least so long."""
+        with self._changed:
             self.is_cut = True
             ends, self.open = self.open, set()
         for each in ends:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
+        self._lasted.clear()
+        alarm = threading.Timer(for_s, self._lasted.set)
+        alarm.daemon = True
+        alarm.start()
+
+    def until_turned(self, more: int) -> None:
+        """Wait until so many more have come in vain."""
+        with self._changed:
+            wanted = self.turned + more
+            assert self._changed.wait_for(lambda: self.turned >= wanted, WAIT_S), "nobody came"
 
     def mend(self) -> None:
-        self.is_cut = False
-        self.listener = socket.create_server(("127.0.0.1", self.port))
-        self._serve()
+        """Let whoever comes through again, once the line was cut for as long as it had to be."""
+        assert self._lasted.wait(OUTAGE_S + WAIT_S)
+        with self._changed:
+            self.is_cut = False
+
+    def close(self) -> None:
+        """Break every connection for good."""
+        self.cut()
+        with suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
 
 
 @contextmanager
@@ -514,7 +537,40 @@ def line_to(config: str, folder: Path) -> Iterator[tuple[Line, str]]:
     try:
         yield line, str(path)
     finally:
+        line.close()
+
+
+def test_outage_is_unknown_and_changes_nothing(config: str, root: Cluster, tmp_path: Path) -> None:
+    with namespace(config) as space, line_to(config, tmp_path) as (line, over):
+        place = Kubernetes("lab", kubeconfig=over, namespace=space, timeout_s=5.0)
+        place.apply_group(SERVICE, secrets={})
+        deployment = path_of("apps/v1", "Deployment", space, SERVICE.name)
+        before = (root.get(deployment) or {})["metadata"]["resourceVersion"]
+        closed = threading.Event()
+        changes = iter(place.watch(closed))
+        assert next(changes) == ""
+        news: Queue[str] = Queue()
+        watcher = threading.Thread(target=lambda: [news.put(wake) for wake in changes], daemon=True)
+        watcher.start()
         line.cut()
+        for refused in (place.groups, place.instances, lambda: place.apply_group(SERVICE, secrets={})):
+            with pytest.raises(Unreachable):
+                refused()
+        line.until_turned(KNOCKS)  # the watch goes on asking
+        assert watcher.is_alive()
+        assert news.empty()
+        line.mend()
+        assert [status.name for status in place.groups()] == [SERVICE.name]
+        labels = {"app.kubernetes.io/managed-by": "modelyard", "modelyard.dev/run": SERVICE.name}
+        body: Any = {"kind": "Pod", "metadata": {"name": "one", "labels": labels}}
+        body["spec"] = {"schedulerName": "nobody", "containers": [POD]}
+        allowed = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "privileged"}}}
+        root.send("PATCH", f"/api/v1/namespaces/{space}", allowed, "application/merge-patch+json")
+        root.send("POST", path_of("v1", "Pod", space), body)
+        assert news.get(timeout=WAIT_S) == ""
+        closed.set()
+        place.apply_group(SERVICE, secrets={})
+        assert (root.get(deployment) or {})["metadata"]["resourceVersion"] == before
 
 
 def test_outage_restarts_nothing_and_loses_nothing(tmp_path: Path) -> None:
@@ -524,17 +580,19 @@ def test_outage_restarts_nothing_and_loses_nothing(tmp_path: Path) -> None:
         program = Program(tmp_path, over, space)
         program("apply", "-y", "-f", program.write("web.yaml", WEB))
         before = pods_of(root, space, "web")
-        driver = program.start("wait", "web", "--for", "ended", "--timeout", f"{OUTAGE_S + 40:.0f}s")
-        line.cut()
-        middle = time.monotonic() + OUTAGE_S / 2
-        while time.monotonic() < middle:
-            time.sleep(0.5)  # the outage itself
+        driver = program.start("wait", "web", "--for", "ended", "--timeout", f"{OUTAGE_S + 4 * WAIT_S:.0f}s")
+        line.cut(for_s=OUTAGE_S)
+        line.until_turned(KNOCKS)  # the driver has seen it, and goes on asking
         assert program.runs()["web"]["state"] == "ready"  # unknown is not failed
         taken = next(iter(before.values()))["metadata"]["name"]
         root.delete(path_of("v1", "Pod", space, taken), grace_s=0)  # what happens meanwhile is seen later
-        while time.monotonic() < middle + OUTAGE_S / 2:
-            time.sleep(0.5)
+        line.until_turned(KNOCKS)
         line.mend()
+        ready = lambda: [one for one in pods_of(root, space, "web").values() if _is_ready(one)]  # noqa: E731
+        watched(root, path_of("v1", "Pod", space), lambda: len(ready()) == 2)
+        program("wait", "web", "--for", "ready", "--timeout", "60s")
+        assert driver.poll() is None  # it went on through all of it
+        driver.terminate()
         driver.communicate(timeout=WAIT_S)
         after = pods_of(root, space, "web")
         web = program.runs()["web"]
@@ -546,3 +604,8 @@ def test_outage_restarts_nothing_and_loses_nothing(tmp_path: Path) -> None:
     ]
     assert (web["state"], web["ready"]) == ("ready", 2)
     assert "failed" not in events
+
+
+def _is_ready(pod: Any) -> bool:
+    conditions = {one["type"]: one["status"] for one in pod["status"].get("conditions") or ()}
+    return conditions.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]
