@@ -69,8 +69,14 @@ class Gated(APIRoute):
         async def handle(request: Request) -> Response:
             site: Site = request.app.state.site
             project = request.path_params.get("project")
-            caller = await run_in_threadpool(authenticate, site, request, role, project)
+            caller = await run_in_threadpool(identify, site, request)
             request.state.caller = caller
+            try:
+                await run_in_threadpool(permit, site, caller, role, project)
+            except Denied as error:  # who tries what they may not is told of as well
+                if request.method not in _SAFE:
+                    await _note(site, request, caller, action, _outcome(error))
+                raise
             if request.method in _SAFE:
                 return await inner(request)
             await read_body(request)
@@ -85,9 +91,30 @@ def authenticate(site: Site, request: HTTPConnection, role: Role, project: str |
     Raises:
         Denied: nobody we know, or somebody who may not.
     """
+    caller = identify(site, request)
+    permit(site, caller, role, project)
+    return caller
+
+
+def identify(site: Site, request: HTTPConnection) -> Caller:
+    """Return who asks.
+
+    Raises:
+        Unknown: nobody we know.
+    """
     caller = caller_of(request.headers.get("authorization"), site.store.access, now=site.clock())
     if caller is None:
         raise Unknown("no token, or one that nobody gave out", fix="set MODELYARD_TOKEN, or modelyard login")
+    return caller
+
+
+def permit(site: Site, caller: Caller, role: Role, project: str | None) -> None:
+    """Have a caller go on.
+
+    Raises:
+        Denied: they may not do what takes this role there.
+        NotFound: there is no such project.
+    """
     if not caller.may(role, project):
         where = f"in project {project!r}" if project else "on this server"
         raise Denied(
@@ -96,7 +123,6 @@ def authenticate(site: Site, request: HTTPConnection, role: Role, project: str |
         )
     if project is not None:
         site.store.access.project(project)
-    return caller
 
 
 async def read_body(request: Request) -> bytes:
@@ -130,24 +156,33 @@ async def _changing(
         response = await inner(request)
         outcome = str(response.status_code)
     except ModelyardError as error:
-        outcome = f"{status_of(error)} {type(error).__name__}"
+        outcome = _outcome(error)
         raise
     except (HTTPException, RequestValidationError) as error:
         outcome = str(getattr(error, "status_code", 422))
         raise
     finally:
-        deed = Deed(
-            site.clock(), f"{caller.name} ({caller.id})", _address(request),
-            str(request.path_params.get("project") or ""), action, _subject(request), outcome,
-            getattr(request.state, "spec_hash", ""),
-        )  # fmt: skip
-        await run_in_threadpool(site.store.access.note_deed, deed)
+        await _note(site, request, caller, action, outcome)
         site.wrote()
         if once is not None and not outcome.startswith("2"):
             await run_in_threadpool(site.store.access.drop_claim, once.name)  # it may be tried again
     if once is not None:
         await once.keep(site, response)
     return response
+
+
+def _outcome(error: ModelyardError) -> str:
+    return f"{status_of(error)} {type(error).__name__}"
+
+
+async def _note(site: Site, request: Request, caller: Caller, action: str, outcome: str) -> None:
+    """Write a line of the audit log."""
+    deed = Deed(
+        site.clock(), f"{caller.name} ({caller.id})", _address(request),
+        str(request.path_params.get("project") or ""), action, _subject(request), outcome,
+        getattr(request.state, "spec_hash", ""),
+    )  # fmt: skip
+    await run_in_threadpool(site.store.access.note_deed, deed)
 
 
 @dataclass(frozen=True)

@@ -63,9 +63,9 @@ async def events(
         while not feed.is_closed:
             moved.clear()
             while page := await run_in_threadpool(read, after):
-                for serial, event in page:
-                    after = serial
-                    yield frame(Told(serial=serial, event=event).model_dump_json(), id=serial)
+                after = page[-1][0]
+                # in one piece: between two of them nobody would see that the reader has gone
+                yield "".join(frame(Told(serial=n, event=e).model_dump_json(), id=n) for n, e in page)
             try:
                 await asyncio.wait_for(moved.wait(), QUIET_S)
             except TimeoutError:
@@ -85,6 +85,7 @@ async def lines(source: Callable[[], Iterator[LogLine]], feed: Feed) -> AsyncIte
                 yield ": quiet\n\n"
             elif isinstance(found, LogLine):
                 yield frame(_LINE.dump_json(found).decode())
+                await asyncio.sleep(0)  # or nobody sees that the reader has gone
             elif isinstance(found, ModelyardError):
                 yield frame(json.dumps(problem_of(found)), event="problem")
                 return

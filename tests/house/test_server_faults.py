@@ -168,6 +168,7 @@ def shares(served: Served, folder: Path) -> None:
         (adds_a_socket_beside_the_gate, SOCKETS),
         (writes_nothing_down, DEEDS),
         (writes_down_what_ended_well, DEEDS),
+        (writes_nothing_down, on(test_gate.test_who_tries_what_they_may_not_is_written_down)),
         (heeds_no_key, on(test_gate.test_of_calls_with_one_key_at_the_same_time_one_is_carried_out)),
         (
             keeps_answers_as_they_are,

@@ -238,6 +238,19 @@ def test_every_change_is_written_down_with_who_and_how_it_ended(served: Served) 
     assert {(deed.address, deed.who.split()[0]) for deed in deeds} == {("127.0.0.1", "operator")}
 
 
+def test_who_tries_what_they_may_not_is_written_down(served: Served) -> None:
+    plans = served.client("operator", of="main").plan(read(HELLO))
+    with pytest.raises(Denied):
+        served.client("viewer", of="main").apply(plans)
+    headers = {"Authorization": "Bearer my-0-0"}
+    nobody = served.http.post(f"{served.url}/v1/projects/main/runs/hello/stop", headers=headers)
+
+    deeds = [deed for _, deed in served.site.store.access.deeds("main")]
+
+    assert nobody.status_code == 401
+    assert [(d.who.split()[0], d.action, d.outcome) for d in deeds] == [("viewer", "apply", "403 Denied")]
+
+
 @pytest.mark.parametrize(
     ("limits", "said"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -19,7 +21,10 @@ from websockets.sync.client import connect
 
 from orchestrator.client import Remote
 from orchestrator.errors import UsageError
+from orchestrator.reconcile import RunEvent
+from orchestrator.server.feed import Feed
 from orchestrator.server.run import Door
+from orchestrator.server.streams import events
 from orchestrator.spec.load import read
 from tests.cli.conftest import Cli
 from tests.server.conftest import Served
@@ -124,6 +129,21 @@ def test_events_are_streamed_from_where_a_reader_was(served: Served) -> None:
         data = next(line for line in lines if line.startswith("data: "))
 
     assert json.loads(data[6:])["serial"] == told[-1][0]
+
+
+def test_a_page_of_events_is_one_piece() -> None:
+    told = RunEvent("id", "chat", datetime(2026, 1, 1, tzinfo=UTC), "chat", "", "queued", "apply: create")
+    pages = [[(n, told) for n in (1, 2, 3)], []]
+    feed = Feed(lambda: 0, lambda: None)
+
+    async def first_two() -> list[str]:
+        stream = events(feed, lambda after: pages.pop(0), after=0)
+        return [await anext(stream), await anext(stream)]
+
+    here, page = asyncio.run(first_two())
+
+    assert here == ": here\n\n"
+    assert re.findall(r"^id: (\d)$", page, re.MULTILINE) == ["1", "2", "3"]
 
 
 def test_a_stream_ends_with_the_server(served: Served) -> None:
