@@ -307,21 +307,20 @@ class Runpod:
         found = [one for one in told.lines if since is None or one.at is None or one.at >= since]
         yield from found if tail is None else found[max(0, len(found) - tail) :]
         while follow and not told.is_over and self._lives(pod):
-            heard = 0
-            for line in self._lines(pod, cursor):
+            for line in self._lines(pod, cursor, live=True):
                 if line.cursor != cursor:  # which a stream that goes on may begin with
                     yield from told.hear(line.text, line.at, pod.labels[KEY])
-                    cursor, heard = line.cursor, heard + 1
+                    cursor = line.cursor
 
     def _lives(self, pod: Pod) -> bool:
         now = self._pod_of(pod.launch)
         return now is not None and now.status not in ENDED
 
-    def _lines(self, pod: Pod, after: str) -> Iterator[Line]:
+    def _lines(self, pod: Pod, after: str, *, live: bool = False) -> Iterator[Line]:
         """Yield all lines of a pod's output from a cursor on, or from its beginning, up to its end."""
         from_start = {} if after else {"since": _rfc3339(pod.created_at)}
         try:
-            for line in self._pods.output(pod, quiet_s=self._quiet_s, after=after, **from_start):
+            for line in self._pods.output(pod, quiet_s=self._quiet_s, after=after, live=live, **from_start):
                 yield line
                 if split(line.text, pod.labels[KEY])[1] == "ended":
                     return

@@ -6,7 +6,8 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from backends.runpod.refusals import FIXES, KEYS_PAGE, of_create, read
@@ -131,12 +132,14 @@ class Pods:
         source: str = "container",
         quiet_s: float | None = None,
         after: str = "",
+        live: bool = False,
         **query: str,
     ) -> Iterator[Line]:
-        """Yield lines of a pod's output as they come, oldest first.
+        """Yield lines of a pod's output, oldest first: those that were there when it was asked for.
 
-        The stream has no end of its own: with ``quiet_s`` what came is taken for all there is once nothing
-        more did for so long. ``after`` is the cursor of the last line that was read.
+        The stream has no end of its own: what came is taken for all there is once nothing more did for
+        ``quiet_s``, and a line that was written after the answer began is of what comes, which ``live``
+        asks for as well. ``after`` is the cursor of the last line that was read.
 
         Raises:
             Gone: there is no such pod.
@@ -161,7 +164,11 @@ class Pods:
                         raise self._refused(answer.status_code, answer.read(), pod)
                     # read by what reads the body, which has not begun: the head may take longer
                     request.extensions["timeout"]["read"] = quiet_s
-                    yield from _events(answer.iter_lines())
+                    began = _began(answer.headers)
+                    for line in _events(answer.iter_lines()):
+                        if not live and line.at is not None and line.at >= began:
+                            return
+                        yield line
         except (httpx.ReadTimeout, httpx.RemoteProtocolError, httpx.ReadError):
             return
         except (httpx.TransportError, httpx.InvalidURL) as error:
@@ -176,6 +183,17 @@ class Pods:
         except ValueError:
             found = body.decode(errors="replace")
         return self._api.refused(read(status, found), pod.id)
+
+
+def _began(headers: Mapping[str, str]) -> datetime:
+    """Return the second after the one in which an answer began, by the clock of who answers.
+
+    >>> _began({"Date": "Mon, 01 Jun 2026 12:02:03 GMT"}).isoformat()
+    '2026-06-01T12:02:04+00:00'
+    """
+    told = headers.get("Date")
+    at = parsedate_to_datetime(told) if told else datetime.now(UTC)
+    return at + timedelta(seconds=1)
 
 
 def _events(lines: Iterator[str]) -> Iterator[Line]:

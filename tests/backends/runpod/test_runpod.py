@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +24,7 @@ from orchestrator.errors import (
     Busy,
     ConfigError,
     NoCapacity,
+    NotFound,
     Quota,
     Rejected,
     Unreachable,
@@ -340,6 +343,48 @@ def test_a_code_of_a_program_that_prints_a_lot_is_found(options: dict[str, Any])
     assert [line.text for line in backend.logs("sft-0-0-1", tail=2)] == ["2999", "3000"]
     backend.release("sft-0-0-1", keep_s=0)
     assert [line.text for line in backend.logs("sft-0-0-1")] == [str(n) for n in range(1, 3001)]
+
+
+class Look:
+    """What is seen of a program that never stops to print, where a look at it ends."""
+
+    def __init__(self, backend: Runpod, *, patience_s: float) -> None:
+        self.found: list[Any] = []
+        self._backend = backend
+        self._asking = threading.Thread(target=self._ask, daemon=True)
+        self._asking.start()
+        self._asking.join(patience_s)
+
+    def _ask(self) -> None:
+        with contextlib.suppress(BackendError, NotFound):  # it is taken away where it would not end
+            self.found.append(seen(self._backend).phase)
+            self.found.append({line.text for line in self._backend.logs("sft-0-0-1")})
+
+    def end(self) -> None:
+        self._asking.join()
+
+
+CHATTY = "while :; do echo more; sleep 0.05; done"
+
+
+def test_one_that_never_stops_to_print_is_looked_at_all_the_same(options: dict[str, Any]) -> None:
+    backend = Runpod(**options)
+    start(backend, launch(CHATTY))
+    until(lambda: seen(backend).phase is Phase.RUNNING, "it runs")
+    assert Look(backend, patience_s=60.0).found == [Phase.RUNNING, {"more"}]
+
+
+def test_a_look_that_waits_for_silence_alone_is_caught(
+    cloud: FakeRunpod, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Pods.output
+    monkeypatch.setattr(Pods, "output", lambda self, pod, **more: output(self, pod, **{**more, "live": True}))
+    start(Runpod(**options), launch(CHATTY))
+    look = Look(Runpod(**options), patience_s=3.0)
+    found = list(look.found)
+    cloud.reset()
+    look.end()
+    assert found == []
 
 
 def test_output_is_followed_over_a_stream_that_breaks(
