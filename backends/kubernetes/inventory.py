@@ -289,12 +289,15 @@ def _is_accelerator(resource: str) -> bool:
         resource in RESOURCES.values()
         or bool(_MIG_RESOURCE.fullmatch(resource))
         or resource.endswith(".shared")
+        or resource.startswith("amd.com/")
     )
 
 
 def _unusable(resource: str, facts: Facts, labelled: Facts, settings: Settings) -> str:
     if resource.endswith(".shared") or facts.shared_by > 1:
         return f"{resource} is shared by {max(2, facts.shared_by)} pods each: its memory is nobody's own"
+    if resource.startswith("amd.com/") and resource not in RESOURCES.values():
+        return f"{resource} counts parts of a device, whose memory no label tells"
     if not facts.name:
         return facts.unclear or f"no label tells which accelerator {resource} is"
     if not labelled.name:

@@ -440,6 +440,8 @@ class _Making:
         fabric = self.settings.fabric_of(resources.accelerator, nodes=self.group.nodes)
         # whole here: a label holds 63 characters, and a hash may have 64
         annotations = {HASH: self.launch.spec_hash, **(fabric.annotations if fabric else {})}
+        if self.group.kind != "service":
+            annotations |= _STAYS
         spec = made.spec
         topology, together = (fabric.topology, fabric.together) if fabric else ("", "required")
         if is_slice(resources, nodes=self.group.nodes):
@@ -541,6 +543,14 @@ def _ranks(rank_path: str, leader: str) -> tuple[Json, ...]:
         {"name": "MODELYARD_MASTER_NODE_IP", "value": leader},
         _field("MODELYARD_NODE_IP", "status.podIP"),
     )
+
+
+_STAYS = MappingProxyType(
+    {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+)
+"""Keeps autoscalers from moving what works to an end, or somebody works in, off a node to save it
+(Karpenter docs, "Disruption"; kubernetes/autoscaler, cluster-autoscaler FAQ). A service is moved: it has
+replicas, a budget and a drain."""
 
 
 def _tpu_workers(rank_path: str, names: Sequence[str]) -> tuple[Json, ...]:

@@ -251,6 +251,18 @@ def test_gpus_that_gke_slices_or_shares_are_no_whole_ones(label: dict[str, str],
     assert says in why(cut)[0]
 
 
+def test_parts_of_a_device_are_no_whole_ones() -> None:
+    """AMD's plugin counts partitions by their mode, and its labels go on saying the memory of a whole one."""
+    labels, _, _ = SITES["amd"]
+    parted = gpu_node(labels, 64, "amd.com/cpx_nps4")
+    assert [(one.accelerator, one.count) for one in offers(parted)] == [(None, 0)]
+    assert why(parted) == ["amd.com/cpx_nps4 counts parts of a device, whose memory no label tells"]
+    whole = gpu_node(labels, 8, "amd.com/gpu")
+    whole["status"]["allocatable"]["amd.com/cpx_nps4"] = "0"
+    assert [one.count for one in offers(whole)] == [8]
+    assert why(whole) == []
+
+
 def test_unlabelled_device_is_left_out_with_the_reason() -> None:
     assert why(gpu_node({})) == ["no label tells which accelerator nvidia.com/gpu is"]
     assert [o.count for o in offers(gpu_node({}))] == [0]

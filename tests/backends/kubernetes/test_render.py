@@ -180,6 +180,16 @@ def test_task_with_another_hash_is_another_job() -> None:
     assert names == ["answer-aabbccdd", "answer-ffff"]
 
 
+@pytest.mark.parametrize(
+    ("group", "stays"), [(JOB, True), (INDEXED, True), (WORKPLACE, True), (SERVICE, False), (SPANNING, False)]
+)
+def test_autoscaler_leaves_a_node_with_a_task_on_it(group: Group, stays: bool) -> None:
+    for template in rules.pod_templates(group_objects(group)):
+        told = template["metadata"]["annotations"]
+        assert ("karpenter.sh/do-not-disrupt" in told) == stays
+        assert (told.get("cluster-autoscaler.kubernetes.io/safe-to-evict") == "false") == stays
+
+
 def test_disruption_costs_a_task_no_retry() -> None:
     spec = render_group(JOB, Settings()).objects[0]["spec"]
     assert spec["backoffLimit"] == 2
