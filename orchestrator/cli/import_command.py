@@ -13,7 +13,7 @@ from orchestrator.cli.shared import facts_by, use_catalog
 from orchestrator.errors import SpecError, UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.importers import Imported
+    from orchestrator.importers import Imported, Profiles
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -34,6 +34,13 @@ def import_(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a file that cannot be carried over whole.")
     ] = False,
+    profiles: Annotated[
+        Path | None,
+        typer.Option("--profiles", help="dstack's profiles.yml, to fill in from.", show_default=False),
+    ] = None,
+    profile: Annotated[
+        str, typer.Option("--profile", metavar="NAME", help="The profile that is meant; unset: the default.")
+    ] = "",
     suggest: Annotated[
         bool,
         typer.Option(
@@ -50,7 +57,8 @@ def import_(
     from orchestrator.importers import import_text
 
     use_catalog()
-    found = import_text(_read(file), tool=tool, file="<stdin>" if file == "-" else file)
+    defaults = _profiles(profiles, profile, tool)
+    found = import_text(_read(file), tool=tool, file="<stdin>" if file == "-" else file, profiles=defaults)
     if found.left_out and strict:
         raise SpecError(found.left_out)
     for problem in found.left_out:
@@ -85,6 +93,23 @@ def _write_suggested(found: Imported, file: str, output: Path | None) -> None:
     for each in suggested:
         if not each.text:
             typer.echo(suggestion_text(each, commented=True), nl=False, err=True)
+
+
+def _profiles(file: Path | None, name: str, tool: str) -> Profiles | None:
+    """Return the profiles that a document is filled in from, None for none.
+
+    Raises:
+        UsageError: the tool has no profiles, or a name is given without a file.
+    """
+    if file is None and not name:
+        return None
+    if tool != "dstack":
+        raise UsageError(f"{tool} has no profiles", fix="--profiles goes with --from dstack")
+    if file is None:
+        raise UsageError("--profile without --profiles", fix="--profiles .dstack/profiles.yml")
+    from orchestrator.importers import Profiles
+
+    return Profiles(_read(str(file)), str(file), name)
 
 
 def _read(file: str) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from orchestrator.importers.draft import Draft
-from orchestrator.importers.theirs import Keys, Theirs, environment, meaning, renamed
+from orchestrator.importers.theirs import Keys, Profile, Theirs, environment, meaning, renamed
 from orchestrator.spec.interpolation import looks_secret
 from orchestrator.spec.tree import Node, Scalar, Value
 
@@ -24,6 +24,13 @@ _OF_TYPE: Mapping[str, tuple[str, ...]] = {
     "dev-environment": ("ide", "version", "inactivity_duration", "ports"),
 }
 """What means the same in both (dstack's reference, dstack.yml); sizes and commands are looked at."""
+
+_OF_PROFILE = (
+    "backends", "regions", "availability_zones", "instance_types", "reservation", "spot_policy", "retry",
+    "max_duration", "stop_duration", "max_price", "idle_duration", "utilization_policy", "startup_order",
+    "stop_criteria", "schedule", "fleets", "tags",
+)  # fmt: skip
+"""What a profile may say of runs (dstack's reference, profiles.yml)."""
 
 _VARIABLES = {
     f"DSTACK_{name}": f"MODELYARD_{name}"
@@ -74,8 +81,42 @@ def read(roots: tuple[Node, ...], theirs: Theirs) -> None:
             theirs.leave_out(root, what, "tasks, services, dev environments, fleets and volumes are imported")
 
 
+def profile(root: Node, theirs: Theirs, name: str) -> Profile:
+    """Return a profile of a ``profiles.yml``: the one of that name, "" for its default one.
+
+    Raises:
+        SpecError: it is no file of profiles, or has none that is meant.
+    """
+    keys = theirs.mapping(root, "")
+    found = (
+        [one for node in keys.items("profiles") if (one := theirs.mapping(node, "profiles"))] if keys else []
+    )
+    if not found:
+        theirs.refuse(root, "no profiles: is it a profiles.yml of dstack's?")
+    names = [one.text("name") or "" for one in found]
+    if name:
+        meant = [one for one, each in zip(found, names, strict=True) if each == name]
+    else:
+        meant = [one for one in found if (d := one.take("default")) and meaning(d) is True]
+    if not meant:
+        what = f"no profile {name!r}" if name else "no profile is the default one"
+        theirs.refuse(root, what, f"there is {', '.join(filter(None, names))}")
+    (chosen, *_) = meant
+    taken = {key: entry for key in _OF_PROFILE if (entry := chosen.entry(key))}
+    chosen.ignore("name", "default")
+    chosen.leave_rest(_WHY)
+    return Profile(chosen.text("name") or "", taken)
+
+
 def _run(kind: str, keys: Keys) -> None:
+    filled = False
+    if keys.theirs.profile:
+        allowed = (*_RUN, *_PLACEMENT, *_OF_TYPE[kind])
+        node, filled = keys.theirs.profile.under(keys.node, [key for key in _OF_PROFILE if key in allowed])
+        keys = Keys(keys.theirs, node, keys.path, keys.taken)
     draft = keys.theirs.begin(kind, keys.text("name"), keys.node)
+    if filled and keys.theirs.profile:
+        draft.remark("name", f"with what dstack's profile {keys.theirs.profile.name!r} says")
     keys.copy(draft, _RUN)
     _registry(draft)
     _image(draft, keys)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import NoReturn
 
@@ -22,6 +22,35 @@ _WORDS_OF_1_1: Mapping[str, bool] = {
 """What these tools' YAML 1.1 takes for booleans and 1.2 for text (yaml.org/type/bool.html)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Keys that a document may leave out, under a name."""
+
+    name: str
+    entries: Mapping[str, Entry]
+
+    def under(self, node: Entries, allowed: Iterable[str]) -> tuple[Entries, bool]:
+        """Return a document with what the profile says of the allowed keys, and whether that is anything.
+
+        Its keys stand where the document begins: they are lines of another file.
+        """
+        found = {
+            key: Entry(node.line, node.column, _moved(self.entries[key].node, node))
+            for key in allowed
+            if key in self.entries and key not in node.entries
+        }
+        return Entries(node.line, node.column, {**node.entries, **found}, node.size), bool(found)
+
+
+def _moved(node: Node, to: Node) -> Node:
+    if isinstance(node, Scalar):
+        return replace(node, line=to.line, column=to.column)
+    if isinstance(node, Items):
+        return Items(to.line, to.column, tuple(_moved(item, to) for item in node.items), node.size)
+    moved = {k: Entry(to.line, to.column, _moved(e.node, to)) for k, e in node.entries.items()}
+    return Entries(to.line, to.column, moved, node.size)
+
+
 @dataclass(slots=True)
 class Theirs:
     """One file on its way: the documents made of it so far, and what they could not take."""
@@ -29,6 +58,8 @@ class Theirs:
     source: Source
     tool: str
     drafts: list[Draft] = field(default_factory=list)
+    profile: Profile | None = None
+    """What fills in where a document says nothing."""
 
     @property
     def left_out(self) -> list[Problem]:

@@ -141,6 +141,17 @@ TWINS: dict[str, tuple[Plant, Check]] = {
         planted(dstack, "_registry", lambda draft: None),
         test_import.test_dstacks_key_of_a_registry_is_a_secret_of_ours,
     ),
+    "a profile wins over what is said": (
+        planted(
+            theirs.Profile,
+            "under",
+            lambda self, node, allowed: (
+                theirs.Entries(node.line, node.column, {**node.entries, **self.entries}),
+                True,
+            ),
+        ),
+        test_import.fills_in_what_is_not_said,
+    ),
     "wishes for a place count": (
         planted(test_compose, "anywhere", lambda document: document),
         test_compose.test_wishes_for_a_place_do_not_count,

@@ -67,3 +67,13 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(
     assert run(["import", "--from", "compose", str(path)]) == 64
 
     assert str(path) in capsys.readouterr().err
+
+
+def test_profiles_are_dstacks_and_come_from_a_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profiles = file.with_name("profiles.yml")
+    profiles.write_text("profiles: [{name: p, default: true, max_price: 1.5}]")
+
+    assert run(["import", "--from", "dstack", str(file), "--profiles", str(profiles)]) == 0
+    assert "max_price: 1.5" in capsys.readouterr().out
+    assert run(["import", "--from", "dstack", str(file), "--profile", "p"]) == 64
+    assert run(["import", "--from", "compose", str(file), "--profiles", str(profiles)]) == 64

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.apply import World, plan_documents
 from orchestrator.backend import Can
 from orchestrator.errors import SpecError
-from orchestrator.importers import TOOLS, import_text
+from orchestrator.importers import TOOLS, Profiles, import_text
 from orchestrator.importers.settle import Imported
 from orchestrator.spec.load import Document, read
 from orchestrator.spec.models import Placement
@@ -179,3 +179,63 @@ def test_a_document_that_cannot_run_does_not_keep_the_others_back() -> None:
 
     assert [document.spec.name for document in read(found.text)] == ["web"]
     assert "service 'odd': not carried over" in found.left_out[0].what
+
+
+# --- profiles -------------------------------------------------------------------------------
+
+PROFILES = """\
+profiles:
+  - name: cheap
+    default: true
+    spot_policy: auto
+    max_price: 1.5
+    max_duration: 1d
+    stop_criteria: master-done
+    creation_policy: reuse
+  - name: big
+    backends: [aws]
+    max_price: 9
+"""
+PLAIN = "type: task\nname: a\nimage: x\nmax_price: 3\n---\ntype: volume\nname: v\nsize: 1GB\n"
+
+
+def fills_in_what_is_not_said() -> None:
+    found = import_text(PLAIN, tool="dstack", file="a.yml", profiles=Profiles(PROFILES, "p.yml"))
+
+    task, volume = (document.spec.canonical() for document in read(found.text))
+    assert (task["spot_policy"], task["max_duration"], task["max_price"]) == ("auto", "1d", 3.0)
+    assert task["stop_criteria"] == "master-done"
+    assert set(volume) == {"type", "name", "size"}
+    assert "# with what dstack's profile 'cheap' says" in found.text
+
+
+def test_a_profile_fills_in_what_a_configuration_does_not_say() -> None:
+    fills_in_what_is_not_said()
+
+
+def test_what_a_profile_says_in_vain_is_told_at_its_line() -> None:
+    found = import_text(PLAIN, tool="dstack", file="a.yml", profiles=Profiles(PROFILES, "p.yml"))
+
+    assert [str(problem.at) for problem in found.left_out] == ["p.yml:8:5"]
+
+
+def test_a_profile_is_taken_by_its_name() -> None:
+    found = import_text(PLAIN, tool="dstack", file="a.yml", profiles=Profiles(PROFILES, "p.yml", "big"))
+
+    task = read(found.text)[0].spec.canonical()
+    assert (task["backends"], "spot_policy" in task) == (["aws"], False)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "said"),
+    [
+        (PROFILES, "huge", "p.yml:1:1: no profile 'huge'"),
+        (PROFILES.replace("default: true", "default: false"), "", "p.yml:1:1: no profile is the default one"),
+        ("a: 1", "", "p.yml:1:1: no profiles"),
+    ],
+)
+def test_a_profile_that_is_not_there_is_refused(text: str, name: str, said: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        import_text(PLAIN, tool="dstack", file="a.yml", profiles=Profiles(text, "p.yml", name))
+
+    assert str(refused.value).startswith(said)
