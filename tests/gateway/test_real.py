@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import uuid
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from orchestrator.api import Local
 from orchestrator.gateway.keys import PREFIX, new_key
 from orchestrator.reconcile.values import Wanted
 from orchestrator.spec.load import load
+from tests import images
 from tests.engines.test_parsers import interpreter
 from tests.gateway.test_record import NOW, program
+from tests.training.conftest import needed
 
 pytestmark = pytest.mark.slow
 
@@ -29,24 +32,37 @@ engine: transformers
 traffic: {concurrency: 1, input_tokens: 32, output_tokens: 16}
 replicas: 0..1
 scaling: {metric: running, target: 4}
-backends: [process]
 """
 
 
+def on_docker(python: Path) -> str:
+    """Return what a spec says so that a container runs the engine of this machine."""
+    images.require_engine()
+    mounts = ", ".join(f'"{path}:{path}"' for path in needed(python))
+    boxed = f'env: {{PATH: "{python.parent}:/bin", HOME: /tmp}}\nresources: {{gpu: 0}}\n'
+    return f"backends: [docker]\nimage: {images.python()}\nvolumes: [{mounts}]\n{boxed}"
+
+
+@pytest.mark.parametrize("backend", ["process", pytest.param("docker", marks=pytest.mark.docker)])
 def test_openai_s_client_is_served_from_zero_by_a_real_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     openai = pytest.importorskip("openai")
     python = Path(interpreter("transformers"))
+    where = on_docker(python) if backend == "docker" else "backends: [process]\n"
     subprocess.run([python, MAKE, tmp_path / "tiny"], check=True, capture_output=True)
     (tmp_path / "hub").mkdir()
     config = tmp_path / "config.yaml"
-    config.write_text(f"backends: [{{type: process, state_dir: {tmp_path}/process}}]\n")
+    options = {
+        "process": f"state_dir: {tmp_path}/process",
+        "docker": f"namespace: real-{uuid.uuid4().hex[:8]}",
+    }
+    config.write_text(f"backends: [{{type: {backend}, {options[backend]}}}]\n")
     monkeypatch.setenv("MODELYARD_CONFIG", str(config))
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", f"{python.parent}:{os.environ['PATH']}")
     file = tmp_path / "tiny.yaml"
-    file.write_text(SERVICE)
+    file.write_text(SERVICE + where)
     api = Local(f"sqlite:///{tmp_path}/state.db", config=config)
     api.apply(api.plan(load([str(file)])))
     key, secret = new_key("ann", None)
