@@ -22,6 +22,9 @@ from typing import Literal, Protocol, runtime_checkable
 LABEL = "modelyard.dev/"
 """Prefix of the labels on everything a backend creates."""
 
+FLEET = LABEL + "fleet"
+"""Names the fleet that a machine is held for: an option of the launch that holds it, and a label."""
+
 
 class Can(enum.Enum):
     """What a backend is able to do; the planner refuses what a spec needs and a backend cannot."""
@@ -40,6 +43,7 @@ class Can(enum.Enum):
     SCALES = "scale services with its own controllers"
     RENT = "rent the machine that an offer names, and give it back"
     KEEP = "keep a rented machine for the next launch"
+    HOLD = "hold rented machines for a fleet"
 
 
 SCRATCH_BYTES = 4 * 2**30
@@ -122,6 +126,9 @@ class Rent:
     accelerators: int = 0
     vram_bytes: int = 0
     compute_capability: tuple[int, int] | None = None
+    cpu: float = 0.0
+    memory_bytes: int = 0
+    """What a machine of a fleet has to share; 0 where one launch has all of it."""
 
     def __str__(self) -> str:
         """Return it in a few words, for people.
@@ -262,6 +269,11 @@ class Launch:
     options: tuple[tuple[str, str], ...] = ()
     rent: Rent | None = None
 
+    @property
+    def fleet(self) -> str:
+        """The fleet for which it holds a machine, running nothing there; "" for all that run something."""
+        return next((value for key, value in self.options if key == FLEET), "")
+
     def probes(self) -> tuple[Probe, ...]:
         """Return every probe; all of them decide together."""
         return (self.probe, *self.more_probes) if self.probe else ()
@@ -388,7 +400,7 @@ class Host:
     """
 
     name: str
-    state: Literal["ready", "cordoned", "draining", "unwell", "silent"]
+    state: Literal["ready", "cordoned", "draining", "unwell", "silent", "booting"]
     why: str = ""
     fix: str = ""
     cpu: float = 0.0
@@ -399,6 +411,8 @@ class Host:
     devices: tuple[HostDevice, ...] = ()
     blocks: int | None = None
     blocks_held: int = 0
+    rent: Rent | None = None
+    """What it is rented as, with its price; None for a machine of one's own."""
 
 
 Progress = Callable[[str], None]
@@ -538,6 +552,50 @@ class Renter(Backend, Protocol):
 
         Raises:
             Rejected: it does not carry our deployment's tag.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class HeldMachine:
+    """A machine of a fleet that is up: what the record has of it.
+
+    ``launch`` is the one that holds it at ``backend``. One that is ``leaving`` takes no more launches.
+    """
+
+    id: str
+    backend: str
+    launch: str
+    address: str
+    rent: Rent
+    leaving: bool = False
+
+
+@runtime_checkable
+class Holder(Renter, Protocol):
+    """A renter whose machines may be held for a fleet (``Can.HOLD``), and shared by launches then.
+
+    A launch with a ``fleet`` runs nothing: it is running once its machine can be used, and ends with it.
+    """
+
+    def fleet(
+        self,
+        name: str,
+        *,
+        machines: Sequence[HeldMachine],
+        peers: Mapping[str, Backend],
+        blocks: int,
+        held: Mapping[str, Mapping[str, str]],
+        env: Mapping[str, str],
+    ) -> HostKeeper:
+        """Return the place that these machines are, whichever of ``peers`` rents each; touches nothing.
+
+        Args:
+            name: The fleet's.
+            machines: Those that are up.
+            peers: The places they are rented from, by name, this one among them.
+            blocks: Into how many equal parts each is divided.
+            held: As the option of a ``HostKeeper``, by machine.
+            env: Variables of everything that runs there.
         """
 
 

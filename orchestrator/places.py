@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.backend import Backend
+from orchestrator.backend import Backend, HeldMachine, Holder
 from orchestrator.errors import ConfigError, NotFound, Position, Problem, Problems, SpecError
 from orchestrator.planner.mirrors import Mirrors
 from orchestrator.spec.models import Fleet
@@ -43,6 +43,8 @@ class Place:
     """Options that come from elsewhere, for whatever type knows them; they outrank the configured."""
     project: str | None = None
     """Whose it is, None where everybody may use it."""
+    held: tuple[HeldMachine, ...] | None = None
+    """The machines of a fleet that rents them; None for every other place."""
 
 
 DEFAULT = (Place("docker", "docker", required=False), Place("process", "process", required=False))
@@ -225,7 +227,7 @@ class Places(Mapping[str, Backend]):
         self._configured = tuple(places)
         self._read = recorded
         self._expected: tuple[Place, ...] = ()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._open: dict[str, tuple[Place, Backend]] = {}
         self._places = _by_name(self._configured, ())
         self.refresh()
@@ -237,6 +239,9 @@ class Places(Mapping[str, Backend]):
         places = {name: _holding(place, recorded.held.get(name)) for name, place in found.items()}
         with self._lock:
             self._places = places
+            for name in [name for name, place in places.items() if place.held is not None]:
+                if not any(isinstance(each, Holder) for each in self._renters(places[name]).values()):
+                    del places[name]  # nobody is configured who could reach its machines
             self._open = {name: one for name, one in self._open.items() if places.get(name) == one[0]}
 
     def expect(self, places: Iterable[Place]) -> frozenset[str]:
@@ -253,8 +258,21 @@ class Places(Mapping[str, Backend]):
                 raise UnknownPlace(f"no place {name!r} is configured any more", fix=fix)
             place = self._places[name]
             if name not in self._open:
-                self._open[name] = place, build(place)
+                self._open[name] = place, self._fleet(place) if place.held is not None else build(place)
             return self._open[name][1]
+
+    def _renters(self, place: Place) -> Mapping[str, Backend]:
+        """Return the configured places that a fleet rents from: those it names, or all."""
+        wanted = place.options["backends"]
+        return {p.name: self[p.name] for p in self._configured if not wanted or p.name in wanted}
+
+    def _fleet(self, place: Place) -> Backend:
+        renters = self._renters(place)
+        first = next(each for each in renters.values() if isinstance(each, Holder))
+        return first.fleet(
+            place.name, machines=place.held or (), peers=renters, blocks=place.options["blocks"],
+            held=place.wishes.get("held", {}), env=place.options["env"],
+        )  # fmt: skip
 
     def __iter__(self) -> Iterator[str]:
         return iter(tuple(self._places))
@@ -308,6 +326,18 @@ def fleet_place(spec: Fleet, *, project: str | None = None) -> Place:
     if config.config_file:
         options["ssh_config"] = config.config_file
     return Place(spec.name, "ssh", options, project=project)
+
+
+def rented_place(spec: Fleet, machines: Sequence[HeldMachine], *, project: str | None = None) -> Place:
+    """Return the place that a fleet of rented machines is, with those that are up.
+
+    >>> place = rented_place(Fleet(name="pool", nodes=2, backends=["aws"]), ())
+    >>> place.options["backends"], place.held
+    (('aws',), ())
+    """
+    env = {name: _value(spec.name, name, value) for name, value in spec.env.items()}
+    options = {"backends": spec.backends, "blocks": spec.blocks, "env": env}
+    return Place(spec.name, "fleet", options, project=project, held=tuple(machines))
 
 
 def _value(fleet: str, name: str, value: str | None) -> str:

@@ -20,7 +20,7 @@ class SimCluster(Sim):
 
     def __init__(self, name: str = "sim", *, can: Iterable[Can] | None = None, **options: Any) -> None:
         super().__init__(
-            name, can=set(Can) - {Can.RENT, Can.KEEP, Can.SCALES} if can is None else can, **options
+            name, can=set(Can) - {Can.RENT, Can.KEEP, Can.HOLD, Can.SCALES} if can is None else can, **options
         )
 
     def apply_group(self, group: Group, *, secrets: Mapping[str, str]) -> GroupStatus:

@@ -134,7 +134,9 @@ class Sim:
         around: Callable[[Call, bool], None] | None = None,
     ) -> None:
         self.name = name
-        self.can = frozenset(set(Can) - {Can.GROUPS, Can.RENT, Can.KEEP, Can.SCALES} if can is None else can)
+        self.can = frozenset(
+            set(Can) - {Can.GROUPS, Can.RENT, Can.KEEP, Can.HOLD, Can.SCALES} if can is None else can
+        )
         self.calls: list[Call] = []
         self.starts: Counter[str] = Counter()
         self.unreachable = False

@@ -19,10 +19,11 @@ from typing import ClassVar, TypeVar
 from backends.ssh.connection import Connection
 from backends.ssh.host import HostDocker
 from backends.ssh.memory import Memory
-from backends.ssh.options import Host, Login
+from backends.ssh.options import Hold, Host, Login, Reader
 from backends.ssh.placement import Gang, gang_name, gang_of
 from backends.vm import boot
 from backends.vm.cooling import Cooled
+from backends.vm.fleet import KEYS, HeldHost, RentedFleet
 from backends.vm.gang import Seat, gather, nodes_of, refuse
 from backends.vm.options import duration_s, state_folder
 from backends.vm.port import (
@@ -40,9 +41,12 @@ from backends.vm.port import (
 )
 from backends.vm.shelf import Shelf
 from orchestrator.backend import (
+    FLEET,
     LABEL,
     Can,
     Check,
+    HeldMachine,
+    HostKeeper,
     Instance,
     Launch,
     LogLine,
@@ -100,7 +104,17 @@ class RentedMachines:
     """
 
     can: ClassVar[frozenset[Can]] = frozenset(
-        {Can.IMAGES, Can.PORTS, Can.EXEC, Can.LIMITS, Can.PRIVILEGED, Can.RESTART, Can.RENT, Can.KEEP}
+        {
+            Can.IMAGES,
+            Can.PORTS,
+            Can.EXEC,
+            Can.LIMITS,
+            Can.PRIVILEGED,
+            Can.RESTART,
+            Can.RENT,
+            Can.KEEP,
+            Can.HOLD,
+        }
     )
 
     def __init__(
@@ -159,6 +173,8 @@ class RentedMachines:
         vm = self._machine_of(launch.name) or self._take_idle(launch) or self._rent(launch, launch.rent)
         try:
             host = self._booted(vm, launch, progress)
+            if launch.fleet:
+                return self._holding(vm, host, self._memory.last(vm.id))
             found = host.start(launch, secrets=secrets, progress=progress)
         except (NoCapacity, Rejected, AuthFailed):
             self._end(vm)  # it is nowhere, and the next attempt has a name of its own
@@ -231,12 +247,12 @@ class RentedMachines:
         """Ask the launch to end, and kill it after ``grace_s``; its machine stays until it is released."""
         if self._kept(name) is not None or (vm := self._machine_of(name)) is None:
             return
-        host = self._host(vm)
+        host = None if vm.tags.get(FLEET) else self._host(vm)
         if host is not None and _answers(host):
             if host.holds(name):
                 host.stop(name, grace_s=grace_s)
                 return
-        elif vm.state == "running" and self._memory.last(vm.id) is not None:
+        elif host is not None and vm.state == "running" and self._memory.last(vm.id) is not None:
             raise Unreachable(f"machine {vm.id} does not answer", backend=self.name)
         now = datetime.now(UTC)
         never_ran = replace(self._pending(vm), phase=Phase.EXITED, reason="stopped", finished_at=now)
@@ -258,8 +274,15 @@ class RentedMachines:
             if ended.phase is not Phase.EXITED:
                 raise Rejected(f"launch '{name}' still runs", backend=self.name, fix="stop it first")
             assert host is not None  # nothing ends on a machine without an address
-            self._shelf.put(replace(ended, rented=False, ports={}), host.logs(name))
-        if keep_s == 0 or host is None or not _answers(host) or self._taken_at(vm, host) is not None:
+            output = () if vm.tags.get(FLEET) else host.logs(name)
+            self._shelf.put(replace(ended, rented=False, ports={}), output)
+        if (
+            keep_s == 0
+            or vm.tags.get(FLEET)
+            or host is None
+            or not _answers(host)
+            or self._taken_at(vm, host) is not None
+        ):
             self._provider.terminate(vm)
             return
         lasts_s = FOR_EVER_S if keep_s is None else int(keep_s)
@@ -365,6 +388,50 @@ class RentedMachines:
         ]  # fmt: skip
         return [each for each in unused if not self._memory.is_claimed(each.gang)]
 
+    # -- fleets ----------------------------------------------------------------------------------
+
+    def fleet(
+        self,
+        name: str,
+        *,
+        machines: Sequence[HeldMachine],
+        peers: Mapping[str, object],
+        blocks: int,
+        held: Mapping[str, Mapping[str, str]],
+        env: Mapping[str, str],
+    ) -> HostKeeper:
+        """Return the place that machines are which fleets hold, whichever of ``peers`` rents each."""
+        holds = Reader(name).held(held)
+        hosts: dict[str, HeldHost] = {}
+        for machine in machines:
+            peer = peers.get(machine.backend)
+            if isinstance(peer, RentedMachines):
+                hosts[machine.id] = peer.lend(machine, fleet=name, blocks=blocks, hold=holds.get(machine.id))
+        return RentedFleet(name, hosts, namespace=self._namespace, env=env)
+
+    def lend(self, machine: HeldMachine, *, fleet: str, blocks: int, hold: Hold | None) -> HeldHost:
+        """Return the engine of a machine that a fleet holds, for launches to share."""
+        identity = str(self._identity_file())
+        host = Host(
+            machine.id, Login(machine.id, self._port, self._user, identity), internal_ip=machine.address,
+            blocks=blocks,
+        )  # fmt: skip
+        way = str(self._shelf.ssh_config(machine.id, machine.address))
+        leaving = Hold("it is given back") if machine.leaving else None
+        return HeldHost(
+            Connection(host, backend=fleet, host_keys="accept-new", ssh_config=way),
+            machine=machine,
+            keys=[self._key(machine.launch, spent) for spent in range(KEYS)],
+            backend=fleet,
+            network=None,
+            namespace=self._namespace,
+            default_image=None,
+            pull="missing",
+            timeout_s=self._timeout_s,
+            hold=hold or leaving,
+            shares=True,
+        )
+
     # -- volumes: a rented machine keeps none ----------------------------------------------------
 
     def create_volume(self, name: str, *, size_bytes: int | None) -> None:  # noqa: ARG002  # the port's
@@ -386,7 +453,7 @@ class RentedMachines:
                 f"{kept.kind} '{kept.source}': what is on a rented machine goes with it", backend=self.name,
                 fix="use a bucket, or another backend",
             )  # fmt: skip
-        if launch.image is None:
+        if launch.image is None and not launch.fleet:
             raise Rejected("a rented machine runs images", backend=self.name, fix="add image: to the spec")
 
     # -- renting ---------------------------------------------------------------------------------
@@ -434,10 +501,10 @@ class RentedMachines:
         expires = datetime.now(UTC) + timedelta(seconds=self._abandoned_s)
         tags = launch.labels() | self._ours() | {EXPIRES: expires.isoformat(timespec="seconds")}
         tags |= {GANG: gang} if gang else {}
+        tags |= {FLEET: launch.fleet} if launch.fleet else {}
         spent = 0
         while True:
-            text = f"{self._deployment()}\0{self._namespace}\0{launch.name}\0{spent}"
-            key = hashlib.sha256(text.encode()).hexdigest()[:32]
+            key = self._key(launch.name, spent)
             user_data = boot.cloud_config(
                 key=key, public_key=public, user=self._user, lasts_s=self._abandoned_s,
                 namespace=self._namespace, prepare=self._prepare, notice=self._notice if rent.spot else None,
@@ -451,13 +518,29 @@ class RentedMachines:
                 return vm
             spent += 1  # it ended, or went on to another launch
 
+    def _key(self, launch: str, spent: int) -> str:
+        """Return the key of a launch's machine; ``spent`` counts those of it that have ended."""
+        text = f"{self._deployment()}\0{self._namespace}\0{launch}\0{spent}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
     def _take_idle(self, launch: Launch, *, gang: str = "") -> Vm | None:
-        """Take over a machine of the kind that is rented anyway, where one is kept; a gang's of it only."""
+        """Take over a machine of the kind that is rented anyway, where one is kept; a gang's of it only.
+
+        What a fleet holds is for many, and what it gives back is for nobody.
+        """
+        if launch.fleet:
+            return None
         for vm in self._vms():
             if gang and vm.tags.get(GANG) != gang:
                 continue
             free = not vm.tags.get(LAUNCH) or self._kept(vm.tags[LAUNCH]) is not None
-            if not free or vm.state != "running" or launch.rent is None or not _is_such(vm, launch.rent):
+            if (
+                not free
+                or vm.tags.get(FLEET)
+                or vm.state != "running"
+                or launch.rent is None
+                or not _is_such(vm, launch.rent)
+            ):
                 continue
             host = self._host(vm)
             if host is None or not _answers(host):
@@ -562,6 +645,8 @@ class RentedMachines:
         last = self._memory.last(vm.id)
         if host is None or (last is None and not _is_open(vm.address or "", self._port)):
             return self._pending(vm)
+        if vm.tags.get(FLEET):
+            return self._holding(vm, host, last)
         try:
             found = [one for one in host.instances() if one.name == name]
             self._renew(vm, host)
@@ -576,6 +661,24 @@ class RentedMachines:
             found = [self._interrupted(one, vm, host) for one in found]
             self._memory.keep(vm.id, found)
         return replace(found[0], machine=vm.id, rented=True) if found else self._pending(vm)
+
+    def _holding(self, vm: Vm, host: HostDocker, last: Sequence[Instance] | None) -> Instance:
+        """Return the launch that holds a machine for a fleet: it runs while the engine there answers."""
+        found = self._pending(vm)
+        try:
+            host.holds(found.name)
+            self._renew(vm, host)
+        except BackendError as error:
+            if not last:
+                return found
+            told, since = f"{error.what}: as last seen", self._memory.heard_at(vm.id)
+            return replace(last[0], message=told, silent_since=since)
+        up = replace(
+            found, phase=Phase.RUNNING, message="", address=vm.address,
+            started_at=last[0].started_at if last else datetime.now(UTC),
+        )  # fmt: skip
+        self._memory.keep(vm.id, [up])
+        return up
 
     def _interrupted(self, ended: Instance, vm: Vm, host: HostDocker) -> Instance:
         """Return a launch as preempted where its machine asked it to end before it is taken away."""

@@ -15,6 +15,8 @@ def has_reached(run: Run, goal: Goal) -> bool:
     """Return whether a run has come to ``goal``, or to an end from which it will not."""
     if goal == "deleted":
         return False
+    if run.type == "fleet" and run.reason and goal in ("settled", "accepted"):
+        return True  # it asks again for ever, and nobody has to wait for that
     if run.state.is_final or run.reason.startswith("rollout failed") or _is_alone(run):
         return True
     match goal:

@@ -40,12 +40,15 @@ from orchestrator.backend import (
     Can,
     Check,
     Forwarder,
+    HeldMachine,
+    Host,
     HostKeeper,
     Leave,
     LogLine,
     Machine,
     Offer,
     Phase,
+    Rent,
     Renter,
     Volume,
 )
@@ -59,7 +62,7 @@ from orchestrator.errors import (
     Unreachable,
     UsageError,
 )
-from orchestrator.places import Places, Recorded, fleet_place, read_mirrors, read_places
+from orchestrator.places import Places, Recorded, fleet_place, read_mirrors, read_places, rented_place
 from orchestrator.planner.mirrors import Mirrors
 from orchestrator.reconcile import Job, JobState, Run, RunEvent, Turn, Wanted
 from orchestrator.spec.interpolation import is_secret_name
@@ -162,8 +165,13 @@ class Local(Planner):
 
     def _recorded_places(self) -> Recorded:
         if "store" in self.__dict__ or sqlite_path(self._url) is None:  # a server is not asked twice
-            return recorded_places(self.store.fleets(), self.store.cordons(), wishes=self._wishes)
-        return recorded_places(*current_fleets(self._url), wishes=self._wishes)
+            fleets, cordons = self.store.fleets(), self.store.cordons()
+        else:
+            fleets, cordons = current_fleets(self._url)
+        return recorded_places(fleets, cordons, wishes=self._wishes, machines=self._machines)
+
+    def _machines(self, fleet: str) -> Sequence[HeldMachine]:
+        return machines_of(self.store, fleet)
 
     @cached_property
     def store(self) -> Store:
@@ -253,6 +261,7 @@ class Local(Planner):
     def expect(self, fleets: Sequence[Fleet]) -> frozenset[str]:
         """Count on the hosts of fleets that are about to be applied; return the names it could."""
         own = [replace(fleet_place(each), wishes=self._wishes) for each in fleets if each.ssh_config]
+        own += [rented_place(each, self._machines(each.name)) for each in fleets if not each.ssh_config]
         return self.places.expect(own)
 
     def mirrors(self) -> Mirrors:
@@ -588,6 +597,12 @@ class Local(Planner):
         Raises:
             NotFound: one of them is not on record; nothing was written.
         """
+        for name in names:
+            if self._run(name).type == "fleet":
+                raise UsageError(f"{name!r} is a fleet", fix=f"modelyard fleet delete {name}")
+        self._turn_to(names, wanted)
+
+    def _turn_to(self, names: Sequence[str], wanted: Wanted) -> None:
         self._told = self.store.last_serial()
         while True:
             runs = [self._run(name) for name in names]
@@ -741,13 +756,30 @@ class Local(Planner):
             return []
         self._settle()
         on, applied = self._on(keepers), {fleet.name for fleet in self.store.fleets()}
+        holding = {run.name: run for run in self.store.runs() if run.type == "fleet"}
         return [
-            FleetView(place, tuple(backend.hosts()), on.get(place, {}), place in applied)
+            self._rented(place, self.places[place], on.get(place, {}), holding[place])
+            if place in holding
+            else FleetView(place, tuple(backend.hosts()), on.get(place, {}), place in applied)
             for place, backend in sorted(keepers.items())
         ]
 
+    def _rented(self, name: str, backend: Backend, on: Mapping[str, tuple[str, ...]], run: Run) -> FleetView:
+        """Return a fleet of rented machines: those that are up, and those on their way."""
+        assert isinstance(backend, HostKeeper)  # asked for above
+        up = tuple(backend.hosts())
+        known, holding = {host.name for host in up}, run.template.holding
+        assert holding is not None  # every fleet's run has it
+        coming = tuple(
+            Host(job.machine or job.name, "booting", rent=job.rent)
+            for job in self.store.jobs(run.id)
+            if not job.state.is_final and (not job.machine or job.machine not in known)
+        )
+        nodes = str(holding.most) if holding.least == holding.most else f"{holding.least}..{holding.most}"
+        return FleetView(name, (*up, *coming), on, nodes=nodes, note=run.reason)
+
     def delete_fleet(self, name: str) -> None:
-        """Let go of a fleet's hosts; what ended there goes with its output.
+        """Let go of a fleet's hosts, and end those that it rents; what ended there goes with its output.
 
         Raises:
             NotFound: no spec asked for it.
@@ -764,7 +796,11 @@ class Local(Planner):
                 f"fleet {name!r} keeps volumes: {', '.join(volumes)}",
                 fix=f"modelyard volume delete {volumes[0]}",
             )
-        self._clear(name)
+        if name in self.places:
+            self._clear(name)
+        if any(run.name == name and run.type == "fleet" for run in self.store.runs()):
+            self._turn_to([name], Wanted.DELETE)
+            self.follow([name], "deleted")
         self.store.forget_fleet(name)
         self.places.refresh()
 
@@ -829,9 +865,13 @@ class Local(Planner):
 
 
 def recorded_places(
-    fleets: Sequence[KeptFleet], cordons: Sequence[Cordon], *, wishes: Mapping[str, object]
+    fleets: Sequence[KeptFleet],
+    cordons: Sequence[Cordon],
+    *,
+    wishes: Mapping[str, object],
+    machines: Callable[[str], Sequence[HeldMachine]],
 ) -> Recorded:
-    """Return what the record says of places, as places take it."""
+    """Return what the record says of places, as places take it; ``machines`` are those a fleet holds."""
     held: dict[str, dict[str, dict[str, str]]] = {}
     for cordon in cordons:
         held.setdefault(cordon.place, {})[cordon.host] = {"reason": cordon.reason, "leave": cordon.leave}
@@ -839,8 +879,27 @@ def recorded_places(
     for fleet in fleets:
         spec = spec_of(json.loads(fleet.spec))
         assert isinstance(spec, Fleet)  # the table holds no other type
-        places.append(replace(fleet_place(spec, project=fleet.project), wishes=wishes))
+        if spec.ssh_config:
+            places.append(replace(fleet_place(spec, project=fleet.project), wishes=wishes))
+        else:
+            places.append(rented_place(spec, machines(spec.name), project=fleet.project))
     return Recorded(tuple(places), held)
+
+
+def machines_of(store: Store, fleet: str) -> Sequence[HeldMachine]:
+    """Return the machines of a fleet that are up, as the record has them."""
+    try:
+        run = store.run(fleet)
+    except NotFound:
+        return ()
+    return [
+        HeldMachine(
+            job.machine, job.backend, job.name, job.address, job.rent or Rent(""),
+            leaving=job.stop_asked_at is not None,
+        )
+        for job in store.jobs(run.id)
+        if job.state is JobState.READY and job.machine and job.address
+    ]  # fmt: skip
 
 
 GRACE = timedelta(minutes=10)

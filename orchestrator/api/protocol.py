@@ -101,6 +101,10 @@ class FleetView:
     hosts: tuple[Host, ...]
     on: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     applied: bool = True
+    nodes: str = ""
+    """How many machines a fleet that rents them holds, as ``1..4``; "" for machines of one's own."""
+    note: str = ""
+    """What a fleet that rents waits for."""
 
 
 class Api(Protocol):

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from orchestrator.apply.sets import FleetRecord, Scope, joined, joining
-from orchestrator.errors import NothingFits, Problem, UsageError
-from orchestrator.planner.plan import Action
+from orchestrator.backend import FLEET, Launch, Rent
+from orchestrator.errors import Problem, UsageError
+from orchestrator.planner.plan import Action, Placed
+from orchestrator.reconcile import Retry, Run, Template
+from orchestrator.reconcile.values import Holding, RetryEvent
 from orchestrator.spec.load import Document
-from orchestrator.spec.models import Fleet, SshConfig, changes, spec_of
+from orchestrator.spec.models import Fleet, IntRange, SshConfig, changes, spec_of
 from orchestrator.spec.parts import Change
 
 
@@ -28,6 +31,13 @@ class FleetPlan:
     set_name: str = ""
     leaving: tuple[tuple[str, tuple[str, ...]], ...] = ()
     notes: tuple[str, ...] = ()
+    template: Template | None = None
+    """The launches that hold its machines; None for machines of one's own, and where nothing changes."""
+    placed: Placed | None = None
+    """Where its machines are rented, in which order, for how much."""
+    run: Run | None = None
+    """The record of those launches that the plan was made against."""
+    serving: str = "{}"
     problems: tuple[Problem, ...] = ()
     """What has to be put right before it can be applied: values that nobody has given."""
 
@@ -65,15 +75,8 @@ def plan_fleet(
         scope: The set that it is applied under.
 
     Raises:
-        NothingFits: it is of machines that nobody rents for a fleet.
         UsageError: its name is taken, or a field changed under the feet of runs.
     """
-    if spec.ssh_config is None:
-        raise NothingFits(
-            f"fleet {spec.name!r}: machines are rented for a run, not for a fleet",
-            where=document.position,
-            fix="leave the fleet out: name the backend in 'backends' of the runs, with their idle_duration",
-        )
     if taken and known is None:
         raise UsageError(
             f"a configured backend is called {spec.name!r} already",
@@ -112,8 +115,14 @@ def _leaving(old: Fleet, new: Fleet, known: FleetRecord) -> Iterator[tuple[str, 
 
 
 def _notes(spec: Fleet) -> Iterator[str]:
-    """Say which fields of a fleet of one's own machines do nothing."""
-    if spec.placement == "cluster" and spec.ssh_config and not spec.ssh_config.network:
+    """Say which fields of a fleet do nothing."""
+    if spec.ssh_config is None:
+        if spec.retry is not None:
+            yield "retry: a fleet replaces what it lost, whatever became of it"
+        if spec.placement == "cluster":
+            yield "placement: machines of a fleet are rented one by one, wherever there are some"
+        return
+    if spec.placement == "cluster" and not spec.ssh_config.network:
         yield "placement: nodes find each other by the addresses that we reach them by; name their network"
     rented = ("regions", "availability_zones", "instance_types", "reservation", "max_price", "resources")
     for name in ("backends", *rented, "idle_duration"):
@@ -131,6 +140,23 @@ def host_names(spec: Fleet) -> tuple[str, ...]:
     found = [(host.hostname, host.port or config.port or 22) for host in config.hosts]
     names = [name for name, _ in found]
     return tuple(f"{name}:{port}" if names.count(name) > 1 else name for name, port in found)
+
+
+def fleet_template(spec: Fleet, *, backends: tuple[str, ...], rents: tuple[Rent | None, ...]) -> Template:
+    """Return the launches that hold a fleet's machines, tried at these places in this order.
+
+    >>> made = fleet_template(Fleet(name="pool", nodes="1..4"), backends=("aws",), rents=(Rent("g6"),))
+    >>> made.launch.fleet, made.holding.least, made.holding.most
+    ('pool', 1, 4)
+    """
+    nodes = spec.nodes or IntRange(min=0, max=0)
+    least = nodes.min or 0
+    every: frozenset[RetryEvent] = frozenset({"no-capacity", "interruption", "error"})
+    launch = Launch(f"{spec.name}-0-0-0", spec.name, spec_hash=spec.hash(), options=((FLEET, spec.name),))
+    return Template(
+        launch, backends, replicas=least, retry=Retry(every), rents=rents, idle_s=0,
+        holding=Holding(least, nodes.max or least, spec.blocks, spec.idle_duration),
+    )  # fmt: skip
 
 
 def require_unused(known: FleetRecord) -> None:

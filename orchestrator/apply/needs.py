@@ -17,7 +17,7 @@ from orchestrator.spec.models import Model, Service, Task
 if TYPE_CHECKING:
     from orchestrator.catalog import ModelFacts
 
-ANYTHING = frozenset(Can) - {Can.BARE, Can.GROUPS, Can.RENT, Can.KEEP}
+ANYTHING = frozenset(Can) - {Can.BARE, Can.GROUPS, Can.RENT, Can.KEEP, Can.HOLD}
 """What the imagined place is able to do: nothing is refused, and everything runs in an image."""
 
 

@@ -247,7 +247,11 @@ def _step(plan: Plan) -> dict[str, Any]:
         return {**head, "backend": plan.backend}
     if isinstance(plan, FleetPlan):
         leaving = [[host, list(runs)] for host, runs in plan.leaving]
-        return {**head, "leaving": leaving, "notes": list(plan.notes)}
+        head |= {"leaving": leaving, "notes": list(plan.notes)}
+        if plan.template is None:
+            return head
+        rented = {"run": _pin(plan.run), "serving": json.loads(plan.serving), "placed": _placed(plan)}
+        return {**head, **rented, "template": json.loads(encode(plan.template))}
     head |= {"spec_hash": plan.spec_hash, "run": _pin(plan.run)}
     if plan.drift:
         head |= {"drift": list(plan.drift)}
@@ -277,7 +281,7 @@ def _model(plan: RunPlan) -> dict[str, Any] | None:
     return {"id": chosen.facts.id, "revision": chosen.facts.revision, "facts_sha256": sha256}
 
 
-def _placed(plan: RunPlan) -> dict[str, Any] | None:
+def _placed(plan: RunPlan | FleetPlan) -> dict[str, Any] | None:
     placed = plan.placed
     if placed is None:
         return None
@@ -395,7 +399,7 @@ def _resume(
             return _resume_fleet_deletion(step, saved, fleets)
         return _resume_deletion(step, saved, runs, volumes)
     if step["type"] == "fleet":
-        return _resume_fleet(step, fleets)
+        return _resume_fleet(step, fleets, runs)
     return _resume_volume(step, volumes) if step["type"] == "volume" else _resume_run(step, runs, inputs)
 
 
@@ -408,7 +412,9 @@ def _resume_fleet_deletion(
     return Deletion(step["name"], "fleet", saved.scope.name, backend=step["name"])
 
 
-def _resume_fleet(step: Mapping[str, Any], fleets: Mapping[str, FleetRecord]) -> FleetPlan:
+def _resume_fleet(
+    step: Mapping[str, Any], fleets: Mapping[str, FleetRecord], runs: Mapping[str, Run]
+) -> FleetPlan:
     """Return the plan of a fleet, while the record has what it was compared with.
 
     Who is on a host that leaves is looked up again: runs come and go.
@@ -421,9 +427,15 @@ def _resume_fleet(step: Mapping[str, Any], fleets: Mapping[str, FleetRecord]) ->
     if step["action"] == "unchanged" and not same:
         raise _stale("fleet", spec.name)
     leaving = tuple((host, tuple(known.on.get(host, ())) if known else ()) for host, _ in step["leaving"])
-    return FleetPlan(
+    plan = FleetPlan(
         _document(spec, step), spec, step["action"], _changes(step), step["set"], leaving,
         tuple(step["notes"]),
+    )  # fmt: skip
+    if "template" not in step:
+        return plan
+    return replace(
+        plan, run=_same_run(step, runs), template=decode(Template, json.dumps(step["template"])),
+        placed=_placed_of(step["placed"]), serving=json.dumps(step["serving"], sort_keys=True),
     )  # fmt: skip
 
 

@@ -18,18 +18,18 @@ from orchestrator.apply.adapters import (
     takes_adapters,
     with_ranks,
 )
-from orchestrator.apply.fleets import FleetPlan, plan_fleet
+from orchestrator.apply.fleets import FleetPlan, fleet_template, plan_fleet
 from orchestrator.apply.inputs import read_inputs
 from orchestrator.apply.sets import NO_SET, Deletion, FleetRecord, Scope, deletions, joined, joining
 from orchestrator.backend import SCRATCH_BYTES, Can, Launch, Mount, Offer, Rent, Scaling
 from orchestrator.engines.job import Adapters, relisted
 from orchestrator.errors import Denied, ModelError, NothingFits, Problem, SpecError, UsageError
-from orchestrator.planner.ask import Names, Work, demand_of, runs_bare
+from orchestrator.planner.ask import Names, Work, demand_of, fleet_demand, runs_bare
 from orchestrator.planner.compose import Inputs, compose, opens_itself
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.mirrors import NO_MIRRORS, Mirrors
-from orchestrator.planner.plan import Action, Choice, Placed, Sort, place
+from orchestrator.planner.plan import Action, Choice, Placed, Sort, place, tries_of
 from orchestrator.reconcile import Retry, Run, RunState, Template, Wanted
 from orchestrator.reconcile.serving import adapters_of, metrics_of
 from orchestrator.spec.load import Document
@@ -192,6 +192,8 @@ class _Offers:
     world: World
     declared: frozenset[str] = frozenset()
     """The volumes among the documents."""
+    fleets: Sequence[Fleet] = ()
+    """The fleets of rented machines among the documents."""
     services: Mapping[str, bool] = field(default_factory=dict)
     """The services among the documents that can take adapters, and whether each runs without a container."""
     served: dict[str, tuple[Placed, Served]] = field(default_factory=dict)
@@ -200,8 +202,28 @@ class _Offers:
 
     def index(self) -> OfferIndex:
         if self._index is None:
-            self._index = OfferIndex(self.world.offers(), preference=tuple(self.world.places))
+            found, preference = self.world.offers(), tuple(self.world.places)
+            rented = [run for run in self.world.runs.values() if run.template.holding is not None]
+            specs = {run.name: (spec_of(json.loads(run.spec)), run.ready) for run in rented}
+            specs |= {spec.name: (spec, specs.get(spec.name, (spec, 0))[1]) for spec in self.fleets}
+            index = OfferIndex(found, preference=preference)
+            if specs:
+                more = [o for s, up in specs.values() if isinstance(s, Fleet) for o in self._of(s, up, index)]
+                index = OfferIndex([*found, *more], preference=preference)
+            self._index = index
         return self._index
+
+    def _of(self, spec: Fleet, up: int, index: OfferIndex) -> Iterator[Offer]:
+        """Yield what a fleet may still rent: machines for launches that find none of its own free."""
+        left = (spec.nodes.max or 0) - up if spec.nodes else 0
+        if left <= 0 or spec.name not in self.world.places:
+            return
+        demand = fleet_demand(spec, places=self.world.places, names=self.world.names)
+        for offer in tries_of(index.match(demand).fitting, demand):
+            yield replace(
+                offer, backend=spec.name, fleet=spec.name, reservation=None, divisible=True, available=left,
+                price_usd_hour=offer.price_usd_hour / spec.blocks,
+            )  # fmt: skip
 
 
 def plan_documents(documents: Sequence[Document], world: World) -> tuple[Plan, ...]:
@@ -222,7 +244,8 @@ def plan_documents(documents: Sequence[Document], world: World) -> tuple[Plan, .
         for d in documents
         if isinstance(d.spec, Service) and takes_adapters(d.spec)
     }
-    offers = _Offers(world, declared, services)
+    rented = [d.spec for d in documents if isinstance(d.spec, Fleet) and d.spec.nodes is not None]
+    offers = _Offers(world, declared, rented, services)
     fleets: list[FleetPlan] = []
     volumes: list[VolumePlan] = []
     runs: list[RunPlan] = []
@@ -232,7 +255,10 @@ def plan_documents(documents: Sequence[Document], world: World) -> tuple[Plan, .
         if isinstance(spec, Volume):
             volumes.append(_plan_volume(document, spec, world))
         elif isinstance(spec, Fleet):
-            fleets.append(_plan_fleet(document, spec, world))
+            try:
+                fleets.append(_rented(_plan_fleet(document, spec, world), world, offers))
+            except NothingFits as error:
+                homeless.append(error)
         else:
             try:
                 runs.append(_plan_run(document, spec, world, offers))
@@ -250,6 +276,28 @@ def _plan_fleet(document: Document, spec: Fleet, world: World) -> FleetPlan:
     taken = spec.name in world.places and spec.name not in world.expected
     plan = plan_fleet(document, spec, known, taken=taken, scope=world.scope)
     return replace(plan, problems=tuple(world.unset(document, spec))) if spec.env else plan
+
+
+def _rented(plan: FleetPlan, world: World, offers: _Offers) -> FleetPlan:
+    """Return the plan of a fleet with where its machines are rented; one of one's own as it is."""
+    spec, run = plan.spec, world.runs.get(plan.name)
+    if run is not None and run.type != "fleet":
+        raise UsageError(f"a run is called {plan.name!r} already", fix="choose another name for the fleet")
+    if run is not None and run.wanted is Wanted.DELETE:
+        raise UsageError(f"fleet {run.name!r} is being deleted", fix=f"modelyard fleet delete {run.name}")
+    if spec.nodes is None:
+        return plan
+    over = run is None or run.state.is_final
+    if plan.action == "unchanged" and not over:
+        return plan
+    action: Action = "rerun" if plan.action == "unchanged" else plan.action
+    demand = fleet_demand(spec, places=world.places, names=world.names)
+    placed = place(demand, offers.index(), what=f"fleet {spec.name!r}", where=plan.document.position)
+    backends, rents = _places(placed, demand, shared=True)
+    return replace(
+        plan, action=action, placed=placed, run=run, serving=_serving(None, placed.choices[0], world),
+        template=fleet_template(spec, backends=backends, rents=rents),
+    )  # fmt: skip
 
 
 def _deletions(
@@ -355,19 +403,26 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     )  # fmt: skip
 
 
-def _places(placed: Placed, demand: Demand) -> tuple[tuple[str, ...], tuple[Rent | None, ...]]:
-    """Return the backends to try, and what each rents; no rents where none does."""
+def _places(
+    placed: Placed, demand: Demand, *, shared: bool = False
+) -> tuple[tuple[str, ...], tuple[Rent | None, ...]]:
+    """Return the backends to try, and what each rents; no rents where none does.
+
+    Of machines that launches are to share it is told what there is to share.
+    """
     rents = tuple(
-        _rent(offer) if Can.RENT in demand.places.get(offer.backend, ()) else None for offer in placed.tries
+        _rent(offer, shared=shared) if Can.RENT in demand.places.get(offer.backend, ()) else None
+        for offer in placed.tries
     )
     return tuple(offer.backend for offer in placed.tries), rents if any(rents) else ()
 
 
-def _rent(offer: Offer) -> Rent:
-    return Rent(
+def _rent(offer: Offer, *, shared: bool) -> Rent:
+    rent = Rent(
         offer.instance_type, offer.region, offer.zone, offer.spot, offer.price_usd_hour, offer.reservation,
         offer.accelerator, offer.vendor, offer.count, offer.vram_bytes, offer.compute_capability,
     )  # fmt: skip
+    return replace(rent, cpu=offer.cpu, memory_bytes=offer.memory_bytes) if shared else rent
 
 
 @dataclass(frozen=True, slots=True)

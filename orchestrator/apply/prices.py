@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from orchestrator.apply.fleets import FleetPlan
 from orchestrator.apply.planning import Plan, RunPlan
 from orchestrator.backend import Offer
 from orchestrator.errors import PlanRefused, Unreachable
@@ -34,7 +35,7 @@ def check_prices(plans: Sequence[Plan], offers: Sequence[Offer], silent: Mapping
     now = {_kind(offer): offer for offer in offers}
     for plan in plans:
         for choice in chosen(plan):
-            if not choice.price_usd_hour:
+            if not choice.price_usd_hour or choice.offer.fleet:  # what a fleet rents, it rents at its own cap
                 continue
             backend = choice.offer.backend
             if backend in silent:
@@ -54,13 +55,13 @@ def check_prices(plans: Sequence[Plan], offers: Sequence[Offer], silent: Mapping
 
 def chosen(plan: Plan) -> tuple[Choice, ...]:
     """Return the offers a plan takes, none where it places nothing."""
-    placed = plan.placed if isinstance(plan, RunPlan) else None
+    placed = plan.placed if isinstance(plan, RunPlan | FleetPlan) else None
     return tuple(choice for choice in placed.choices if choice.chosen) if placed else ()
 
 
 def cap_usd_hour(plan: Plan, choice: Choice) -> float:
     """Return what a choice may cost at most: the spec's ``max_price``, else what it was planned at."""
-    most = plan.spec.max_price if isinstance(plan, RunPlan) else None
+    most = plan.spec.max_price if isinstance(plan, RunPlan | FleetPlan) else None
     return most or choice.price_usd_hour
 
 

@@ -66,13 +66,44 @@ def record(
         kept.set(name, value, now=now)
     turns = [_turn(plan, now=now, new_id=new_id, project=project, message=message) for plan in runs]
     turns += [
+        _fleet_turn(plan, now=now, new_id=new_id, project=project, message=message)
+        for plan in fleets
+        if plan.template is not None
+    ]
+    turns += [
         _ending(plan.run, plan.reason, now, message)
         for plan in plans
         if isinstance(plan, Deletion) and plan.run
     ]
     if turns:
         store.commit(turns, expected={turn.run.id: turn.run.serial for turn in turns})
-    return tuple(plan.name for plan in runs)
+    held = tuple(plan.name for plan in fleets if plan.template is not None)
+    return (*held, *(plan.name for plan in runs))
+
+
+def _fleet_turn(
+    plan: FleetPlan, *, now: datetime, new_id: Callable[[], str], project: str, message: str
+) -> Turn:
+    """Write down that the machines of a fleet shall be held."""
+    assert plan.template is not None  # asked for above
+    spec, spec_hash = json.dumps(plan.spec.canonical(), sort_keys=True), plan.spec.hash()
+    old = plan.run
+    fresh = old or Run(
+        new_id(), plan.name, "fleet", spec, spec_hash, plan.template, now, created_at=now, project=project
+    )
+    run = replace(
+        fresh, spec=spec, spec_hash=spec_hash, template=plan.template, set_name=plan.set_name,
+        plan=plan.serving, wanted=Wanted.RUN,
+    )  # fmt: skip
+    if old is None or old.state.is_final or old.spec_hash != spec_hash:
+        run = replace(run, since=now, state=RunState.QUEUED, reason="", was_ready=False)
+    before = old.state.value if old else ""
+    return Turn(
+        run,
+        RunEvent(
+            run.id, run.name, now, run.name, before, run.state.value, f"apply: {plan.action}", message=message
+        ),
+    )
 
 
 def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str], project: str, message: str) -> Turn:

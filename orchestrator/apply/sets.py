@@ -124,7 +124,10 @@ def deletions(
     gone = [
         Deletion(name, run.type, scope.name, run)
         for name, run in sorted(runs.items())
-        if run.set_name == scope.name and run.wanted is not Wanted.DELETE and ("run", name) not in kept
+        if run.set_name == scope.name
+        and run.wanted is not Wanted.DELETE
+        and ("run", name) not in kept
+        and run.type != "fleet"
     ]
     leaving = {deletion.name for deletion in gone}
     used = {**_used_by(run for name, run in runs.items() if name not in leaving), **uses}

@@ -118,8 +118,9 @@ def _carry_out(api: Api, plans: Plans, consent: Consent, *, yes: bool, detach: b
     names = api.apply(plans, consent=consent)
     kept = ("volume", "fleet")
     watched = [plan.name for plan in plans if plan.type not in kept and plan.action != "delete"]
-    silent = _show_fleets(api, plans, json=json and not names)
-    failed = _follow(api, watched, fresh=names, detach=detach, json=json) if names else []
+    rented = [name for name in names if name not in watched]
+    silent = _show_fleets(api, plans, rented, json=json and not names)
+    failed = _follow(api, [*rented, *watched], fresh=names, detach=detach, json=json) if names else []
     failed += silent
     _see_off(api, plans)
     if names and json:
@@ -129,12 +130,14 @@ def _carry_out(api: Api, plans: Plans, consent: Consent, *, yes: bool, detach: b
     return failed
 
 
-def _show_fleets(api: Api, plans: Plans, *, json: bool) -> list[str]:
+def _show_fleets(api: Api, plans: Plans, rented: Sequence[str], *, json: bool) -> list[str]:
     """Look at the hosts of fleets that changed and say how they are; return the fleets that cannot be used.
 
-    A fleet with hosts that do not answer is applied all the same, and its others are used.
+    A fleet with hosts that do not answer is applied all the same, and its others are used. Machines that
+    are rented are followed as runs are.
     """
-    changed = [plan.name for plan in plans if plan.type == "fleet" and plan.action in ("create", "update")]
+    fleets = [plan for plan in plans if plan.type == "fleet" and plan.action in ("create", "update")]
+    changed = [plan.name for plan in fleets if plan.name not in rented]
     if not changed:
         return []
     from orchestrator.render.fleets import fleets_json, hosts_text

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Self
 
 from orchestrator.backend import Backend, Group, GroupBackend, HostKeeper, Instance, Launch, Phase, Renter
-from orchestrator.errors import BackendError, NotFound, Rejected, StateMoved, Temporary
+from orchestrator.errors import BackendError, NoCapacity, NotFound, Rejected, StateMoved, Temporary
 from orchestrator.loop.adapters import Tender
 from orchestrator.loop.figures import Figures
 from orchestrator.loop.observe import Observer
@@ -25,7 +25,9 @@ from orchestrator.reconcile import (
     ApplyGroup,
     DeleteGroup,
     Forget,
+    Gate,
     GroupSeen,
+    Guest,
     Job,
     JobState,
     Observed,
@@ -35,13 +37,16 @@ from orchestrator.reconcile import (
     Run,
     RunEvent,
     Start,
+    Step,
     Stop,
     Template,
     Told,
     Turn,
     Wanted,
     Write,
+    gate_of,
     reconcile,
+    reconcile_fleet,
     reconcile_group,
     start_failed,
 )
@@ -134,6 +139,8 @@ class Loop:
         """Every run that is not over, those that others drive too."""
         self._words = Words(backends, self._pool, time.monotonic, self._woken.set)
         self._queue = Queue()
+        self._gates: Mapping[str, Gate] = {}
+        """Who may start on the machines of each rented fleet, by its name."""
         self._rests: dict[str, Rest] = {}
         """Runs of which the last pass left everything as it was, by id."""
         self._under_way: dict[str, Future[Write | None]] = {}
@@ -229,7 +236,8 @@ class Loop:
         if len(self._rests) > len(runs):
             self._rests = {run.id: self._rests[run.id] for run in runs if run.id in self._rests}
         self._queue.begin(active, jobs, self._clock())
-        for run in runs:
+        self._gates = self._decide_fleets(runs, jobs, writes, effects)
+        for run in (run for run in runs if run.template.holding is None):
             self._decide(run, jobs.get(run.id, ()), writes, effects)
             self._listen(run, jobs.get(run.id, ()))
         if writes and not self._commit(writes, {run.id: run.serial for run in runs}):
@@ -273,18 +281,71 @@ class Loop:
         step = reconcile(run, jobs, observed, now=now)
         if not step.actions and not step.yields and is_quiet(run, jobs, observed):
             self._rests[run.id] = Rest(run, tuple(jobs), found, step.wake_at, observed.loaded)
+        self._sort(step, writes, effects)
+        if ahead and step.yields:
+            self._wake_by(self._queue.yielded(run, ahead))
+        else:
+            self._queue.went_on(run)
+
+    def _sort(self, step: Step, writes: list[Write], effects: list[Effect]) -> None:
+        """Put the actions of a step to what is written and what is carried out then."""
         for action in step.actions:
-            if isinstance(action, Start | Stop | Remove | Release):
+            if isinstance(action, Start) and (gate := self._gates.get(action.backend)):
+                self._pass_gate(action, gate, writes, effects)
+            elif isinstance(action, Start | Stop | Remove | Release):
                 effects.append(action)
             else:
                 writes.append(action)
                 if isinstance(action, Record) and action.job.state.is_final:
                     self._queue.ended(action.job.backend)
         self._wake_by(step.wake_at)
-        if ahead and step.yields:
-            self._wake_by(self._queue.yielded(run, ahead))
+
+    def _pass_gate(self, start: Start, gate: Gate, writes: list[Write], effects: list[Effect]) -> None:
+        """Let a launch start on a fleet where a machine has room; else it waits for one, or is refused."""
+        name = start.job.name
+        backend = self._backends[start.backend]
+        assert isinstance(backend, HostKeeper)  # every fleet is
+        if start.job.machine or gate.admitted.get(name) in backend.host_names():
+            effects.append(start)
+        elif why := gate.refused.get(name):
+            error = NoCapacity(why, backend=start.backend)
+            refused = start_failed(start.job, error, now=self._clock())
+            assert refused is not None  # no capacity ends an attempt
+            writes.append(refused)
         else:
-            self._queue.went_on(run)
+            self._hooks.progress(name, f"fleet {start.backend} rents a machine for it")
+
+    def _decide_fleets(
+        self, ours: Sequence[Run], jobs: Mapping[str, Sequence[Job]], writes: list[Write],
+        effects: list[Effect],
+    ) -> Mapping[str, Gate]:  # fmt: skip
+        """See to the machines of fleets; return who may start on those of each, others' fleets too."""
+        fleets = [run for run in self._active if run.template.holding is not None]
+        if not fleets:
+            return {}
+        every = self._store.jobs_of([run.id for run in self._active])
+        driven = {run.id for run in ours}
+        self._gates = {}
+        gates: dict[str, Gate] = {}
+        for fleet in fleets:
+            guests = [
+                Guest(job, run.template.of_node(job.node).resources)
+                for run in self._active
+                for job in every.get(run.id, ())
+                if job.backend == fleet.name and not job.state.is_final
+            ]
+            now = self._clock()
+            if fleet.id not in driven:
+                gates[fleet.name] = gate_of(fleet, every.get(fleet.id, ()), guests, now=now)
+                continue
+            holders = jobs.get(fleet.id, ())
+            found = self._observer.of_run(fleet.name, _homes(fleet, holders))
+            if fleet.wanted is Wanted.DELETE:
+                found |= self._gone(found, holders)
+            observed = Observed(found, frozenset(self._under_way), self._asked_for)
+            step, gates[fleet.name] = reconcile_fleet(fleet, holders, observed, guests, now=now)
+            self._sort(step, writes, effects)
+        return gates
 
     def _unsure(self, jobs: Sequence[Job], found: Mapping[str, Sequence[Instance] | None]) -> frozenset[str]:
         """Return the launches that may be on machines of which nothing is known, and are left alone.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from orchestrator.backend import Can
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.sources import VOLUME
-from orchestrator.spec.models import ByteRange, DevEnvironment, Gpu, IntRange, Model, Service, Task
+from orchestrator.spec.models import ByteRange, DevEnvironment, Fleet, Gpu, IntRange, Model, Service, Task
 
 Work = Task | Service | DevEnvironment
 """The documents that run containers."""
@@ -43,6 +43,27 @@ def demand_of(spec: Work, *, places: Mapping[str, frozenset[Can]], names: Names)
         spot=spec.spot_policy,
         max_price_usd_hour=spec.max_price,
         ordered=isinstance(spec, Task) and spec.startup_order != "any" and spec.nodes != 1,
+    )
+
+
+def fleet_demand(spec: Fleet, *, places: Mapping[str, frozenset[Can]], names: Names) -> Demand:
+    """Return what each machine of a fleet has to have."""
+    resources = spec.resources
+    return Demand(
+        cpu=_span(resources.cpu.count) if resources.cpu else Span(),
+        memory_bytes=_span(resources.memory),
+        disk_bytes=_span(resources.disk),
+        arch=resources.cpu.arch if resources.cpu else None,
+        accelerator=_accelerator(resources.gpu, names) if resources.gpu else None,
+        needs={Can.HOLD: "nodes"},
+        places=places,
+        backends=frozenset(spec.backends),
+        regions=frozenset(spec.regions),
+        zones=frozenset(spec.availability_zones),
+        instance_types=frozenset(spec.instance_types),
+        reservation=spec.reservation,
+        spot=spec.spot_policy,
+        max_price_usd_hour=spec.max_price,
     )
 
 

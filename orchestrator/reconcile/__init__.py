@@ -1,6 +1,7 @@
 """Decide the next steps of every run from what should be, what is, and the time; touches nothing."""
 
 from orchestrator.reconcile.decide import reconcile, start_failed
+from orchestrator.reconcile.fleets import Gate, Guest, gate_of, reconcile_fleet
 from orchestrator.reconcile.groups import GroupSeen, GroupStep, group_from, group_of, reconcile_group
 from orchestrator.reconcile.values import (
     Action,
@@ -32,8 +33,10 @@ __all__ = [
     "ApplyGroup",
     "DeleteGroup",
     "Forget",
+    "Gate",
     "GroupSeen",
     "GroupStep",
+    "Guest",
     "Job",
     "JobState",
     "Observed",
@@ -52,9 +55,11 @@ __all__ = [
     "Turn",
     "Wanted",
     "Write",
+    "gate_of",
     "group_from",
     "group_of",
     "reconcile",
+    "reconcile_fleet",
     "reconcile_group",
     "start_failed",
 ]

@@ -65,7 +65,7 @@ def reconcile(run: Run, jobs: Sequence[Job], observed: Observed, *, now: datetim
         observed: What the backends say of this run, and nothing of others.
         now: The time, with its zone.
     """
-    step = _Pass(run, jobs, observed, now)
+    step = Pass(run, jobs, observed, now)
     step.adopt()
     step.settle()
     step.let_go()
@@ -105,7 +105,7 @@ def start_failed(job: Job, error: BackendError, *, now: datetime) -> Record | No
     return Record(ended, event)
 
 
-class _Pass(Ledger[Action]):
+class Pass(Ledger[Action]):
     """The working state of one pass over a run whose launches are ours to start."""
 
     def __init__(self, run: Run, jobs: Sequence[Job], observed: Observed, now: datetime) -> None:
@@ -119,6 +119,7 @@ class _Pass(Ledger[Action]):
         }
 
     def result(self) -> Step:
+        """Return what this pass asks for."""
         return Step(tuple(self.actions), self.wake_at, self.yields)
 
     # What was observed -----------------------------------------------------------------------

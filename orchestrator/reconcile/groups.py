@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Literal
 
 from orchestrator.backend import Group, GroupStatus, Instance, Phase
 from orchestrator.reconcile.ledger import Ledger
@@ -23,10 +24,12 @@ from orchestrator.reconcile.values import (
     Retry,
     Run,
     RunState,
-    RunType,
     Template,
     Wanted,
 )
+
+Kept = Literal["task", "service", "dev-environment"]
+"""What a cluster keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +56,11 @@ class GroupStep:
 
 def group_of(run: Run, *, attempt: int = 0) -> Group:
     """Return the group that a run is: its template, as often as it says."""
+    assert run.type != "fleet"  # whose machines no cluster keeps
     return group_from(run.template, name=run.name, kind=run.type, attempt=attempt)
 
 
-def group_from(template: Template, *, name: str, kind: RunType, attempt: int = 0) -> Group:
+def group_from(template: Template, *, name: str, kind: Kept, attempt: int = 0) -> Group:
     """Return the group of a run of this name and type that was never on record."""
     follower = template.at(0, 1, attempt) if template.nodes > 1 else None
     return Group(

@@ -11,7 +11,8 @@ from typing import Literal
 from orchestrator.backend import Group, Instance, Launch, Rent, Resources, Scaling
 from orchestrator.engines.failures import Failure
 
-RunType = Literal["task", "service", "dev-environment"]
+RunType = Literal["task", "service", "dev-environment", "fleet"]
+"""``fleet`` is the run of launches that hold rented machines, and run nothing."""
 RetryEvent = Literal["no-capacity", "interruption", "error"]
 
 
@@ -98,6 +99,19 @@ class Before:
 
 
 @dataclass(frozen=True, slots=True)
+class Holding:
+    """How many machines a fleet holds, into how many parts each is divided, and how long an idle one stays.
+
+    ``idle_s`` counts for those above ``least``; None is for ever.
+    """
+
+    least: int
+    most: int
+    blocks: int = 1
+    idle_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Adapter:
     """LoRA weights that replicas serve beside their model: what they are called, and where they are read.
 
@@ -169,6 +183,8 @@ class Template:
     """What requests call the model and its adapters, for places that route by it."""
     adapters: tuple[Adapter, ...] = ()
     """What is to be loaded while replicas run; none where those a launch starts with are all it has."""
+    holding: Holding | None = None
+    """What the run of a fleet holds; None for all others."""
     base: str = ""
     """The service whose replicas serve ``adapters``; "" for what has replicas of its own."""
     said: int = 0

@@ -8,17 +8,18 @@ from dataclasses import asdict
 
 from orchestrator.api import FleetView
 from orchestrator.backend import Host
+from orchestrator.render.plans import price_text
 from orchestrator.render.table import plural, table, to_json
 from orchestrator.units import format_bytes
 
-_ORDER = ("ready", "draining", "cordoned", "unwell", "silent")
+_ORDER = ("ready", "booting", "draining", "cordoned", "unwell", "silent")
 
 
 def fleets_text(fleets: Sequence[FleetView]) -> str:
     """Return one line per fleet: how many hosts in which state, and what of them is free."""
     if not fleets:
         return "no fleets"
-    header = ["FLEET", "FROM", "HOSTS", "STATE", "ACCELERATORS FREE", "RUNS"]
+    header = ["FLEET", "FROM", "HOSTS", "STATE", "PRICE", "ACCELERATORS FREE", "RUNS"]
     return table(header, [_fleet_cells(fleet) for fleet in fleets])
 
 
@@ -27,7 +28,9 @@ def _fleet_cells(fleet: FleetView) -> list[str]:
     runs = {run for there in fleet.on.values() for run in there}
     said = ", ".join(f"{states[state]} {state}" for state in _ORDER if states[state])
     return [
-        fleet.name, "a spec" if fleet.applied else "the configuration", str(len(fleet.hosts)), said or "-",
+        fleet.name, "a spec" if fleet.applied else "the configuration",
+        f"{len(fleet.hosts)} of {fleet.nodes}" if fleet.nodes else str(len(fleet.hosts)), said or "-",
+        price_text(price_usd_hour(fleet.hosts)) if fleet.nodes else "-",
         accelerators_text(fleet.hosts), ", ".join(sorted(runs)) or "-",
     ]  # fmt: skip
 
@@ -53,13 +56,29 @@ def hosts_text(fleet: FleetView) -> str:
     """Return one line per host of a fleet, and below them what is wrong with which, with the fix."""
     header = ["HOST", "STATE", "CPU FREE", "MEMORY FREE", "DISK", "ACCELERATORS FREE", "BLOCKS", "RUNS"]
     rows = [_host_cells(host, fleet.on.get(host.name, ())) for host in fleet.hosts]
-    return "\n".join(
-        [f"fleet {fleet.name}: {plural(len(rows), 'host')}", table(header, rows), *troubles(fleet)]
-    )
+    if not fleet.nodes:
+        head = f"fleet {fleet.name}: {plural(len(rows), 'host')}"
+        return "\n".join([head, table(header, rows), *troubles(fleet)])
+    rows = [[*cells, str(host.rent or "-")] for cells, host in zip(rows, fleet.hosts, strict=True)]
+    price = price_text(price_usd_hour(fleet.hosts))
+    head = f"fleet {fleet.name}: {len(rows)} of {fleet.nodes} machines, {price}"
+    waits = [f"waits: {fleet.note}"] if fleet.note else []
+    shown = [table([*header, "RENTED"], rows)] if rows else []
+    return "\n".join([head, *shown, *troubles(fleet), *waits])
+
+
+def price_usd_hour(hosts: Sequence[Host]) -> float:
+    """Return what rented machines cost together.
+
+    >>> from orchestrator.backend import Rent
+    >>> price_usd_hour([Host("i-1", "ready", rent=Rent("g6", price_usd_hour=0.8)), Host("a", "ready")])
+    0.8
+    """
+    return sum(host.rent.price_usd_hour for host in hosts if host.rent)
 
 
 def _host_cells(host: Host, runs: Sequence[str]) -> list[str]:
-    if host.state == "silent":
+    if host.state in ("silent", "booting"):
         return [host.name, host.state, "-", "-", "-", "-", "-", ", ".join(runs) or "-"]
     return [
         host.name, host.state, f"{host.free_cpu:g} of {host.cpu:g}",
@@ -86,4 +105,9 @@ def fleets_json(fleets: Sequence[FleetView]) -> str:
 
 def _fleet_object(fleet: FleetView) -> dict[str, object]:
     hosts = [{**asdict(host), "runs": list(fleet.on.get(host.name, ()))} for host in fleet.hosts]
-    return {"name": fleet.name, "applied": fleet.applied, "hosts": hosts}
+    found: dict[str, object] = {"name": fleet.name, "applied": fleet.applied, "hosts": hosts}
+    if fleet.nodes:
+        found |= {
+            "nodes": fleet.nodes, "price_usd_hour": price_usd_hour(fleet.hosts), "waits": fleet.note,
+        }  # fmt: skip
+    return found

@@ -10,6 +10,7 @@ from orchestrator.apply import Deletion, Difference, FleetPlan, Plan, RunPlan, V
 from orchestrator.backend import Launch, Offer
 from orchestrator.planner.ask import Work
 from orchestrator.planner.plan import Choice, Placed
+from orchestrator.reconcile.values import Holding
 from orchestrator.render.problems import problem_object
 from orchestrator.render.table import columns, plural, to_json
 from orchestrator.spec.models import Service
@@ -164,12 +165,31 @@ def memory_text(size: Size) -> str:
 
 
 def _fleet(plan: FleetPlan) -> Iterator[str]:
-    if plan.action == "create":
+    if plan.action == "create" and plan.spec.ssh_config:
         yield f"  hosts    {', '.join(host_names(plan.spec))}"
+    if plan.placed and plan.template and plan.template.holding:
+        yield f"  machines {_machines(plan.template.holding, plan.placed)}"
+        yield from _offers(plan.placed)
     for host, runs in plan.leaving:
         yield f"  leaves   {host}" + (f", with runs on it: {', '.join(runs)}" if runs else "")
     for note in plan.notes:
         yield f"  note     {note}"
+
+
+def _machines(holding: Holding, placed: Placed) -> str:
+    """Return how many machines a fleet holds, what the least of them cost, and how long others stay."""
+    least, most = holding.least, holding.most
+    price = next((choice.price_usd_hour for choice in placed.choices if choice.chosen), 0.0)
+    told = [f"{least} at {price_text(least * price)}" if least else "none until a run needs one"]
+    if most > least:
+        told.append(f"up to {most} at {price_text(most * price)} while runs need them")
+        idle = (
+            "kept" if holding.idle_s is None else f"given back after {format_duration(holding.idle_s)} idle"
+        )
+        told.append(idle)
+    if holding.blocks > 1:
+        told.append(f"each in {holding.blocks} blocks")
+    return " · ".join(told)
 
 
 def _tokens(part: str, size: Size) -> str:
@@ -272,7 +292,10 @@ def _plan_object(plan: Plan, *, explain: bool) -> dict[str, object]:
         return body | {"backend": plan.backend}
     if isinstance(plan, FleetPlan):
         leaving = [{"host": host, "runs": list(runs)} for host, runs in plan.leaving]
-        return body | {"hosts": list(host_names(plan.spec)), "leaving": leaving, "notes": list(plan.notes)}
+        body |= {"hosts": list(host_names(plan.spec)), "leaving": leaving, "notes": list(plan.notes)}
+        if plan.template and plan.template.holding:
+            body["nodes"] = {"least": plan.template.holding.least, "most": plan.template.holding.most}
+        return body | _placed_object(plan.placed)
     body["spec_hash"] = plan.spec_hash
     if plan.template:
         launch = plan.template.launch
@@ -284,9 +307,7 @@ def _plan_object(plan: Plan, *, explain: bool) -> dict[str, object]:
         body |= _served_object(plan.served)
     if plan.trained:
         body |= _trained_object(plan.trained)
-    if plan.placed:
-        body["offers"] = [_choice_object(choice) for choice in plan.placed.choices]
-        body["refused"] = [{"reason": r.reason, "offers": r.offers} for r in plan.placed.refused]
+    body |= _placed_object(plan.placed)
     body["notes"] = list(plan.notes)
     if plan.drift:
         body["drift"] = list(plan.drift)
@@ -297,6 +318,15 @@ def _plan_object(plan: Plan, *, explain: bool) -> dict[str, object]:
 
         body |= explained_object(plan)
     return body
+
+
+def _placed_object(placed: Placed | None) -> dict[str, object]:
+    if placed is None:
+        return {}
+    return {
+        "offers": [_choice_object(choice) for choice in placed.choices],
+        "refused": [{"reason": r.reason, "offers": r.offers} for r in placed.refused],
+    }
 
 
 def _whole_command(launch: Launch) -> list[str]:

@@ -30,11 +30,23 @@ def _run_cells(view: RunView, now: datetime) -> list[str]:
     live = [job for job in view.jobs if not job.state.is_final]
     backends = sorted({job.backend for job in (live or view.jobs[-1:])})
     replicas = f"{run.ready}/{run.template.replicas}" if run.type != "task" else "-"
+    if (holding := run.template.holding) and holding.most > holding.least:
+        replicas = f"{run.ready}/{holding.least}..{holding.most}"
     age = format_duration((now - (run.created_at or run.since)).total_seconds())
     return [
         run.name, run.type, run.state.value, replicas, ",".join(backends) or "-", age,
-        next(addresses(view), "-"), run.reason,
+        next(addresses(view), "-"), run.reason or _costs(view),
     ]  # fmt: skip
+
+
+def _costs(view: RunView) -> str:
+    """Return what the machines of a fleet cost, and who is on them; "" for all other runs."""
+    if view.run.template.holding is None:
+        return ""
+    live = [job for job in view.jobs if not job.state.is_final]
+    used = {job.message.removeprefix("used by ") for job in live if job.message.startswith("used by ")}
+    price = price_text(sum(job.rent.price_usd_hour for job in live if job.rent))
+    return f"{price}, used by {', '.join(sorted(used))}" if used else price
 
 
 def addresses(view: RunView) -> Iterator[str]:

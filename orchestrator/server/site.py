@@ -14,7 +14,7 @@ from typing import Self
 
 from orchestrator.api import Local
 from orchestrator.api.activity import note_active
-from orchestrator.api.local import Driver, recorded_places
+from orchestrator.api.local import Driver, machines_of, recorded_places
 from orchestrator.errors import ModelyardError
 from orchestrator.loop import Hooks, Loop
 from orchestrator.places import Places, Recorded, read_places
@@ -85,7 +85,10 @@ class Site:
         self._herald = threading.Thread(target=self._be_there, name="herald", daemon=True)
 
     def _recorded_places(self) -> Recorded:
-        return recorded_places(self.store.fleets(), self.store.cordons(), wishes={})
+        return recorded_places(
+            self.store.fleets(), self.store.cordons(), wishes={},
+            machines=lambda fleet: machines_of(self.store, fleet),
+        )  # fmt: skip
 
     def start(self) -> None:
         """Begin to drive runs."""

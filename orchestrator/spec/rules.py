@@ -275,6 +275,10 @@ def _fleet_source(spec: Fleet) -> Iterator[Finding]:
     if (spec.nodes is None) == (spec.ssh_config is None):
         fix = "write nodes for cloud machines, ssh_config for your own"
         yield Finding("nodes" if spec.nodes else "", "a fleet has either nodes or ssh_config", fix)
+    elif spec.nodes and spec.nodes.max is None:
+        yield Finding(
+            "nodes", "it could rent any number of machines", f"write {spec.nodes.min}..4, for example"
+        )
 
 
 @_rule(Fleet, "ssh_config")

@@ -330,11 +330,18 @@ def test_a_place_that_does_not_answer_is_named(cli: Cli, monkeypatch: pytest.Mon
     monkeypatch.setenv("MODELYARD_CONFIG", config)
     refused = cli("plan", "-f", cli.write("hello.yaml", HELLO))
     assert refused.code == 69
-    fleet = cli("plan", "-f", cli.write("fleet.yaml", "type: fleet\nname: rack\nnodes: 1\n"))
-    assert (fleet.code, "machines are rented for a run, not for a fleet" in fleet.err) == (75, True)
     assert "backend 'docker': " in refused.err
     assert "127.0.0.1" in refused.err
     assert "backend check" in refused.err
+
+
+def test_a_fleet_is_rented_only_where_machines_are(cli: Cli) -> None:
+    fleet = cli("plan", "-f", cli.write("fleet.yaml", "type: fleet\nname: rack\nnodes: 1..2\n"))
+    assert fleet.code == 75
+    assert "no offer fits fleet 'rack'" in fleet.err
+    assert "sim cannot hold rented machines for a fleet, which nodes needs" in fleet.err
+    open_end = cli("validate", "-f", cli.write("fleet.yaml", "type: fleet\nname: rack\nnodes: 1..\n"))
+    assert (open_end.code, "it could rent any number of machines" in open_end.err) == (65, True)
 
 
 def test_a_start_that_is_put_off_says_why_once(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:

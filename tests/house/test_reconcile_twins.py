@@ -23,7 +23,7 @@ from orchestrator.reconcile import (
     decide,
     reconcile,
 )
-from orchestrator.reconcile.decide import _Pass
+from orchestrator.reconcile.decide import Pass
 from orchestrator.reconcile.precedence import Claim
 from orchestrator.store import open_store
 from tests.loop import test_queue
@@ -33,7 +33,7 @@ from tests.reconcile.histories import Broken, play_all
 HISTORIES, STEPS = 60, 60
 
 
-class UnknownIsGone(_Pass):
+class UnknownIsGone(Pass):
     """Takes a place that does not answer for one that is empty."""
 
     def __init__(self, run: object, jobs: Sequence[Job], observed: Observed, now: object) -> None:
@@ -41,21 +41,21 @@ class UnknownIsGone(_Pass):
         super().__init__(run, jobs, Observed(seen, observed.busy), now)  # type: ignore[arg-type]
 
 
-class StartsTheLostAgain(_Pass):
+class StartsTheLostAgain(Pass):
     """Starts a launch that vanished under the same name, in place of a new attempt."""
 
     def _settle_absent(self, job: Job) -> None:
         self._start(job)
 
 
-class AdoptsNothing(_Pass):
+class AdoptsNothing(Pass):
     """Leaves alone what runs under our name and is not on record."""
 
     def adopt(self) -> None:
         return
 
 
-class LetsTheGangStand(_Pass):
+class LetsTheGangStand(Pass):
     """Does not end the other nodes when one has failed."""
 
     def _keep_attempt(self, attempt: list[Job], stale: list[Job]) -> None:
@@ -64,35 +64,35 @@ class LetsTheGangStand(_Pass):
                 self._keep_limits(job)
 
 
-class DoesNotWaitForTheOld(_Pass):
+class DoesNotWaitForTheOld(Pass):
     """Starts a successor beside the old one where there is no room for both."""
 
     def _begin(self, replica: int, backend: int, stale: list[Job], *, cause: str) -> None:
         super()._begin(replica, backend, [], cause=cause)
 
 
-class ForgetsTooEarly(_Pass):
+class ForgetsTooEarly(Pass):
     """Drops a run from the record while its launches are still there."""
 
     def take_down(self) -> None:
         self.actions.append(Forget(self.run, self._event(self.run.name, "", "deleted", "asked to delete")))
 
 
-class NeverStops(_Pass):
+class NeverStops(Pass):
     """Writes down that a launch shall stop and does not ask its place."""
 
     def _is_known(self, job: Job) -> bool:
         return super()._is_known(job) and job.stop_asked_at is None
 
 
-class KeepsTheOldSpec(_Pass):
+class KeepsTheOldSpec(Pass):
     """Takes a launch of an older spec for one of the present."""
 
     def _is_current(self, job: Job) -> bool:
         return not job.state.is_final or job.created_at >= self.run.since
 
 
-class SweepsTheLiving(_Pass):
+class SweepsTheLiving(Pass):
     """Removes what still runs along with what has ended."""
 
     def _clean(self) -> None:
@@ -101,7 +101,7 @@ class SweepsTheLiving(_Pass):
                 self.actions.append(Remove(job.backend, name))
 
 
-class ReusesNames(_Pass):
+class ReusesNames(Pass):
     """Numbers attempts by what is live, so that a name comes back."""
 
     def _begin(self, replica: int, backend: int, stale: list[Job], *, cause: str) -> None:
@@ -110,21 +110,21 @@ class ReusesNames(_Pass):
         self.jobs = every | self.jobs
 
 
-class GivesNoReason(_Pass):
+class GivesNoReason(Pass):
     """Fails a run without saying why."""
 
     def _turn(self, state: RunState, *, cause: str = "", reason: str = "", **rest: Any) -> None:
         super()._turn(state, cause=cause, **rest)
 
 
-class TellsTheOldState(_Pass):
+class TellsTheOldState(Pass):
     """Tells the end of a launch as if nobody had asked it to end."""
 
     def _event(self, subject: str, before: str, *rest: Any, **more: Any) -> RunEvent:
         return super()._event(subject, "running" if before == "stopping" else before, *rest, **more)
 
 
-class IgnoresExits(_Pass):
+class IgnoresExits(Pass):
     """Does not notice that a launch has ended."""
 
     def _settle_exited(self, job: Job, instance: Instance) -> None:
@@ -138,13 +138,13 @@ TWINS = [
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.__name__)
-def test_histories_catch_a_broken_twin(twin: type[_Pass], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decide, "_Pass", twin)
+def test_histories_catch_a_broken_twin(twin: type[Pass], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decide, "Pass", twin)
     with pytest.raises(Broken):
         play_all(range(HISTORIES), STEPS, reconcile)
 
 
-class ScalesTheHealthyAway(_Pass):
+class ScalesTheHealthyAway(Pass):
     """Stops what is above the number, whoever answers."""
 
     def _scale_down(self) -> None:
@@ -153,42 +153,42 @@ class ScalesTheHealthyAway(_Pass):
                 self._ask_stop(job, "scaled down")
 
 
-class CutsRequests(_Pass):
+class CutsRequests(Pass):
     """Tells a replica to end as soon as another one stands in for it."""
 
     def _has_drained(self, job: Job) -> bool:
         return True
 
 
-class RollsAllAtOnce(_Pass):
+class RollsAllAtOnce(Pass):
     """Replaces every replica without seeing whether the first one works."""
 
     def _may_roll(self, replica: int, stale: list[Job]) -> bool:
         return True
 
 
-class BelievesTheHung(_Pass):
+class BelievesTheHung(Pass):
     """Keeps a replica that says it is well."""
 
     def __init__(self, run: Run, jobs: Sequence[Job], observed: Observed, now: datetime) -> None:
         super().__init__(run, jobs, replace(observed, sick={}), now)
 
 
-class TriesInVain(_Pass):
+class TriesInVain(Pass):
     """Does not heed what a launch said it ended of."""
 
     def __init__(self, run: Run, jobs: Sequence[Job], observed: Observed, now: datetime) -> None:
         super().__init__(run, jobs, replace(observed, words={}), now)
 
 
-class PromotesAtOnce(_Pass):
+class PromotesAtOnce(Pass):
     """Takes a canary for a rollout."""
 
     def __init__(self, run: Run, jobs: Sequence[Job], observed: Observed, now: datetime) -> None:
         super().__init__(replace(run, template=replace(run.template, canary=0)), jobs, observed, now)
 
 
-class NeverPutsBack(_Pass):
+class NeverPutsBack(Pass):
     """Leaves a spec that does not work in place, whatever the spec says."""
 
     def __init__(self, run: Run, jobs: Sequence[Job], observed: Observed, now: datetime) -> None:
@@ -219,22 +219,22 @@ CASES = [
 
 @pytest.mark.parametrize(("twin", "test"), CASES, ids=[twin.__name__ for twin, _ in CASES])
 def test_a_case_catches_a_broken_twin(
-    twin: type[_Pass], test: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    twin: type[Pass], test: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decide, "_Pass", twin)
+    monkeypatch.setattr(decide, "Pass", twin)
     with pytest.raises((AssertionError, KeyError, StopIteration)):
         test()
 
 
 def test_nodes_that_start_all_at_once_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decide._Pass, "_has_its_turn", lambda self, job: True)
+    monkeypatch.setattr(decide.Pass, "_has_its_turn", lambda self, job: True)
     with pytest.raises(AssertionError):
         test_decide.test_nodes_start_in_the_order_that_was_asked_for("master-first", {0}, {1, 2})
 
 
 def test_an_end_of_the_master_that_nobody_heeds_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        decide._Pass, "_is_done", lambda self, attempt: all(j.state is JobState.SUCCEEDED for j in attempt)
+        decide.Pass, "_is_done", lambda self, attempt: all(j.state is JobState.SUCCEEDED for j in attempt)
     )
     with pytest.raises(AssertionError):
         test_decide.test_a_task_that_ends_with_its_master_stops_the_others_and_has_succeeded()
