@@ -30,8 +30,8 @@ else:
 
 
 ENGINE = re.compile(
-    r"tests/(backends/(aws|ssh|vm)/|backends/test_docker|cli/test_(images|program)|loop/test_crash"
-    r"|server/test_idle|training/)"
+    r"tests/(backends/(aws|ssh|vm)/|backends/test_docker|cli/test_(images|program)|gateway/test_real"
+    r"|loop/test_crash|server/test_idle|training/)"
 )
 """Tests that start containers. There is one engine, and a host counts what anybody runs there."""
 
