@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,10 +19,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from backends.nebius import Nebius, messages
+from backends.nebius.machines import NebiusMachines
 from backends.nebius.messages import SCALARS, TABLE, fields_of, message, package_of
 from backends.vm.port import DEPLOYMENT, EXPIRES, KEY, LAUNCH, KeySpent
 from orchestrator.backend import Rent
-from orchestrator.errors import AuthFailed, Busy, ConfigError, NoCapacity, Quota, Rejected
+from orchestrator.errors import AuthFailed, BackendError, Busy, ConfigError, NoCapacity, Quota, Rejected
 from tests.backends.vm.contract import ProviderContract, Refused
 from tests.backends.vm.machines import Machines
 from tests.backends.vm.nebius_api import (
@@ -314,6 +316,67 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ConfigError) as caught:
         Nebius(projects=["p"])
     assert caught.value.fix == "pip install 'modelyard[nebius]'"
+
+
+# -- planted faults ------------------------------------------------------------------------------
+
+
+class Leaves(NebiusMachines):
+    """Leaves what could not be made behind, where its disk is paid for."""
+
+    def _delete(self, machine: str) -> None:
+        pass
+
+
+class Guesses(NebiusMachines):
+    """Makes a machine under a name of the moment."""
+
+    def _by_name(self, project: Any, name: str) -> Any:
+        return None
+
+
+class Narrow(NebiusMachines):
+    """Writes back no more of a machine than it knows."""
+
+    def _read(self, vm: Any) -> Any:
+        now = super()._read(vm)
+        now.DiscardUnknownFields()
+        return now
+
+
+class Blind(NebiusMachines):
+    """Takes what the advisor counts in one place of a region for all of it."""
+
+    def _free(self, project: Any) -> Any:
+        return {kind: min(count, 1) for kind, count in super()._free(project).items()}
+
+
+TWINS = {
+    "test_one_that_finds_no_room_after_it_was_taken_on_is_deleted": Leaves,
+    "test_a_machine_that_is_ordered_twice_is_there_once": Guesses,
+    "test_a_machine_that_is_tagged_keeps_what_we_do_not_know_of_it": Narrow,
+    "test_offers_are_priced_by_the_calculator_and_counted_by_the_advisor": Blind,
+}
+
+
+def put(clause: str, account: FakeNebius) -> None:
+    """Put one test to Nebius' machines, as they are patched."""
+    account.reset()
+    held = TestNebius()
+    options = {"endpoint_url": account.url, "projects": ["project-e00a", "project-u00b"]}
+    known = {"cloud": account, "options": options, "provider": held.provider_of(options)}
+    test = getattr(held, clause)
+    test(**{name: known[name] for name in inspect.signature(test).parameters})
+
+
+@pytest.mark.parametrize("clause", sorted(TWINS))
+def test_a_twin_is_caught(clause: str, account: FakeNebius, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEBIUS_IAM_TOKEN", TOKEN)
+    put(clause, account)
+    monkeypatch.setattr("backends.nebius.NebiusMachines", TWINS[clause])
+    with pytest.raises((AssertionError, BackendError, KeySpent)):
+        put(clause, account)
+    account.reset()
 
 
 # -- messages ------------------------------------------------------------------------------------
