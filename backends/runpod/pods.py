@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -69,18 +70,30 @@ class Pods:
             "backend": self._backend, "disk_bytes": self.disk_gb * 10**9,
             "disk_usd_hour": self.disk_gb * DISK_USD_GB_MONTH / HOURS_A_MONTH,
         }  # fmt: skip
-        found: list[Offer] = []
-        for cloud in self._clouds:
-            for count in COUNTS:
-                asked = {"include": "AVAILABILITY", "product": "POD", "count": str(count)}
-                kinds = self._api.get("/v2/catalog/gpus", where="GPUs", cloud=cloud.upper(), **asked)
-                for gpu in kinds["gpus"]:
-                    found += gpu_offers(gpu, count=count, community=cloud == "community", **disk)
-        if "secure" in self._clouds:
-            kinds = self._api.get("/v2/catalog/cpus", where="CPUs", include="AVAILABILITY", product="POD")
-            for cpu in kinds["cpus"]:
-                found += cpu_offers(cpu, **disk)
+        wanted = [(cloud, count) for cloud in self._clouds for count in COUNTS]
+        with ThreadPoolExecutor(len(wanted) + 1) as pool:
+            cpus = pool.submit(self._cpus)
+            answers = list(pool.map(self._gpus, wanted))
+        found = [offer for each in cpus.result() for offer in cpu_offers(each, **disk)]
+        for (cloud, count), gpus in zip(wanted, answers, strict=True):
+            for gpu in gpus:
+                found += gpu_offers(gpu, count=count, community=cloud == "community", **disk)
         return sorted(found, key=lambda offer: (offer.instance_type, offer.region))
+
+    def _gpus(self, wanted: tuple[str, int]) -> Sequence[Mapping[str, Any]]:
+        """Return the kinds of GPU of a cloud, with where so many of each are to be had."""
+        cloud, count = wanted
+        asked = {"include": "AVAILABILITY", "product": "POD", "cloud": cloud.upper(), "count": str(count)}
+        found: Sequence[Mapping[str, Any]] = self._api.get("/v2/catalog/gpus", where="GPUs", **asked)["gpus"]
+        return found
+
+    def _cpus(self) -> Sequence[Mapping[str, Any]]:
+        """Return the kinds of CPU; the community has none."""
+        if "secure" not in self._clouds:
+            return ()
+        asked = {"include": "AVAILABILITY", "product": "POD"}
+        found: Sequence[Mapping[str, Any]] = self._api.get("/v2/catalog/cpus", where="CPUs", **asked)["cpus"]
+        return found
 
     # -- pods ------------------------------------------------------------------------------------
 
