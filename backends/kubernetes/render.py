@@ -382,7 +382,7 @@ class _Making:
 
     def _keda(self, scaled: Json) -> Json:
         scaling = self._scaling()
-        chosen = f'namespace="{self.settings.namespace}",pod=~"{self.name}-.*"'
+        chosen = f'namespace="{self.settings.namespace}",pod=~"{self._pods_that_answer()}"'
         trigger: Json = {
             "type": "prometheus",
             "metricType": "AverageValue",
@@ -404,6 +404,16 @@ class _Making:
             "triggers": triggers,
         }
         return self._object("keda.sh/v1alpha1", "ScaledObject", self.name, spec)
+
+    def _pods_that_answer(self) -> str:
+        """Return what matches the names of this run's leaders and of no other run's pods.
+
+        A run may be called ``chat`` and another ``chat-long``: ``chat-.*`` would count both their requests.
+        """
+        if self.group.nodes > 1:
+            return f"{self.name}-[0-9]+"
+        # name, hash and five characters; of a long name the hash is cut, and its dash with it
+        return f"{self.name}-[a-z0-9]+(-[a-z0-9]{{5}})?"
 
     def _scaling(self) -> Any:
         assert self.group.scaling is not None

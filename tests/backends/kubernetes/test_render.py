@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,38 @@ def test_disruption_starts_a_set_again_and_its_deadline_ends_it() -> None:
         ("PodFailurePolicy", "RestartJobSetAndIgnoreMaxRestarts"),
         ("DeadlineExceeded", "FailJobSet"),
     }
+
+
+def _counted(group: Group) -> str:
+    """Return what matches the pods whose queue KEDA adds up."""
+    (scaled,) = (
+        one
+        for one in render_group(group, Settings(autoscaler="keda", namespace="ml")).objects
+        if one["kind"] == "ScaledObject"
+    )
+    query = scaled["spec"]["triggers"][0]["metadata"]["query"]
+    return str(query.partition('pod=~"')[2].partition('"')[0])
+
+
+OF_CHAT = ["chat-6d746f87db-fdtj9", "chat-7c9f4-x2x2x"]
+OF_OTHERS = ["chat-long-6d746f87db-fdtj9", "chat-x-0", "chat-x-0-1", "chatter-6d746f87db-fdtj9"]
+
+
+@pytest.mark.parametrize(
+    ("run", "nodes", "ours", "others"),
+    [
+        ("chat", 1, OF_CHAT, OF_OTHERS),
+        ("chat", 2, ["chat-0", "chat-12"], [*OF_OTHERS, "chat-0-1", "chat-1-0"]),
+        # names that the server cuts at 58 characters before it adds five of its own
+        ("c" * 47, 1, ["c" * 47 + "-6d746f87dbfdtj9"], ["c" * 47 + "-x-0"]),
+        ("c" * 52, 1, ["c" * 52 + "-6d746fdtj9"], ["c" * 52 + "-x-0"]),
+    ],
+)
+def test_autoscaler_counts_the_requests_of_its_own_run(
+    run: str, nodes: int, ours: list[str], others: list[str]
+) -> None:
+    pattern = _counted(replace(SCALED, template=replace(SCALED.template, run=run), nodes=nodes))
+    assert [name for name in [*ours, *others] if re.fullmatch(pattern, name)] == ours
 
 
 def test_ranks_of_a_task_meet_at_rank_0() -> None:
