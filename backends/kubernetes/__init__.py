@@ -6,10 +6,11 @@ import base64
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from threading import Event as Flag
 from typing import Any
 
@@ -25,7 +26,9 @@ from backends.kubernetes.rbac import missing_rules, render_rbac
 from backends.kubernetes.refusals import Refused
 from backends.kubernetes.render import (
     INSTALL,
+    JOB_SET,
     LEADER_WORKER_SET,
+    SCALED_OBJECT,
     Rendered,
     render_group,
     render_volume,
@@ -451,6 +454,7 @@ class Kubernetes:
             ("permissions", self._check_rules),
             ("namespace", self._check_namespace),
             ("LeaderWorkerSet", self._check_kinds),
+            *self._check_named(),
             *([("queue", self._check_queue)] if self.settings.queue else []),
         ]
         for what, look in looks:
@@ -486,6 +490,16 @@ class Kubernetes:
         there = self.settings.multinode != "leader-worker-set" or self._has(LEADER_WORKER_SET)
         found = "there, or not needed" if there else f"not here: {INSTALL[LEADER_WORKER_SET]}"
         return Check("LeaderWorkerSet", True, found)
+
+    def _check_named(self) -> Iterator[tuple[str, Callable[[], Check]]]:
+        """Yield the looks at custom resources that the settings ask for by name."""
+        asked = {JOB_SET: self.settings.tasks == "jobset", SCALED_OBJECT: self.settings.autoscaler == "keda"}
+        for kind in (kind for kind, is_asked in asked.items() if is_asked):
+            yield kind, partial(self._check_kind, kind)
+
+    def _check_kind(self, kind: str) -> Check:
+        there = self._has(kind)
+        return Check(kind, there, "there" if there else "not here", "" if there else INSTALL[kind])
 
     def _check_queue(self) -> Check:
         """What is put in a queue that is not there, or is stopped, waits for ever."""

@@ -1,4 +1,4 @@
-"""What the ecosystem's controllers make of our objects: LeaderWorkerSet, JobSet and Kueue.
+"""What the ecosystem's controllers make of our objects: LeaderWorkerSet, JobSet, Kueue and KEDA.
 
 Each test skips where the cluster that is given does not serve the controller's kind of object; where
 it does, the controller has to run.
@@ -6,12 +6,17 @@ it does, the controller has to run.
 
 from __future__ import annotations
 
+import json
+import os
+import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -19,8 +24,8 @@ from backends.kubernetes import Kubernetes
 from backends.kubernetes.client import Cluster, path_of
 from backends.kubernetes.queue import KUEUE
 from backends.kubernetes.rbac import render_rbac
-from backends.kubernetes.render import JOB_SET, LEADER_WORKER_SET
-from orchestrator.backend import Group, GroupStatus, Launch, Phase, Port, Probe, Resources
+from backends.kubernetes.render import JOB_SET, LEADER_WORKER_SET, SCALED_OBJECT
+from orchestrator.backend import Group, GroupStatus, Launch, Phase, Port, Probe, Resources, Scaling
 from orchestrator.errors import Rejected
 from tests.backends.kubernetes.cluster import account, admin, having, namespace, watched
 
@@ -426,3 +431,100 @@ def test_set_waits_for_the_quota_of_all_its_nodes(queued: Queued) -> None:
     lab.apply(work("fits", 2, "echo ran", nodes=2))
     lab.until(lambda: lab.status("fits").phase is Phase.EXITED, kind=sets)
     assert [lab.output(f"fits-0-{node}-0") for node in (0, 1)] == [["ran"], ["ran"]]
+
+
+# --- KEDA
+
+
+HOST = os.environ.get("MODELYARD_TEST_HOST", "127.0.0.1")
+"""Where the operator of the cluster reaches this machine."""
+DEPLOYMENTS = ("apps/v1", "Deployment")
+
+
+class Series:
+    """A Prometheus that has one series, with the value that a test gives it; None is no series."""
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+        self.asked: set[str] = set()
+        series = self
+
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                series.asked.update(parse_qs(urlsplit(self.path).query).get("query", []))
+                found = [] if series.value is None else [{"metric": {}, "value": [0, str(series.value)]}]
+                said = {"status": "success", "data": {"resultType": "vector", "result": found}}
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(json.dumps(said).encode())
+
+            def log_message(self, *_: Any) -> None:
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("" if HOST != "127.0.0.1" else HOST, 0), Answer)
+        self.address = f"http://{HOST}:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def series() -> Iterator[Series]:
+    with closing(Series()) as made:
+        yield made
+
+
+def scaled() -> Group:
+    serve = replace(spanning().template, run="web", name="web-0-0-0")
+    return Group("web", serve, "service", scaling=Scaling(0, 3, "vllm:num_requests_waiting", 4.0))
+
+
+def autoscaled(site: Place, series: Series, *kinds: str) -> Site:
+    lab = site(SCALED_OBJECT, *kinds, autoscaler="keda", prometheus=series.address)
+    if not lab.root.get("/apis/external.metrics.k8s.io/v1beta1"):
+        pytest.skip("needs the metrics server of KEDA")
+    return lab
+
+
+def hurried(lab: Site, run: str) -> None:
+    """Have KEDA look every second, by fields that an operator may set and we do not say."""
+    quick = {"spec": {"pollingInterval": 1, "cooldownPeriod": 1}}
+    path = path_of("keda.sh/v1alpha1", "ScaledObject", lab.space, run)
+    lab.root.send("PATCH", path, quick, "application/merge-patch+json", fieldManager="operator")
+
+
+def test_service_follows_its_queue_from_none_to_many_and_back(site: Place, series: Series) -> None:
+    lab = autoscaled(site, series)
+    lab.apply(scaled())
+    hurried(lab, "web")
+
+    def count() -> int:
+        found = lab.root.get(path_of(*DEPLOYMENTS, lab.space, "web"))
+        assert found is not None
+        return int(found["spec"]["replicas"])
+
+    lab.until(lambda: count() == 0, kind=DEPLOYMENTS)
+    series.value = 1
+    lab.until(lambda: lab.status("web").ready_replicas == 1)
+    series.value = 12
+    lab.until(lambda: lab.status("web").ready_replicas == 3)
+    lab.apply(scaled())  # says nothing of the number, and of what the operator set
+    assert count() == 3
+    series.value = None
+    lab.until(lambda: count() == 0, kind=DEPLOYMENTS)
+    lab.until(lambda: not lab.pods("web"))
+    (query,) = series.asked
+    assert query.startswith(f'sum(vllm:num_requests_waiting{{namespace="{lab.space}",pod=~"web-')
+
+
+def test_replicas_that_span_nodes_follow_their_queue(site: Place, series: Series) -> None:
+    lab = autoscaled(site, series, LEADER_WORKER_SET)
+    series.value = 0
+    lab.apply(spanning(scaling=Scaling(1, 2, "vllm:num_requests_waiting", 4.0)))
+    hurried(lab, "wide")
+    lab.until(lambda: lab.status("wide").ready_replicas == 1)
+    series.value = 8
+    lab.until(lambda: lab.status("wide").ready_replicas == 2)
+    assert len(lab.pods("wide")) == 4

@@ -16,7 +16,7 @@ import pytest
 from backends.kubernetes import Kubernetes
 from backends.kubernetes.client import Cluster, path_of
 from backends.kubernetes.rbac import render_rbac
-from backends.kubernetes.render import LEADER_WORKER_SET
+from backends.kubernetes.render import INSTALL, JOB_SET, LEADER_WORKER_SET, SCALED_OBJECT
 from orchestrator.backend import Group, GroupStatus, Scaling
 from orchestrator.errors import AuthFailed, ConfigError, Quota, Rejected, Unreachable
 from tests.backends.kubernetes.cluster import account, admin, api_server, namespace, rbac_path, with_token
@@ -223,6 +223,19 @@ def test_missing_custom_resource_says_where_to_get_it(place: Kubernetes) -> None
         apply(place, SPANNING)
     assert refused.value.fix
     assert "lws.sigs.k8s.io" in refused.value.fix
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [(JOB_SET, {"tasks": "jobset"}), (SCALED_OBJECT, {"autoscaler": "keda"})]
+)
+def test_check_looks_for_the_resources_that_settings_ask_for(
+    config: str, place: Kubernetes, kind: str, options: Any
+) -> None:
+    asking = Kubernetes("lab", kubeconfig=config, namespace=place.settings.namespace, **options)
+    (told,) = [check for check in asking.check() if check.what == kind]
+    there = place._has(kind)
+    assert (told.ok, told.fix) == (there, "" if there else INSTALL[kind])
+    assert kind not in {check.what for check in place.check()}
 
 
 def test_missing_namespace_is_said(config: str) -> None:
