@@ -27,6 +27,7 @@ from backends.kubernetes.rbac import render_rbac
 from backends.kubernetes.render import JOB_SET, LEADER_WORKER_SET, SCALED_OBJECT
 from orchestrator.backend import Group, GroupStatus, Launch, Phase, Port, Probe, Resources, Scaling
 from orchestrator.errors import Rejected
+from tests.backends.kubernetes import rules
 from tests.backends.kubernetes.cluster import account, admin, having, namespace, watched
 
 SMALL = Resources(cpu=0.05, memory_bytes=32 * 2**20)
@@ -175,6 +176,10 @@ def test_number_of_replicas_moves_and_the_rest_stays(site: Place) -> None:
 # --- JobSet
 
 
+JOBS = ("batch/v1", "Job")
+SETS = ("jobset.x-k8s.io/v1alpha2", "JobSet")
+
+
 def training(*lines: str, retries: int = 0, **fields: Any) -> Group:
     return Group("sft", launch("sft", *lines), "task", nodes=2, retries=retries, **fields)
 
@@ -186,7 +191,7 @@ def test_every_node_of_a_set_meets_rank_0_and_ends(site: Place) -> None:
         "until nc $MODELYARD_MASTER_NODE_IP 9000 < /dev/null; do sleep 0.2; done",
     )
     lab.apply(training(*meet))
-    lab.until(lambda: lab.status("sft").phase is Phase.EXITED, kind=("jobset.x-k8s.io/v1alpha2", "JobSet"))
+    lab.until(lambda: lab.status("sft").phase is Phase.EXITED, kind=SETS)
     status = lab.status("sft")
     assert (status.exit_code, status.reason) == (0, "")
     assert [(i.name, i.exit_code) for i in status.instances] == [("sft-0-0-0", 0), ("sft-0-1-0", 0)]
@@ -197,7 +202,7 @@ def test_node_that_fails_ends_its_set_with_its_code(site: Place) -> None:
     lab = site(JOB_SET, tasks="jobset")
     fail = '[ "$MODELYARD_NODE_RANK" = 0 ] || { echo "no such data set"; exit 3; }'
     lab.apply(training(fail, LONG))
-    lab.until(lambda: lab.status("sft").phase is Phase.EXITED, kind=("jobset.x-k8s.io/v1alpha2", "JobSet"))
+    lab.until(lambda: lab.status("sft").phase is Phase.EXITED, kind=SETS)
     status = lab.status("sft")
     assert (status.exit_code, status.reason, status.message) == (3, "error", "no such data set")
 
@@ -233,10 +238,10 @@ def test_evicted_node_starts_its_set_again_and_costs_no_retry(site: Place) -> No
 def test_set_that_had_its_time_is_not_started_again(site: Place) -> None:
     lab = site(JOB_SET, tasks="jobset")
     lab.apply(training(LONG, retries=3, max_duration_s=3))
-    lab.until(lambda: lab.status("sft").phase is Phase.EXITED, kind=("jobset.x-k8s.io/v1alpha2", "JobSet"))
+    lab.until(lambda: lab.status("sft").phase is Phase.EXITED, kind=SETS)
     status = lab.status("sft")
     assert (status.reason, status.message) == ("stopped", "JobSet was active longer than specified deadline")
-    sets, _ = lab.root.list(path_of("jobset.x-k8s.io/v1alpha2", "JobSet", lab.space))
+    sets, _ = lab.root.list(path_of(*SETS, lab.space))
     assert sets[0]["status"].get("restarts", 0) == 0
 
 
@@ -285,6 +290,10 @@ def gpus(root: Cluster, count: int = 8) -> Iterator[None]:
         label(False)
 
 
+ANY_NODE = ("kubernetes.io/os", "linux")
+"""The label by which the flavor of the queue chooses nodes: Kueue adds it to what it admits."""
+
+
 class Queue:
     """A LocalQueue of a namespace with a quota of its own, and two priorities of work in it."""
 
@@ -298,7 +307,7 @@ class Queue:
         flavor = {"name": self.name, "resources": quotas}
         self.path = f"{self._api}/namespaces/{space}/localqueues"
         self._made = [
-            self._make("resourceflavors", "ResourceFlavor", spec={}),
+            self._make("resourceflavors", "ResourceFlavor", spec={"nodeLabels": dict([ANY_NODE])}),
             self._make("workloadpriorityclasses", "WorkloadPriorityClass", self.low, value=1),
             self._make("workloadpriorityclasses", "WorkloadPriorityClass", self.high, value=2),
             self._make("clusterqueues", "ClusterQueue", spec={
@@ -342,7 +351,6 @@ def work(run: str, gpus: int, *lines: str, **fields: Any) -> Group:
     return Group(run, launch(run, *lines, resources=replace(GPU, accelerators=gpus)), "task", **fields)
 
 
-JOBS = ("batch/v1", "Job")
 SHORT = "insufficient unused quota for nvidia.com/gpu"
 
 
@@ -422,14 +430,36 @@ def test_replicas_that_span_nodes_are_admitted_whole(queued: Queued) -> None:
     assert refused.value.fix == "stop the run, and apply it again"
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"), [(JOBS, {}), (SETS, {"tasks": "jobset"})], ids=["Job", "JobSet"]
+)
+def test_what_a_queue_adds_to_a_task_is_left_there(
+    queued: Queued, kind: tuple[str, str], options: Any
+) -> None:
+    lab, _ = queued(*([JOB_SET] if options else []), **options)
+    group = work("sft", 1, LONG, nodes=2)
+    lab.apply(group)
+    lab.until(lambda: len(lab.running("sft")) == 2)
+
+    def admitted() -> tuple[int, bool]:
+        ((one,), _) = lab.root.list(path_of(*kind, lab.space))
+        (template,) = rules.pod_templates(one)
+        return one["metadata"]["generation"], ANY_NODE in template["spec"]["nodeSelector"].items()
+
+    before = admitted()
+    assert before[1]
+    assert lab.place.rehearse(group) == []
+    lab.apply(group)
+    assert admitted() == before
+
+
 def test_set_waits_for_the_quota_of_all_its_nodes(queued: Queued) -> None:
     lab, _ = queued(JOB_SET, tasks="jobset")
     lab.apply(work("sft", 3, "echo ran", nodes=2))
-    sets = ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    lab.until(lambda: "queue" in lab.status("sft").message and not lab.pods("sft"), kind=sets)
-    lab.until(lambda: "maximum capacity" in lab.status("sft").message, kind=sets)
+    lab.until(lambda: "queue" in lab.status("sft").message and not lab.pods("sft"), kind=SETS)
+    lab.until(lambda: "maximum capacity" in lab.status("sft").message, kind=SETS)
     lab.apply(work("fits", 2, "echo ran", nodes=2))
-    lab.until(lambda: lab.status("fits").phase is Phase.EXITED, kind=sets)
+    lab.until(lambda: lab.status("fits").phase is Phase.EXITED, kind=SETS)
     assert [lab.output(f"fits-0-{node}-0") for node in (0, 1)] == [["ran"], ["ran"]]
 
 

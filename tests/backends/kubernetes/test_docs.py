@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,23 @@ HEALTH: list[tuple[str, list[tuple[str, str]], str, str]] = [
 @pytest.mark.parametrize(("kind", "conditions", "reason", "wanted"), HEALTH)
 def test_argo_shows_what_the_conditions_say(kind: str, conditions: Any, reason: str, wanted: str) -> None:
     assert health(kind, *conditions, reason=reason) == wanted
+
+
+RECORDED = {
+    ("lws-ready", "owners"): ("leaderworkerset.x-k8s.io_LeaderWorkerSet", "Healthy"),
+    ("lws-worker-restarted", "owners"): ("leaderworkerset.x-k8s.io_LeaderWorkerSet", "Progressing"),
+    ("jobset-done", "owners"): ("jobset.x-k8s.io_JobSet", "Healthy"),
+    ("jobset-failed", "owners"): ("jobset.x-k8s.io_JobSet", "Degraded"),
+    ("kueue-waits", "workloads"): ("kueue.x-k8s.io_Workload", "Suspended"),
+}
+
+
+@pytest.mark.parametrize(("record", "part"), RECORDED)
+def test_argo_shows_what_real_controllers_said(record: str, part: str) -> None:
+    (one,) = json.loads((Path(__file__).parent / "recorded" / f"{record}.json").read_text())[part]
+    kind, wanted = RECORDED[record, part]
+    conditions = [(each["type"], each["status"]) for each in one["status"]["conditions"]]
+    assert health(kind, *conditions) == wanted
 
 
 def test_every_check_is_held_against_conditions() -> None:
