@@ -55,8 +55,7 @@ class World:
             if owner["kind"] != "Deployment"  # which says it itself, as a condition
             and labels_of(owner)[RUN] not in runs
             and not owner["spec"].get("suspend")
-            and not condition(owner, "Complete")
-            and not condition(owner, "Failed")
+            and not any(condition(owner, end) for end in ("Complete", "Completed", "Failed"))
         ]
 
     def unsettled(self) -> list[Json]:

@@ -217,6 +217,7 @@ def test_task_without_pods_says_what_keeps_it_back() -> None:
         (task(), [pod(phase="Pending")], False),
         (task(spec={"suspend": True}), [], False),
         (task(status={"conditions": [{"type": "Failed", "status": "True"}]}), [], False),
+        (task(kind="JobSet", status={"conditions": [{"type": "Completed", "status": "True"}]}), [], False),
         (task(kind="Deployment"), [], False),
     ],
 )
