@@ -62,9 +62,9 @@ class Site:
         (found,) = [one for one in self.place.groups() if one.name == run]
         return found
 
-    def until(self, holds: Any, *, kind: tuple[str, str] = ("v1", "Pod")) -> None:
-        """Wait until ``holds``, which is asked whenever a pod changes."""
-        watched(self.root, path_of(*kind, self.space), holds)
+    def until(self, holds: Any, *, kind: tuple[str, str] = ("v1", "Pod"), path: str = "") -> None:
+        """Wait until ``holds``, which is asked whenever a pod changes, or what else it speaks of."""
+        watched(self.root, path or path_of(*kind, self.space), holds)
 
     def pods(self, run: str) -> dict[str, str]:
         """Return the identity of each pod by its name."""
@@ -211,13 +211,8 @@ def test_set_starts_all_of_it_again(site: Place) -> None:
     lab = site(JOB_SET, tasks="jobset")
     nodes: set[str] = set()
     lab.apply(training('[ "$MODELYARD_NODE_RANK" = 0 ] || exit 4', LONG, retries=1))
-
-    def is_over() -> bool:
-        nodes.update(lab.pods("sft").values())
-        return lab.status("sft").phase is Phase.EXITED
-
-    lab.until(is_over)
-    assert len(nodes) == 4
+    lab.until(lambda: nodes.update(lab.pods("sft").values()) or len(nodes) == 4)
+    lab.until(lambda: lab.status("sft").phase is Phase.EXITED, kind=SETS)
     status = lab.status("sft")
     assert (status.exit_code, status.reason) == (4, "error")
     assert [i.name for i in status.instances] == ["sft-0-1-1"]  # its peer was deleted with the set's Job
@@ -306,6 +301,7 @@ class Queue:
         quotas = [{"name": name, "nominalQuota": amount} for name, amount in amounts.items()]
         flavor = {"name": self.name, "resources": quotas}
         self.path = f"{self._api}/namespaces/{space}/localqueues"
+        self.workloads = f"{self._api}/namespaces/{space}/workloads"
         self._made = [
             self._make("resourceflavors", "ResourceFlavor", spec={"nodeLabels": dict([ANY_NODE])}),
             self._make("workloadpriorityclasses", "WorkloadPriorityClass", self.low, value=1),
@@ -359,7 +355,7 @@ def test_task_waits_for_quota_and_runs_once_there_is_some(queued: Queued) -> Non
     lab.apply(work("first", 3, LONG))
     lab.until(lambda: lab.running("first"))
     lab.apply(work("second", 3, "echo ran"))
-    lab.until(lambda: SHORT in lab.status("second").message, kind=JOBS)
+    lab.until(lambda: SHORT in lab.status("second").message, path=queue.workloads)
     waits = lab.status("second")
     assert (waits.phase, waits.message[: len(queue.name) + 28]) == (
         Phase.PENDING, f"waits for quota in queue {queue.name!r}:",
@@ -376,7 +372,7 @@ def test_work_of_higher_priority_takes_the_place_of_other(queued: Queued) -> Non
     lab.until(lambda: lab.running("patient"))
     urgent.apply(work("urgent", 3, LONG))
     lab.until(lambda: lab.running("urgent"))
-    lab.until(lambda: lab.status("patient").message.startswith("was preempted"), kind=JOBS)
+    lab.until(lambda: lab.status("patient").message.startswith("was preempted"), path=queue.workloads)
     assert lab.status("patient").phase is Phase.PENDING
     lab.place.delete_group("urgent", grace_s=0)
     lab.until(lambda: lab.running("patient"))
@@ -384,12 +380,12 @@ def test_work_of_higher_priority_takes_the_place_of_other(queued: Queued) -> Non
 
 
 def test_queue_that_is_not_there_is_told(queued: Queued, tmp_path: Path) -> None:
-    lab, _ = queued(queue="nowhere")
+    lab, queue = queued(queue="nowhere")
     limited = account(lab.root, render_rbac(lab.place.settings), tmp_path)
     lab = Site(lab.root, limited, lab.space, queue="nowhere")  # the rendered roles let see what a queue says
     lab.apply(work("lost", 1, "true"))
     says = "queue 'nowhere' admits nothing: LocalQueue nowhere doesn't exist"
-    lab.until(lambda: lab.status("lost").message == says, kind=JOBS)
+    lab.until(lambda: lab.status("lost").message == says, path=queue.workloads)
     (told,) = [check for check in lab.place.check() if check.what == "queue"]
     assert (told.ok, told.detail) == (False, f"no LocalQueue 'nowhere' in namespace {lab.space!r}")
 
@@ -402,14 +398,15 @@ def test_queue_that_admits_work_is_found(queued: Queued) -> None:
 
 
 def test_service_starts_in_part_where_quota_is_short(queued: Queued) -> None:
-    lab, _ = queued()
+    lab, queue = queued()
     serve = spanning().template
     many = replace(GPU, accelerators=3)
     lab.apply(
         Group("web", replace(serve, run="web", name="web-0-0-0", resources=many), "service", replicas=2)
     )
-    lab.until(lambda: lab.status("web").ready_replicas == 1 and SHORT in lab.status("web").message)
-    assert [SHORT in one.message for one in lab.status("web").instances] == [False, True]
+    lab.until(lambda: SHORT in lab.status("web").message, path=queue.workloads)
+    lab.until(lambda: lab.status("web").ready_replicas == 1)
+    assert sorted(SHORT in one.message for one in lab.status("web").instances) == [False, True]
 
 
 def wide_on_gpus(gpus: int, replicas: int) -> Group:
@@ -421,10 +418,15 @@ def wide_on_gpus(gpus: int, replicas: int) -> Group:
 
 
 def test_replicas_that_span_nodes_are_admitted_whole(queued: Queued) -> None:
-    lab, _ = queued(LEADER_WORKER_SET)
+    lab, queue = queued(LEADER_WORKER_SET)
     lab.apply(wide_on_gpus(1, replicas=3))
-    lab.until(lambda: lab.status("wide").ready_replicas == 2 and SHORT in lab.status("wide").message)
-    assert [SHORT in one.message for one in lab.status("wide").instances] == [False] * 4 + [True] * 2
+    lab.until(lambda: SHORT in lab.status("wide").message, path=queue.workloads)
+    lab.until(lambda: lab.status("wide").ready_replicas == 2)
+    (waits,) = {one.replica for one in lab.status("wide").instances if SHORT in one.message}  # whichever
+    assert [one.node for one in lab.status("wide").instances if one.replica == waits and one.message] == [
+        0,
+        1,
+    ]
     with pytest.raises(Rejected, match="field is immutable") as refused:  # admitted by their size
         lab.place.rehearse(wide_on_gpus(2, replicas=1))
     assert refused.value.fix == "stop the run, and apply it again"
@@ -454,10 +456,10 @@ def test_what_a_queue_adds_to_a_task_is_left_there(
 
 
 def test_set_waits_for_the_quota_of_all_its_nodes(queued: Queued) -> None:
-    lab, _ = queued(JOB_SET, tasks="jobset")
+    lab, queue = queued(JOB_SET, tasks="jobset")
     lab.apply(work("sft", 3, "echo ran", nodes=2))
-    lab.until(lambda: "queue" in lab.status("sft").message and not lab.pods("sft"), kind=SETS)
-    lab.until(lambda: "maximum capacity" in lab.status("sft").message, kind=SETS)
+    lab.until(lambda: "maximum capacity" in lab.status("sft").message, path=queue.workloads)
+    assert lab.pods("sft") == {}
     lab.apply(work("fits", 2, "echo ran", nodes=2))
     lab.until(lambda: lab.status("fits").phase is Phase.EXITED, kind=SETS)
     assert [lab.output(f"fits-0-{node}-0") for node in (0, 1)] == [["ran"], ["ran"]]
