@@ -220,8 +220,9 @@ class Runpod:
     def instances(self) -> Sequence[Instance]:
         """Return every launch of our namespace: in its pod, or ended and kept."""
         found = {one.name: one for one in self._shelf.ended()}
-        buried = self._shelf.buried()
-        pods = [pod for pod in self._ours() if pod.id not in buried]
+        listed = self._pods.list()
+        self._shelf.forget_buried({pod.id for pod in listed})
+        pods = self._mine(listed)
         for pod in pods:
             if pod.launch in found:
                 found[pod.launch] = replace(found[pod.launch], rented=True)
@@ -275,8 +276,8 @@ class Runpod:
         """Forget the launch and its output, and delete the pod that it still has."""
         for pod in self._ours():
             if pod.launch == name:
-                self._shelf.bury(pod.id)
                 self._end(pod)
+                self._shelf.bury(pod.id)  # it may be listed a while yet
         self._shelf.forget(name)
         self._beginning(name).unlink(missing_ok=True)
 
@@ -492,8 +493,13 @@ class Runpod:
         return self._given_deployment or self._shelf.deployment()
 
     def _ours(self) -> Sequence[Pod]:
+        return self._mine(self._pods.list())
+
+    def _mine(self, pods: Sequence[Pod]) -> Sequence[Pod]:
+        """Return those of our namespace whose launches were not removed, ordered as they were."""
         mine = {DEPLOYMENT: self._deployment(), NAMESPACE: self._namespace}
-        return [pod for pod in self._pods.list() if mine.items() <= pod.labels.items()]
+        buried = self._shelf.buried()
+        return [pod for pod in pods if pod.id not in buried and mine.items() <= pod.labels.items()]
 
     def _pod_of(self, launch: str) -> Pod | None:
         return next((pod for pod in self._ours() if pod.launch == launch), None)

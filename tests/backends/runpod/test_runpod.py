@@ -252,6 +252,22 @@ def test_pods_of_others_are_left_alone(cloud: FakeRunpod, options: dict[str, Any
     assert cloud.count("DELETE", "/v2/pods/") == 0
 
 
+def test_a_name_is_free_again_while_its_pod_is_still_listed(
+    cloud: FakeRunpod, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = Runpod(**options)
+    first = start(backend, launch("sleep 60"))
+    ghost = cloud.there[first.machine]
+    backend.remove("sft-0-0-1")
+    cloud.there[first.machine] = ghost
+    assert backend.instances() == []
+    second = start(backend, launch("sleep 60"))
+    assert (cloud.made, second.machine != first.machine) == (2, True)
+    del cloud.there[first.machine]
+    assert [one.machine for one in backend.instances()] == [second.machine]
+    assert backend._shelf.buried() == set()
+
+
 # -- what is seen of one -------------------------------------------------------------------------
 
 
