@@ -736,8 +736,24 @@ class Local(Planner):
         volume = self.kept_volumes().get(name)
         if volume is None:
             raise NotFound(f"no volume {name!r}", fix="modelyard volume list")
-        self.places[volume.backend].delete_volume(name)
+        backend = self.places[volume.backend]
+        self._let_go(name, backend)
+        backend.delete_volume(name)
         self.store.forget_volume(name)
+
+    def _let_go(self, volume: str, backend: Backend) -> None:
+        """Remove what ended while its run had a volume that it has no more: it would hold it for ever."""
+        holders = {each for found in backend.volumes() if found.name == volume for each in found.used_by}
+        if not holders:
+            return
+        mounting = {
+            run.name
+            for run in self.store.runs()
+            if any((m.kind, m.source) == ("volume", volume) for m in run.template.launch.mounts)
+        }
+        for instance in backend.instances():
+            if instance.name in holders and instance.run not in mounting and instance.phase is Phase.EXITED:
+                backend.remove(instance.name)
 
     def fleets(self, name: str | None = None) -> list[FleetView]:
         """Return every fleet by name, or one, with its hosts as they are at this moment.

@@ -58,6 +58,31 @@ def test_a_volume_goes_after_the_runs_that_used_it(cli: Cli) -> None:
     assert (set(names(cli)), cli("volume", "list").out) == ({"web"}, "no volumes\n")
 
 
+def loses_what_an_earlier_attempt_held(cli: Cli) -> None:
+    uses = HELLO + "volumes: ['cache:/cache']\n"
+    cli("apply", "-y", "-f", cli.write("one.yaml", CACHE + "---\n" + uses), "--set", "prod")
+
+    cli("apply", "-y", "-f", cli.write("one.yaml", CACHE + "---\n" + HELLO), "--set", "prod")
+    result = cli(
+        "apply", "-y", "-f", cli.write("one.yaml", HELLO), "--set", "prod", "--prune", "--allow-destroy"
+    )
+
+    assert result.code == 0, result.err
+    assert cli("volume", "list").out == "no volumes\n"
+
+
+def test_a_volume_goes_that_only_an_earlier_attempt_held(cli: Cli) -> None:
+    loses_what_an_earlier_attempt_held(cli)
+
+
+def test_a_volume_that_an_earlier_attempt_holds_for_ever_is_caught(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Local, "_let_go", lambda self, volume, backend: None)
+    with pytest.raises(AssertionError):
+        loses_what_an_earlier_attempt_held(cli)
+
+
 @pytest.mark.parametrize("where", ["in the files", "on record"])
 def test_a_volume_that_is_used_cannot_go(cli: Cli, where: str) -> None:
     cli("apply", "-y", "-f", cli.write("one.yaml", CACHE), "--set", "prod")
