@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from orchestrator.apply.of_spec import OfSpec
 from orchestrator.apply.sets import FleetRecord, Scope, joined, joining
 from orchestrator.backend import FLEET, Launch, Rent
 from orchestrator.errors import Problem, UsageError
@@ -18,7 +19,7 @@ from orchestrator.spec.parts import Change
 
 
 @dataclass(frozen=True, slots=True)
-class FleetPlan:
+class FleetPlan(OfSpec):
     """What would be done for one fleet.
 
     ``leaving`` are the hosts that it no longer has, with the runs that are there still.
@@ -40,16 +41,6 @@ class FleetPlan:
     serving: str = "{}"
     problems: tuple[Problem, ...] = ()
     """What has to be put right before it can be applied: values that nobody has given."""
-
-    @property
-    def name(self) -> str:
-        """The fleet's name."""
-        return self.spec.name
-
-    @property
-    def type(self) -> str:
-        """The document's type."""
-        return self.spec.type
 
     @property
     def backend(self) -> str:

@@ -20,6 +20,7 @@ from orchestrator.apply.adapters import (
 )
 from orchestrator.apply.fleets import FleetPlan, fleet_template, plan_fleet
 from orchestrator.apply.inputs import read_inputs
+from orchestrator.apply.of_spec import OfSpec
 from orchestrator.apply.sets import NO_SET, Deletion, FleetRecord, Scope, deletions, joined, joining
 from orchestrator.backend import SCRATCH_BYTES, Can, Launch, Mount, Offer, Rent, Scaling
 from orchestrator.engines.job import Adapters, relisted
@@ -98,7 +99,7 @@ class World:
 
 
 @dataclass(frozen=True, slots=True)
-class RunPlan:
+class RunPlan(OfSpec):
     """What would be done for one document that runs containers.
 
     ``template`` and ``placed`` are None where nothing is started, ``served`` and ``trained``
@@ -128,19 +129,9 @@ class RunPlan:
     drift: tuple[str, ...] = ()
     """What the cluster that keeps it has otherwise than it was told, where the spec changes nothing."""
 
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        return self.spec.name
-
-    @property
-    def type(self) -> str:
-        """The document's type."""
-        return self.spec.type
-
 
 @dataclass(frozen=True, slots=True)
-class VolumePlan:
+class VolumePlan(OfSpec):
     """What would be done for one volume."""
 
     document: Document
@@ -149,16 +140,6 @@ class VolumePlan:
     backend: str
     changes: tuple[Change, ...] = ()
     set_name: str = ""
-
-    @property
-    def name(self) -> str:
-        """The volume's name."""
-        return self.spec.name
-
-    @property
-    def type(self) -> str:
-        """The document's type."""
-        return self.spec.type
 
 
 @dataclass(frozen=True, slots=True)
