@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import h11
 import pytest
-from hypothesis import given, settings
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.gateway.wire import (
@@ -137,6 +142,65 @@ def test_what_we_accept_another_parser_accepts_and_frames_alike(head: bytes) -> 
         assert told == "none" or int(fields[b"content-length"]) == 0
     else:
         assert (ours.body, ours.length) == (told, int(fields.get(b"content-length", b"0")))
+
+
+PARSERS = pytest.mark.parametrize("parser", [HttpRequestParser, HttpRequestParserPy], ids=["C", "Python"])
+
+
+def by_aiohttp(parser: type[HttpRequestParserPy], data: bytes) -> list[tuple[str, str, bool, str]]:
+    """Return what aiohttp reads out of bytes, at its own limits: method, path, chunked and length."""
+    loop = asyncio.new_event_loop()
+    try:
+        found, _, rest = parser(BaseProtocol(loop), loop, 2**16).feed_data(data)
+    finally:
+        loop.close()
+    assert not rest
+    return [(m.method, m.path, m.chunked, m.headers.get("content-length", "")) for m, _ in found]
+
+
+@PARSERS
+@settings(max_examples=200, deadline=None)
+@given(heads())
+@example(START + b"Content-Length: 0\r\n\r\n")
+@example(START + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n")
+@example(b"POST /x HTTP/1.1\r\nHost: a\r\nX: \xe9\r\nTransfer-Encoding:\tchunked\r\n\r\n")
+def test_what_we_accept_aiohttp_reads_as_the_same_one_message(
+    parser: type[HttpRequestParserPy], head: bytes
+) -> None:
+    try:
+        ours = parse_request(head)
+    except BadMessage:
+        return
+    try:
+        ((method, path, chunked, length),) = by_aiohttp(parser, head)
+    except HttpProcessingError as refused:
+        pytest.fail(f"aiohttp refuses it: {refused.message}")
+    assert (method, path) == (ours.method.decode(), ours.target.decode())
+    assert chunked == (ours.body == "chunked")
+    assert int(length or 0) == (ours.length if ours.body == "length" else 0)
+
+
+@PARSERS
+@pytest.mark.parametrize("size", [8_000, 8_190, 8_191, 8_192, 16_000])
+def test_beyond_the_limits_of_aiohttp_nothing_is_read_otherwise(
+    parser: type[HttpRequestParserPy], size: int
+) -> None:
+    """A head that we pass on and it does not is refused as a whole: none of it is a message."""
+    inner = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
+    for head in (
+        b"GET /" + b"a" * size + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * size + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: "
+        + inner.replace(b"\r\n", b"  ") * (size // len(inner))
+        + b"\r\n\r\n",
+    ):
+        assert parse_request(head).body == "none"
+        try:
+            found = by_aiohttp(parser, head)
+        except HttpProcessingError:
+            continue  # as a whole
+        ((_, path, _, _),) = found
+        assert path == head.split(b" ")[1].decode()
 
 
 PIECES = st.lists(st.binary(min_size=1, max_size=40), max_size=6)

@@ -116,7 +116,7 @@ async def read_request(reader: asyncio.StreamReader) -> Asked | None:
     headers = [(k, v.strip()) for k, _, v in (line.partition(":") for line in lines)]
     asked = Asked(method, target, headers, b"")
     if asked.header("transfer-encoding") == "chunked":
-        while size := int(await reader.readline(), 16):
+        while size := int(await reader.readuntil(b"\r\n"), 16):  # where it ends, the client left
             asked.body += await reader.readexactly(size)
             await reader.readexactly(2)
         await reader.readexactly(2)

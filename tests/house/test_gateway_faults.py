@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp.http_parser import HttpRequestParserPy
 
 from orchestrator.engines import exposition
 from orchestrator.gateway import affinity, keys, model_key, routes, sampling, scaling, wire
@@ -121,6 +122,15 @@ def prefers_by_name(patch: Patch) -> None:
 
 def joins_lengths(patch: Patch) -> None:
     patch.setattr(wire, "_second", lambda name, first, value: first)
+
+
+def takes_the_length_of_both(patch: Patch) -> None:
+    real, both = wire._request_body, {b"content-length", b"transfer-encoding"}
+
+    def body(taken: dict[bytes, bytes], old: bool) -> Any:
+        return ("length", 5) if both <= taken.keys() else real(taken, old)
+
+    patch.setattr(wire, "_request_body", body)
 
 
 def prefers_length(patch: Patch) -> None:
@@ -357,6 +367,10 @@ CAUGHT: list[tuple[Callable[[Patch], None], Callable[[], object]]] = [
     (
         joins_lengths,
         lambda: test_wire.test_what_could_be_read_in_two_ways_is_refused(HEADS["two lengths"], 400),
+    ),
+    (
+        takes_the_length_of_both,
+        lambda: test_wire.test_what_we_accept_aiohttp_reads_as_the_same_one_message(HttpRequestParserPy),
     ),
     (prefers_length, lambda: test_wire.test_what_could_be_read_in_two_ways_is_refused(HEADS["both"], 400)),
     (
