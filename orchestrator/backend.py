@@ -555,6 +555,14 @@ class Renter(Backend, Protocol):
         """
 
 
+@runtime_checkable
+class ZonedVolumes(Backend, Protocol):
+    """A place whose volumes are each in one zone, and are used there only."""
+
+    def create_volume_in(self, name: str, *, size_bytes: int | None, zone: str | None) -> None:
+        """Make a named volume in a zone, or find it wherever it is; None leaves the zone to the place."""
+
+
 @dataclass(frozen=True, slots=True)
 class HeldMachine:
     """A machine of a fleet that is up: what the record has of it.

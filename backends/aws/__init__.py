@@ -67,7 +67,7 @@ class Aws(RentedMachines):
         ConfigError: an option has no such value, or boto3 is not installed.
     """
 
-    can: ClassVar[frozenset[Can]] = RentedMachines.can | {Can.NODES}
+    can: ClassVar[frozenset[Can]] = RentedMachines.can | {Can.NODES, Can.VOLUMES}
 
     def __init__(
         self,

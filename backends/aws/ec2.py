@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backends.aws.around import Around, interfaces
+from backends.aws.ebs import Ebs
 from backends.aws.refusals import GONE, explained, translated
 from backends.aws.shapes import disk_usd_hour, is_block, offers_of, reserved_offer, shape_of
 from backends.vm.cooling import where_of
+from backends.vm.disks import Disk
 from backends.vm.port import DEPLOYMENT, GANG, KEY, Belonging, KeySpent, Order, Vm
 from orchestrator.backend import LABEL, Check, Offer, Rent
 from orchestrator.errors import BackendError, Busy, NoCapacity, Rejected
@@ -87,6 +89,7 @@ class Ec2:
         self._images: dict[tuple[str, str], Mapping[str, Any]] = {}
         self._groups: dict[str, str] = {}
         self._around = Around(self._asking, settings.regions)
+        self._ebs = Ebs(backend, self._asking, settings.regions)
 
     # -- offers ----------------------------------------------------------------------------------
 
@@ -425,6 +428,32 @@ class Ec2:
                     raise
         if vm.tags.get(GANG):
             self._around.release(vm.region, vm.tags[KEY])
+
+    # -- disks -----------------------------------------------------------------------------------
+
+    def make_disk(self, *, size_bytes: int, zone: str | None, tags: Mapping[str, str]) -> Disk:
+        """Make a volume of EBS."""
+        return self._ebs.make(size_bytes=size_bytes, zone=zone, tags=tags)
+
+    def disks(self, tags: Mapping[str, str]) -> Sequence[Disk]:
+        """Return all volumes of EBS with these tags, in every region."""
+        return self._ebs.find(tags)
+
+    def attach_disk(self, disk: Disk, vm: Vm, *, number: int) -> None:
+        """Begin to attach a volume of EBS; it stays when its machine is terminated."""
+        self._ebs.attach(disk, vm, number=number)
+
+    def detach_disk(self, disk: Disk) -> None:
+        """Begin to detach a volume of EBS."""
+        self._ebs.detach(disk)
+
+    def tag_disk(self, disk: Disk, tags: Mapping[str, str]) -> None:
+        """Set tags of a volume of EBS."""
+        self._ebs.tag(disk, tags)
+
+    def delete_disk(self, disk: Disk) -> None:
+        """Delete a volume of EBS."""
+        self._ebs.delete(disk)
 
     # -- check -----------------------------------------------------------------------------------
 

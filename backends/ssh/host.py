@@ -220,6 +220,17 @@ class HostDocker(Docker):
         """Say whether a named volume of our namespace is here."""
         return self._engine.get(f"/volumes/{self._volume_name(name)}") is not None
 
+    def keep_on(self, name: str, device: str) -> None:
+        """Keep a named volume on a disk of the machine, which the engine mounts while something uses it."""
+        options = {"type": "ext4", "device": device}
+        full = self._volume_name(name)
+        found = self._engine.get(f"/volumes/{full}")
+        with self._engine.client() as client:
+            if found is not None and found.get("Options") != options:
+                client.remove_volume(full)
+            labels = {containers.NAMESPACE: self._namespace, containers.VOLUME: name}
+            client.create_volume(full, driver="local", driver_opts=options, labels=labels)
+
     def gang_hosts(self, gang: Gang) -> tuple[str, ...]:
         """Return the hosts of a gang as a node of it here has them on its label; empty without one."""
         wanted = {LABEL + "run": gang.run, LABEL + "replica": str(gang.replica)}

@@ -23,6 +23,7 @@ from backends.ssh.options import Hold, Host, Login, Reader
 from backends.ssh.placement import Gang, gang_name, gang_of
 from backends.vm import boot
 from backends.vm.cooling import Cooled
+from backends.vm.disks import DiskProvider, Disks
 from backends.vm.fleet import KEYS, HeldHost, RentedFleet
 from backends.vm.gang import Seat, gather, nodes_of, refuse
 from backends.vm.options import duration_s, state_folder
@@ -136,6 +137,11 @@ class RentedMachines:
         state = state_folder(name)
         self.name = name
         self._provider = Cooled(provider, backend=name, path=state / "sold-out.json")
+        self._disks = (
+            Disks(provider, backend=name, ours=self._ours, holder=self._running_on)
+            if isinstance(provider, DiskProvider)
+            else None
+        )
         self._prepare = prepare
         self._notice = notice
         self._user, self._port = user, port
@@ -170,11 +176,16 @@ class RentedMachines:
         self._require_able(launch)
         if (gang := gang_of(launch)) is not None:
             return self._start_node(launch, *gang, secrets=secrets, progress=progress)
-        vm = self._machine_of(launch.name) or self._take_idle(launch) or self._rent(launch, launch.rent)
+        held = self._machine_of(launch.name)
+        if self._disks is not None:
+            self._disks.require(launch, launch.rent, held.id if held else "")
+        vm = held or self._take_idle(launch) or self._rent(launch, launch.rent)
         try:
             host = self._booted(vm, launch, progress)
             if launch.fleet:
                 return self._holding(vm, host, self._memory.last(vm.id))
+            if self._disks is not None:
+                self._disks.put(launch, vm, host)
             found = host.start(launch, secrets=secrets, progress=progress)
         except (NoCapacity, Rejected, AuthFailed):
             self._end(vm)  # it is nowhere, and the next attempt has a name of its own
@@ -432,26 +443,52 @@ class RentedMachines:
             shares=True,
         )
 
-    # -- volumes: a rented machine keeps none ----------------------------------------------------
+    # -- volumes: disks of the cloud, where it keeps some ------------------------------------------
 
-    def create_volume(self, name: str, *, size_bytes: int | None) -> None:  # noqa: ARG002  # the port's
-        """Refuse: what is on a rented machine goes with it."""
-        raise Rejected("rented machines keep no volumes", backend=self.name, fix="use a bucket")
+    def create_volume(self, name: str, *, size_bytes: int | None) -> None:
+        """Make a named volume in the first zone, or find it."""
+        self.create_volume_in(name, size_bytes=size_bytes, zone=None)
+
+    def create_volume_in(self, name: str, *, size_bytes: int | None, zone: str | None) -> None:
+        """Make a named volume in a zone, or find it; where the cloud keeps none it is refused."""
+        if self._disks is None:
+            raise Rejected("rented machines keep no volumes", backend=self.name, fix="use a bucket")
+        self._disks.create(name, size_bytes=size_bytes, zone=zone)
 
     def volumes(self) -> Sequence[Volume]:
-        """Return none."""
-        return ()
+        """Return the volumes of our namespace, ordered by name."""
+        return () if self._disks is None else self._disks.volumes(self._launches())
 
     def delete_volume(self, name: str) -> None:
-        """Delete nothing."""
+        """Delete a volume; one that a launch has is refused."""
+        if self._disks is not None:
+            self._disks.delete(name, self._launches())
+
+    def _launches(self) -> dict[str, str]:
+        """Return the launch of every machine that is there, by its id; that of an idle one is ""."""
+        return {vm.id: vm.tags.get(LAUNCH, "") for vm in self._vms() if vm.is_alive}
+
+    def _running_on(self, machine: str) -> str:
+        """Return the launch that runs on a machine, or may do so for all we know; "" where none does."""
+        vm = next((vm for vm in self._vms() if vm.id == machine and vm.is_alive), None)
+        if vm is None or not vm.tags.get(LAUNCH) or self._kept(vm.tags[LAUNCH]) is not None:
+            return ""
+        return "" if self._seen(vm).phase is Phase.EXITED else vm.tags[LAUNCH]
 
     def _require_able(self, launch: Launch) -> None:
         """Refuse before anything is rented what no rented machine can do."""
-        kept = next((mount for mount in launch.mounts if mount.kind != "cache"), None)
+        can_keep = () if self._disks is None else ("volume",)
+        kept = next((mount for mount in launch.mounts if mount.kind not in ("cache", *can_keep)), None)
         if kept is not None:
             raise Rejected(
                 f"{kept.kind} '{kept.source}': what is on a rented machine goes with it", backend=self.name,
                 fix="use a bucket, or another backend",
+            )  # fmt: skip
+        volume = next((mount for mount in launch.mounts if mount.kind == "volume"), None)
+        if volume is not None and gang_of(launch) is not None:
+            raise Rejected(
+                f"volume '{volume.source}' is at one machine at a time, and there are several nodes",
+                backend=self.name, fix="use a bucket",
             )  # fmt: skip
         if launch.image is None and not launch.fleet:
             raise Rejected("a rented machine runs images", backend=self.name, fix="add image: to the spec")

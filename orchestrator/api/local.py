@@ -51,6 +51,7 @@ from orchestrator.backend import (
     Rent,
     Renter,
     Volume,
+    ZonedVolumes,
 )
 from orchestrator.catalog.hardware import accelerator
 from orchestrator.errors import (
@@ -312,8 +313,15 @@ class Local(Planner):
             self.places.refresh()
         for plan in plans:
             if isinstance(plan, VolumePlan) and plan.action != "unchanged":
-                self.places[plan.backend].create_volume(plan.name, size_bytes=plan.spec.size)
+                self._make_volume(plan)
         return names
+
+    def _make_volume(self, plan: VolumePlan) -> None:
+        place, spec = self.places[plan.backend], plan.spec
+        if isinstance(place, ZonedVolumes):
+            place.create_volume_in(plan.name, size_bytes=spec.size, zone=spec.availability_zone)
+        else:
+            place.create_volume(plan.name, size_bytes=spec.size)
 
     def finish_deletions(self, plans: Plans, *, hooks: Hooks | None = None) -> None:
         """See the runs off that the plans delete, then delete the plans' volumes.

@@ -171,7 +171,7 @@ class _Offers:
     """Offers, asked for once and indexed once."""
 
     world: World
-    declared: frozenset[str] = frozenset()
+    declared: Mapping[str, Volume] = field(default_factory=dict)
     """The volumes among the documents."""
     fleets: Sequence[Fleet] = ()
     """The fleets of rented machines among the documents."""
@@ -219,7 +219,7 @@ def plan_documents(documents: Sequence[Document], world: World) -> tuple[Plan, .
             the world is strict.
         UsageError: a document cannot take the place of what is on record.
     """
-    declared = frozenset(d.spec.name for d in documents if isinstance(d.spec, Volume))
+    declared = {d.spec.name: d.spec for d in documents if isinstance(d.spec, Volume)}
     services = {
         d.spec.name: runs_bare(d.spec, world.places)
         for d in documents
@@ -340,6 +340,8 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
         template = updated(run.template, spec, kept=kept, metrics=metrics, takes=takes)
         return replace(plan, template=template, notes=tuple(adapter_notes(template, takes)))
     demand = demand_of(spec, places=world.places, names=world.names)
+    if not demand.zones and (zones := _zones_of(spec, offers)):
+        demand = replace(demand, zones=zones)
     replaced = run if action == "replace" else None
     placing = _Placing(document, with_ranks(spec, ranks), demand, offers, replaced)
     engine = placing.engine(world.facts)
@@ -360,6 +362,8 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     own = opens_itself(spec) if _shares_ports(placed, world) else False
     surge = surge and own is not True
     backends, rents = _places(placed, demand)
+    # a disk of a cloud is at one machine at a time: a successor would wait for it, and be waited for
+    surge = surge and not (any(mount.name for mount in spec.volumes) and any(rents))
     resumes = engine is not None and engine.trained is not None
     template = Template(
         launch, backends, follower, nodes=demand.nodes, surge=surge, rents=rents, resumes=resumes,
@@ -781,7 +785,7 @@ def _port_notes(spec: Work, action: Action, own: bool | None) -> Iterator[str]:
 
 def _volume_notes(spec: Work, offers: _Offers) -> Iterator[str]:
     """Say which volumes nobody declares: a place that has not got them refuses to start the launch."""
-    known = offers.declared | set(offers.world.volumes)
+    known = {*offers.declared, *offers.world.volumes}
     for mount in spec.volumes:
         if mount.name and not mount.optional and mount.name not in known:
             yield f"volume {mount.name}: neither declared here nor on record; it starts where it is there"
@@ -791,6 +795,19 @@ def loses_work(action: Action, run: Run | None) -> bool:
     """Say whether ``action`` stops a task that has begun; a service hands over, a task begins again."""
     begun = run is not None and run.type == "task" and run.state is not RunState.QUEUED
     return action == "replace" and begun
+
+
+def _zones_of(spec: Work, offers: _Offers) -> frozenset[str]:
+    """Return the zones that machines with the spec's volumes can be in; none where any may do."""
+    found: set[str] = set()
+    for mount in spec.volumes:
+        kept = offers.world.volumes.get(mount.name or "")
+        volume = offers.declared.get(mount.name or "") or (spec_of(json.loads(kept.spec)) if kept else None)
+        if isinstance(volume, Volume) and volume.availability_zone:
+            place = (kept.backend if kept else volume.backend) or ""
+            if Can.RENT in offers.world.places.get(place, frozenset()):
+                found.add(volume.availability_zone)
+    return frozenset(found)
 
 
 def _plan_volume(document: Document, spec: Volume, world: World) -> VolumePlan:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import re
+import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from backends.aws import ebs
 from tests.backends.ssh.farm import Farm, Sshd
 from tests.backends.vm.machines import Machines, end_containers, machines
 
@@ -180,10 +182,13 @@ class Cloud:
                     answer = list(app(environ, respond))
                     if action == "AssociateAddress" and asked["NetworkInterfaceId"] in self.elastic:
                         self._answer_at(asked["NetworkInterfaceId"])
+                    if action == "AttachVolume":
+                        self._plug_in(asked["VolumeId"])
                     if action == "TerminateInstances":
                         ended = [one for one in self._all() if one.id == asked["InstanceId.1"]]
                         for one in ended:
                             _end_containers(one)
+                            self._unplug(one.id)
                     return answer
                 return self._run(app, environ, respond, asked)
 
@@ -286,6 +291,42 @@ class Cloud:
             if one.nics and one.nics[0].id == interface:
                 one.nics[0].public_ip = self.elastic[interface]
 
+    def volumes(self) -> list[Any]:
+        """Return every volume that was made for its own sake, and not with a machine."""
+        from moto.ec2.models import ec2_backends
+
+        found = (ec2_backends["123456789012"][region].volumes.values() for region in REGIONS)
+        named = ("modelyard.dev/volume",)
+        return [one for kept in found for one in kept if any(tag["key"] in named for tag in one.get_tags())]
+
+    def _plug_in(self, volume: str) -> None:
+        """Let a volume's device appear on the machine: a loop device of this one, the first time empty."""
+        link = Path(ebs.DEVICE.format(volume.replace("-", "")))
+        if link.exists():
+            return
+        link.parent.mkdir(parents=True, exist_ok=True)
+        image = link.with_suffix(".img")
+        with image.open("wb") as file:
+            file.truncate(16 * 2**20)
+        made = subprocess.run(["losetup", "-f", "--show", image], check=True, capture_output=True, text=True)
+        link.symlink_to(made.stdout.strip())
+
+    def _unplug(self, machine: str) -> None:
+        """Free the volumes of a machine that was terminated, as EC2 does."""
+        for one in self.volumes():
+            if one.attachment is not None and one.attachment.instance.id == machine:
+                one.attachment = None
+
+    def pull_out(self) -> None:
+        """Delete every volume, with its device here."""
+        for one in self.volumes():
+            link = Path(ebs.DEVICE.format(one.id.replace("-", "")))
+            if link.is_symlink():
+                subprocess.run(["losetup", "-d", link.readlink()], check=True)
+                link.unlink()
+            one.attachment = None
+            one.ec2_backend.delete_volume(one.id)
+
     def addresses(self) -> list[Any]:
         """Return every elastic address of the account."""
         from moto.ec2.models import ec2_backends
@@ -373,7 +414,8 @@ def _group_xml(group: tuple[str, dict[str, str]]) -> str:
 def cloud(farm: Farm, folder: Path) -> Iterator[Cloud]:
     """Lend an account with an image, and a host that answers for every machine."""
     pytest.importorskip("moto")
-    with machines(farm, folder) as made:
+    with machines(farm, folder) as made, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ebs, "DEVICE", str(folder / "disks" / "{}"))  # all machines are this one
         yield from _lend(Cloud(made))
 
 

@@ -40,6 +40,7 @@ def aws(account: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
         disconnect(Path(folder))
         for one in account.instances():
             one.terminate()
+        account.pull_out()
 
 
 @pytest.fixture

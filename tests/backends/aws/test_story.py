@@ -16,6 +16,7 @@ from orchestrator.catalog.overlay import use
 from orchestrator.cli import run
 from tests import images
 from tests.backends.aws.cloud import Cloud
+from tests.backends.aws.test_volumes import require_loop_devices
 from tests.backends.ssh.conftest import sweep
 from tests.backends.ssh.farm import MAIN_SOCKET
 
@@ -193,3 +194,75 @@ def test_one_nodes_failure_ends_all_and_names_the_node_and_its_machine(aws: Clou
     assert sorted(told) == ["sft-0-0-0", "sft-0-2-0"]
     assert all("node 1 on i-" in text and "exit code 3" in text for text in told.values()), told
     assert (aws.instances(), aws.groups) == ([], {})
+
+
+VOLUME = """\
+type: volume
+name: data
+backend: aws
+availability_zone: us-east-1c
+size: 1GB
+---
+type: task
+name: sft
+image: {image}
+commands: ["cat /data/word 2> /dev/null || echo first; echo again > /data/word"]
+backends: [aws]
+instance_types: [t3.micro]
+volumes: ["data:/data"]
+idle_duration: 0s
+"""
+
+
+def test_a_volume_is_kept_after_the_run_and_goes_only_where_that_is_allowed(
+    aws: Cloud, prompt: Prompt
+) -> None:
+    require_loop_devices()
+    text = VOLUME.format(image=images.busybox())
+    (prompt.folder / "sft.yaml").write_text(text)
+    planned = next(run for run in prompt.json("plan", "-f", "sft.yaml")["runs"] if run["type"] == "task")
+    assert {offer["zone"] for offer in planned["offers"]} == {"us-east-1c"}
+    for word in ("first", "again"):
+        code, said = prompt("apply", "-y", "--rerun", "--set", "mine", "-f", "sft.yaml")
+        assert code == 0, said
+        assert prompt("logs", "sft")[1].split() == [word]
+        assert aws.instances() == []
+    assert {(kind, zone) for kind, zone, _ in aws.asked} == {("t3.micro", "us-east-1c")}
+    (made,) = aws.volumes()
+    assert made.size == 1
+    assert "data" in prompt("volume", "list")[1]
+    (prompt.folder / "sft.yaml").write_text(SPEC.format(image=images.busybox()))
+    prune = ("apply", "-y", "--prune", "--set", "mine", "-f", "sft.yaml")
+    code, said = prompt(*prune)
+    assert code == 64
+    assert "--allow-destroy" in said
+    assert len(aws.volumes()) == 1
+    code, said = prompt(*prune, "--allow-destroy")
+    assert code == 0, said
+    assert (aws.volumes(), aws.instances()) == ([], [])
+
+
+SERVICE = """\
+type: service
+name: web
+image: x/web
+port: 8000
+commands: ["serve --port $MODELYARD_PORT"]
+backends: [aws]
+instance_types: [t3.micro]
+"""
+
+
+@pytest.mark.parametrize(("mounts", "beside"), [("", True), ('volumes: ["data:/data"]\n', False)])
+def test_what_mounts_a_volume_is_stopped_before_its_successor_starts(
+    prompt: Prompt, mounts: str, beside: bool
+) -> None:
+    volume = VOLUME.partition("---\n")[0]
+    (prompt.folder / "web.yaml").write_text(f"{volume}---\n{SERVICE}{mounts}")
+    code, said = prompt("plan", "-f", "web.yaml", "--out", "plan.json")
+    assert code == 0, said
+    steps = json.loads((prompt.folder / "plan.json").read_text())["steps"]
+    (template,) = (step["template"] for step in steps if step["type"] == "service")
+    assert template["surge"] is beside
+    zones = {rent["zone"] for rent in template["rents"]}
+    assert (zones == {"us-east-1c"}) is not beside
