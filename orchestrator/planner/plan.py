@@ -75,7 +75,7 @@ def place(demand: Demand, index: OfferIndex, *, what: str, where: Position | Non
             needs=demand.summary(),
             refused=matched.refused,
             where=where,
-            fix=advise(demand, matched),
+            fix=nowhere(demand, index.offers) or advise(demand, matched),
         )
     best = tuple(islice(matched.fitting, SHOWN))
     count = demand.accelerator.least() if demand.accelerator else 0
@@ -84,6 +84,38 @@ def place(demand: Demand, index: OfferIndex, *, what: str, where: Position | Non
     )
     tries = tries_of(matched.fitting, demand)
     return Placed(choices, len(matched.fitting), matched.refused, backends_of(tries), tries)
+
+
+def nowhere(demand: Demand, offers: Iterable[Offer]) -> str:
+    """Say which machines that a spec names are not offered where it wants them; "" where it is not that.
+
+    >>> found = [Offer("aws", "g6.xlarge", 4, 2**34, region="us-east-1")]
+    >>> nowhere(Demand(instance_types=frozenset({"g6.xlarge"}), regions=frozenset({"us-west-2"})), found)
+    'g6.xlarge is not offered in us-west-2, but in us-east-1'
+    >>> nowhere(Demand(regions=frozenset({"eu-west-9"})), found)
+    'nothing is offered in eu-west-9, but in us-east-1'
+    """
+    there = [offer for offer in offers if not demand.backends or offer.backend in demand.backends]
+    if not there:
+        return ""
+    what = "nothing"
+    if demand.instance_types:
+        what = _names(demand.instance_types)
+        there = [offer for offer in there if offer.instance_type in demand.instance_types]
+        if not there:
+            return f"no place offers {what}: modelyard offers lists what there is"
+    for wanted, where in ((demand.regions, "region"), (demand.zones, "zone")):
+        places = {str(getattr(offer, where) or "") for offer in there} - {""}
+        if wanted and places and not wanted & places:
+            told = f"{what} is not offered" if demand.instance_types else f"{what} is offered"
+            return f"{told} in {_names(wanted)}, but in {_names(places)}"
+        if wanted:
+            there = [offer for offer in there if getattr(offer, where) in wanted]
+    return ""
+
+
+def _names(found: Iterable[str]) -> str:
+    return ", ".join(sorted(found))
 
 
 def backends_of(tries: Iterable[Offer]) -> tuple[str, ...]:

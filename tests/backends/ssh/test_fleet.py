@@ -340,6 +340,61 @@ def test_each_bad_host_of_a_fleet_is_told_with_its_fix(
     assert namespace
 
 
+STUBS = {
+    "full": (
+        "df",
+        "echo Filesystem 1024-blocks Used Available Capacity Mounted; echo /dev/x 1000 900 100 90% /",
+    ),
+    "late": ("date", "echo $(( $(/usr/bin/date +%s) - 600 ))"),
+    "driverless": ("nvidia-smi", "echo 'NVIDIA-SMI has failed: no driver is loaded.'; exit 9"),
+}
+"""Hosts with one program that says something else: what it is called, and what it does."""
+
+
+def stubbed(own_farm: Farm, kind: str, address: str) -> Sshd:
+    """Return a host on which something is wrong."""
+    program, does = STUBS[kind]
+    folder = own_farm.folder / kind
+    folder.mkdir()
+    (folder / program).write_text(f"#!/bin/sh\n{does}\n")
+    (folder / program).chmod(0o755)
+    return own_farm.add(address=address, extra=f"SetEnv PATH={folder}:/usr/sbin:/usr/bin:/sbin:/bin")
+
+
+def test_each_host_that_is_not_well_is_told_with_its_fix(prompt: Cli, rack: Document, own_farm: Farm) -> None:
+    own_farm.folder.chmod(0o755)  # for the public keys in it
+    full, late, driverless = (
+        stubbed(own_farm, kind, f"127.0.0.{n}") for n, kind in enumerate(STUBS, 1)
+    )  # fmt: skip
+    outsider = own_farm.add(address="127.0.0.9", extra="UsePAM yes")
+    hosts = own_farm.options(full, late, driverless, outsider)["hosts"]
+    hosts[3]["user"] = "postgres"
+    made = prompt("apply", "-y", "-f", rack(full, hosts=hosts))
+    assert made.code == 0, made.err
+    told = {name: (host["state"], host["why"], host["fix"]) for name, host in hosts_of(prompt).items()}
+    for host, state, why, fix in (
+        (full, "unwell", "its disk is full: 100 KiB free", "docker system prune"),
+        (late, "ready", " s from this machine's", "set up NTP on both"),
+        (
+            driverless,
+            "ready",
+            "NVIDIA-SMI has failed: no driver is loaded",
+            "install the vendor's driver there",
+        ),
+        (outsider, "silent", "user 'postgres' may not use the Docker engine", "usermod -aG docker postgres"),
+    ):
+        assert told[host.address][0] == state
+        assert why in told[host.address][1]
+        assert fix in told[host.address][2]
+        assert why in made.err  # the clock was looked at twice, and may be a second further by then
+        assert told[host.address][2] in made.err
+
+    wants = task(prompt, "six", "echo 42", resources={"gpu": 1, "disk": None})
+    none = prompt("plan", "-f", wants)
+    assert (none.code, "no accelerator" in none.err) == (75, True), none.err
+    assert "its disk is full: 100 KiB free" in prompt("offers").out
+
+
 def test_a_name_of_a_configured_place_is_no_name_for_a_fleet(
     prompt: Cli, rack: Document, own_farm: Farm
 ) -> None:
