@@ -128,7 +128,7 @@ def test_lost_worker_takes_its_replica_along_and_no_other(site: Place) -> None:
     lab.until(lambda: lab.status("wide").ready_replicas == 2)
     before = lab.pods("wide")
     seen: set[int] = set()
-    lab.root.delete(path_of("v1", "Pod", lab.space, "wide-0-1"), grace_s=0)
+    lab.root.delete(path_of("v1", "Pod", lab.space, "wide-0-1"), grace_s=1)
 
     def is_back() -> bool:
         seen.add(lab.status("wide").ready_replicas)
@@ -373,7 +373,7 @@ def test_work_of_higher_priority_takes_the_place_of_other(queued: Queued) -> Non
     urgent.apply(work("urgent", 3, LONG))
     lab.until(lambda: lab.running("urgent"))
     lab.until(lambda: lab.status("patient").message.startswith("was preempted"), path=queue.workloads)
-    assert lab.status("patient").phase is Phase.PENDING
+    lab.until(lambda: lab.status("patient").phase is Phase.PENDING)  # once its pod has ended
     lab.place.delete_group("urgent", grace_s=0)
     lab.until(lambda: lab.running("patient"))
     assert lab.status("patient").message == ""
