@@ -7,6 +7,7 @@ and requests are as many as with real ones, and all of it shares this machine's 
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -96,9 +97,15 @@ def _command(what: str, *arguments: str) -> None:
 
 
 def _timed(what: str, work: Callable[[], object]) -> None:
-    began = time.perf_counter()
+    """Print how long ``work`` took, and the CPU of this process and of the commands it waited for."""
+    began, spent = time.perf_counter(), _cpu_s()
     work()
-    print(f"{what:<50} {time.perf_counter() - began:8.3f} s")
+    print(f"{what:<50} {time.perf_counter() - began:8.3f} s {_cpu_s() - spent:8.3f} s of CPU")
+
+
+def _cpu_s() -> float:
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
 if __name__ == "__main__":
