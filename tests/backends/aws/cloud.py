@@ -318,14 +318,14 @@ class Cloud:
                 one.attachment = None
 
     def pull_out(self) -> None:
-        """Delete every volume, with its device here."""
+        """Delete every volume, and take away the devices of all that ever were."""
         for one in self.volumes():
-            link = Path(ebs.DEVICE.format(one.id.replace("-", "")))
+            one.attachment = None
+            one.ec2_backend.delete_volume(one.id)
+        for link in Path(ebs.DEVICE).parent.glob("vol*"):
             if link.is_symlink():
                 subprocess.run(["losetup", "-d", link.readlink()], check=True)
                 link.unlink()
-            one.attachment = None
-            one.ec2_backend.delete_volume(one.id)
 
     def addresses(self) -> list[Any]:
         """Return every elastic address of the account."""
