@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
 import resource
+import socket
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestrator.gateway.server import Limits
+from orchestrator.gateway.server import Limits, listening
 from tests.gateway.clients import Stage, chat, completion, dial, in_a_loop, request, stage, until, web
 from tests.gateway.upstream import COMPLETION, STREAM_HEAD, Asked, Upstream, engine, event, saying, silent
 
@@ -273,6 +275,41 @@ async def test_a_drain_lets_streams_end_and_takes_no_new_request() -> None:
     assert (answer.status, answer.whole) == (200, True)
     assert answer.headers["connection"] == "close"
     assert answer.body.endswith(b"[DONE]\n\n")
+
+
+async def troubles_of_closing(turns: int) -> list[str]:
+    """Return what goes wrong in the event loop where a gateway ends ``turns`` after a client comes."""
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
+    async with stage() as here:
+        with socket.create_connection(("127.0.0.1", here.port)) as client:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await here.gateway.close(drain_s=0.0)
+            client.settimeout(1.0)
+            try:
+                assert client.recv(1) == b""
+            except ConnectionResetError:
+                pass  # it was not accepted any more
+            except TimeoutError:
+                told.append("left connected")
+    return told
+
+
+@pytest.mark.parametrize("turns", range(6))
+@in_a_loop
+async def test_a_client_that_comes_as_a_gateway_ends_is_let_go(turns: int) -> None:
+    assert await troubles_of_closing(turns) == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_closing_before_what_was_accepted_has_its_transport_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listening, "TURNS", 0)
+    found = [told for turns in range(6) for told in asyncio.run(troubles_of_closing(turns))]
+    gc.collect()
+    assert "left connected" in found
 
 
 @in_a_loop

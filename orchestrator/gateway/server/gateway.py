@@ -16,6 +16,7 @@ from orchestrator.gateway.limits import Buckets
 from orchestrator.gateway.routes import Replica, Routes, ServiceRoute
 from orchestrator.gateway.server.exchange import Exchange
 from orchestrator.gateway.server.inbound import Inbound
+from orchestrator.gateway.server.listening import accept_no_more
 from orchestrator.gateway.server.metrics import TOKENS_S, WAITS_S, Histogram, Told, exposition
 from orchestrator.gateway.server.outbound import IDLE_S, Lane, Outbound
 from orchestrator.gateway.usage import Account, Tokens
@@ -215,7 +216,7 @@ class Gateway:
         """Take no new connection, let what runs end for ``drain_s`` seconds, then cut it."""
         assert self._server is not None
         self.is_draining = True
-        self._server.close()
+        await accept_no_more(self._server)
         for inbound in list(self.inbounds):
             if inbound.exchange is None:
                 inbound.transport.close()
