@@ -358,7 +358,7 @@ def test_nodes_reach_each_other_and_others_only_by_ssh(aws: Cloud, options: dict
     Aws(**options)._provider.create(order(RENT))
     Aws(**options)._provider.create(order(RENT, "k2"))
     known = ec2_backends["123456789012"]["us-east-1"].describe_security_groups()
-    groups = [group for group in known if "d1" in group.name]
+    groups = [group for group in known if group.name in ("modelyard-d1", "modelyard-d1-nodes")]
     nodes = next(g for g in groups if g.name == "modelyard-d1-nodes")
     for rules in (nodes.ingress_rules, nodes.egress_rules):
         own = [(rule.ip_protocol, rule.source_group["GroupId"]) for rule in rules if rule.source_group]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,7 +84,7 @@ def image(folder: Path, tool: str) -> str:
     if tool == "busybox":
         (folder / "wget").symlink_to(shell)
     elif tool:
-        found = shutil.which("python3" if tool == "python" else tool)
+        found = sys.executable if tool.startswith("python") else shutil.which(tool)
         if found is None:
             pytest.skip(f"there is no {tool} here")
         (folder / tool).write_text(f'#!/bin/sh\nexec {found} "$@"\n')

@@ -118,7 +118,7 @@ def test_an_account_that_is_refused_is_told_with_what_to_do(
 ) -> None:
     prompt.cloud.refuse("GET", "/instance-types", status, error(code, "No."), times=9)
     found, said = prompt("plan", "-f", "sft.yaml")
-    assert found == 69
+    assert found == 77
     assert words[0] in said
     found, said = prompt("backend", "check")
     assert found == 69
