@@ -599,8 +599,10 @@ class RentedMachines:
         said = "it has no address"
         while (waited_s := time.monotonic() - began) < self._boot_s:
             now = self._provider.get(vm)
-            if now is None or not now.is_alive:
+            is_over = waited_s > LISTED_S if now is None else not now.is_alive
+            if is_over:
                 raise NoCapacity(f"machine {vm.id} ended while it booted", backend=self.name)
+            now = now or vm  # one that was only just made may not be known yet
             host = self._host(now)
             try:
                 if host is not None and _is_open(now.address or "", self._port):

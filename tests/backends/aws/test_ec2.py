@@ -315,6 +315,36 @@ def test_a_machine_that_never_answers_is_given_up(aws: Cloud, options: dict[str,
     assert aws.instances() == []
 
 
+def starts_what_is_not_known_yet(aws: Cloud, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return why a machine that EC2 knows at the second look only, and that answers never, is given up."""
+    asked: list[Vm] = []
+    get = Ec2.get
+
+    def late(self: Ec2, vm: Vm) -> Vm | None:
+        asked.append(vm)
+        return get(self, vm) if len(asked) > 1 else None
+
+    monkeypatch.setattr(Ec2, "get", late)
+    aws.machines.boots = False
+    backend = Aws(**{**options, "boot_timeout": "2s"})
+    with pytest.raises(NoCapacity) as error:
+        backend.start(Launch("sft-0-0-0", "sft", image="x", rent=ZONE_A), secrets={}, progress=print)
+    return error.value.what
+
+
+def test_a_machine_that_is_not_known_yet_is_not_taken_for_ended(
+    aws: Cloud, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "did not answer within 2 s" in starts_what_is_not_known_yet(aws, options, monkeypatch)
+
+
+def test_taking_what_is_not_known_yet_for_ended_is_caught(
+    aws: Cloud, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backends.vm.LISTED_S", -1.0)
+    assert "ended while it booted" in starts_what_is_not_known_yet(aws, options, monkeypatch)
+
+
 def test_a_machine_without_renewal_powers_itself_off(
     aws: Cloud, options: dict[str, Any], tmp_path: Path
 ) -> None:
