@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from orchestrator.backend import Can
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
@@ -24,30 +25,22 @@ def demand_of(spec: Work, *, places: Mapping[str, frozenset[Can]], names: Names)
         places: Every configured backend and what it can do, preferred ones first.
         names: Spells accelerators as the catalog does.
     """
-    resources = spec.resources
-    return Demand(
-        cpu=_span(resources.cpu.count) if resources.cpu else Span(),
-        memory_bytes=_span(resources.memory),
-        disk_bytes=_span(resources.disk),
-        arch=resources.cpu.arch if resources.cpu else None,
-        accelerator=_accelerator(resources.gpu, names) if resources.gpu else None,
+    return replace(
+        _machine(spec, places=places, names=names),
         nodes=_nodes(spec),
         needs=_needs(spec, bare=runs_bare(spec, places)),
-        places=places,
-        backends=frozenset(spec.backends),
-        regions=frozenset(spec.regions),
-        zones=frozenset(spec.availability_zones),
-        instance_types=frozenset(spec.instance_types),
         fleets=frozenset(spec.fleets),
-        reservation=spec.reservation,
-        spot=spec.spot_policy,
-        max_price_usd_hour=spec.max_price,
         ordered=isinstance(spec, Task) and spec.startup_order != "any" and spec.nodes != 1,
     )
 
 
 def fleet_demand(spec: Fleet, *, places: Mapping[str, frozenset[Can]], names: Names) -> Demand:
     """Return what each machine of a fleet has to have."""
+    return replace(_machine(spec, places=places, names=names), needs={Can.HOLD: "nodes"})
+
+
+def _machine(spec: Work | Fleet, *, places: Mapping[str, frozenset[Can]], names: Names) -> Demand:
+    """Return what a document says of a machine, and of where it may be."""
     resources = spec.resources
     return Demand(
         cpu=_span(resources.cpu.count) if resources.cpu else Span(),
@@ -55,7 +48,6 @@ def fleet_demand(spec: Fleet, *, places: Mapping[str, frozenset[Can]], names: Na
         disk_bytes=_span(resources.disk),
         arch=resources.cpu.arch if resources.cpu else None,
         accelerator=_accelerator(resources.gpu, names) if resources.gpu else None,
-        needs={Can.HOLD: "nodes"},
         places=places,
         backends=frozenset(spec.backends),
         regions=frozenset(spec.regions),
