@@ -504,10 +504,10 @@ class RentedMachines:
         vm = self._machine_of(node.name) or self._take_idle(node, gang=near)
         vm = vm or self._rent(node, node.rent, gang=near)
         began, pause = time.monotonic(), threading.Event()
-        while vm.internal_ip is None and time.monotonic() - began < self._boot_s:
+        while vm.internal_ip is None and (waited_s := time.monotonic() - began) < self._boot_s:
             pause.wait(BOOT_POLL_S)
-            now = self._provider.get(vm)
-            if now is None or not now.is_alive:
+            now = self._as_now(vm, waited_s)
+            if now is None:
                 break
             vm = now
         if vm.internal_ip is None:
@@ -598,11 +598,9 @@ class RentedMachines:
         pause = threading.Event()
         said = "it has no address"
         while (waited_s := time.monotonic() - began) < self._boot_s:
-            now = self._provider.get(vm)
-            is_over = waited_s > LISTED_S if now is None else not now.is_alive
-            if is_over:
+            now = self._as_now(vm, waited_s)
+            if now is None:
                 raise NoCapacity(f"machine {vm.id} ended while it booted", backend=self.name)
-            now = now or vm  # one that was only just made may not be known yet
             host = self._host(now)
             try:
                 if host is not None and _is_open(now.address or "", self._port):
@@ -620,6 +618,13 @@ class RentedMachines:
             f"machine {vm.id} did not answer within {self._boot_s} s: {said}", backend=self.name,
             fix="look whether its image has Docker, and its network lets SSH in",
         )  # fmt: skip
+
+    def _as_now(self, vm: Vm, waited_s: float) -> Vm | None:
+        """Return a machine as it is now, None where it has ended; one just made may not be known yet."""
+        now = self._provider.get(vm)
+        if now is None:
+            return vm if waited_s <= LISTED_S else None
+        return now if now.is_alive else None
 
     # -- where things are ------------------------------------------------------------------------
 
