@@ -327,23 +327,22 @@ class Loop:
         driven = {run.id for run in ours}
         self._gates = {}
         gates: dict[str, Gate] = {}
+        guests: dict[str, list[Guest]] = {fleet.name: [] for fleet in fleets}
+        for run in self._active:
+            for job in every.get(run.id, ()):
+                if job.backend in guests and not job.state.is_final:
+                    guests[job.backend].append(Guest(job, run.template.of_node(job.node).resources))
         for fleet in fleets:
-            guests = [
-                Guest(job, run.template.of_node(job.node).resources)
-                for run in self._active
-                for job in every.get(run.id, ())
-                if job.backend == fleet.name and not job.state.is_final
-            ]
-            now = self._clock()
+            now, on = self._clock(), guests[fleet.name]
             if fleet.id not in driven:
-                gates[fleet.name] = gate_of(fleet, every.get(fleet.id, ()), guests, now=now)
+                gates[fleet.name] = gate_of(fleet, every.get(fleet.id, ()), on, now=now)
                 continue
             holders = jobs.get(fleet.id, ())
             found = self._observer.of_run(fleet.name, _homes(fleet, holders))
             if fleet.wanted is Wanted.DELETE:
                 found |= self._gone(found, holders)
             observed = Observed(found, frozenset(self._under_way), self._asked_for)
-            step, gates[fleet.name] = reconcile_fleet(fleet, holders, observed, guests, now=now)
+            step, gates[fleet.name] = reconcile_fleet(fleet, holders, observed, on, now=now)
             self._sort(step, writes, effects)
         return gates
 
