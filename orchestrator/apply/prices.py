@@ -70,8 +70,11 @@ def _rate(offer: Offer, choice: Choice) -> float:
 
 
 def _kind(offer: Offer) -> tuple[object, ...]:
-    """Return what tells one offer from another, apart from its price and how many there are."""
+    """Return what tells one offer from another, apart from its price and how much of it is free.
+
+    ``count`` is part of a machine that is rented whole; of a divisible one it is what nobody holds now.
+    """
     return (
-        offer.backend, offer.region, offer.zone, offer.instance_type, offer.accelerator, offer.count,
-        offer.spot,
+        offer.backend, offer.region, offer.zone, offer.instance_type, offer.accelerator,
+        None if offer.divisible else offer.count, offer.spot,
     )  # fmt: skip

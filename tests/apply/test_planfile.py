@@ -270,6 +270,21 @@ def test_a_share_of_a_machine_of_ones_own_is_held_to_its_price() -> None:
         check_prices([plan], [replace(rack, own_usd_hour=0.6)], {})
 
 
+@pytest.mark.parametrize("free", [2, 1, 0])
+def test_a_machine_of_ones_own_that_others_use_meanwhile_is_still_offered(free: int) -> None:
+    rack = Offer(
+        "rack", "r1", 64, 2**39, accelerator="L4-24GB", count=8, vram_bytes=24 * GIB, divisible=True,
+        own_usd_hour=0.5,
+    )  # fmt: skip
+    chosen = Choice(rack, nodes=1, price_usd_hour=rack.costs_usd_hour(count=2), chosen=True)
+    plan = replace(rented(), placed=Placed((chosen,), 1, (), ("rack",)))
+    check_prices([plan], [replace(rack, count=free)], {})
+    whole = replace(rack, divisible=False)
+    plan = replace(plan, placed=Placed((replace(chosen, offer=whole),), 1, (), ("rack",)))
+    with pytest.raises(PlanRefused, match="r1 on rack, chosen for 'rented', is no longer offered"):
+        check_prices([plan], [replace(whole, count=free)], {})  # rented whole, it is another machine
+
+
 def test_a_machine_that_is_gone_is_refused() -> None:
     with pytest.raises(PlanRefused, match="is no longer offered"):
         check_prices([rented()], [o for o in offers() if o.accelerator != "L4-24GB"], {})

@@ -280,8 +280,9 @@ def test_a_project_is_held_to_its_dollars(serve: Callable[..., Served], tmp_path
     client = served.client("operator", "other", of="other")
     spec = "type: service\nname: {}\ncommands: [serve]\nimage: a\nport: 8000\nresources: {{gpu: H100:2}}\n"
 
-    client.apply(client.plan(read(spec.format("web"))))  # $8 an hour
     more = client.plan(read(spec.format("more") + "replicas: 0..2\nscaling: {metric: rps, target: 1}\n"))
+    client.apply(client.plan(read(spec.format("web"))))  # $8 an hour
+    assert client.follow(["web"], "ready", timeout_s=30)  # holds two of the eight: the plan does not mind
     with pytest.raises(Denied, match=r"would cost \$24/h and may cost \$20/h"):
         client.apply(more)  # what it may come to, and not the nothing it begins with
     access.put_project(Project("other", now, Limits(usd_hour=24.0)))
