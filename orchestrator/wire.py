@@ -18,7 +18,7 @@ from orchestrator.api import Orphan, Rehearsal, RunView, Stray
 from orchestrator.backend import Check, File, Launch, Leave, LogLine, Offer, Volume
 from orchestrator.errors import ModelyardError, Position, Problem, Refusal, SpecError, Temporary, WhyNot
 from orchestrator.reconcile import RunEvent, Wanted
-from orchestrator.spec.models import NAME
+from orchestrator.spec.values import NAME
 from orchestrator.store.values import Deed, Limits
 
 PROBLEM = "application/problem+json"

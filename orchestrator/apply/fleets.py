@@ -14,8 +14,9 @@ from orchestrator.planner.plan import Action, Placed
 from orchestrator.reconcile import Retry, Run, Template
 from orchestrator.reconcile.values import Holding, RetryEvent
 from orchestrator.spec.load import Document
-from orchestrator.spec.models import Fleet, IntRange, SshConfig, changes, spec_of
+from orchestrator.spec.models import Fleet, SshConfig, changes, spec_of
 from orchestrator.spec.parts import Change
+from orchestrator.spec.values import IntRange
 
 
 @dataclass(frozen=True, slots=True)

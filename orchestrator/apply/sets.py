@@ -8,8 +8,8 @@ from typing import Literal
 
 from orchestrator.errors import UsageError
 from orchestrator.reconcile import Run, Wanted
-from orchestrator.spec.models import NAME
 from orchestrator.spec.parts import Change
+from orchestrator.spec.values import NAME
 from orchestrator.store.values import Fleet, Volume
 
 

@@ -17,7 +17,8 @@ from orchestrator.errors import ModelyardError, SpecError
 from orchestrator.importers import Imported
 from orchestrator.importers.draft import write
 from orchestrator.spec.load import Document, read
-from orchestrator.spec.models import MAX_NAME, Gpu, Model, Service, Task
+from orchestrator.spec.models import Gpu, Model, Service, Task
+from orchestrator.spec.values import MAX_NAME
 
 if TYPE_CHECKING:
     from orchestrator.catalog import ModelFacts

@@ -11,8 +11,8 @@ from typing import NoReturn
 from orchestrator.errors import Position, Problem, SpecError
 from orchestrator.importers.draft import Draft, Place
 from orchestrator.spec.interpolation import looks_secret
-from orchestrator.spec.models import MAX_NAME
 from orchestrator.spec.tree import Entries, Entry, Items, Node, Scalar, Source, Value
+from orchestrator.spec.values import MAX_NAME
 
 _WORDS_OF_1_1: Mapping[str, bool] = {
     word: value

@@ -8,7 +8,8 @@ from dataclasses import replace
 from orchestrator.backend import Can
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.sources import VOLUME
-from orchestrator.spec.models import ByteRange, DevEnvironment, Fleet, Gpu, IntRange, Model, Service, Task
+from orchestrator.spec.models import DevEnvironment, Fleet, Gpu, Model, Service, Task
+from orchestrator.spec.values import ByteRange, IntRange
 
 Work = Task | Service | DevEnvironment
 """The documents that run containers."""

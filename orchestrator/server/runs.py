@@ -27,7 +27,7 @@ from orchestrator.server.site import Hosted, Site
 from orchestrator.server.sync import Syncer
 from orchestrator.server.users import EVERYWHERE, Caller, Role
 from orchestrator.spec.load import Document, read
-from orchestrator.spec.models import MAX_NAME, NAME
+from orchestrator.spec.values import MAX_NAME, NAME
 from orchestrator.store.values import Volume as KeptVolume
 from orchestrator.wire import (
     MAX_PAGE,

@@ -14,9 +14,10 @@ from orchestrator.errors import Position, Problem, Problems
 from orchestrator.spec.complaints import complain, locate, parse_path
 from orchestrator.spec.forms import nearest, shown
 from orchestrator.spec.interpolation import Interpolation
-from orchestrator.spec.models import TYPES, Context, Spec
+from orchestrator.spec.models import TYPES, Spec
 from orchestrator.spec.rules import Finding, findings
 from orchestrator.spec.tree import Entries, Items, Node, Scalar, Source, Value, plain
+from orchestrator.spec.values import Context
 
 SUFFIXES = (".yaml", ".yml")
 STDIN = "<stdin>"

@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from orchestrator.spec.models import MAX_NAME, TYPES, Named, Placement, Work
+from orchestrator.spec.models import TYPES, Named, Placement, Work
 from orchestrator.spec.parts import Part, exact_seconds, mark_of, part_of, unit_of
 from orchestrator.spec.schema import json_schema
+from orchestrator.spec.values import MAX_NAME
 
 _INTRO = f"""\
 # The spec

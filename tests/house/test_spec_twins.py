@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.spec import complaints, forms, interpolation, load, models, parts, rules, source, tree
+from orchestrator.spec import (
+    complaints,
+    forms,
+    interpolation,
+    load,
+    models,
+    parts,
+    rules,
+    source,
+    tree,
+    values,
+)
 from tests.spec import (
     test_forms,
     test_fuzz,
@@ -95,7 +106,7 @@ FAULTS: dict[str, tuple[Plant, Check]] = {
         lambda: test_source.test_deep_nesting_is_refused("["),
     ),
     "sizes are rounded": (
-        planted(models, "exact_bytes", binary_sizes),
+        planted(values, "exact_bytes", binary_sizes),
         test_models.test_byte_ranges_survive_their_text,
     ),
     "the hash sees everything": (

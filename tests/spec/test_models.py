@@ -10,12 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from orchestrator.spec.models import (
-    MAX_NAME,
     TYPES,
-    ByteRange,
-    FloatRange,
     Gpu,
-    IntRange,
     Resources,
     Retry,
     Service,
@@ -27,6 +23,7 @@ from orchestrator.spec.models import (
     spec_of,
 )
 from orchestrator.spec.parts import REPLACE, Change, Part, mark_of, part_of
+from orchestrator.spec.values import MAX_NAME, ByteRange, FloatRange, IntRange
 from tests.spec.texts import problem_in, service, spec_in, task
 
 FULL_SERVICE = """\
