@@ -10,6 +10,7 @@ from orchestrator.apply.imagined import anywhere, imagined_world, vendor_of
 from orchestrator.apply.lock import model_of
 from orchestrator.apply.planning import RunPlan, plan_documents
 from orchestrator.backend import Can, Launch
+from orchestrator.catalog.references import read_reference
 from orchestrator.planner.mirrors import Mirrors
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import Model, Service, Task
@@ -32,7 +33,7 @@ class ImageNeed:
     @property
     def pinned(self) -> str | None:
         """Return the digest that the reference itself names."""
-        return self.reference.partition("@")[2] or None
+        return read_reference(self.reference).digest
 
 
 @dataclass(frozen=True, slots=True)

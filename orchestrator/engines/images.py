@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.catalog import images
+from orchestrator.catalog.references import read_reference
 from orchestrator.catalog.values import Image
 from orchestrator.engines.job import Placed
 
@@ -88,5 +89,4 @@ def repository(image: str) -> str:
     >>> repository("docker.io/vllm/vllm-openai:v0.9.1"), repository("host:5000/a/b@sha256:0")
     ('vllm/vllm-openai', 'host:5000/a/b')
     """
-    name, _, tag = image.partition("@")[0].removeprefix("docker.io/").rpartition(":")
-    return name if name and "/" not in tag else f"{name}:{tag}".lstrip(":")
+    return read_reference(image).repository.removeprefix("docker.io/")

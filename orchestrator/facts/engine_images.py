@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.catalog.references import read_reference
 from orchestrator.errors import Denied, ModelyardError, NotFound, Unreachable
 
 if TYPE_CHECKING:
@@ -109,11 +110,9 @@ def parts_of(reference: str) -> tuple[str, str, str]:
     >>> parts_of("reg:5000/a/b"), parts_of("a:1@sha256:" + "0" * 64)[:2], parts_of("a@sha256:1234567890ab")[1]
     (('reg:5000/a/b', 'latest', ''), ('a', '1'), '1234567890ab')
     """
-    bare, _, digest = reference.partition("@")
-    repository, tag = bare, ""
-    if ":" in bare.rsplit("/", 1)[-1]:
-        repository, _, tag = bare.rpartition(":")
-    return repository, tag or digest.removeprefix("sha256:")[:12] or "latest", digest
+    named = read_reference(reference)
+    digest = named.digest or ""
+    return named.repository, named.tag or digest.removeprefix("sha256:")[:12] or "latest", digest
 
 
 def _write(chunks: Iterable[bytes], path: Path) -> tuple[int, str]:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.backend import Probe
 from orchestrator.catalog.containers import images
+from orchestrator.catalog.references import read_reference
 from orchestrator.importers.draft import Draft
 from orchestrator.importers.theirs import Keys, Theirs, environment, meaning
 from orchestrator.spec.interpolation import looks_secret
@@ -215,9 +216,8 @@ def _engine(draft: Draft, keys: Keys) -> bool:
         Whether it was; else the command is an ordinary one.
     """
     image, command = draft.values.get("image"), keys.entry("command")
-    known = {one.repository: one.engine for one in images("vllm")}
-    repository, _, tag = str(image).partition("@")[0].rpartition(":")
-    if draft.type != "service" or command is None or known.get(repository or tag) is None:
+    known = {one.repository for one in images("vllm")}
+    if draft.type != "service" or command is None or read_reference(str(image)).repository not in known:
         return False
     entrypoint = keys.entry("entrypoint")
     words = (*(_words(entrypoint.node) if entrypoint else ()), *_words(command.node))

@@ -163,6 +163,23 @@ def test_dstacks_key_of_a_registry_is_a_secret_of_ours() -> None:
     assert found.left_out == ()
 
 
+@pytest.mark.parametrize(
+    ("image", "engine"),
+    [
+        ("vllm/vllm-openai", "vllm"),
+        ("vllm/vllm-openai:v0.19.0", "vllm"),
+        (f"vllm/vllm-openai@sha256:{'0' * 64}", "vllm"),
+        ("reg:5000/vllm-openai", None),
+    ],
+)
+def test_vllms_image_is_known_with_and_without_a_tag(image: str, engine: str | None) -> None:
+    text = f"services: {{chat: {{image: '{image}', ports: [8000], command: --model Qwen/Qwen3-8B}}}}"
+
+    found = import_text(text, tool="compose", file="compose.yaml")
+
+    assert read(found.text)[0].spec.canonical().get("engine") == engine
+
+
 def test_an_image_that_compose_builds_is_called_as_compose_calls_it() -> None:
     text = "name: shop\nservices: {web: {build: ., ports: [80]}}"
 
