@@ -121,7 +121,8 @@ class Gcp(RentedMachines):
             public_address=public_address,
             url=endpoint_url,
         )
-        provider: Provider = Compute(name, settings, cache=cache_folder(name))
+        compute = Compute(name, settings, cache=cache_folder(name))
+        provider: Provider = compute
         generations = words(name, "tpus", tpus)
         for each in (*generations, *(tpu_runtimes or {})):
             if each not in GENERATIONS:
@@ -135,7 +136,7 @@ class Gcp(RentedMachines):
             )  # fmt: skip
             signing = Signing(name, credentials_file)
             slices = tpu.Tpu(name, rented, signing=signing, project=project, cache=cache_folder(name))
-            provider = tpu.Both(provider, slices)
+            provider = tpu.Both(compute, slices)
         super().__init__(
             name,
             provider,

@@ -7,12 +7,13 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from backends.gcp.attached import GPUS, taken_apart, with_gpus
+from backends.gcp.compact import Compact
 from backends.gcp.refusals import FIXES, failed, read
 from backends.gcp.shapes import (
     HYPERDISK_ONLY,
@@ -26,7 +27,7 @@ from backends.gcp.shapes import (
 from backends.gcp.signing import Signing
 from backends.vm.cooling import where_of
 from backends.vm.labels import labels_of
-from backends.vm.port import KeySpent, Order, Vm
+from backends.vm.port import Belonging, KeySpent, Order, Vm
 from backends.vm.rest import Gone, Rest, Taken
 from orchestrator.backend import Check, Offer
 from orchestrator.errors import BackendError, Busy, ConfigError, Rejected
@@ -78,6 +79,7 @@ class Compute:
             f"{settings.url.rstrip('/')}/compute/v1/projects", backend=backend, sign=self._signing.header,
             read=read, fixes=FIXES,
         )  # fmt: skip
+        self._compact = Compact(self._api, self._project, pages=self._pages, finish=self._finish)
 
     # -- offers ----------------------------------------------------------------------------------
 
@@ -189,18 +191,17 @@ class Compute:
         request = str(uuid.uuid5(uuid.NAMESPACE_OID, order.key))
         where = where_of(rent)
         zone = f"/{self._project()}/zones/{rent.zone}"
+        body = self._instance(order)
+        if policy := self._compact.of(order):
+            body["resourcePolicies"] = [policy]
         try:
-            operation = self._api.send(
-                "POST", f"{zone}/instances", self._instance(order), where=where, requestId=request
-            )
+            operation = self._api.send("POST", f"{zone}/instances", body, where=where, requestId=request)
         except Taken:  # the name is that of this key
             return self._alive(order)
-        operation = self._done(operation, zone, where)
-        if refusal := failed(operation):
-            raise self._api.refused(refusal, where)
+        self._finish(operation, zone, where)
         return self._alive(order)
 
-    def _done(self, operation: Mapping[str, Any], zone: str, where: str) -> Mapping[str, Any]:
+    def _done(self, operation: Mapping[str, Any], scope: str, where: str) -> Mapping[str, Any]:
         """Return an operation that has ended, or what it is when it takes long.
 
         An instance is listed while its operation goes on; the boot's own limit holds after that.
@@ -209,7 +210,7 @@ class Compute:
         pause = threading.Event()
         while operation["status"] != "DONE" and time.monotonic() < deadline:
             # "wait" answers once it is done, or after two minutes at most
-            operation = self._api.send("POST", f"{zone}/operations/{operation['name']}/wait", where=where)
+            operation = self._api.send("POST", f"{scope}/operations/{operation['name']}/wait", where=where)
             if operation["status"] != "DONE":
                 pause.wait(0.2)
         return operation
@@ -311,7 +312,8 @@ class Compute:
         now = self._api.get(path, where=vm.id)
         labels = {**(now.get("labels") or {}), **labels_of(tags)}
         body = {"labels": labels, "labelFingerprint": now["labelFingerprint"]}
-        self._finish(vm, lambda: self._api.send("POST", f"{path}/setLabels", body, where=vm.id))
+        operation = self._api.send("POST", f"{path}/setLabels", body, where=vm.id)
+        self._finish(operation, f"/{self._project()}/zones/{vm.zone}", vm.id)
 
     def terminate(self, vm: Vm) -> None:
         """Delete an instance; its disk and address go with it."""
@@ -319,10 +321,20 @@ class Compute:
         with contextlib.suppress(Gone):
             self._api.send("DELETE", path, where=vm.id)  # it goes on by itself, and frees the name at its end
 
-    def _finish(self, vm: Vm, ask: Callable[[], Mapping[str, Any]]) -> None:
-        operation = self._done(ask(), f"/{self._project()}/zones/{vm.zone}", vm.id)
-        if refusal := failed(operation):
-            raise self._api.refused(refusal, vm.id)
+    def _finish(self, operation: Mapping[str, Any], scope: str, where: str) -> None:
+        """Wait for an operation under the path of its zone or region, and raise what it failed of."""
+        if refusal := failed(self._done(operation, scope, where)):
+            raise self._api.refused(refusal, where)
+
+    # -- what is made besides machines -----------------------------------------------------------
+
+    def belongings(self, tags: Mapping[str, str]) -> Sequence[Belonging]:
+        """Return placement policies with these tags, in every region."""
+        return self._compact.belongings(tags)
+
+    def discard(self, belonging: Belonging) -> bool:
+        """Remove a placement policy; False while a machine that ends still holds it."""
+        return self._compact.discard(belonging)
 
     # -- check -----------------------------------------------------------------------------------
 

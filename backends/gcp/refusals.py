@@ -27,6 +27,8 @@ MEANINGS: Mapping[str, Meaning] = {
     "RESOURCE_OPERATION_RATE_EXCEEDED": Meaning.LATER,
     "INTERNAL_ERROR": Meaning.LATER,
     "RESOURCE_NOT_READY": Meaning.LATER,
+    "RESOURCE_IN_USE_BY_ANOTHER_RESOURCE": Meaning.LATER,
+    "resourceInUseByAnotherResource": Meaning.LATER,
     "backendError": Meaning.LATER,
     "internalError": Meaning.LATER,
     "authError": Meaning.EXPIRED,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from backends.gcp.compute import Compute
 from backends.gcp.shapes import name_of
 from backends.gcp.signing import Signing
 from backends.gcp.slices import (
@@ -27,7 +28,7 @@ from backends.gcp.slices import (
 )
 from backends.vm.cooling import where_of
 from backends.vm.labels import labels_of
-from backends.vm.port import DEPLOYMENT, LAUNCH, NAMESPACE, Order, Provider, Vm
+from backends.vm.port import DEPLOYMENT, LAUNCH, NAMESPACE, Belonging, Order, Provider, Vm
 from backends.vm.rest import Gone, Meaning, Refusal, Rest, Taken, by_status
 from orchestrator.backend import LABEL, Check, Offer
 from orchestrator.errors import BackendError, Busy, NoCapacity, Rejected
@@ -343,7 +344,7 @@ class Both:
         tpu: The second.
     """
 
-    def __init__(self, compute: Provider, tpu: Provider) -> None:
+    def __init__(self, compute: Compute, tpu: Provider) -> None:
         self._compute = compute
         self._tpu = tpu
 
@@ -373,6 +374,14 @@ class Both:
     def terminate(self, vm: Vm) -> None:
         """End a machine."""
         self._of(vm).terminate(vm)
+
+    def belongings(self, tags: Mapping[str, str]) -> Sequence[Belonging]:
+        """Return what was made besides machines, which is for those of Compute Engine."""
+        return self._compute.belongings(tags)
+
+    def discard(self, belonging: Belonging) -> bool:
+        """Remove it."""
+        return self._compute.discard(belonging)
 
     def check(self) -> Sequence[Check]:
         """Look at both."""

@@ -15,17 +15,18 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from backends.gcp import Gcp
 from backends.vm.labels import tags_of
-from backends.vm.port import DEPLOYMENT, KEY, LAUNCH, Provider
+from backends.vm.port import DEPLOYMENT, GANG, KEY, LAUNCH, NAMESPACE, Order, Provider
 from orchestrator.backend import LABEL, Launch, Phase, Rent
 from orchestrator.errors import AuthFailed, Busy, ConfigError, NoCapacity, Quota, Rejected
 from tests.backends.vm.contract import ProviderContract, Refused, die
-from tests.backends.vm.fake import Asked, FakeCloud, Made, Reply, route, serving
+from tests.backends.vm.fake import Asked, FakeCloud, Fault, Made, Reply, route, serving
 from tests.backends.vm.machines import Machines
 
 PROJECT = "acme-ml"
 TOKEN = "ya29.of-the-test"
 P = f"/compute/v1/projects/{PROJECT}"
 ZONE = P + "/zones/([a-z0-9-]+)"
+REGION = P + "/regions/([a-z0-9-]+)"
 TYPES = {
     "us-central1-a": ("g2-standard-4", "a3-highgpu-8g", "n2-standard-8"),
     "us-central1-b": ("g2-standard-4", "n1-standard-8", "n1-standard-32"),
@@ -56,6 +57,7 @@ class FakeGcp(FakeCloud):
     def reset(self) -> None:
         super().reset()
         self.requests: dict[str, dict[str, Any]] = {}
+        self.policies: dict[tuple[str, str], dict[str, Any]] = {}
         self.preempted: list[str] = []
         self.quota = 8.0
         self.token_error: Reply | None = None
@@ -143,6 +145,12 @@ class FakeGcp(FakeCloud):
             )  # fmt: skip
         if body["name"] in self.there:
             return 409, error(409, "alreadyExists", "The resource already exists")
+        for path in body.get("resourcePolicies", ()):
+            region, name = path.split("/")[3::2]
+            assert path == f"projects/{PROJECT}/regions/{region}/resourcePolicies/{name}"
+            assert zone.startswith(region)
+            if (region, name) not in self.policies:
+                return 404, error(404, "notFound", f"The resource '{path}' was not found")
         user_data = next(i["value"] for i in body["metadata"]["items"] if i["key"] == "user-data")
         data = dict(body, status="RUNNING", zone=zone, fingerprint=1)
         self.start(Made(body["name"], user_data, data))
@@ -150,9 +158,38 @@ class FakeGcp(FakeCloud):
         self.requests[asked.query["requestId"]] = operation
         return 200, operation
 
-    @route("POST", ZONE + "/operations/([a-z0-9-]+)/wait")
+    @route("POST", REGION + "/resourcePolicies")
+    def make_policy(self, asked: Asked) -> Reply:
+        (region,), body = asked.groups, asked.body
+        assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", body["name"])
+        assert body["groupPlacementPolicy"] == {"collocation": "COLLOCATED"}
+        if (region, body["name"]) in self.policies:
+            return 409, error(409, "alreadyExists", "The resource already exists")
+        self.policies[region, body["name"]] = body
+        return 200, {"kind": "compute#operation", "name": "operation-policy", "status": "RUNNING"}
+
+    @route("GET", P + "/aggregated/resourcePolicies")
+    def list_policies(self, _: Asked) -> Reply:
+        found: dict[str, Any] = {"regions/asia-east1": {"warning": {"code": "NO_RESULTS_ON_PAGE"}}}
+        for (region, _name), body in self.policies.items():
+            scope = found.setdefault(f"regions/{region}", {"resourcePolicies": []})
+            scope["resourcePolicies"].append({**body, "status": "READY"})
+        return 200, {"items": found}
+
+    @route("DELETE", REGION + "/resourcePolicies/([a-z0-9-]+)")
+    def delete_policy(self, asked: Asked) -> Reply:
+        region, name = asked.groups
+        if (region, name) not in self.policies:
+            return self.not_found
+        path = f"projects/{PROJECT}/regions/{region}/resourcePolicies/{name}"
+        if any(path in made.data.get("resourcePolicies", ()) for made in self.there.values()):
+            return 400, error(400, "resourceInUseByAnotherResource", f"{path} is already being used")
+        del self.policies[region, name]
+        return 200, {"kind": "compute#operation", "name": "operation-policy", "status": "RUNNING"}
+
+    @route("POST", f"(?:{ZONE}|{REGION})/operations/([a-z0-9-]+)/wait")
     def wait(self, asked: Asked) -> Reply:
-        return 200, {"kind": "compute#operation", "name": asked.groups[1], "status": "DONE", "progress": 100}
+        return 200, {"kind": "compute#operation", "name": asked.groups[-1], "status": "DONE", "progress": 100}
 
     @route("GET", ZONE + "/operations")
     def operations(self, asked: Asked) -> Reply:
@@ -412,6 +449,90 @@ class TestGcp(ProviderContract):
         assert [(o.reservation, o.instance_type, o.zone, o.available) for o in found if o.reservation] == [
             ("other", "a3-highgpu-8g", "us-central1-a", 3), ("block-1", "g2-standard-4", "us-central1-a", 3),
         ]  # fmt: skip
+
+    def gang_order(self, key: str, gang: str = "sft-0-gang-0", rent: Rent | None = None) -> Order:
+        return replace(self.order(key.ljust(32, "0"), rent, **{GANG: gang}), gang=gang)
+
+    def test_machines_of_one_gang_share_a_placement_policy_that_goes_with_the_last(
+        self, cloud: FakeGcp, options: dict[str, Any]
+    ) -> None:
+        backend = Gcp(**{**options, "deployment": "d1"})
+        backend._shelf.furnish("sft-0-gang-0")
+        first, second = (backend._provider.create(self.gang_order(key)) for key in ("a", "b"))
+        cloud.policies["us-central1", "nightly"] = {"name": "nightly", "snapshotSchedulePolicy": {}}
+        ((path,), (same,)) = (cloud.there[vm.id].data["resourcePolicies"] for vm in (first, second))
+        assert path == same
+        assert json.loads(cloud.policies["us-central1", path.rpartition("/")[2]]["description"]) == {
+            DEPLOYMENT: "d1", NAMESPACE: "modelyard", GANG: "sft-0-gang-0", LABEL + "run": "sft",
+        }  # fmt: skip
+        backend._provider.terminate(first)
+        backend.instances()
+        assert len(cloud.policies) == 2
+        backend._provider.terminate(second)
+        backend.instances()
+        assert list(cloud.policies) == [("us-central1", "nightly")]
+
+    def test_a_policy_that_an_ending_machine_holds_is_left_for_the_next_look(
+        self, cloud: FakeGcp, options: dict[str, Any]
+    ) -> None:
+        backend = Gcp(**{**options, "deployment": "d1"})
+        backend._shelf.furnish("sft-0-gang-0")
+        vm = backend._provider.create(self.gang_order("a"))
+        cloud.there[vm.id].data["status"] = "STOPPING"
+        made = cloud.there.pop(vm.id)
+        cloud.there["still-there"] = made
+        labels, made.data["labels"] = made.data["labels"], {}
+        backend.instances()
+        assert len(cloud.policies) == 1
+        made.data["labels"] = labels
+        del cloud.there["still-there"]
+        backend.instances()
+        assert cloud.policies == {}
+
+    def test_a_policy_of_a_lost_record_is_listed_and_removed_when_asked(
+        self, cloud: FakeGcp, options: dict[str, Any]
+    ) -> None:
+        backend = Gcp(**{**options, "deployment": "d1"})
+        backend._provider.terminate(backend._provider.create(self.gang_order("a")))
+        assert Gcp(**{**options, "deployment": "d2"}).machines() == []
+        (left,) = backend.machines()
+        assert (left.instance_type, left.run, left.region, left.state) == (
+            "placement policy", "sft", "us-central1", "unused",
+        )  # fmt: skip
+        backend.terminate(left.id)
+        assert (cloud.policies, list(backend.machines())) == ({}, [])
+
+    @pytest.mark.parametrize(
+        "rent",
+        [
+            Rent("g2-standard-4", "us-central1", "us-central1-a", reservation="block-1"),
+            Rent("n1-standard-8+t4x2", "us-central1", "us-central1-b"),
+        ],
+        ids=["as-it-was-reserved", "no-such-family"],
+    )
+    def test_what_takes_no_policy_is_asked_for_without(
+        self, cloud: FakeGcp, options: dict[str, Any], rent: Rent
+    ) -> None:
+        vm = self.provider_of(options).create(self.gang_order("a", rent=rent))
+        assert "resourcePolicies" not in cloud.there[vm.id].data
+        assert cloud.policies == {}
+
+    @pytest.mark.parametrize(
+        ("status", "body", "kind"),
+        [
+            (403, error(403, "forbidden", "Required 'compute.resourcePolicies.create'"), AuthFailed),
+            (403, error(403, "quotaExceeded", "Quota 'RESOURCE_POLICIES' exceeded. Limit: 10.0"), Quota),
+            (200, failed("QUOTA_EXCEEDED", "Quota 'RESOURCE_POLICIES'", 403), Quota),
+        ],
+        ids=["rights", "quota", "quota-later"],
+    )
+    def test_a_policy_that_cannot_be_made_is_told_and_nothing_is_rented(
+        self, cloud: FakeGcp, options: dict[str, Any], status: int, body: Any, kind: type[Exception]
+    ) -> None:
+        cloud.faults.append(Fault("POST", "/resourcePolicies$", status, body))
+        with pytest.raises(kind, match="us-central1"):
+            self.provider_of(options).create(self.gang_order("a"))
+        assert cloud.made == 0
 
     def test_a_region_that_is_not_configured_is_named(self, options: dict[str, Any]) -> None:
         with pytest.raises(Rejected, match=r"g2-standard-4 in europe-west4-a.*not configured"):
