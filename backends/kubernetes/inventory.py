@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from backends.kubernetes.devices import NO_DEVICES, Device, Devices
-from backends.kubernetes.placement import AMD_DEVICES, RESOURCES, SLICE
+from backends.kubernetes.placement import AMD_DEVICES, KARPENTER_NAMES, RESOURCES, SLICE, is_tpu_machine
 from backends.kubernetes.settings import Pool, Settings
 from orchestrator.backend import Offer
 
@@ -72,6 +73,10 @@ class Facts:
     shared_by: int = 1
     unclear: str = ""
     """Why a labeller that knows the node says nothing of use."""
+    is_sought: bool = False
+    """Whether the labels that say it are those by which a pod chooses such a node."""
+    lacks: str = ""
+    """Which labels are not there, or say too little, for a pod to choose the node by them."""
 
     def filled(self, other: Facts) -> Facts:
         """Return these facts with what they lack taken from ``other``."""
@@ -82,6 +87,8 @@ class Facts:
             self.capability or other.capability,
             max(self.shared_by, other.shared_by),
             self.unclear or other.unclear,
+            self.is_sought or other.is_sought,
+            self.lacks or other.lacks,
         )
 
 
@@ -262,8 +269,10 @@ def _offers(
         if not whole[resource] or not _is_accelerator(resource):
             continue
         labelled = facts_of(resource, labels)
-        if resource in RESOURCES.values():
-            labelled = labelled.filled(_declared(node, settings.pools))
+        if not labelled.is_sought:
+            labelled = _declared(labels, resource, settings.pools).filled(labelled)
+        if resource == RESOURCES["google"] and not _is_asked_for(labels, int(whole[resource])):
+            labelled = replace(labelled, is_sought=False, lacks=_NO_SUCH_SLICE)
         told = _published(published) if resource == RESOURCES["nvidia"] else Facts()
         facts = labelled.filled(told)
         why = _unusable(resource, facts, labelled, settings)
@@ -306,6 +315,10 @@ def _unusable(resource: str, facts: Facts, labelled: Facts, settings: Settings) 
         return f"no label tells how much memory {facts.name} has"
     if resource == RESOURCES["nvidia"] and "-MIG-" in facts.name and settings.mig != "single":
         return f"{resource} counts slices {facts.name}: say mig: single for this backend"
+    if _MIG_RESOURCE.fullmatch(resource) and settings.mig == "single":
+        return f"{resource} counts slices by their profile: say mig: mixed for this backend"
+    if not labelled.is_sought:
+        return f"no pod would be sent to its {facts.name}: {labelled.lacks}"
     return ""
 
 
@@ -319,11 +332,16 @@ def _is_spot(labels: Mapping[str, str]) -> bool:
 
 
 def facts_of(resource: str, labels: Mapping[str, str]) -> Facts:
-    """Return what every labeller together says of a resource; the driver's own word comes first."""
+    """Return what every labeller together says of a resource.
+
+    The driver's own word comes first, after that of those by which a pod could choose the node: it has
+    to be planned for a device by the name and the size that its pod will ask for.
+    """
     if mig := _MIG_RESOURCE.fullmatch(resource):
         return _mig(mig[1], labels)
     if resource.startswith("nvidia.com/"):
-        return _gfd(labels).filled(_coreweave(labels)).filled(_karpenter(labels)).filled(_gke(labels))
+        said = [labeller(labels) for labeller in (_gfd, _coreweave, _karpenter, _gke)]
+        return functools.reduce(Facts.filled, sorted(said, key=lambda facts: not facts.is_sought))
     if resource.startswith("amd.com/"):
         return _amd(labels)
     if resource == "google.com/tpu":
@@ -339,40 +357,59 @@ def _gfd(labels: Mapping[str, str]) -> Facts:
         return Facts()
     major, minor = labels.get(prefix + "compute.major", ""), labels.get(prefix + "compute.minor", "")
     shared = labels.get(prefix + "sharing-strategy", "none") != "none" or bool(_SHARED.search(product))
-    replicas = int(labels.get(prefix + "replicas", "1") or 1)
+    memory_mib = _whole(labels.get(prefix + "memory", ""))
+    capability = (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
     return Facts(
         name=_SHARED.sub("", product),
         vendor="nvidia",
-        vram_bytes=int(labels.get(prefix + "memory", "0") or 0) * 2**20,
-        capability=(int(major), int(minor)) if major.isdigit() and minor.isdigit() else None,
-        shared_by=max(2, replicas) if shared else 1,
-    )
+        vram_bytes=memory_mib * 2**20,
+        capability=capability,
+        shared_by=max(2, _whole(labels.get(prefix + "replicas", ""))) if shared else 1,
+        is_sought=bool(memory_mib and capability),
+        lacks=f"no label {prefix}memory says MiB" if not memory_mib else
+        f"no labels {prefix}compute.major and .minor" if not capability else "",
+    )  # fmt: skip
+
+
+def _whole(text: str) -> int:
+    """Return the number that a label says, 0 where it says none: people write labels by hand.
+
+    >>> _whole("81559"), _whole("80GiB")
+    (81559, 0)
+    """
+    return int(text) if text.isdecimal() else 0
 
 
 def _mig(profile: str, labels: Mapping[str, str]) -> Facts:
     """Return what is known of a slice of the strategy ``mixed``: it has labels of its own."""
     product = labels.get(f"nvidia.com/mig-{profile}.product") or labels.get("nvidia.com/gpu.product", "")
-    memory = labels.get(f"nvidia.com/mig-{profile}.memory", "0") or "0"
+    memory_mib = _whole(labels.get(f"nvidia.com/mig-{profile}.memory", ""))
     whole = _gfd(labels)
     name = product if "-MIG-" in product else f"{_SHARED.sub('', product)}-MIG-{profile}" if product else ""
-    return Facts(name, "nvidia", int(memory) * 2**20, whole.capability)
+    return Facts(name, "nvidia", memory_mib * 2**20, whole.capability, is_sought=True)  # by its resource
 
 
 def _coreweave(labels: Mapping[str, str]) -> Facts:
     model = labels.get("gpu.nvidia.com/model") or labels.get("gpu.nvidia.com/class", "")
-    vram = labels.get("gpu.nvidia.com/vram", "0")
+    vram_gib = _whole(labels.get("gpu.nvidia.com/vram", ""))
     if not model:
         return Facts()
-    model = model.replace("_NVLINK", "").replace("_", "-")
-    return Facts(model, "nvidia", int(vram) * 2**30 if vram.isdigit() else 0)
+    name = model.replace("_NVLINK", "").replace("_", "-")
+    # its older names, such as Tesla_V100_NVLINK, are none that the catalog's lead back to
+    is_sought = bool(vram_gib) and model == model.upper()
+    lacks = f"not by gpu.nvidia.com/model={model} and gpu.nvidia.com/vram={vram_gib}"
+    return Facts(name, "nvidia", vram_gib * 2**30, is_sought=is_sought, lacks="" if is_sought else lacks)
 
 
 def _karpenter(labels: Mapping[str, str]) -> Facts:
     prefix = "karpenter.k8s.aws/instance-gpu-"
-    name, memory = labels.get(prefix + "name", ""), labels.get(prefix + "memory", "0")
+    name, memory_mib = labels.get(prefix + "name", ""), _whole(labels.get(prefix + "memory", ""))
     if not name or labels.get(prefix + "manufacturer", "nvidia") != "nvidia":
         return Facts()
-    return Facts(name, "nvidia", int(memory) * 2**20 if memory.isdigit() else 0)
+    is_spelt = name == name.lower() and ("-" not in name or name in KARPENTER_NAMES.values())
+    is_sought = bool(memory_mib) and is_spelt
+    lacks = "" if is_sought else f"not by {prefix}name={name} and {prefix}memory={memory_mib}"
+    return Facts(name, "nvidia", memory_mib * 2**20, is_sought=is_sought, lacks=lacks)
 
 
 def _gke(labels: Mapping[str, str]) -> Facts:
@@ -381,10 +418,10 @@ def _gke(labels: Mapping[str, str]) -> Facts:
     if known is None:
         return Facts()
     if profile := labels.get(_GKE_SLICE):
-        return Facts(f"{known[0]}-MIG-{profile}", "nvidia")
+        return Facts(f"{known[0]}-MIG-{profile}", "nvidia", lacks=f"not by {_GKE_SLICE}")
     clients = labels.get("cloud.google.com/gke-max-shared-clients-per-gpu", "")
     shared = max(2, int(clients) if clients.isdigit() else 2) if _GKE_SHARING in labels else 1
-    return Facts(known[0], "nvidia", known[1] * 2**30, shared_by=shared)
+    return Facts(known[0], "nvidia", known[1] * 2**30, shared_by=shared, is_sought=shared == 1)
 
 
 def _amd(labels: Mapping[str, str]) -> Facts:
@@ -392,10 +429,24 @@ def _amd(labels: Mapping[str, str]) -> Facts:
     kinds = _beta(labels, "device-id")
     if len(kinds) > 1:
         return Facts(unclear=f"one resource counts devices of {len(kinds)} kinds: {', '.join(kinds)}")
-    device = (labels.get("amd.com/gpu.device-id") or "".join(kinds)).lower()
+    device = labels.get("amd.com/gpu.device-id") or "".join(kinds)
     name = AMD_DEVICES.get(device) or labels.get("amd.com/gpu.product-name") or _first(labels, "product-name")
-    size = re.match(r"(\d+)G", labels.get("amd.com/gpu.vram") or _first(labels, "vram"))
-    return Facts(name, "amd", (int(size[1]) if size else _AMD_GIB.get(name, 0)) * 2**30)
+    size = re.fullmatch(r"(\d+)G", labels.get("amd.com/gpu.vram") or _first(labels, "vram"))
+    vram_gib = int(size[1]) if size else _AMD_GIB.get(name, 0)
+    lacks = ""
+    if device not in AMD_DEVICES and (_is_numbered(name) or not size):
+        lacks = "no label amd.com/gpu.device-id that Modelyard knows"
+    return Facts(name, "amd", vram_gib * 2**30, is_sought=not lacks, lacks=lacks)
+
+
+def _is_numbered(name: str) -> bool:
+    """Return whether pods choose devices of such a name by their PCI id.
+
+    >>> _is_numbered("AMD_Instinct_MI325_OAM"), _is_numbered("AMD_Radeon_RX_7900_XTX")
+    (True, False)
+    """
+    models = re.findall(r"MI\d{2,}[A-Z]?", name)
+    return any(known.startswith(model) for model in models for known in AMD_DEVICES.values())
 
 
 def _beta(labels: Mapping[str, str], what: str) -> list[str]:
@@ -410,7 +461,20 @@ def _first(labels: Mapping[str, str], what: str) -> str:
 
 def _tpu(labels: Mapping[str, str]) -> Facts:
     known = _TPU_GIB.get(labels.get("cloud.google.com/gke-tpu-accelerator", ""))
-    return Facts(known[0], "google", known[1] * 2**30) if known else Facts()
+    return Facts(known[0], "google", known[1] * 2**30, is_sought=True) if known else Facts()
+
+
+_NO_SUCH_SLICE = "no slice of its chips has the topology that its label says"
+
+
+def _is_asked_for(labels: Mapping[str, str], count: int) -> bool:
+    """Return whether a pod for ``count`` chips a machine selects what the labels of a TPU's node say."""
+    return is_tpu_machine(
+        labels.get("cloud.google.com/gke-tpu-accelerator", ""),
+        each=count,
+        nodes=_machines(labels, count),
+        topology=labels.get("cloud.google.com/gke-tpu-topology", ""),
+    )
 
 
 def _machines(labels: Mapping[str, str], count: int) -> int:
@@ -452,12 +516,13 @@ def _published(devices: Sequence[Device]) -> Facts:
     return Facts()
 
 
-def _declared(node: Json, pools: Sequence[Pool]) -> Facts:
-    """Return what the operator says of the nodes of a pool, where no labeller does."""
-    labels = node["metadata"].get("labels") or {}
+def _declared(labels: Mapping[str, str], resource: str, pools: Sequence[Pool]) -> Facts:
+    """Return what the operator says of the nodes of a pool, where no labeller says enough."""
     for pool in pools:
-        if pool.accelerator and pool.labels.items() <= labels.items():
-            return Facts(pool.accelerator, pool.vendor or "nvidia", pool.vram_bytes)
+        vendor = pool.vendor or "nvidia"
+        is_its = RESOURCES.get(vendor) == resource and pool.labels.items() <= labels.items()
+        if pool.accelerator and is_its:
+            return Facts(pool.accelerator, vendor, pool.vram_bytes, is_sought=True)
     return Facts()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -85,6 +86,10 @@ AI-Hypercomputer/xpk, ``src/xpk/core/system_characteristics.py`` at 073d687 (A10
 manifests of dcgm-exporter for GKE (RTX PRO 6000).
 """
 
+KARPENTER_NAMES: Mapping[str, str] = MappingProxyType({"RTX-PRO-6000-96GB": "rtx-pro-server-6000"})
+"""``karpenter.k8s.aws/instance-gpu-name`` where it is not the model that the catalog's name begins with
+(karpenter-provider-aws docs, instance types: g7e)."""
+
 AMD_DEVICES: Mapping[str, str] = MappingProxyType(
     {
         "738c": "MI100", "738e": "MI100", "7408": "MI250X", "740c": "MI250", "740f": "MI210",
@@ -165,6 +170,21 @@ def is_slice(resources: Resources, *, nodes: int) -> bool:
     return resources.vendor == "google" and nodes > 1 and bool(resources.accelerators)
 
 
+def is_tpu_machine(label: str, *, each: int, nodes: int, topology: str) -> bool:
+    """Return whether pods ask for machines with such labels, ``each`` chips on each of ``nodes``.
+
+    >>> is_tpu_machine("tpu-v5-lite-podslice", each=4, nodes=4, topology="4x4")
+    True
+    >>> is_tpu_machine("tpu-v5-lite-podslice", each=4, nodes=4, topology="2x8")
+    False
+    """
+    return TPU_SLICES.get(label, {}).get(each * nodes) == topology and _has_host(label, each, nodes)
+
+
+def _has_host(label: str, each: int, nodes: int) -> bool:
+    return each <= CHIPS_OF_HOST.get(label, HOST) if nodes == 1 else each == HOST
+
+
 def _slice(resources: Resources, nodes: int) -> dict[str, str]:
     label = _TPU_LABELS.get(resources.accelerator or "")
     each = resources.accelerators
@@ -176,7 +196,7 @@ def _slice(resources: Resources, nodes: int) -> dict[str, str]:
             fix=f"slices have {sizes} chips in all",
         )
     most = CHIPS_OF_HOST.get(label, HOST)
-    if (each > most) if nodes == 1 else (each != HOST):
+    if not _has_host(label, each, nodes):
         raise Rejected(
             f"no machine of such a slice has {each} × {resources.accelerator}",
             fix=f"one machine has up to {most}; a slice of several has {HOST} on each: "
@@ -248,7 +268,8 @@ def _gke(names: tuple[str, ...]) -> list[Json]:
 
 
 def _karpenter(resources: Resources) -> list[Json]:
-    model = (resources.accelerator or "").partition("-")[0].lower()
+    name = resources.accelerator or ""
+    model = KARPENTER_NAMES.get(name, name.partition("-")[0].lower())
     return [
         _expression("karpenter.k8s.aws/instance-gpu-name", "In", model),
         *_between("karpenter.k8s.aws/instance-gpu-memory", resources.vram_bytes / 2**20, NOMINAL_SLACK),
@@ -257,10 +278,25 @@ def _karpenter(resources: Resources) -> list[Json]:
 
 def _coreweave(resources: Resources) -> list[list[Json]]:
     """Return what CoreWeave says of its nodes: a model, with or without link and size, and GB."""
-    model, _, size = (resources.accelerator or "").partition("-")
-    names = (model, f"{model}_{size}", f"{model}_NVLINK_{size}")
+    names = coreweave_names(resources.accelerator or "")
     vram = _between("gpu.nvidia.com/vram", resources.vram_bytes / 2**30, NOMINAL_SLACK)
     return [[_expression(f"gpu.nvidia.com/{key}", "In", *names), *vram] for key in ("model", "class")]
+
+
+_SIZED = re.compile(r"(?P<model>.+?)-(?P<size>\d+GB)(?:-(?P<link>.+))?")
+
+
+def coreweave_names(accelerator: str) -> tuple[str, ...]:
+    """Return what CoreWeave may call an accelerator of the catalog.
+
+    >>> coreweave_names("RTX-A6000-48GB")[:2], coreweave_names("A100-80GB-PCIE")[1:]
+    (('RTX_A6000', 'RTX_A6000_48GB'), ('A100_80GB', 'A100_PCIE_80GB', 'A100_PCIE'))
+    """
+    sized = _SIZED.fullmatch(accelerator)
+    model, size, link = sized.group("model", "size", "link") if sized else (accelerator, "", None)
+    model, link = model.replace("-", "_"), (link or "NVLINK").replace("-", "_")
+    linked = f"{model}_{link}"
+    return (model, f"{model}_{size}", f"{linked}_{size}", linked) if size else (model, linked)
 
 
 def _amd(resources: Resources, _: Settings) -> list[list[Json]]:
@@ -288,4 +324,28 @@ def _pool(pool: Pool) -> list[Json]:
 
 
 def _is_of(pool: Pool, resources: Resources) -> bool:
-    return pool.accelerator == resources.accelerator and pool.count >= resources.accelerators
+    """Return whether a pool's machines have what is asked for, whichever name it is declared by."""
+    if not pool.accelerator or pool.count < resources.accelerators:
+        return False
+    if pool.accelerator == resources.accelerator:
+        return True
+    near = abs(pool.vram_bytes - resources.vram_bytes) <= MEMORY_SLACK * resources.vram_bytes
+    return near and _is_name_of(pool.accelerator, resources.accelerator or "")
+
+
+_MAKERS = frozenset({"nvidia", "amd", "intel", "tesla", "geforce", "instinct"})
+
+
+def _is_name_of(one: str, other: str) -> bool:
+    """Return whether one name says what the other does, and no more or less than size and form of it.
+
+    >>> _is_name_of("H100", "H100-80GB"), _is_name_of("NVIDIA-H100-80GB-HBM3", "H100-80GB")
+    (True, True)
+    >>> _is_name_of("L40", "L40S-48GB"), _is_name_of("RTX-A6000", "RTX-6000-ADA-48GB")
+    (False, False)
+    """
+    first, second = (
+        [word for word in re.split("[-_ ]+", name.casefold()) if word not in _MAKERS] for name in (one, other)
+    )
+    most = min(len(first), len(second))
+    return most > 0 and first[:most] == second[:most]

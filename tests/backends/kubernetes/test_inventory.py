@@ -131,10 +131,10 @@ def test_driver_outranks_what_a_provisioner_calls_it() -> None:
 
 
 def test_evidence_of_several_labellers_is_merged() -> None:
-    labels = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "gpu.nvidia.com/vram": "80"}
-    labels["gpu.nvidia.com/model"] = "H100"
-    facts = facts_of("nvidia.com/gpu", labels)
-    assert (facts.name, facts.vram_bytes) == ("NVIDIA-H100-80GB-HBM3", 80 * 2**30)
+    labels = {"gpu.nvidia.com/vram": "80", "gpu.nvidia.com/model": "H100"}
+    labels |= {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "nvidia.com/gpu.compute.major": "9"}
+    facts = facts_of("nvidia.com/gpu", {**labels, "nvidia.com/gpu.compute.minor": "0"})
+    assert (facts.name, facts.vram_bytes, facts.capability) == ("H100", 80 * 2**30, (9, 0))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_resource_slices_are_counted_where_no_plugin_counts() -> None:
 
 def test_resource_slices_fill_in_what_the_labels_lack() -> None:
     told = Devices.of([sliced(h100("gpu-0"))], [], [])
-    named = gpu_node({"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "nvidia.com/gpu.memory": "81559"})
+    named = gpu_node({"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"})
     (offer,) = inventory([named], (), Settings(), backend="k8s", devices=told).offers
     assert (offer.count, offer.compute_capability) == (8, (9, 0))
 
@@ -266,6 +266,51 @@ def test_parts_of_a_device_are_no_whole_ones() -> None:
 def test_unlabelled_device_is_left_out_with_the_reason() -> None:
     assert why(gpu_node({})) == ["no label tells which accelerator nvidia.com/gpu is"]
     assert [o.count for o in offers(gpu_node({}))] == [0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "resource", "says"),
+    [
+        (
+            {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "nvidia.com/gpu.memory": "81559"},
+            "nvidia.com/gpu", "no labels nvidia.com/gpu.compute.major and .minor",
+        ),
+        (
+            {**gfd("NVIDIA-L4", 0, 8, 9), "nvidia.com/gpu.memory": "24GB"},
+            "nvidia.com/gpu", "no label tells how much memory NVIDIA-L4 has",
+        ),
+        (
+            {"amd.com/gpu.product-name": "AMD_Instinct_MI325_OAM", "amd.com/gpu.vram": "256G"},
+            "amd.com/gpu", "no label amd.com/gpu.device-id that Modelyard knows",
+        ),
+        (
+            {"cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice",
+             "cloud.google.com/gke-tpu-topology": "4x1x1"},
+            "google.com/tpu", "no slice of its chips has the topology",
+        ),
+        (
+            {"gpu.nvidia.com/model": "Tesla_V100_NVLINK", "gpu.nvidia.com/vram": "16"},
+            "nvidia.com/gpu", "not by gpu.nvidia.com/model=Tesla_V100_NVLINK",
+        ),
+        (gfd("NVIDIA-A100-SXM4-40GB", 40960, 8, 0), "nvidia.com/mig-1g.5gb", "say mig: mixed"),
+    ],
+)  # fmt: skip
+def test_node_that_no_pod_would_choose_is_left_out(labels: dict[str, str], resource: str, says: str) -> None:
+    """A plan that has it would wait for ever: pods select by fewer labels than name a device."""
+    single = Settings(mig="single")
+    assert [o.accelerator for o in offers(gpu_node(labels, 4, resource), settings=single)] == [None]
+    (reason,) = why(gpu_node(labels, 4, resource), settings=single)
+    assert says in reason
+
+
+def test_label_that_is_no_number_leaves_other_nodes_as_they_are() -> None:
+    """Somebody labelled a node by hand; the whole inventory once ended with it."""
+    odd = gpu_node({**gfd("NVIDIA-L4", 0, 8, 9, replicas="two"), "nvidia.com/gpu.memory": "24GB"})
+    odd["status"]["allocatable"]["nvidia.com/mig-1g.5gb"] = "1"
+    odd["metadata"]["labels"]["nvidia.com/mig-1g.5gb.memory"] = "5 GB"
+    well = gpu_node(SITES["gfd-h100"][0])
+    well["metadata"]["name"] = "n2"
+    assert ("NVIDIA-H100-80GB-HBM3", 8) in [(o.accelerator, o.count) for o in offers(odd, well)]
 
 
 def test_operator_may_say_what_no_label_does() -> None:
