@@ -236,7 +236,7 @@ class LambdaCloud:
         try:
             types = self._types()
         except BackendError as error:
-            return [Check("answers", False, error.what, error.fix or "")]
+            return [Check.failed("answers", error)]
         regions = {r["name"] for one in types.values() for r in one["regions_with_capacity_available"]}
         told = f"{len(types)} instance types, some free in {', '.join(sorted(regions)) or 'no region'}"
         return [Check("answers", True, told)]

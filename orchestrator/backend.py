@@ -19,6 +19,8 @@ from datetime import datetime
 from threading import Event as Flag
 from typing import Literal, Protocol, runtime_checkable
 
+from orchestrator.errors import AuthFailed, ModelyardError
+
 LABEL = "modelyard.dev/"
 """Prefix of the labels on everything a backend creates."""
 
@@ -379,6 +381,13 @@ class Check:
     ok: bool
     detail: str = ""
     fix: str = ""
+    denied: bool = False
+    """Whether it is not well for want of credentials or of a permission."""
+
+    @classmethod
+    def failed(cls, what: str, error: ModelyardError, *, fix: str = "") -> Check:
+        """Return the check that ended with ``error``; ``fix`` is for an error that has none."""
+        return cls(what, False, error.what, error.fix or fix, isinstance(error, AuthFailed))
 
 
 @dataclass(frozen=True, slots=True)

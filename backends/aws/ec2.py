@@ -466,7 +466,7 @@ class Ec2:
                     image = self._find_image(region, arch)
                     found.append(Check(f"{region}: has an image ({arch})", True, image["ImageId"]))
             except BackendError as error:
-                found.append(Check(f"{region}: answers and has an image", False, error.what, error.fix or ""))
+                found.append(Check.failed(f"{region}: answers and has an image", error))
         return found
 
     # -- calls -----------------------------------------------------------------------------------

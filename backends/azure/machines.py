@@ -323,7 +323,7 @@ class VirtualMachines:
                 usages = list(self._pages(f"{path}/usages", where=region, **{"api-version": COMPUTE}))
                 found.append(_quotas(region, usages))
             except (BackendError, ConfigError) as error:
-                found.append(Check(f"{region}: answers", False, error.what, error.fix or ""))
+                found.append(Check.failed(f"{region}: answers", error))
         return found
 
     def _subscription(self) -> str:

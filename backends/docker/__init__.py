@@ -284,7 +284,7 @@ class Docker:
             info = self._engine.get("/info")
             machine = self._inventory()
         except BackendError as error:
-            return [Check("engine answers", False, error.what, error.fix or "")]
+            return [Check.failed("engine answers", error)]
         return [
             Check("engine answers", True, f"Docker {info['ServerVersion']} at {where}"),
             Check(

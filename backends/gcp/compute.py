@@ -346,7 +346,7 @@ class Compute:
                 told = self._api.get(f"/{self._project()}/regions/{region}", where=region)
                 found.append(_quotas(region, told.get("quotas") or ()))
             except (BackendError, ConfigError) as error:
-                found.append(Check(f"{region}: answers", False, error.what, error.fix or ""))
+                found.append(Check.failed(f"{region}: answers", error))
         return found
 
     def _project(self) -> str:

@@ -325,7 +325,7 @@ class Tpu:
         try:
             found = {slice_.generation for _, kind in self._ask_kinds() if (slice_ := slice_of(kind))}
         except BackendError as error:
-            return [Check("the TPU API answers", False, error.what, error.fix or "")]
+            return [Check.failed("the TPU API answers", error)]
         return [
             Check(f"has TPU {name}", name in found, "", "" if name in found else "add a region that has some")
             for name in self._settings.generations

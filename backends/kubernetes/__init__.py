@@ -448,7 +448,7 @@ class Kubernetes:
         try:
             version = self._cluster.get("/version") or {}
         except ModelyardError as error:
-            return [Check("API server answers", False, error.what, error.fix or "check the kubeconfig")]
+            return [Check.failed("API server answers", error, fix="check the kubeconfig")]
         checks = [Check("API server answers", True, f"Kubernetes {version.get('gitVersion', '')}")]
         looks = [
             ("permissions", self._check_rules),
@@ -461,7 +461,7 @@ class Kubernetes:
             try:
                 checks.append(look())
             except ModelyardError as error:
-                checks.append(Check(what, False, error.what, error.fix or "see the reference"))
+                checks.append(Check.failed(what, error, fix="see the reference"))
         return checks
 
     def _check_namespace(self) -> Check:
@@ -482,8 +482,9 @@ class Kubernetes:
         body = {"spec": {"namespace": self.settings.namespace}}
         answer = self._cluster.send("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", body)
         missing = missing_rules(answer["status"]["resourceRules"])
-        fix = "modelyard render rbac"
-        return Check("permissions", not missing, "; ".join(missing) or "all", fix if missing else "")
+        if not missing:
+            return Check("permissions", True, "all")
+        return Check("permissions", False, "; ".join(missing), "modelyard render rbac", denied=True)
 
     def _check_kinds(self) -> Check:
         """Only services that span nodes take it, so that its absence is no fault."""

@@ -387,7 +387,7 @@ class NebiusMachines:
                 kinds = self._kept(project)["shapes"]
                 subnet = self._subnet(project)
             except (BackendError, ConfigError) as error:
-                found.append(Check(f"{name}: answers", False, error.what, error.fix or ""))
+                found.append(Check.failed(f"{name}: answers", error))
             else:
                 told = f"{project.region}: {len(kinds)} kinds of machine, subnet {subnet}"
                 found.append(Check(f"{name}: answers", True, told))

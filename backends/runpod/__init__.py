@@ -471,7 +471,7 @@ class Runpod:
             pods = self._pods.list()
             kinds = {one.instance_type for one in self._pods.offers() if one.available != 0}
         except BackendError as error:
-            return [Check("answers", False, error.what, error.fix or "")]
+            return [Check.failed("answers", error)]
         return [Check("answers", True, f"{len(kinds)} kinds of pod to be had, {len(pods)} of ours")]
 
     # -- volumes: a pod keeps none ---------------------------------------------------------------

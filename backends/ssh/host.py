@@ -380,7 +380,7 @@ class HostDocker(Docker):
             survey = self.survey()
             found = [*super().check(), *_check_health(survey), *self._check_network(), _check_clock(survey)]
         except BackendError as error:
-            found = [Check("answers", False, error.what, error.fix or "")]
+            found = [Check.failed("answers", error)]
         return [replace(one, what=f"{self.host.name}: {one.what}") for one in found]
 
     def _check_network(self) -> list[Check]:
@@ -389,7 +389,7 @@ class HostDocker(Docker):
         try:
             return [Check("is in the network", True, self.address())]
         except Rejected as error:
-            return [Check("is in the network", False, error.what, error.fix or "")]
+            return [Check.failed("is in the network", error)]
 
 
 def _blocks_of(labels: Mapping[str, str], room: Room) -> int:

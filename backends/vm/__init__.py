@@ -372,7 +372,7 @@ class RentedMachines:
         try:
             key = [Check("has a key", True, str(self._identity_file()))]
         except BackendError as error:
-            key = [Check("has a key", False, error.what, error.fix or "")]
+            key = [Check.failed("has a key", error)]
         return [*self._provider.check(), *key]
 
     def _tidy(self, vms: Sequence[Vm]) -> None:

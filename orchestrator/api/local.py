@@ -676,7 +676,7 @@ class Local(Planner):
                 ("record", Check("opens", True, f"{len(runs)} runs at {_without_password(self._url)}"))
             )
         except ModelyardError as error:
-            found.append(("record", Check("opens", False, error.what, error.fix or "")))
+            found.append(("record", Check.failed("opens", error)))
         where = str(self._config) if self._config else "none: docker where an engine answers, else process"
         found.append(("config", Check("is read", True, where)))
         return found + self.check()

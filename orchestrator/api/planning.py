@@ -29,7 +29,7 @@ from orchestrator.apply.unset import unset
 from orchestrator.backend import Can, Offer
 from orchestrator.catalog.digest import digest
 from orchestrator.catalog.hardware import candidates
-from orchestrator.errors import AuthFailed, ModelyardError, Problem, Unreachable, UsageError
+from orchestrator.errors import ModelyardError, Problem, UsageError
 from orchestrator.planner.ask import Work
 from orchestrator.planner.mirrors import Mirrors
 from orchestrator.planner.plan import Sort
@@ -236,10 +236,8 @@ class Planner:
     def _offered(self) -> Sequence[Offer]:
         """Return what there is to choose from; where nothing is, a place that is silent is why."""
         found = self._keeper.offers()
-        if found.silent and not found.offers:
-            what = "; ".join(f"backend {name!r}: {why}" for name, why in sorted(found.silent.items()))
-            kind = AuthFailed if found.denied >= found.silent.keys() else Unreachable
-            raise kind(what, fix="see: modelyard backend check")
+        if refusal := found.refusal():
+            raise refusal
         return found.offers
 
     def _facts(self, model: Model, locked: LockedModel | None) -> ModelFacts:

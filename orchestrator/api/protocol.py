@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from orchestrator.apply import NO_SET, NOTHING_LOST, Consent, Difference, Drift, Plan, Scope
 from orchestrator.apply.lock import LockedModel
 from orchestrator.backend import Check, Host, Instance, Leave, LogLine, Machine, Offer, Volume
-from orchestrator.errors import SpecError
+from orchestrator.errors import AuthFailed, BackendError, SpecError, Unreachable
 from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Job, Run, RunEvent, Wanted
 from orchestrator.spec.load import Document
@@ -49,6 +49,14 @@ class Offers:
     offers: tuple[Offer, ...]
     silent: Mapping[str, str] = field(default_factory=dict)
     denied: frozenset[str] = frozenset()
+
+    def refusal(self) -> BackendError | None:
+        """Return why there is nothing to choose from, None where there is, or where nobody is silent."""
+        if self.offers or not self.silent:
+            return None
+        what = "; ".join(f"backend {name!r}: {why}" for name, why in sorted(self.silent.items()))
+        kind = AuthFailed if self.denied >= self.silent.keys() else Unreachable
+        return kind(what, fix="see: modelyard backend check")
 
 
 @dataclass(frozen=True, slots=True)

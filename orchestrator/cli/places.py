@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.shared import Config, Json, Yes, confirm, open_api, open_record
-from orchestrator.errors import UsageError
+from orchestrator.errors import AuthFailed, BackendError, UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.backend import Check
 
 app = typer.Typer(rich_markup_mode=None)
 backend = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Check the configured backends.")
@@ -20,8 +24,6 @@ app.add_typer(backend, name="backend")
 app.add_typer(volume, name="volume")
 app.add_typer(secret, name="secret")
 
-UNWELL = 69
-
 
 @app.command()
 def offers(json: Json = False, config: Config = None) -> None:
@@ -31,6 +33,15 @@ def offers(json: Json = False, config: Config = None) -> None:
     from orchestrator.render.runs import offers_json, offers_text
 
     typer.echo(offers_json(found) if json else offers_text(found))
+    if refusal := found.refusal():
+        raise typer.Exit(refusal.exit_code)
+
+
+def _exit_where_unwell(checks: Sequence[tuple[str, Check]]) -> None:
+    """End as what failed does: denied where nothing but credentials and permissions lack."""
+    failed = [check for _, check in checks if not check.ok]
+    if failed:
+        raise typer.Exit((AuthFailed if all(check.denied for check in failed) else BackendError).exit_code)
 
 
 @backend.command("check")
@@ -41,8 +52,7 @@ def check(json: Json = False, config: Config = None) -> None:
     from orchestrator.render.runs import checks_json, checks_text
 
     typer.echo(checks_json(found) if json else checks_text(found))
-    if not all(c.ok for _, c in found):
-        raise typer.Exit(UNWELL)
+    _exit_where_unwell(found)
 
 
 @app.command()
@@ -92,8 +102,7 @@ def doctor(json: Json = False, config: Config = None) -> None:
     from orchestrator.render.runs import checks_json, checks_text
 
     typer.echo(checks_json(found) if json else checks_text(found))
-    if not all(c.ok for _, c in found):
-        raise typer.Exit(UNWELL)
+    _exit_where_unwell(found)
 
 
 @volume.command("list")

@@ -326,7 +326,8 @@ def checks_text(checks: Sequence[tuple[str, Check]]) -> str:
 def checks_json(checks: Sequence[tuple[str, Check]]) -> str:
     """Return checks as ``modelyard/checks/v1``."""
     found = [
-        {"backend": name, "what": c.what, "ok": c.ok, "detail": c.detail, "fix": c.fix} for name, c in checks
+        {"backend": name, "what": c.what, "ok": c.ok, "detail": c.detail, "fix": c.fix, "denied": c.denied}
+        for name, c in checks
     ]
     return to_json("modelyard/checks/v1", {"checks": found})
 

@@ -54,7 +54,7 @@ def test_credentials_that_have_expired_are_named_at_plan(aws: Cloud, prompt: Pro
         assert "us-east-1: the credentials have expired" in said
         assert "aws sso login" in said
     code, said = prompt("backend", "check")
-    assert code == 69
+    assert code == 77
     assert all(f"{region}: the credentials have expired" in said for region in REGIONS)
 
 

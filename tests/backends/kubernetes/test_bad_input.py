@@ -78,7 +78,9 @@ def test_no_kubeconfig_is_a_matter_of_configuration(place: Place) -> None:
     assert "fix     set kubeconfig for this backend, or KUBECONFIG" in said
 
 
-@pytest.mark.parametrize("command", ["apply -y -d -f spec.yaml", "plan -f spec.yaml", "drift", "gc"])
+@pytest.mark.parametrize(
+    "command", ["apply -y -d -f spec.yaml", "plan -f spec.yaml", "drift", "gc", "offers", "backend check"]
+)
 def test_expired_token_is_denied(place: Place, command: str) -> None:
     (place.folder / "spec.yaml").write_text(WEB)
     expired = with_token(place.root, place.folder, "expired")

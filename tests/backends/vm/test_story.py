@@ -121,7 +121,7 @@ def test_an_account_that_is_refused_is_told_with_what_to_do(
     assert found == 77
     assert words[0] in said
     found, said = prompt("backend", "check")
-    assert found == 69
+    assert found == 77
     for word in words:
         assert word in said
 

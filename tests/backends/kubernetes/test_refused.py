@@ -1,0 +1,151 @@
+"""What commands end with where a cluster lets us see nothing, without a cluster: only its refusals."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.cli import run
+
+NODES = 'nodes is forbidden: User "u" cannot list resource "nodes" in API group "" at the cluster scope'
+
+
+@dataclass
+class Refuser:
+    """A server on this machine that answers as an API server would that refuses most."""
+
+    answers: dict[str, tuple[int, Any]] = field(default_factory=dict)
+    status: int = 403
+    message: str = NODES
+    host: str = ""
+
+    def said(self, path: str) -> tuple[int, Any]:
+        """Return status and body of what is asked at ``path``."""
+        known = self.answers.get(path.partition("?")[0])
+        return known or (self.status, {"kind": "Status", "message": self.message})
+
+
+@pytest.fixture
+def refuser() -> Iterator[Refuser]:
+    found = Refuser()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, body = found.said(self.path)
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        found.host = f"http://127.0.0.1:{server.server_port}"
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield found
+        server.shutdown()
+        serving.join()
+
+
+KUBECONFIG = """\
+apiVersion: v1
+kind: Config
+current-context: c
+contexts: [{{name: c, context: {{cluster: c, user: u}}}}]
+clusters: [{{name: c, cluster: {{server: "{host}"}}}}]
+users: [{{name: u, user: {{token: t}}}}]
+"""
+
+
+@pytest.fixture
+def lab(refuser: Refuser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Have a configuration whose only place is that server; return its entry."""
+    (tmp_path / "kube.conf").write_text(KUBECONFIG.format(host=refuser.host))
+    entry = f"  - {{type: kubernetes, name: lab, kubeconfig: {tmp_path / 'kube.conf'}}}\n"
+    (tmp_path / "config.yaml").write_text(f"backends:\n{entry}")
+    monkeypatch.setenv("MODELYARD_CONFIG", str(tmp_path / "config.yaml"))
+    monkeypatch.setenv("MODELYARD_DATABASE_URL", f"sqlite:///{tmp_path / 'record.db'}")
+    return entry
+
+
+@pytest.mark.usefixtures("lab")
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        (403, 77, "not allowed: verb list on nodes at the cluster scope (modelyard render rbac)"),
+        (401, 77, "the credentials are expired or wrong (log in again)"),
+        (503, 69, "the API server asks to be asked later"),
+    ],
+)
+def test_offers_of_places_that_all_refuse_end_as_a_plan_would(
+    refuser: Refuser,
+    capsys: pytest.CaptureFixture[str],
+    form: tuple[str, ...],
+    status: int,
+    code: int,
+    says: str,
+) -> None:
+    refuser.status = status
+    assert run(["offers", *form]) == code
+    assert says in capsys.readouterr().out
+
+
+def test_offers_of_one_place_are_offers_though_another_refuses(
+    lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sim = f"  - {{type: sim, state: {tmp_path / 'sim'}}}\n"
+    (tmp_path / "config.yaml").write_text(f"backends:\n{sim}{lab}")
+    assert run(["offers"]) == 0
+    assert "lab did not answer: not allowed" in capsys.readouterr().out
+
+
+SEEN = (200, {"gitVersion": "v1.36.2"})
+
+
+def namespace(enforces: str) -> tuple[int, Any]:
+    label = {"pod-security.kubernetes.io/enforce": enforces}
+    return 200, {"metadata": {"name": "default", "labels": label}}
+
+
+@pytest.mark.usefixtures("lab")
+@pytest.mark.parametrize("command", ["backend check", "doctor"])
+@pytest.mark.parametrize(
+    ("answers", "code"),
+    [
+        ({}, 77),  # nothing may be seen
+        ({"rules": []}, 77),  # all that fails are permissions
+        ({"rules": [], "space": "restricted"}, 77),
+        ({"rules": [], "space": None}, 69),  # no such namespace: more than a permission lacks
+    ],
+    ids=["all", "rules", "rules-only", "namespace-too"],
+)
+def test_a_check_that_fails_for_permissions_alone_is_denied(
+    refuser: Refuser, capsys: pytest.CaptureFixture[str], command: str, answers: dict[str, Any], code: int
+) -> None:
+    if answers:
+        refuser.answers["/version"] = SEEN
+        reviews = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
+        refuser.answers[reviews] = (201, {"status": {"resourceRules": answers["rules"]}})
+    if "space" in answers:
+        space = answers["space"]
+        gone = (404, {"kind": "Status", "message": "gone"})
+        refuser.answers["/api/v1/namespaces/default"] = namespace(space) if space else gone
+        refuser.answers["/apis/leaderworkerset.x-k8s.io"] = gone
+    assert run([*command.split(), "--json"]) == code
+    failed = [one for one in json.loads(capsys.readouterr().out)["checks"] if not one["ok"]]
+    assert {one["denied"] for one in failed} == ({True} if code == 77 else {True, False})
