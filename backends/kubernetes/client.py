@@ -166,9 +166,18 @@ class Cluster:
         Raises:
             Refused: the server answered with an error.
             Unreachable: it did not answer.
+            BackendError: what answered is no API server.
         """
         response = self._request(method, path, query, body, kind, stream=False)
-        answer: Json = json.loads(response.data)
+        try:
+            answer: Json = json.loads(response.data)
+        except ValueError:  # a sign-in page, or a site that leads elsewhere
+            began = response.data[:60].decode("utf-8", "replace").strip()
+            raise BackendError(
+                f"{self.configuration().host} is no API server: it answered {began!r}",
+                backend=self.backend,
+                fix="check the address in the kubeconfig, VPN and proxy",
+            ) from None
         return answer
 
     @contextlib.contextmanager
@@ -267,16 +276,32 @@ class Cluster:
         with self._lock:
             if self._made is None:
                 configuration = self._configure()
-                from kubernetes.client.rest import RESTClientObject
-
-                self._made = configuration, RESTClientObject(configuration).pool_manager
+                self._made = configuration, self._pool(configuration)
             return self._made
+
+    def _pool(self, configuration: Any) -> Any:
+        import urllib3
+        from kubernetes.client.rest import RESTClientObject
+
+        try:
+            return RESTClientObject(configuration).pool_manager
+        except urllib3.exceptions.HTTPError as error:  # a proxy that is none
+            raise self._misconfigured(error) from error
+
+    def _misconfigured(self, error: Exception) -> ConfigError:
+        where = self._file() or "the pod's service account"
+        is_other = isinstance(error, AttributeError | KeyError | TypeError)  # whose words are Python's own
+        what = "is no kubeconfig" if is_other else " ".join(str(error).split())
+        return ConfigError(
+            f"backend {self.backend!r}: {where}: {what}", fix="check kubeconfig and context of this backend"
+        )
 
     def _configure(self) -> Any:
         # 0.3 CPU-seconds of models that are not used: imported when a cluster is asked
         from kubernetes import config
         from kubernetes.client import Configuration
         from kubernetes.config.config_exception import ConfigException
+        from yaml import YAMLError
 
         configuration = Configuration()
         path = self._file()
@@ -287,6 +312,9 @@ class Cluster:
             raise ConfigError(
                 f"backend {self.backend!r}: {error}", fix="check kubeconfig and context of this backend"
             ) from error
+        except (AttributeError, KeyError, TypeError, ValueError, YAMLError) as error:
+            # the client reads a file as if it were a kubeconfig, whatever it holds
+            raise self._misconfigured(error) from error
         if words and not configuration.api_key and not configuration.cert_file:
             # the client goes on as nobody, and the server would say what nobody may not
             what = words[-1].removeprefix("exec: ")

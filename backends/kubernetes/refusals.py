@@ -70,7 +70,7 @@ def _explained(refusal: Refused, backend: str) -> BackendError | None:
             return Busy(said, backend=backend)
         case 400 | 405 | 413 | 415 | 422:
             return Rejected(said, backend=backend, fix="kubectl explain tells what the field takes")
-        case 429 | 500 | 502 | 503 | 504:
+        case 408 | 410 | 429 | 500 | 502 | 503 | 504:  # 410: a long list that changed meanwhile
             busy = Busy(f"the API server asks to be asked later: {said}", backend=backend)
             busy.retry_after_s = refusal.retry_after_s
             return busy

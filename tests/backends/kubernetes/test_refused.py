@@ -40,7 +40,7 @@ def refuser() -> Iterator[Refuser]:
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             status, body = found.said(self.path)
-            data = json.dumps(body).encode()
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -112,6 +112,43 @@ def test_offers_of_one_place_are_offers_though_another_refuses(
     (tmp_path / "config.yaml").write_text(f"backends:\n{sim}{lab}")
     assert run(["offers"]) == 0
     assert "lab did not answer: not allowed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("contexts: [b\n", "expected ',' or ']'"),
+        ("hello there\n", "is no kubeconfig"),
+        ("- a\n", "is no kubeconfig"),
+        ("\xff", "can't decode byte 0xff"),
+        (
+            KUBECONFIG.format(host="https://127.0.0.1:9, proxy-url: nowhere").replace('"', ""),
+            "Proxy URL had no scheme",
+        ),
+    ],
+    ids=["yaml", "words", "list", "binary", "proxy"],
+)
+def test_file_that_is_no_kubeconfig_is_a_matter_of_configuration(
+    lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str
+) -> None:
+    assert lab
+    (tmp_path / "kube.conf").write_bytes(text.encode("latin-1"))
+    assert run(["offers"]) == 78
+    said = capsys.readouterr().err
+    assert f"backend 'lab': {tmp_path / 'kube.conf'}: " in said
+    assert says in said
+    assert run(["backend", "check"]) == 69
+    assert says in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("lab")
+def test_what_answers_and_is_no_api_server_is_told(
+    refuser: Refuser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refuser.answers["/api/v1/nodes"] = (200, b"<html><title>Sign in</title>")
+    assert run(["offers"]) == 69
+    said = capsys.readouterr().out
+    assert f"{refuser.host} is no API server: it answered '<html><title>Sign in</title>'" in said
 
 
 SEEN = (200, {"gitVersion": "v1.36.2"})
