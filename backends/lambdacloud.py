@@ -15,7 +15,7 @@ from backends.vm import RentedMachines, boot
 from backends.vm.cooling import where_of
 from backends.vm.once import made_once
 from backends.vm.options import secret, words
-from backends.vm.port import KEY, LAUNCH, Order, Vm
+from backends.vm.port import KEY, LAUNCH, SYSTEM_BYTES, Order, Vm
 from backends.vm.rest import Gone, Meaning, Refusal, Rest, Taken, by_status
 from orchestrator.backend import LABEL, Check, Offer
 from orchestrator.errors import BackendError
@@ -281,6 +281,8 @@ def shape_of(kind: Mapping[str, Any]) -> dict[str, Any] | None:
         "cpu": float(specs["vcpus"]),
         "memory_bytes": specs["memory_gib"] * GIB,
         "disk_bytes": specs["storage_gib"] * GIB,
+        "fetches": True,
+        "system_bytes": SYSTEM_BYTES,
         "price_usd_hour": kind["price_cents_per_hour"] / 100,
         "boot_s": BOOT_S,
         # Grace is the only processor of Arm's that Lambda rents out

@@ -14,7 +14,7 @@ import enum
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from threading import Event as Flag
 from typing import Literal, Protocol, runtime_checkable
@@ -50,6 +50,46 @@ class Can(enum.Enum):
 
 SCRATCH_BYTES = 4 * 2**30
 """Logs, kernels that are compiled and temporary files of an engine, beside its model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How large the disk of a machine may be asked for, and what it costs.
+
+    A disk has whole steps, ``most_bytes`` at most, None where nobody knows. With ``doubles`` it is paid
+    for as the next power of two of them.
+    """
+
+    usd_step_hour: float
+    step_bytes: int = 2**30
+    most_bytes: int | None = None
+    doubles: bool = False
+
+    def size_bytes(self, need_bytes: int) -> int | None:
+        """Return the smallest disk that holds ``need_bytes`` and costs no less, None where none does.
+
+        >>> Growth(0.1).size_bytes(300 * 10**9) / 2**30
+        280.0
+        >>> Growth(0.1, doubles=True).size_bytes(300 * 10**9) / 2**30
+        512.0
+        >>> Growth(0.1, most_bytes=2**40).size_bytes(2 * 2**40)
+        """
+        if self.most_bytes is not None and need_bytes > self.most_bytes:
+            return None
+        size = self._steps(need_bytes) * self.step_bytes
+        return size if self.most_bytes is None else min(size, self.most_bytes)
+
+    def usd_hour(self, size_bytes: int) -> float:
+        """Return what a disk of this size costs by the hour.
+
+        >>> Growth(0.5).usd_hour(3 * 2**30), Growth(0.5, doubles=True).usd_hour(3 * 2**30)
+        (1.5, 2.0)
+        """
+        return self._steps(size_bytes) * self.usd_step_hour
+
+    def _steps(self, size_bytes: int) -> int:
+        steps = -(-size_bytes // self.step_bytes)
+        return 1 << (steps - 1).bit_length() if self.doubles and steps else steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +134,10 @@ class Offer:
     """Why nothing may start there now, though the machine is there: cordoned, or not well."""
     fetches: bool = False
     """Whether ``disk_bytes`` has to hold what a launch fetches anew each time: its image and its model."""
+    system_bytes: int = 0
+    """What of ``disk_bytes`` its own system takes, where that is part of it."""
+    growth: Growth | None = None
+    """How a larger disk may be had, None where it comes as it is; ``price_usd_hour`` is with this one."""
 
     @property
     def own_prices(self) -> tuple[float, float]:
@@ -107,6 +151,21 @@ class Offer:
         3.0
         """
         return (self.price_usd_hour + self.own_usd_hour * max(1, count)) * nodes
+
+    def with_disk(self, need_bytes: int) -> Offer:
+        """Return it with a disk that holds ``need_bytes``, at its price, where its size may be chosen.
+
+        >>> small = Offer("aws", "g6", 4, 2**34, disk_bytes=2**30, price_usd_hour=1.0, growth=Growth(0.5))
+        >>> small.with_disk(3 * 2**30).price_usd_hour, small.with_disk(10).price_usd_hour
+        (2.0, 1.0)
+        """
+        if self.growth is None or self.disk_bytes is None or need_bytes <= self.disk_bytes:
+            return self
+        size = self.growth.size_bytes(need_bytes)
+        if size is None:
+            return self
+        more = self.growth.usd_hour(size) - self.growth.usd_hour(self.disk_bytes)
+        return replace(self, disk_bytes=size, price_usd_hour=round(self.price_usd_hour + more, 6))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +190,8 @@ class Rent:
     cpu: float = 0.0
     memory_bytes: int = 0
     """What a machine of a fleet has to share; 0 where one launch has all of it."""
+    disk_bytes: int = 0
+    """The disk that is asked for with it; 0 where its size is not ours to choose."""
 
     def __str__(self) -> str:
         """Return it in a few words, for people.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from backends.aws.around import Around, interfaces
 from backends.aws.ebs import Ebs
 from backends.aws.refusals import GONE, explained, translated
-from backends.aws.shapes import disk_usd_hour, is_block, offers_of, reserved_offer, shape_of
+from backends.aws.shapes import growth_of, is_block, offers_of, reserved_offer, shape_of
 from backends.vm.cooling import where_of
 from backends.vm.disks import Disk
 from backends.vm.port import DEPLOYMENT, GANG, KEY, Belonging, KeySpent, Order, Vm
@@ -99,20 +99,20 @@ class Ec2:
 
     def _offers(self, region: str) -> Iterator[Offer]:
         disk = self._settings.disk_bytes
-        cost = disk_usd_hour(disk, self._settings.disk_usd_gib_month)
+        growth = growth_of(self._settings.disk_usd_gib_month)
         types = self._kept(f"{region}-shapes", SHAPES_S, lambda: self._types(region))
         named = [shape["instance_type"] for shape, _ in types if shape["spot"]]
         spot = self._kept(f"{region}-spot", SPOT_S, lambda: self._spot_prices(region, named))
         for shape, zones in types:
             yield from offers_of(
-                shape, zones, backend=self._backend, region=region, disk_bytes=disk, disk_usd_hour=cost,
+                shape, zones, backend=self._backend, region=region, disk_bytes=disk, growth=growth,
                 spot_usd_hour=spot.get(shape["instance_type"], {}),
             )  # fmt: skip
         shapes = {shape["instance_type"]: shape for shape, _ in types}
         for one in self._reserved(region):
             if (shape := shapes.get(one["InstanceType"])) is not None:
                 yield reserved_offer(
-                    shape, one, backend=self._backend, region=region, disk_bytes=disk, disk_usd_hour=cost
+                    shape, one, backend=self._backend, region=region, disk_bytes=disk, growth=growth
                 )
 
     def _reserved(self, region: str, only: str | None = None) -> Sequence[Mapping[str, Any]]:
@@ -226,8 +226,8 @@ class Ec2:
                 {
                     "DeviceName": image.get("RootDeviceName", "/dev/sda1"),
                     "Ebs": {
-                        "VolumeSize": -(-settings.disk_bytes // GIB), "VolumeType": "gp3",
-                        "DeleteOnTermination": True,
+                        "VolumeSize": -(-(rent.disk_bytes or settings.disk_bytes) // GIB),
+                        "VolumeType": "gp3", "DeleteOnTermination": True,
                     },
                 }
             ],

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from orchestrator.backend import Offer
-from orchestrator.units import GIB
+from backends.vm.port import SYSTEM_BYTES
+from orchestrator.backend import Growth, Offer
 
 MIB = 2**20
 ARCHES: Mapping[str, str] = {"x86_64": "x86", "arm64": "arm"}
 BOOT_S = 180
+HOURS_A_MONTH = 730
+MOST_DISK_BYTES = 16 * 2**40
+"""As much as a disk of type gp3 took in every region before it was allowed more
+(docs.aws.amazon.com/ebs/latest/userguide/general-purpose.html)."""
 
 ASIDE = frozenset({"spot", "on_demand", "efa", "cluster"})
 """What is known of a type besides what an offer holds."""
@@ -71,7 +75,7 @@ def offers_of(
     backend: str,
     region: str,
     disk_bytes: int,
-    disk_usd_hour: float,
+    growth: Growth,
     spot_usd_hour: Mapping[str, float],
 ) -> Iterable[Offer]:
     """Yield the offers of one instance type: each zone, on demand and as spot where it has a price.
@@ -81,20 +85,28 @@ def offers_of(
         zones: Where it can be had.
         backend: The backend's name.
         region: The zones' region.
-        disk_bytes: The size of the root disk.
-        disk_usd_hour: What that disk costs.
+        disk_bytes: The size of the root disk, unless a larger one is asked for.
+        growth: What it costs.
         spot_usd_hour: The spot price now, by zone.
     """
-    size = {key: value for key, value in shape.items() if key not in ASIDE}
+    common = _common(shape, backend=backend, region=region, disk_bytes=disk_bytes, growth=growth)
+    disk_usd_hour = growth.usd_hour(disk_bytes)
     for zone in sorted(zones):
-        common: dict[str, Any] = {
-            **size, "backend": backend, "region": region, "zone": zone, "disk_bytes": disk_bytes,
-            "boot_s": BOOT_S,
-        }  # fmt: skip
         if shape["on_demand"]:
-            yield Offer(**common, price_usd_hour=disk_usd_hour, price_list="aws")
+            yield Offer(**common, zone=zone, price_usd_hour=round(disk_usd_hour, 6), price_list="aws")
         if shape["spot"] and zone in spot_usd_hour:
-            yield Offer(**common, spot=True, price_usd_hour=round(disk_usd_hour + spot_usd_hour[zone], 6))
+            price = round(disk_usd_hour + spot_usd_hour[zone], 6)
+            yield Offer(**common, zone=zone, spot=True, price_usd_hour=price)
+
+
+def _common(
+    shape: Mapping[str, Any], *, backend: str, region: str, disk_bytes: int, growth: Growth
+) -> dict[str, Any]:
+    size = {key: value for key, value in shape.items() if key not in ASIDE}
+    return {
+        **size, "backend": backend, "region": region, "disk_bytes": disk_bytes, "growth": growth,
+        "fetches": True, "system_bytes": SYSTEM_BYTES, "boot_s": BOOT_S,
+    }  # fmt: skip
 
 
 def reserved_offer(
@@ -104,18 +116,17 @@ def reserved_offer(
     backend: str,
     region: str,
     disk_bytes: int,
-    disk_usd_hour: float,
+    growth: Growth,
 ) -> Offer:
     """Return the offer of a capacity reservation: as many as are free in it, for those who name it.
 
     What is in a capacity block was paid before; anything else costs what it does on demand.
     """
-    size = {key: value for key, value in shape.items() if key not in ASIDE}
     return Offer(
-        backend=backend, region=region, zone=reservation["AvailabilityZone"], disk_bytes=disk_bytes,
-        boot_s=BOOT_S, price_usd_hour=disk_usd_hour, price_list="" if is_block(reservation) else "aws",
+        **_common(shape, backend=backend, region=region, disk_bytes=disk_bytes, growth=growth),
+        zone=reservation["AvailabilityZone"], price_usd_hour=round(growth.usd_hour(disk_bytes), 6),
+        price_list="" if is_block(reservation) else "aws",
         reservation=reservation["CapacityReservationId"], available=reservation["AvailableInstanceCount"],
-        **size,
     )  # fmt: skip
 
 
@@ -128,10 +139,10 @@ def is_block(reservation: Mapping[str, Any]) -> bool:
     return bool(reservation.get("ReservationType") == "capacity-block")
 
 
-def disk_usd_hour(disk_bytes: int, usd_gib_month: float) -> float:
-    """Return what a disk costs by the hour; AWS counts 730 hours a month.
+def growth_of(usd_gib_month: float) -> Growth:
+    """Return what a disk costs by the GiB and hour; AWS counts 730 hours a month.
 
-    >>> disk_usd_hour(100 * GIB, 0.08)
+    >>> round(growth_of(0.08).usd_hour(100 * 2**30), 6)
     0.010959
     """
-    return round(disk_bytes / GIB * usd_gib_month / 730, 6)
+    return Growth(usd_gib_month / HOURS_A_MONTH, most_bytes=MOST_DISK_BYTES)

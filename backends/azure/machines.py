@@ -18,7 +18,7 @@ from backends.azure.signing import Signing
 from backends.vm.cooling import where_of
 from backends.vm.port import KeySpent, Order, Vm
 from backends.vm.rest import Gone, Rest, Taken
-from orchestrator.backend import Check, Offer
+from orchestrator.backend import Check, Growth, Offer
 from orchestrator.errors import BackendError, ConfigError, Rejected
 from orchestrator.units import GIB
 
@@ -34,6 +34,11 @@ MADE_S = 90.0
 POLL_S = 0.5
 
 HOURS_A_MONTH = 730
+
+MOST_DISK_BYTES = 4095 * GIB
+"""Of the disk that a machine boots from (learn.microsoft.com/azure/virtual-machines/managed-disks-overview).
+Sizes between powers of two are paid for as the next one
+(azure.github.io/PSRule.Rules.Azure, "Azure.VM.DiskSizeAlignment")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +85,14 @@ class VirtualMachines:
     def offers(self) -> Sequence[Offer]:
         """Return every size of the settings in every region that lets us have it, also as spot."""
         settings = self._settings
-        disk = round(settings.disk_bytes / GIB * settings.disk_usd_gib_month / HOURS_A_MONTH, 6)
+        price = settings.disk_usd_gib_month / HOURS_A_MONTH
+        growth = Growth(price, most_bytes=MOST_DISK_BYTES, doubles=True)
         return [
             offer
             for region in settings.regions
             for shape in self._shapes(region)
             for offer in offers_of(
-                shape, region, backend=self._backend, disk_bytes=settings.disk_bytes, disk_usd_hour=disk
+                shape, region, backend=self._backend, disk_bytes=settings.disk_bytes, growth=growth
             )
         ]
 
@@ -186,7 +192,7 @@ class VirtualMachines:
                 "imageReference": image,
                 "osDisk": {
                     "createOption": "FromImage", "deleteOption": "Delete",
-                    "diskSizeGB": -(-settings.disk_bytes // GIB),
+                    "diskSizeGB": -(-(rent.disk_bytes or settings.disk_bytes) // GIB),
                     "managedDisk": {"storageAccountType": "StandardSSD_LRS"},
                 },
             },

@@ -8,8 +8,8 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any
 
-from backends.vm.port import Vm
-from orchestrator.backend import LABEL, Offer
+from backends.vm.port import SYSTEM_BYTES, Vm
+from orchestrator.backend import LABEL, Growth, Offer
 from orchestrator.units import GIB
 
 BOOT_S = 240
@@ -68,13 +68,14 @@ def _is_allowed(sku: Mapping[str, Any]) -> bool:
 
 
 def offers_of(
-    shape: Mapping[str, Any], region: str, *, backend: str, disk_bytes: int, disk_usd_hour: float
+    shape: Mapping[str, Any], region: str, *, backend: str, disk_bytes: int, growth: Growth
 ) -> Iterator[Offer]:
     """Yield a size in one region, on demand and as spot; the catalog has the prices."""
     size = {key: value for key, value in shape.items() if key != "spot"}
     for spot in (False, True) if shape["spot"] else (False,):
         yield Offer(
-            backend, region=region, spot=spot, disk_bytes=disk_bytes, price_usd_hour=disk_usd_hour,
+            backend, region=region, spot=spot, disk_bytes=disk_bytes, growth=growth, fetches=True,
+            system_bytes=SYSTEM_BYTES, price_usd_hour=round(growth.usd_hour(disk_bytes), 6),
             price_list="azure", boot_s=BOOT_S, **size,
         )  # fmt: skip
 

@@ -29,7 +29,7 @@ from backends.vm.cooling import where_of
 from backends.vm.labels import labels_of
 from backends.vm.port import Belonging, KeySpent, Order, Vm
 from backends.vm.rest import Gone, Rest, Taken
-from orchestrator.backend import Check, Offer
+from orchestrator.backend import Check, Growth, Offer
 from orchestrator.errors import BackendError, Busy, ConfigError, Rejected
 from orchestrator.units import GIB
 
@@ -40,6 +40,9 @@ MADE_S = 60.0
 """How long the answer to an insert is waited for: one that is sold out says so within seconds."""
 
 HOURS_A_MONTH = 730
+
+MOST_DISK_BYTES = 64 * 2**40
+"""Of a balanced disk, persistent or hyper (docs.cloud.google.com/compute/docs/disks)."""
 
 TAKES_GPUS = ("n1-standard-", "n1-highmem-")
 
@@ -86,7 +89,7 @@ class Compute:
     def offers(self) -> Sequence[Offer]:
         """Return every machine type of the settings in every zone that has it, on demand and as spot."""
         settings = self._settings
-        disk = round(settings.disk_bytes / GIB * settings.disk_usd_gib_month / HOURS_A_MONTH, 6)
+        growth = Growth(settings.disk_usd_gib_month / HOURS_A_MONTH, most_bytes=MOST_DISK_BYTES)
         types = self._types()
         reserved = self._reserved({(zone, shape["instance_type"]) for zone, shape in types})
         return [
@@ -97,7 +100,7 @@ class Compute:
                 zone,
                 backend=self._backend,
                 disk_bytes=settings.disk_bytes,
-                disk_usd_hour=disk,
+                growth=growth,
                 reserved=reserved.get((zone, shape["instance_type"]), {}),
             )
         ]
@@ -236,6 +239,7 @@ class Compute:
 
     def _instance(self, order: Order) -> dict[str, Any]:
         settings, rent = self._settings, order.rent
+        disk_gib = -(-(rent.disk_bytes or settings.disk_bytes) // GIB)
         disk = "hyperdisk-balanced" if rent.instance_type.startswith(HYPERDISK_ONLY) else "pd-balanced"
         network: dict[str, Any] = {
             "subnetwork" if "/subnetworks/" in settings.network else "network": settings.network
@@ -258,7 +262,7 @@ class Compute:
                 {
                     "boot": True, "autoDelete": True,
                     "initializeParams": {
-                        "sourceImage": settings.image, "diskSizeGb": str(-(-settings.disk_bytes // GIB)),
+                        "sourceImage": settings.image, "diskSizeGb": str(disk_gib),
                         "diskType": f"zones/{rent.zone}/diskTypes/{disk}",
                         "labels": labels_of(order.tags),
                     },

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from backends.gcp.attached import MACHINES, put_together
 from backends.vm.labels import tags_of
-from backends.vm.port import Vm
-from orchestrator.backend import Offer
+from backends.vm.port import SYSTEM_BYTES, Vm
+from orchestrator.backend import Growth, Offer
 from orchestrator.units import GIB
 
 MIB = 2**20
@@ -91,7 +91,7 @@ def offers_of(
     *,
     backend: str,
     disk_bytes: int,
-    disk_usd_hour: float,
+    growth: Growth,
     reserved: Mapping[str, int],
 ) -> Iterator[Offer]:
     """Yield a machine type in one zone: on demand, as spot, and what is free in each reservation.
@@ -100,7 +100,8 @@ def offers_of(
     """
     common: dict[str, Any] = {
         **shape, "backend": backend, "region": zone.rsplit("-", 1)[0], "zone": zone, "boot_s": BOOT_S,
-        "disk_bytes": disk_bytes, "price_usd_hour": disk_usd_hour, "price_list": "gcp",
+        "disk_bytes": disk_bytes, "growth": growth, "fetches": True, "system_bytes": SYSTEM_BYTES,
+        "price_usd_hour": round(growth.usd_hour(disk_bytes), 6), "price_list": "gcp",
     }  # fmt: skip
     for spot in (False, True):
         yield Offer(**common, spot=spot)

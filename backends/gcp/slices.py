@@ -21,6 +21,9 @@ from orchestrator.backend import LABEL, Offer
 from orchestrator.units import GIB
 
 BOOT_S = 300
+DISK_BYTES = 100 * GIB
+"""Of every machine (docs.cloud.google.com/tpu/docs/attach-durable-block-storage)."""
+
 ALONE = (1, 4, 8)
 """Chips of a v5e or v6e slice that is one machine."""
 
@@ -113,7 +116,7 @@ def offers_of(accelerator_type: str, zone: str, *, backend: str) -> Iterator[Off
             backend=backend, instance_type=accelerator_type, cpu=float(cpus), memory_bytes=memory_gb * 10**9,
             region=zone.rsplit("-", 1)[0], zone=zone, accelerator=generation.prefix, vendor="google",
             count=kind.each, vram_bytes=generation.gib * GIB, spot=spot, price_list="gcp", boot_s=BOOT_S,
-            nodes=kind.machines,
+            nodes=kind.machines, disk_bytes=DISK_BYTES, fetches=True,
         )  # fmt: skip
 
 

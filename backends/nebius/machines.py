@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from backends.vm.cooling import where_of
 from backends.vm.labels import labels_of
 from backends.vm.port import KeySpent, Order, Vm
 from backends.vm.rest import Gone, Taken
-from orchestrator.backend import Check, Offer, Rent
+from orchestrator.backend import Check, Growth, Offer, Rent
 from orchestrator.errors import BackendError, Busy, ConfigError, Rejected
 from orchestrator.units import GIB
 
@@ -45,6 +45,9 @@ READ_WRITE, NETWORK_SSD, STOP, FAIL, FORBID, HOUR = 2, 1, 1, 1, 1, 2
 ``ReservationPolicy.Policy`` and ``FilterAggregationUnitValue``."""
 
 PAGE = 100
+
+MORE_GIB = 1024
+"""By how much a disk is larger that is asked about beside those of the settings' size, to learn its price."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ class NebiusMachines:
                     project.region,
                     backend=self._backend,
                     disk_bytes=self._settings.disk_bytes,
+                    growth=Growth(kept["disk_usd_gib_hour"]),
                     prices=kept["prices"],
                     free=free,
                 )
@@ -123,7 +127,7 @@ class NebiusMachines:
     def _kept(self, project: Project) -> Mapping[str, Any]:
         """Return shapes and prices of a project's region, as they were read at most a day ago."""
         settings = self._settings
-        wanted = f"{project.id} {settings.disk_bytes} {settings.image_family}"
+        wanted = f"{project.id} {settings.disk_bytes} {settings.image_family} {MORE_GIB}"
         path = self._cache / f"region-{uuid.uuid5(uuid.NAMESPACE_URL, wanted).hex}.json"
         try:
             if time.time() - path.stat().st_mtime < KEPT_S:
@@ -138,7 +142,8 @@ class NebiusMachines:
         shapes = sorted(
             (shape for each in platforms for shape in shapes_of(each)), key=lambda each: each["instance_type"]
         )
-        kept = {"shapes": shapes, "prices": self._prices(project, shapes)}
+        prices, more = self._prices(project, shapes)
+        kept = {"shapes": shapes, "prices": prices, "disk_usd_gib_hour": more}
         if kept["prices"]:  # whoever could not be asked is asked again, and not tomorrow
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_suffix(f".{time.time_ns()}")
@@ -146,11 +151,13 @@ class NebiusMachines:
             draft.replace(path)
         return kept
 
-    def _prices(self, project: Project, shapes: Sequence[Mapping[str, Any]]) -> Mapping[str, float]:
-        """Return what a machine of each shape costs by the hour with its disk, as Nebius' calculator says.
+    def _prices(
+        self, project: Project, shapes: Sequence[Mapping[str, Any]]
+    ) -> tuple[Mapping[str, float], float]:
+        """Return what a machine of each shape costs by the hour with its disk, and what a GiB more does.
 
-        It is asked about the very requests that we would make. Where it may not be asked, the catalog's
-        prices are all there are.
+        Nebius' calculator is asked about the very requests that we would make, and about the first with
+        a larger disk. Where it may not be asked, the catalog's prices are all there are, without disks.
         """
         kinds = [
             Rent(shape["instance_type"], project.region, spot=spot)
@@ -158,10 +165,11 @@ class NebiusMachines:
             for spot in ((False, True) if shape["spot"] else (False,))
         ]
         if not kinds:
-            return {}
+            return {}, 0.0
+        large = replace(kinds[0], disk_bytes=self._settings.disk_bytes + MORE_GIB * GIB)
         request = message(BILLING + "EstimateBatchRequest")(currency="usd")
         request.filter_aggregation_unit.filter_aggregation_unit_values.append(HOUR)
-        for rent in kinds:
+        for rent in (*kinds, large):
             asked = self._request(project, "estimate", rent, {})
             spec = request.resource_specs.add().spec
             spec.type_url = f"type.googleapis.com/{COMPUTE}CreateInstanceRequest"
@@ -171,14 +179,16 @@ class NebiusMachines:
                 CALCULATOR, "EstimateBatch", request, BILLING + "EstimateBatchResponse", where=project.region
             )
         except BackendError:
-            return {}
+            return {}, 0.0
         costs = [each for each in answer.resource_costs if each.aggregation_unit.unit.lower() == "hour"]
-        if len(costs) != len(kinds):  # which is which is said by their order alone
-            return {}
-        return {
-            price_name(rent.instance_type, spot=rent.spot): round(float(each.general.total.cost), 6)
-            for rent, each in zip(kinds, costs, strict=True)
+        if len(costs) != len(kinds) + 1:  # which is which is said by their order alone
+            return {}, 0.0
+        usd_hour = [float(each.general.total.cost) for each in costs]
+        prices = {
+            price_name(rent.instance_type, spot=rent.spot): round(each, 6)
+            for rent, each in zip(kinds, usd_hour, strict=False)
         }
+        return prices, max(0.0, usd_hour[-1] - usd_hour[0]) / MORE_GIB
 
     # -- machines --------------------------------------------------------------------------------
 
@@ -245,7 +255,7 @@ class NebiusMachines:
         disk.attach_mode = READ_WRITE
         disk.managed_disk.name = name
         disk.managed_disk.labels.update(labels_of(tags))
-        disk.managed_disk.spec.size_gibibytes = -(-settings.disk_bytes // GIB)
+        disk.managed_disk.spec.size_gibibytes = -(-(rent.disk_bytes or settings.disk_bytes) // GIB)
         disk.managed_disk.spec.type = NETWORK_SSD
         disk.managed_disk.spec.source_image_family.image_family = settings.image_family
         if rent.spot:

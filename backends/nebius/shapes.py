@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from backends.vm.labels import tags_of
-from backends.vm.port import Vm
-from orchestrator.backend import Offer
+from backends.vm.port import SYSTEM_BYTES, Vm
+from orchestrator.backend import Growth, Offer
 from orchestrator.units import GIB
 
 BOOT_S = 180
@@ -67,6 +67,7 @@ def offers_of(
     *,
     backend: str,
     disk_bytes: int,
+    growth: Growth,
     prices: Mapping[str, float],
     free: Mapping[tuple[str, bool], int],
 ) -> Iterator[Offer]:
@@ -76,7 +77,8 @@ def offers_of(
         shape: What ``shapes_of`` says of it.
         region: Where.
         backend: The backend's name.
-        disk_bytes: The size of its disk.
+        disk_bytes: The size of its disk, unless a larger one is asked for.
+        growth: What more of it costs.
         prices: What it costs, disk included, by ``price_name``; the catalog is asked for others.
         free: How many can be had now, by instance type and whether it is spot, as far as that is known.
     """
@@ -86,7 +88,8 @@ def offers_of(
         told = {"price_usd_hour": price} if price is not None else {"price_list": "nebius"}
         yield Offer(
             **{**shape, "spot": spot, **told}, backend=backend, region=region, boot_s=BOOT_S,
-            disk_bytes=disk_bytes, available=free.get((kind, spot)),
+            disk_bytes=disk_bytes, growth=growth, fetches=True, system_bytes=SYSTEM_BYTES,
+            available=free.get((kind, spot)),
         )  # fmt: skip
 
 

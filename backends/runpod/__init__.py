@@ -152,7 +152,7 @@ class Runpod:
             "name": launch.name,
             "image": launch.image,
             "args": start_command(launch, key),
-            "disk": self._pods.disk_gb,
+            "disk": -(-launch.rent.disk_bytes // 10**9) or self._pods.disk_gb,
             "env": {**dict(launch.env), **handed, LABELS: self._labels(launch, key)},
             "ports": [f"{port.container}/tcp" for port in launch.ports],
             **({"registry": registry} if registry else {}),

@@ -15,7 +15,7 @@ from backends.runpod.refusals import FIXES, KEYS_PAGE, of_create, read
 from backends.runpod.shapes import COUNTS, Pod, cpu_offers, gpu_offers, pod_of
 from backends.vm.options import secret
 from backends.vm.rest import Gone, Rest, trusted
-from orchestrator.backend import Offer
+from orchestrator.backend import Growth, Offer
 from orchestrator.errors import Busy, Unreachable
 
 URL = "https://api.runpod.io"
@@ -68,7 +68,7 @@ class Pods:
         """Return every kind of GPU, one to eight in a pod, and of CPU, in each data centre, as of now."""
         disk: dict[str, Any] = {
             "backend": self._backend, "disk_bytes": self.disk_gb * 10**9,
-            "disk_usd_hour": self.disk_gb * DISK_USD_GB_MONTH / HOURS_A_MONTH,
+            "growth": Growth(DISK_USD_GB_MONTH / HOURS_A_MONTH, step_bytes=10**9),
         }  # fmt: skip
         wanted = [(cloud, count) for cloud in self._clouds for count in COUNTS]
         with ThreadPoolExecutor(len(wanted) + 1) as pool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from orchestrator.backend import LABEL, Offer, Rent
+from orchestrator.backend import LABEL, Growth, Offer, Rent
 from orchestrator.units import GIB
 
 GB = 10**9
@@ -73,7 +73,7 @@ def gpu_offers(
     community: bool,
     backend: str,
     disk_bytes: int,
-    disk_usd_hour: float,
+    growth: Growth,
 ) -> Iterator[Offer]:
     """Yield a kind of GPU, ``count`` in a pod, in each data centre that has it.
 
@@ -86,22 +86,24 @@ def gpu_offers(
     shape: dict[str, Any] = {
         "instance_type": gpu_type(gpu["id"], count), "cpu": cpu * count, "memory_bytes": memory * count,
         "accelerator": gpu["id"], "vendor": gpu["manufacturer"].lower(), "count": count,
-        "vram_bytes": gpu["memory"] * GIB, "price_usd_hour": gpu["price"][cloud] * count + disk_usd_hour,
+        "vram_bytes": gpu["memory"] * GIB, "growth": growth,
+        "price_usd_hour": gpu["price"][cloud] * count + growth.usd_hour(disk_bytes),
     }  # fmt: skip
     yield from _placed(shape, gpu, backend=backend, disk_bytes=disk_bytes, everywhere=community and cloud)
 
 
-def cpu_offers(
-    cpu: Mapping[str, Any], *, backend: str, disk_bytes: int, disk_usd_hour: float
-) -> Iterator[Offer]:
-    """Yield a kind of CPU with each number of them that it comes in, in each data centre."""
+def cpu_offers(cpu: Mapping[str, Any], *, backend: str, disk_bytes: int, growth: Growth) -> Iterator[Offer]:
+    """Yield a kind of CPU with each number of them that it comes in, in each data centre.
+
+    How large a disk each takes is not told, so that none is asked for beyond the configured one.
+    """
     vcpus = 2
     while vcpus <= cpu["vcpu"]["max"]:
         if vcpus >= cpu["vcpu"]["min"]:
             shape: dict[str, Any] = {
                 "instance_type": f"{cpu['id']}:{vcpus}", "cpu": float(vcpus),
                 "memory_bytes": int(cpu["ramGbPerVcpu"] * vcpus * GB),
-                "price_usd_hour": cpu["price"]["securePerVcpu"] * vcpus + disk_usd_hour,
+                "price_usd_hour": cpu["price"]["securePerVcpu"] * vcpus + growth.usd_hour(disk_bytes),
             }  # fmt: skip
             yield from _placed(shape, cpu, backend=backend, disk_bytes=disk_bytes, everywhere="")
         vcpus *= 2
@@ -111,7 +113,9 @@ def _placed(
     shape: dict[str, Any], kind: Mapping[str, Any], *, backend: str, disk_bytes: int, everywhere: str | bool
 ) -> Iterator[Offer]:
     shape["price_usd_hour"] = round(shape["price_usd_hour"], 6)
-    common: dict[str, Any] = {**shape, "backend": backend, "disk_bytes": disk_bytes, "boot_s": BOOT_S}
+    common: dict[str, Any] = {
+        **shape, "backend": backend, "disk_bytes": disk_bytes, "fetches": True, "boot_s": BOOT_S,
+    }  # fmt: skip
     if everywhere:  # hosts of the community are not chosen by data centre
         gone = kind.get("availability") == "NONE"
         yield Offer(**common, region=str(everywhere), available=0 if gone else None)

@@ -29,6 +29,7 @@ from backends.vm.gang import Seat, gather, nodes_of, refuse
 from backends.vm.options import duration_s, state_folder
 from backends.vm.port import (
     DEPLOYMENT,
+    DISK,
     EXPIRES,
     GANG,
     KEY,
@@ -539,6 +540,7 @@ class RentedMachines:
         tags = launch.labels() | self._ours() | {EXPIRES: expires.isoformat(timespec="seconds")}
         tags |= {GANG: gang} if gang else {}
         tags |= {FLEET: launch.fleet} if launch.fleet else {}
+        tags |= {DISK: str(rent.disk_bytes)} if rent.disk_bytes else {}
         spent = 0
         while True:
             key = self._key(launch.name, spent)
@@ -779,8 +781,9 @@ def _answers(host: HostDocker) -> bool:
 
 
 def _is_such(vm: Vm, rent: Rent) -> bool:
-    """Say whether a machine is of the kind that is to be rented; any zone does."""
-    return (vm.instance_type, vm.region, vm.spot) == (rent.instance_type, rent.region, rent.spot)
+    """Say whether a machine is of the kind that is to be rented, with its disk; any zone does."""
+    alike = (vm.instance_type, vm.region, vm.spot) == (rent.instance_type, rent.region, rent.spot)
+    return alike and int(vm.tags.get(DISK, "0")) >= rent.disk_bytes
 
 
 def _is_open(address: str, port: int) -> bool:

@@ -14,8 +14,15 @@ NAMESPACE = LABEL + "namespace"
 LAUNCH = LABEL + "launch"
 KEY = LABEL + "key"
 EXPIRES = LABEL + "expires"
+DISK = LABEL + "disk"
+"""Tag of a machine whose disk's size was chosen: how large it is, in bytes."""
 GANG = LABEL + "gang"
 """Tag on the machines of several nodes, and on what is made for them: what they are close together as."""
+
+
+SYSTEM_BYTES = 100 * 10**9
+"""What images with a driver, CUDA and Docker take of a disk, at most: EC2's console recommends as much for
+AWS's own (aws/deep-learning-containers PR 2425, November 2022)."""
 
 
 class KeySpent(Exception):

@@ -200,10 +200,10 @@ class _Offers:
         if left <= 0 or spec.name not in self.world.places:
             return
         demand = fleet_demand(spec, places=self.world.places, names=self.world.names)
-        for offer in tries_of(index.match(demand).fitting, demand):
+        for offer in tries_of(index.roomy(demand).match(demand).fitting, demand):
             yield replace(
                 offer, backend=spec.name, fleet=spec.name, reservation=None, divisible=True, available=left,
-                price_usd_hour=offer.price_usd_hour / spec.blocks,
+                price_usd_hour=offer.price_usd_hour / spec.blocks, growth=None,
             )  # fmt: skip
 
 
@@ -407,6 +407,8 @@ def _rent(offer: Offer, *, shared: bool) -> Rent:
         offer.instance_type, offer.region, offer.zone, offer.spot, offer.price_usd_hour, offer.reservation,
         offer.accelerator, offer.vendor, offer.count, offer.vram_bytes, offer.compute_capability,
     )  # fmt: skip
+    if offer.growth is not None:
+        rent = replace(rent, disk_bytes=offer.disk_bytes or 0)
     return replace(rent, cpu=offer.cpu, memory_bytes=offer.memory_bytes) if shared else rent
 
 
@@ -599,13 +601,12 @@ class _Placing:
 
 def _fetched(model: Model | None, facts: ModelFacts) -> int:
     """Return the bytes of a model's files that a node downloads; none where it is mounted."""
-    from orchestrator.catalog import count_parameters
+    from orchestrator.planner.sizing.weights import published_format, weight_bytes
     from orchestrator.planner.sources import model_source
 
     if model is None or model_source(model)[1]:
         return 0
-    # as published, else 16 bits each
-    return facts.weights_bytes or 2 * (facts.parameters or count_parameters(facts))
+    return facts.weights_bytes or round(weight_bytes(facts, published_format(facts), loaded=False).total)
 
 
 def _with_back(offer: Offer, template: Template) -> Offer:

@@ -45,6 +45,7 @@ def check_prices(plans: Sequence[Plan], offers: Sequence[Offer], silent: Mapping
             offer = now.get(_kind(choice.offer))
             if offer is None:
                 raise PlanRefused(f"{name}, chosen for {plan.name!r}, is no longer offered", fix=PLAN_AGAIN)
+            offer = offer.with_disk(choice.offer.disk_bytes or 0)
             # a choice may be several machines, or a share of one: its price moves as the machine's does;
             # a rate that has not moved is 1 to the last bit, and 0.2 * 0.2 / 0.2 is more than 0.2
             costs = choice.price_usd_hour * (_rate(offer, choice) / _rate(choice.offer, choice))

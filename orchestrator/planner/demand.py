@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from orchestrator.backend import SCRATCH_BYTES, Can
+from orchestrator.backend import SCRATCH_BYTES, Can, Offer
 from orchestrator.spec.parts import exact_bytes
 from orchestrator.units import format_bytes
 
@@ -92,6 +92,11 @@ class Demand:
         173
         """
         return self.fetch_bytes + IMAGE_BYTES + SCRATCH_BYTES if self.fetch_bytes else 0
+
+    def disk_need_bytes(self, offer: Offer) -> int:
+        """Return how large the disk of an offer has to be: as asked for, and for what is fetched to it."""
+        fetched = self.fetched_bytes + offer.system_bytes if self.fetched_bytes and offer.fetches else 0
+        return max(int(self.disk_bytes.low or 0), fetched)
 
     def summary(self) -> str:
         """Return the demand in a phrase, for a plan or an error.

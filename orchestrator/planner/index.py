@@ -81,7 +81,21 @@ class OfferIndex:
     def __init__(self, offers: Sequence[Offer], *, preference: Sequence[str] = ()) -> None:
         place = {name: at for at, name in enumerate(preference)}
         self.offers = sorted(offers, key=lambda o: _rank(o, place.get(o.backend, len(place))))
+        self._preference = preference
         self._groups: dict[tuple[str, ...], list[tuple[Offer, int]]] = {}
+        self._roomy: dict[tuple[float | None, int], OfferIndex] = {}
+
+    def roomy(self, demand: Demand) -> OfferIndex:
+        """Return the same offers with disks that hold what ``demand`` takes, where their size is chosen."""
+        key = (demand.disk_bytes.low, demand.fetched_bytes)
+        if key not in self._roomy:
+            kinds = self.grouped(("disk_bytes", "growth", "fetches", "system_bytes"))
+            if all(kind is _roomy(kind, demand) for kind, _ in kinds):
+                self._roomy[key] = self
+            else:
+                found = [_roomy(offer, demand) for offer in self.offers]
+                self._roomy[key] = OfferIndex(found, preference=self._preference)
+        return self._roomy[key]
 
     def match(self, demand: Demand) -> Matched:
         """Return what fits ``demand``, and how many offers fell for which reason."""
@@ -121,6 +135,10 @@ class OfferIndex:
         if known is None:
             known = self._groups[fields] = _group(self.offers, fields)
         return known
+
+
+def _roomy(offer: Offer, demand: Demand) -> Offer:
+    return offer.with_disk(demand.disk_need_bytes(offer))
 
 
 def _group(offers: Sequence[Offer], fields: tuple[str, ...]) -> list[tuple[Offer, int]]:

@@ -220,11 +220,13 @@ def disk(offer: Offer, demand: Demand) -> str | None:
     return None
 
 
-@_stage("disk_bytes", "fetches")
+@_stage("disk_bytes", "fetches", "system_bytes")
 def fetched(offer: Offer, demand: Demand) -> str | None:
     """Refuse a disk that image and model would fill, where they are fetched anew for every start."""
     need = demand.fetched_bytes
-    if need and offer.fetches and offer.disk_bytes is not None and offer.disk_bytes < need:
+    if not need or not offer.fetches or offer.disk_bytes is None:
+        return None
+    if offer.disk_bytes < need + offer.system_bytes:
         return f"{TOO_FULL} ({format_bytes(need)})"
     return None
 

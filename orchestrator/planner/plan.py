@@ -68,6 +68,7 @@ def place(demand: Demand, index: OfferIndex, *, what: str, where: Position | Non
     Raises:
         NothingFits: every offer was refused; it carries the reasons.
     """
+    index = index.roomy(demand)
     matched = index.match(demand)
     if not len(matched.fitting):
         raise NothingFits(

@@ -392,6 +392,7 @@ def place_model(
         NothingFits: no offer holds the model; carries the reasons, and the nearest change.
     """
     asked = replace(demand, accelerator=any_of(demand.accelerator), nodes=1, spans=True)
+    index = index.roomy(asked)
     matched = index.match(asked)
     groups = group(matched.fitting, demand, accelerators)
     if question.engine in CPU_ENGINES and demand.accelerator is None:

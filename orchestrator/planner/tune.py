@@ -255,6 +255,7 @@ def place_training(
         NothingFits: no offer holds the run; carries the reasons, and what the largest set lacks.
     """
     asked = replace(demand, accelerator=any_of(demand.accelerator), nodes=1)
+    index = index.roomy(asked)
     matched = index.match(asked)
     groups = group(matched.fitting, demand, accelerators)
     if question.on_cpu:

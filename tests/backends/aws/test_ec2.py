@@ -153,6 +153,13 @@ def test_a_machine_carries_its_tags_and_ends_with_its_disk_when_it_is_powered_of
     assert found.tags[LAUNCH] == ""
 
 
+def test_a_disk_is_as_large_as_was_planned(aws: Cloud, options: dict[str, Any]) -> None:
+    found = next(o for o in Aws(**options).offers() if o.instance_type == "g6.xlarge" and not o.spot)
+    assert found.with_disk(300 * 10**9).price_usd_hour == pytest.approx(280 * 0.08 / 730, abs=1e-6)
+    provider(options).create(order(rent=replace(ZONE_A, disk_bytes=300 * 10**9)))
+    assert aws.orders[-1]["BlockDeviceMapping.1.Ebs.VolumeSize"] == "280"
+
+
 def test_terminating_what_is_gone_is_silent(options: dict[str, Any]) -> None:
     ec2 = provider(options)
     vm = ec2.create(order())

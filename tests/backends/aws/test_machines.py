@@ -90,6 +90,17 @@ def test_another_kind_is_not_taken_for_it(aws: Cloud, options: dict[str, Any]) -
     assert len(aws.instances()) == 2
 
 
+def test_a_machine_whose_disk_is_too_small_is_not_taken_for_it(aws: Cloud, options: dict[str, Any]) -> None:
+    backend = Aws(**options)
+    start(backend, launch(rent=replace(RENT, disk_bytes=200 * 2**30)))
+    ended(backend)
+    backend.release("sft-0-0-0", keep_s=300)
+    found = backend._take_idle(launch("sft-0-0-1", rent=replace(RENT, disk_bytes=201 * 2**30)))
+    assert found is None
+    found = backend._take_idle(launch("sft-0-0-1", rent=replace(RENT, disk_bytes=100 * 2**30)))
+    assert found is not None
+
+
 def test_a_running_launch_is_not_released(options: dict[str, Any]) -> None:
     backend = Aws(**options)
     start(backend, launch(script="sleep 60"))

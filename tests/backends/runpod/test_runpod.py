@@ -72,6 +72,10 @@ def test_offers_are_what_the_catalog_says_now(options: dict[str, Any]) -> None:
     assert found[f"{H100} x4", "US-KS-2"].price_usd_hour == round(4 * 3.99 + 50 * 0.1 / 730, 6)
     assert found[f"{H100} x8", ""].available == 0  # no data centre has so many
     assert found["AMD Instinct MI300X OAM", ""].vendor == "amd"
+    large = h100.with_disk(180 * 10**9)
+    assert large.disk_bytes == 180 * 10**9
+    assert large.price_usd_hour == pytest.approx(3.99 + 180 * 0.1 / 730, abs=2e-6)
+    assert found["cpu5c:4", "US-KS-2"].with_disk(180 * 10**9).disk_bytes == 50 * 10**9
     cpu = found["cpu5c:4", "US-KS-2"]
     assert (cpu.accelerator, cpu.cpu, cpu.memory_bytes) == (None, 4.0, 10 * 10**9)
     assert "community" not in {region for _, region in found}
@@ -90,7 +94,8 @@ def test_the_community_is_offered_where_it_is_configured(options: dict[str, Any]
     [
         (RENT, {"gpu": {"id": H100, "count": 1}, "cloud": "SECURE", "dataCenterIds": ["US-KS-2"]}),
         (Rent(f"{H100} x2", "community"), {"gpu": {"id": H100, "count": 2}, "cloud": "COMMUNITY"}),
-        (Rent("cpu5c:8", "EU-NL-1"), {"cpu": {"id": "cpu5c", "vcpuCount": 8}, "cloud": "SECURE"}),
+        (Rent("cpu5c:8", "EU-NL-1"), {"cpu": {"id": "cpu5c", "vcpuCount": 8}, "cloud": "SECURE", "disk": 50}),
+        (replace(RENT, disk_bytes=180 * 10**9), {"gpu": {"id": H100, "count": 1}, "disk": 180}),
     ],
 )
 def test_what_was_planned_is_asked_for(

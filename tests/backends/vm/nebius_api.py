@@ -25,6 +25,7 @@ PLATFORMS = {
     "cpu-d3": ("Non-GPU AMD EPYC Genoa", 0, False, (("4vcpu-16gb", 4, 16, 0),)),
     "gpu-next-sxm": ("Something newer", 400, True, (("8gpu-256vcpu-4000gb", 256, 4000, 8),)),
 }
+DISK_USD_GIB_HOUR = 0.0001
 PRICES = {("gpu-h100-sxm", False): "4.5201", ("gpu-h100-sxm", True): "2.2701", ("cpu-d3", False): "0.1193"}
 
 CREATE = ("POST", "/nebius.compute.v1.InstanceService/Create")
@@ -197,11 +198,11 @@ class FakeNebius(FakeCloud):
         for each in request.resource_specs:
             assert each.spec.type_url.endswith("/nebius.compute.v1.CreateInstanceRequest")
             asked = official("nebius.compute.v1.CreateInstanceRequest").FromString(each.spec.value)
-            assert asked.spec.boot_disk.managed_disk.spec.size_gibibytes == 200
+            more_gib = asked.spec.boot_disk.managed_disk.spec.size_gibibytes - 200
             kind = asked.spec.resources.platform, asked.spec.HasField("preemptible")
             cost = found.resource_costs.add()
             cost.aggregation_unit.unit = "hour"
-            cost.general.total.cost = PRICES[kind]
+            cost.general.total.cost = f"{float(PRICES[kind]) + more_gib * DISK_USD_GIB_HOUR:.6f}"
         return found
 
     # -- machines --------------------------------------------------------------------------------

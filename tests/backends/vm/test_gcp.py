@@ -432,6 +432,15 @@ class TestGcp(ProviderContract):
         assert all(disk["autoDelete"] for disk in data["disks"])
         assert {i["key"] for i in data["metadata"]["items"]} == {"user-data", "block-project-ssh-keys"}
 
+    def test_a_disk_is_as_large_as_was_planned(self, cloud: FakeGcp, options: dict[str, Any]) -> None:
+        provider = self.provider_of(options)
+        found = next(o for o in provider.offers() if o.accelerator).with_disk(300 * 10**9)
+        assert found.disk_bytes == 280 * 2**30
+        assert found.price_usd_hour == pytest.approx(280 * 0.1 / 730, abs=1e-6)
+        vm = provider.create(self.order(rent=replace(self.rent, disk_bytes=280 * 2**30)))
+        (disk,) = cloud.there[vm.id].data["disks"]
+        assert disk["initializeParams"]["diskSizeGb"] == "280"
+
     def test_a_reservation_and_a_subnetwork_are_used(self, cloud: FakeGcp, options: dict[str, Any]) -> None:
         subnet = "regions/us-central1/subnetworks/gpu"
         provider = self.provider_of({**options, "network": subnet, "public_address": False})

@@ -28,6 +28,7 @@ from tests.backends.vm.contract import ProviderContract, Refused
 from tests.backends.vm.machines import Machines
 from tests.backends.vm.nebius_api import (
     CREATE,
+    DISK_USD_GIB_HOUR,
     LIST,
     STOPPED,
     TOKEN,
@@ -128,6 +129,17 @@ class TestNebius(ProviderContract):
         return {"endpoint_url": "http://127.0.0.1:1"}
 
     # -- what there is, and what it costs --------------------------------------------------------
+
+    def test_a_disk_is_as_large_as_was_planned_at_the_price_that_the_calculator_says(
+        self, cloud: FakeNebius, options: dict[str, Any]
+    ) -> None:
+        provider = self.provider_of(options)
+        small = next(o for o in provider.offers() if o.accelerator and not o.spot)
+        found = small.with_disk(300 * 2**30)
+        assert found.price_usd_hour - small.price_usd_hour == pytest.approx(100 * DISK_USD_GIB_HOUR, abs=1e-5)
+        vm = provider.create(self.order(rent=replace(self.rent, disk_bytes=300 * 2**30)))
+        disk = cloud.there[vm.id].data["instance"].spec.boot_disk.managed_disk
+        assert disk.spec.size_gibibytes == 300
 
     def test_offers_are_priced_by_the_calculator_and_counted_by_the_advisor(
         self, options: dict[str, Any]
