@@ -20,7 +20,7 @@ from backends.kubernetes.compare import changes
 from backends.kubernetes.devices import NO_DEVICES, Devices
 from backends.kubernetes.inventory import Inventory, amount_of, inventory
 from backends.kubernetes.names import HASH, LAUNCH, MANAGER, RUN, VOLUME, fitting, label_value, selector
-from backends.kubernetes.pod import CONTAINER, image_of, registry_secret, secret_name
+from backends.kubernetes.pod import CONTAINER, image_of, registry_secret, secret_name, whole_image
 from backends.kubernetes.queue import KUEUE, QUEUE, held_back
 from backends.kubernetes.rbac import missing_rules, render_rbac
 from backends.kubernetes.refusals import Refused
@@ -63,6 +63,7 @@ from orchestrator.backend import (
 from orchestrator.errors import (
     AuthFailed,
     BackendError,
+    Busy,
     ConfigError,
     ModelyardError,
     NoCapacity,
@@ -250,16 +251,19 @@ class Kubernetes:
         rendered = self.render(group)
         run = group.template.run
         self._require(rendered.requires)
-        for one in rendered.objects:
+        made = [*rendered.objects, *self._secrets(group.template, secrets)]
+        for one in made:
             self._require_ours(one, run)
         if group.kind == "task":
-            self._delete_others(run, rendered.objects[:1], OWNERS)  # what it holds, its successor needs
-        self._write(rendered, [*rendered.objects, *self._secrets(group.template, secrets)])
+            self._delete_others(run, made[:1], OWNERS)  # what it holds, its successor needs
+        self._write(rendered, made)
         if group.kind != "task":
-            self._delete_others(run, rendered.objects, OWNERS)
-        made = [*rendered.objects, *self._secrets(group.template, secrets)]
+            self._delete_others(run, made, OWNERS)
         self._delete_others(run, made, DEPENDENTS)
-        return next(status for status in self.groups() if status.name == label_value(run))
+        found = next((status for status in self.groups() if status.name == label_value(run)), None)
+        if found is None:  # somebody deletes it as we write it
+            raise Busy(f"what was applied of run {run!r} is gone again", backend=self.name)
+        return found
 
     def rehearse(self, group: Group) -> Sequence[str]:
         """Return what the cluster says that applying ``group`` would change; nothing is written."""
@@ -275,6 +279,8 @@ class Kubernetes:
             if held:
                 what = f"{held.what} ({'; '.join(phrases)})" if phrases else held.what
                 refused.append(Rejected(what, backend=self.name, fix=held.fix))
+        for one in self._secrets(group.template, _unsaid(group.template)):
+            self._require_ours(one, group.template.run)
         if refused:
             raise Rejected("; ".join(one.what for one in refused), backend=self.name, fix=refused[0].fix)
         return found
@@ -697,9 +703,10 @@ class Kubernetes:
         made = self._secrets(apart, secrets)
         for one in made:
             one["metadata"]["labels"].update(mark)
-        found = self._cluster.get(path_of_object(job))
-        if found is not None and labels_of(found).get(LAUNCH) != mark[LAUNCH]:
-            raise self._not_ours("Job", job["metadata"]["name"])
+        for one in (job, *others, *made):
+            found = self._cluster.get(path_of_object(one))
+            if found is not None and labels_of(found).get(LAUNCH) != mark[LAUNCH]:
+                raise self._not_ours(one["kind"], one["metadata"]["name"])
         self._write(rendered, [job, *others, *made])
 
     def _require_room(self, launch: Launch) -> None:
@@ -792,10 +799,21 @@ def _storage(claim: Json) -> float:
     return amount_of(claim["spec"]["resources"]["requests"]["storage"])
 
 
+def _unsaid(launch: Launch) -> dict[str, str]:
+    """Return a value for each secret of a launch that says nothing of it, to see what would be written."""
+    return {variable: "" for variable, _ in launch.secrets} | {"registry": ":"}
+
+
 def _docker_config(image: str, login: str) -> str:
-    """Return the file with which an image is pulled, as ``docker login`` writes it."""
-    first = image.partition("/")[0]
-    registry = first if "." in first or ":" in first else "https://index.docker.io/v1/"
+    """Return the file with which an image is pulled, as ``docker login`` writes it.
+
+    >>> list(json.loads(_docker_config("python:3.12-slim", "me:secret"))["auths"])
+    ['https://index.docker.io/v1/']
+    >>> list(json.loads(_docker_config("localhost/mine", "me:secret"))["auths"])
+    ['localhost']
+    """
+    first = whole_image(image).partition("/")[0]
+    registry = "https://index.docker.io/v1/" if first == "docker.io" else first
     user, _, password = login.partition(":")
     auth = base64.b64encode(login.encode()).decode()
     return json.dumps({"auths": {registry: {"username": user, "password": password, "auth": auth}}})

@@ -156,14 +156,19 @@ def image_of(launch: Launch, settings: Settings) -> str:
         raise Rejected(f"run {launch.run!r} names no image", fix="add image, or default_image to the backend")
     if not settings.images:
         return image
-    whole = _with_registry(image)
+    whole = whole_image(image)
     for prefix in sorted(settings.images, key=len, reverse=True):
         if whole == prefix or whole.startswith((prefix + "/", prefix + ":", prefix + "@")):
             return settings.images[prefix] + whole[len(prefix) :]
     return image
 
 
-def _with_registry(image: str) -> str:
+def whole_image(image: str) -> str:
+    """Return an image with the registry that a short name leaves out.
+
+    >>> whole_image("python:3.12-slim"), whole_image("reg:5000/a")
+    ('docker.io/library/python:3.12-slim', 'reg:5000/a')
+    """
     first, slash, _ = image.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost"):
         return image

@@ -1,18 +1,23 @@
-"""What commands end with where a cluster lets us see nothing, without a cluster: only its refusals."""
+"""What becomes of an API server's refusals and of objects of others, without a cluster: its answers alone."""
 
 from __future__ import annotations
 
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backends.kubernetes import Kubernetes
+from backends.kubernetes.client import path_of_object
+from orchestrator.backend import Launch
 from orchestrator.cli import run
+from orchestrator.errors import Rejected
+from tests.backends.kubernetes.samples import SERVE, SERVICE, TASK
 
 NODES = 'nodes is forbidden: User "u" cannot list resource "nodes" in API group "" at the cluster scope'
 
@@ -25,6 +30,7 @@ class Refuser:
     status: int = 403
     message: str = NODES
     host: str = ""
+    written: list[str] = field(default_factory=list)
 
     def said(self, path: str) -> tuple[int, Any]:
         """Return status and body of what is asked at ``path``."""
@@ -47,6 +53,10 @@ def refuser() -> Iterator[Refuser]:
             self.wfile.write(data)
 
         def do_POST(self) -> None:
+            self.do_GET()
+
+        def do_PATCH(self) -> None:
+            found.written.append(self.path)
             self.do_GET()
 
         def log_message(self, *_: object) -> None:
@@ -186,3 +196,49 @@ def test_a_check_that_fails_for_permissions_alone_is_denied(
     assert run([*command.split(), "--json"]) == code
     failed = [one for one in json.loads(capsys.readouterr().out)["checks"] if not one["ok"]]
     assert {one["denied"] for one in failed} == ({True} if code == 77 else {True, False})
+
+
+@pytest.fixture
+def cluster(lab: str, refuser: Refuser, tmp_path: Path) -> Kubernetes:
+    """Have a cluster in which there is nothing but what the test puts there."""
+    assert lab
+    refuser.status = 404
+    return Kubernetes("lab", kubeconfig=str(tmp_path / "kube.conf"))
+
+
+THEIRS = {"metadata": {"name": "llama-70b-secrets", "labels": {"app": "theirs"}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "launch"),
+    [
+        ("llama-70b-secrets", SERVE),
+        ("llama-70b-registry", replace(SERVE, registry_secret=("registry", "user:${{ secrets.P }}"))),
+    ],
+    ids=["variables", "registry"],
+)
+def test_secret_of_the_same_name_that_is_not_ours_is_left_alone(
+    cluster: Kubernetes, refuser: Refuser, name: str, launch: Launch
+) -> None:
+    """It would be merged with ours, owned by the run, and deleted with it."""
+    refuser.answers[f"/api/v1/namespaces/default/secrets/{name}"] = (200, THEIRS)
+    group = replace(SERVICE, template=launch)
+    with pytest.raises(Rejected, match=f"Secret '{name}' exists in 'default' and is not ours"):
+        cluster.apply_group(group, secrets={"HF_TOKEN": "x", "registry": "user:y"})
+    assert refuser.written == []
+
+
+def test_secret_that_is_not_ours_is_told_in_the_plan(cluster: Kubernetes, refuser: Refuser) -> None:
+    refuser.answers["/api/v1/namespaces/default/secrets/llama-70b-secrets"] = (200, THEIRS)
+    for one in cluster.render(SERVICE).objects:
+        refuser.answers[path_of_object(one)] = (200, {**one, "metadata": {**one["metadata"]}})
+    with pytest.raises(Rejected, match="Secret 'llama-70b-secrets' exists"):
+        cluster.rehearse(SERVICE)
+
+
+def test_single_launch_leaves_a_secret_that_is_not_ours_alone(cluster: Kubernetes, refuser: Refuser) -> None:
+    refuser.answers["/api/v1/namespaces/default/secrets/alone-0-0-0-secrets"] = (200, THEIRS)
+    alone = replace(TASK, name="alone-0-0-0", run="alone", secrets=(("TOKEN", "${{ secrets.T }}"),))
+    with pytest.raises(Rejected, match="Secret 'alone-0-0-0-secrets' exists"):
+        cluster.start(alone, secrets={"TOKEN": "x"}, progress=lambda _: None)
+    assert refuser.written == []
