@@ -200,8 +200,9 @@ class Kubernetes:
     # -- offers ----------------------------------------------------------------------------------
 
     def offers(self) -> Sequence[Offer]:
-        """Return what the nodes have free, and what declared pools can grow to."""
-        return self.inventory().offers
+        """Return what the nodes have free and what declared pools can grow to; the rest with the reason."""
+        found = self.inventory()
+        return [*found.offers, *(offer for one in found.left_out for offer in one.offers)]
 
     def inventory(self) -> Inventory:
         """Return the offers with the nodes that were left out, and why."""
@@ -459,6 +460,7 @@ class Kubernetes:
         looks = [
             ("permissions", self._check_rules),
             ("namespace", self._check_namespace),
+            ("nodes", self._check_nodes),
             ("LeaderWorkerSet", self._check_kinds),
             *self._check_named(),
             *([("queue", self._check_queue)] if self.settings.queue else []),
@@ -491,6 +493,15 @@ class Kubernetes:
         if not missing:
             return Check("permissions", True, "all")
         return Check("permissions", False, "; ".join(missing), "modelyard render rbac", denied=True)
+
+    def _check_nodes(self) -> Check:
+        """What is left out is no fault, and is told: nothing is planned for it."""
+        names: dict[str, list[str]] = {}
+        for one in self.inventory().left_out:
+            if one.offers:
+                names.setdefault(one.why, []).append(one.node)
+        told = [f"{_some(nodes)}: {why}" for why, nodes in sorted(names.items())]
+        return Check("nodes", True, f"left out: {'; '.join(told)}" if told else "all are offered")
 
     def _check_kinds(self) -> Check:
         """Only services that span nodes take it, so that its absence is no fault."""
@@ -712,7 +723,7 @@ class Kubernetes:
     def _require_room(self, launch: Launch) -> None:
         """Refuse what no node could hold were it empty of others: a pod would wait for ever."""
         wanted = launch.resources.accelerators
-        if wanted and not any(o.count >= wanted for o in self.offers()):
+        if wanted and not any(o.count >= wanted for o in self.inventory().offers):
             raise NoCapacity(
                 f"no node has {wanted} × {launch.resources.accelerator or 'accelerator'} free",
                 backend=self.name, fix="stop a run, wait for one, or declare a pool",
@@ -771,6 +782,16 @@ class Kubernetes:
                     name = pod["metadata"]["name"]
                     found.setdefault(claim, set()).add(ours.get(name, name))
         return found
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return a few names, and how many there are beside them.
+
+    >>> _some(["n1", "n2"]), _some(["n1", "n2", "n3", "n4", "n5"])
+    ('n1, n2', 'n1, n2, n3 and 2 more')
+    """
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _told(reference: str) -> str:

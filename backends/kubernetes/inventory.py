@@ -48,10 +48,14 @@ _GKE_SLICE = "cloud.google.com/gke-gpu-partition-size"
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A node that is not offered, or only in part, and why."""
+    """A node that is not offered, or only in part, and why.
+
+    ``offers`` is what it would be, with the reason; none where it is not for runs of this backend at all.
+    """
 
     node: str
     why: str
+    offers: tuple[Offer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +128,14 @@ def inventory(
     slices: dict[str, list[Offer]] = {}
     for node in sorted(nodes, key=lambda n: str(n["metadata"]["name"])):
         name = node["metadata"]["name"]
-        why = _refusal(node, settings)
-        if why:
+        if why := _unselected(node, settings):
             left_out.append(LeftOut(name, why))
             continue
         found, partly = _offers(node, held.get(name, {}), backend, settings, devices)
-        left_out += [LeftOut(name, one) for one in partly]
+        if why := _refusal(node, settings):
+            left_out.append(LeftOut(name, why, tuple(replace(one, unfit=why) for one in (*found, *partly))))
+            continue
+        left_out += [LeftOut(name, one.unfit, (one,)) for one in partly]
         for offer in found:
             if offer.nodes > 1:
                 slices.setdefault((node["metadata"].get("labels") or {}).get(SLICE, name), []).append(offer)
@@ -138,19 +144,25 @@ def inventory(
     for name, machines in sorted(slices.items()):
         whole = _slice(machines)
         if whole is None:
-            left_out.append(LeftOut(name, f"{len(machines)} of the {machines[0].nodes} machines of a slice"))
+            why = f"{len(machines)} of the {machines[0].nodes} machines of a slice"
+            left_out.append(LeftOut(name, why, (replace(machines[0], unfit=why),)))
         else:
             offers.append(whole)
     offers += [_pool_offer(pool, backend) for pool in settings.pools]
     return Inventory(tuple(offers), tuple(left_out))
 
 
-def _refusal(node: Json, settings: Settings) -> str:
-    """Return why no pod of ours goes to a node, "" when it may."""
+def _unselected(node: Json, settings: Settings) -> str:
+    """Return which label a node lacks that the operator selects by, "" when it has them."""
     labels = node["metadata"].get("labels") or {}
     for key, value in settings.node_selector.items():
         if labels.get(key) != value:
             return f"no label {key}={value}"
+    return ""
+
+
+def _refusal(node: Json, settings: Settings) -> str:
+    """Return why no pod of ours goes to a node now, "" when it may."""
     if node["spec"].get("unschedulable"):
         return "cordoned"
     conditions = {c["type"]: c["status"] for c in node["status"].get("conditions") or ()}
@@ -238,8 +250,8 @@ def amount_of(text: str | float) -> float:
 
 def _offers(
     node: Json, held: Mapping[str, float], backend: str, settings: Settings, devices: Devices
-) -> tuple[list[Offer], list[str]]:
-    """Return what one node offers: itself, or its accelerators, and what of it is not offered."""
+) -> tuple[list[Offer], list[Offer]]:
+    """Return what one node offers: itself, or its accelerators; and what of it is not, with the reason."""
     meta, labels = node["metadata"], node["metadata"].get("labels") or {}
     whole = {k: amount_of(v) for k, v in (node["status"].get("allocatable") or {}).items()}
     free = {k: max(0.0, v - held.get(k, 0)) for k, v in whole.items()}
@@ -264,7 +276,7 @@ def _offers(
         "fetches": settings.cache_claim is None,
     }
     offers: list[Offer] = []
-    partly: list[str] = []
+    partly: list[Offer] = []
     for resource in sorted(whole):
         if not whole[resource] or not _is_accelerator(resource):
             continue
@@ -276,13 +288,13 @@ def _offers(
         told = _published(published) if resource == RESOURCES["nvidia"] else Facts()
         facts = labelled.filled(told)
         why = _unusable(resource, facts, labelled, settings)
-        if why:
-            partly.append(why)
-            continue
         known: Json = {
-            "accelerator": facts.name, "vendor": facts.vendor, "vram_bytes": facts.vram_bytes,
-            "compute_capability": facts.capability,
+            "accelerator": facts.name or None, "vendor": facts.vendor or _vendor_of(resource),
+            "vram_bytes": facts.vram_bytes, "compute_capability": facts.capability,
         }  # fmt: skip
+        if why:
+            partly.append(Offer(**base, **known, count=int(free[resource]), unfit=why))
+            continue
         if resource == RESOURCES["google"]:
             # a pod asks for a whole machine of a slice: its topology says how many chips there are
             count = int(whole[resource])
@@ -291,6 +303,16 @@ def _offers(
         else:
             offers.append(Offer(**base, **known, count=int(free[resource])))
     return offers or [Offer(**base)], partly
+
+
+def _vendor_of(resource: str) -> str:
+    """Return whose devices a resource counts.
+
+    >>> _vendor_of("nvidia.com/gpu.shared"), _vendor_of("habana.ai/gaudi")
+    ('nvidia', 'intel')
+    """
+    domain = resource.partition("/")[0]
+    return next((v for v, counted in RESOURCES.items() if counted.startswith(f"{domain}/")), domain)
 
 
 def _is_accelerator(resource: str) -> bool:

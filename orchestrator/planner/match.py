@@ -108,6 +108,13 @@ def architecture(offer: Offer, demand: Demand) -> str | None:
     return f"not {demand.arch}" if demand.arch and offer.arch != demand.arch else None
 
 
+@_stage("unfit", "vendor", "accelerator", "vram_bytes")
+def unknown(offer: Offer, demand: Demand) -> str | None:
+    """Refuse devices of which nobody knows what they are, with the reason: their other facts are none."""
+    is_known = offer.accelerator is not None and offer.vram_bytes
+    return offer.unfit or None if demand.accelerator and offer.vendor and not is_known else None
+
+
 @_stage("vendor", "count")
 def vendor(offer: Offer, demand: Demand) -> str | None:
     """Refuse offers without accelerators, or with those of another vendor."""

@@ -359,6 +359,17 @@ def test_node_that_takes_no_pod_of_ours_is_left_out(change: dict[str, Any], reas
     assert why(closed) == [reason]
 
 
+def test_what_is_left_out_is_the_offer_it_would_be_with_the_reason() -> None:
+    closed = gpu_node(SITES["gfd-h100"][0]) | {"spec": {"unschedulable": True}}
+    (left,) = inventory([closed], (), Settings(), backend="k8s").left_out
+    (offer,) = left.offers
+    assert (offer.accelerator, offer.count, offer.unfit) == ("NVIDIA-H100-80GB-HBM3", 8, "cordoned")
+    (left,) = inventory(SLICE[:3], (), Settings(), backend="k8s").left_out
+    assert [(o.nodes, o.unfit) for o in left.offers] == [(4, "3 of the 4 machines of a slice")]
+    elsewhere = Settings(node_selector={"pool": "gpu"})  # not this backend's at all
+    assert [o.offers for o in inventory([closed], (), elsewhere, backend="k8s").left_out] == [()]
+
+
 def test_tolerated_taint_is_none() -> None:
     tainted = gpu_node(SITES["gfd-h100"][0])
     tainted["spec"]["taints"] = [

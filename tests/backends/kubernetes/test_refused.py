@@ -18,6 +18,7 @@ from orchestrator.backend import Launch
 from orchestrator.cli import run
 from orchestrator.errors import Rejected
 from tests.backends.kubernetes.samples import SERVE, SERVICE, TASK
+from tests.backends.kubernetes.test_inventory import SITES, gpu_node
 
 NODES = 'nodes is forbidden: User "u" cannot list resource "nodes" in API group "" at the cluster scope'
 
@@ -159,6 +160,52 @@ def test_what_answers_and_is_no_api_server_is_told(
     assert run(["offers"]) == 69
     said = capsys.readouterr().out
     assert f"{refuser.host} is no API server: it answered '<html><title>Sign in</title>'" in said
+
+
+def listed(*items: Any) -> tuple[int, Any]:
+    return 200, {"items": list(items), "metadata": {}}
+
+
+def named(node: dict[str, Any], name: str, **spec: Any) -> dict[str, Any]:
+    return {**node, "metadata": {**node["metadata"], "name": name}, "spec": spec}
+
+
+GPU = """\
+type: task
+name: gpu
+image: busybox:1
+commands: ["true"]
+resources: {gpu: 24GB..}
+"""
+
+
+@pytest.mark.usefixtures("lab")
+def test_nodes_that_are_left_out_are_told_with_the_reason(
+    refuser: Refuser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They were dropped without a word: an operator saw fewer offers than nodes, and not why."""
+    labels = SITES["gfd-h100"][0]
+    tainted = named(gpu_node(labels), "n2", taints=[{"key": "team", "value": "b", "effect": "NoSchedule"}])
+    others = [named(gpu_node({}), name) for name in ("n3", "n4", "n5", "n6", "n7")]
+    refuser.status = 404
+    nodes = (named(gpu_node(labels), "n1", unschedulable=True), tainted, *others)
+    refuser.answers |= {"/api/v1/nodes": listed(*nodes), "/api/v1/pods": listed(), "/version": SEEN}
+    assert run(["offers", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["offers"]
+    no_label = "no label tells which accelerator nvidia.com/gpu is"
+    assert {(one["instance_type"], one.get("unfit", "")) for one in found} == {
+        ("n1", "cordoned"), ("n2", "taint team=b:NoSchedule"),
+        *((name, why) for name in ("n3", "n4", "n5", "n6", "n7") for why in ("", no_label)),
+    }  # fmt: skip
+    (tmp_path / "gpu.yaml").write_text(GPU)
+    assert run(["plan", "-f", str(tmp_path / "gpu.yaml")]) == 75
+    said = capsys.readouterr().err
+    assert f"5 {no_label}" in said
+    assert "1 cordoned" in said
+    assert "1 taint team=b:NoSchedule" in said
+    run(["backend", "check"])
+    said = capsys.readouterr().out
+    assert f"left out: n1: cordoned; n3, n4, n5 and 2 more: {no_label}; n2: taint team=b:NoSchedule" in said
 
 
 SEEN = (200, {"gitVersion": "v1.36.2"})
