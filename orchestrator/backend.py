@@ -132,6 +132,8 @@ class Offer:
     the machine's; one that is not there leaves the offer without a price, and nobody rents it."""
     unfit: str = ""
     """Why nothing may start there now, though the machine is there: cordoned, or not well."""
+    kept: bool = False
+    """Whether it is kept for launches that ask for its accelerators: nothing else may start there."""
     fetches: bool = False
     """Whether ``disk_bytes`` has to hold what a launch fetches anew each time: its image and its model."""
     system_bytes: int = 0

@@ -10,7 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from backends.kubernetes.devices import NO_DEVICES, Device, Devices
-from backends.kubernetes.placement import AMD_DEVICES, KARPENTER_NAMES, RESOURCES, SLICE, is_tpu_machine
+from backends.kubernetes.placement import (
+    AMD_DEVICES,
+    KARPENTER_NAMES,
+    RESOURCES,
+    SLICE,
+    is_tpu_machine,
+    taint_of,
+)
 from backends.kubernetes.settings import Pool, Settings
 from orchestrator.backend import Offer
 
@@ -168,16 +175,21 @@ def _refusal(node: Json, settings: Settings) -> str:
     conditions = {c["type"]: c["status"] for c in node["status"].get("conditions") or ()}
     if conditions.get("Ready") != "True":
         return "not ready"
-    for taint in node["spec"].get("taints") or ():
-        if taint["effect"] != "PreferNoSchedule" and not _is_tolerated(taint, settings):
-            return f"taint {taint['key']}={taint.get('value', '')}:{taint['effect']}"
-    return ""
+    taints = _taints(node, settings)
+    return next((phrase for key, phrase in taints.items() if key not in RESOURCES.values()), "")
 
 
-def _is_tolerated(taint: Json, settings: Settings) -> bool:
-    if taint["key"] in RESOURCES.values():
-        return True  # every pod that asks for the resource tolerates it
-    return any(_tolerates(one, taint) for one in settings.tolerations)
+def _taints(node: Json, settings: Settings) -> dict[str, str]:
+    """Return the taints of a node that keep pods off, by key; what is tolerated everywhere is none.
+
+    A resource's own is tolerated by pods that ask for the resource, and by no others.
+    """
+    return {
+        taint["key"]: f"taint {taint['key']}={taint.get('value', '')}:{taint['effect']}"
+        for taint in node["spec"].get("taints") or ()
+        if taint["effect"] != "PreferNoSchedule"
+        and not any(_tolerates(one, taint) for one in settings.tolerations)
+    }
 
 
 def _tolerates(toleration: Mapping[str, Any], taint: Json) -> bool:
@@ -275,6 +287,7 @@ def _offers(
         "divisible": True,
         "fetches": settings.cache_claim is None,
     }
+    taints = _taints(node, settings)
     offers: list[Offer] = []
     partly: list[Offer] = []
     for resource in sorted(whole):
@@ -288,9 +301,10 @@ def _offers(
         told = _published(published) if resource == RESOURCES["nvidia"] else Facts()
         facts = labelled.filled(told)
         why = _unusable(resource, facts, labelled, settings)
+        why = why or next((phrase for key, phrase in taints.items() if key != taint_of(resource)), "")
         known: Json = {
             "accelerator": facts.name or None, "vendor": facts.vendor or _vendor_of(resource),
-            "vram_bytes": facts.vram_bytes, "compute_capability": facts.capability,
+            "vram_bytes": facts.vram_bytes, "compute_capability": facts.capability, "kept": bool(taints),
         }  # fmt: skip
         if why:
             partly.append(Offer(**base, **known, count=int(free[resource]), unfit=why))
@@ -302,7 +316,11 @@ def _offers(
             offers.append(Offer(**{**base, **known}, count=count, nodes=_machines(labels, count)))
         else:
             offers.append(Offer(**base, **known, count=int(free[resource])))
-    return offers or [Offer(**base)], partly
+    if not offers and not taints:
+        return [Offer(**base)], partly
+    if not offers and not partly:
+        partly = [Offer(**base, unfit=phrase) for phrase in list(taints.values())[:1]]
+    return offers, partly
 
 
 def _vendor_of(resource: str) -> str:

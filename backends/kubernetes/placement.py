@@ -125,7 +125,7 @@ def placement(resources: Resources, settings: Settings, *, nodes: int) -> Placem
     if not resources.accelerators:
         return Placement({}, selector, None, tuple(tolerations))
     resource = resource_of(resources, settings)
-    tolerations.append({"key": _taint(resource), "operator": "Exists"})
+    tolerations.append({"key": taint_of(resource), "operator": "Exists"})
     if resources.vendor == "google":
         selector |= _slice(resources, nodes)
         affinity = None
@@ -160,7 +160,7 @@ def resource_of(resources: Resources, settings: Settings) -> str:
     return found
 
 
-def _taint(resource: str) -> str:
+def taint_of(resource: str) -> str:
     """Return the key of the taint that keeps others off: slices share that of whole GPUs."""
     return "nvidia.com/gpu" if resource.startswith("nvidia.com/") else resource
 

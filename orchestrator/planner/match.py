@@ -189,12 +189,12 @@ def total_device_memory(offer: Offer, demand: Demand) -> str | None:
     return None
 
 
-@_stage("accelerator", "divisible")
+@_stage("accelerator", "divisible", "kept")
 def wasted(offer: Offer, demand: Demand) -> str | None:
-    """Refuse to rent accelerators for a job that asks for none."""
+    """Refuse to rent accelerators for a job that asks for none, and a machine that is kept for those."""
     if demand.accelerator is None and offer.accelerator and not offer.divisible:
         return "has accelerators that are not asked for"
-    return None
+    return "kept for what asks for its accelerators" if demand.accelerator is None and offer.kept else None
 
 
 @_stage("cpu", "divisible")

@@ -79,6 +79,8 @@ def gpu(**wanted: object) -> Demand:
         (H100, gpu(total_vram_bytes=Span(1000 * GB)), "too little device memory in total"),
         (H100, gpu(total_vram_bytes=Span(None, 100 * GB)), "more device memory in total than asked for"),
         (H100, Demand(), "has accelerators that are not asked for"),
+        (replace(OWNED, kept=True), Demand(), "kept for what asks for its accelerators"),
+        (replace(OWNED, kept=True), gpu(), None),
         (OWN, Demand(cpu=Span(32)), "too few processors"),
         (OWN, Demand(memory_bytes=Span(128 * GB)), "too little memory"),
         (OWN, Demand(disk_bytes=Span(1000 * GB)), "too little disk"),

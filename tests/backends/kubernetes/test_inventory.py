@@ -381,6 +381,25 @@ def test_tolerated_taint_is_none() -> None:
     assert offers(tainted) == []
 
 
+GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
+
+
+def test_taint_of_the_resource_keeps_a_node_for_pods_that_ask_for_it() -> None:
+    """Only they tolerate it: a pod without accelerators that was planned there would wait for ever."""
+    tainted = gpu_node(SITES["gfd-h100"][0]) | {"spec": {"taints": [GPU_TAINT]}}
+    assert [(o.count, o.kept) for o in offers(tainted)] == [(8, True)]
+    assert [o.kept for o in offers(gpu_node(SITES["gfd-h100"][0]))] == [False]
+    everywhere = Settings(tolerations=({"key": "nvidia.com/gpu", "operator": "Exists"},))
+    assert [o.kept for o in offers(tainted, settings=everywhere)] == [False]
+
+
+@pytest.mark.parametrize("resource", ["cpu", "amd.com/gpu"])
+def test_taint_of_another_resource_is_tolerated_by_nobody(resource: str) -> None:
+    tainted = gpu_node(SITES["amd"][0], 8, resource) | {"spec": {"taints": [GPU_TAINT]}}
+    assert offers(tainted) == []
+    assert why(tainted) == ["taint nvidia.com/gpu=present:NoSchedule"]
+
+
 def test_node_selector_of_the_backend_limits_what_is_offered() -> None:
     nodes = node("a", {"pool": "gpu"}), node("b", {})
     assert [o.instance_type for o in offers(*nodes, settings=Settings(node_selector={"pool": "gpu"}))] == [

@@ -208,6 +208,21 @@ def test_nodes_that_are_left_out_are_told_with_the_reason(
     assert f"left out: n1: cordoned; n3, n4, n5 and 2 more: {no_label}; n2: taint team=b:NoSchedule" in said
 
 
+@pytest.mark.usefixtures("lab")
+def test_nothing_without_accelerators_is_planned_for_nodes_that_are_kept_for_them(
+    refuser: Refuser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
+    nodes = named(gpu_node(SITES["gfd-h100"][0]), "n1", taints=[own])
+    refuser.status = 404
+    refuser.answers |= {"/api/v1/nodes": listed(nodes), "/api/v1/pods": listed()}
+    (tmp_path / "cpu.yaml").write_text(GPU.replace("resources: {gpu: 24GB..}\n", ""))
+    assert run(["plan", "-f", str(tmp_path / "cpu.yaml")]) == 75
+    assert "1 kept for what asks for its accelerators" in capsys.readouterr().err
+    (tmp_path / "gpu.yaml").write_text(GPU)
+    assert run(["plan", "-f", str(tmp_path / "gpu.yaml")]) == 0
+
+
 SEEN = (200, {"gitVersion": "v1.36.2"})
 
 
