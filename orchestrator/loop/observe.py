@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from orchestrator.backend import Backend, Can, GroupBackend, GroupStatus, Instance
-from orchestrator.errors import BackendError
+from orchestrator.errors import BackendError, ConfigError
 
 RESYNC_S = 15.0
 """How long a reading is trusted although nobody said that it changed."""
@@ -128,7 +128,7 @@ class Observer:
                     pause = FIRST_PAUSE_S
                     self.changed(name)
                     self.wake()
-            except BackendError:
+            except (BackendError, ConfigError):
                 # the next reading finds out what is wrong and says so
                 self.changed(name)
                 self.wake()
@@ -146,6 +146,9 @@ class Observer:
             return backend.instances()
         except BackendError as error:
             return error
+        except ConfigError as error:
+            # what it is asked with, such as a kubeconfig, went away since we began: one place of many
+            return BackendError(error.what, backend=name, fix=error.fix)
 
     def _take(self, name: str, answer: Sequence[Instance] | Sequence[GroupStatus] | BackendError) -> None:
         reading = self._readings.setdefault(name, _Reading())
