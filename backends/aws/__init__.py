@@ -22,6 +22,10 @@ IMAGE_NAMES: Mapping[str, str] = {
 GP3_USD_GIB_MONTH = 0.08
 """us-east-1, aws.amazon.com/ebs/pricing; set ``disk_usd_gib_month`` where it differs."""
 
+ADDRESS_USD_HOUR = 0.005
+"""Every region, aws.amazon.com/vpc/pricing, "Public IPv4 Address" (read on 2026-10-16 by
+ChiefGyk3D/Clouds-Against-Humanity, wiki, "Provider AWS Cost Lesson")."""
+
 
 NOTICE = boot.Notice(
     "T=$(curl -sf -m 2 -X PUT http://169.254.169.254/latest/api/token "
@@ -49,6 +53,8 @@ class Aws(RentedMachines):
         port: Its SSH port.
         disk: The size of a machine's disk, such as ``200GiB``.
         disk_usd_gib_month: What a GiB of it costs a month; it is part of every price.
+        address_usd_hour: What a public address costs an hour; it is part of every price of machines that
+            get one.
         reservations: Ids of capacity reservations and capacity blocks that specs may name.
         subnets: Where machines get their addresses; default: the default subnet of each zone.
         security_groups: Their security groups; default: one is made that lets SSH in.
@@ -83,6 +89,7 @@ class Aws(RentedMachines):
         port: int = 22,
         disk: str = "200GiB",
         disk_usd_gib_month: float = GP3_USD_GIB_MONTH,
+        address_usd_hour: float = ADDRESS_USD_HOUR,
         reservations: Sequence[str] = (),
         subnets: Sequence[str] = (),
         security_groups: Sequence[str] = (),
@@ -109,6 +116,7 @@ class Aws(RentedMachines):
             image_name=IMAGE_NAMES if image_name is None else dict.fromkeys(IMAGE_NAMES, image_name),
             disk_bytes=size_bytes(name, "disk", disk),
             disk_usd_gib_month=disk_usd_gib_month,
+            address_usd_hour=address_usd_hour if public_address else 0.0,
             reservations=words(name, "reservations", reservations),
             subnets=words(name, "subnets", subnets),
             security_groups=words(name, "security_groups", security_groups),

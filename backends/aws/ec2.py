@@ -63,6 +63,7 @@ class Settings:
     image_name: Mapping[str, str]
     disk_bytes: int
     disk_usd_gib_month: float
+    address_usd_hour: float
     reservations: tuple[str, ...] = ()
     subnets: tuple[str, ...] = ()
     security_groups: tuple[str, ...] = ()
@@ -100,19 +101,26 @@ class Ec2:
     def _offers(self, region: str) -> Iterator[Offer]:
         disk = self._settings.disk_bytes
         growth = growth_of(self._settings.disk_usd_gib_month)
+        beside = growth.usd_hour(disk) + self._settings.address_usd_hour
         types = self._kept(f"{region}-shapes", SHAPES_S, lambda: self._types(region))
         named = [shape["instance_type"] for shape, _ in types if shape["spot"]]
         spot = self._kept(f"{region}-spot", SPOT_S, lambda: self._spot_prices(region, named))
         for shape, zones in types:
             yield from offers_of(
                 shape, zones, backend=self._backend, region=region, disk_bytes=disk, growth=growth,
-                spot_usd_hour=spot.get(shape["instance_type"], {}),
+                beside_usd_hour=beside, spot_usd_hour=spot.get(shape["instance_type"], {}),
             )  # fmt: skip
         shapes = {shape["instance_type"]: shape for shape, _ in types}
         for one in self._reserved(region):
             if (shape := shapes.get(one["InstanceType"])) is not None:
                 yield reserved_offer(
-                    shape, one, backend=self._backend, region=region, disk_bytes=disk, growth=growth
+                    shape,
+                    one,
+                    backend=self._backend,
+                    region=region,
+                    disk_bytes=disk,
+                    growth=growth,
+                    beside_usd_hour=beside,
                 )
 
     def _reserved(self, region: str, only: str | None = None) -> Sequence[Mapping[str, Any]]:

@@ -76,6 +76,7 @@ def offers_of(
     region: str,
     disk_bytes: int,
     growth: Growth,
+    beside_usd_hour: float,
     spot_usd_hour: Mapping[str, float],
 ) -> Iterable[Offer]:
     """Yield the offers of one instance type: each zone, on demand and as spot where it has a price.
@@ -86,16 +87,16 @@ def offers_of(
         backend: The backend's name.
         region: The zones' region.
         disk_bytes: The size of the root disk, unless a larger one is asked for.
-        growth: What it costs.
+        growth: What more of it costs.
+        beside_usd_hour: What is paid beside the machine: its disk and its address.
         spot_usd_hour: The spot price now, by zone.
     """
     common = _common(shape, backend=backend, region=region, disk_bytes=disk_bytes, growth=growth)
-    disk_usd_hour = growth.usd_hour(disk_bytes)
     for zone in sorted(zones):
         if shape["on_demand"]:
-            yield Offer(**common, zone=zone, price_usd_hour=round(disk_usd_hour, 6), price_list="aws")
+            yield Offer(**common, zone=zone, price_usd_hour=round(beside_usd_hour, 6), price_list="aws")
         if shape["spot"] and zone in spot_usd_hour:
-            price = round(disk_usd_hour + spot_usd_hour[zone], 6)
+            price = round(beside_usd_hour + spot_usd_hour[zone], 6)
             yield Offer(**common, zone=zone, spot=True, price_usd_hour=price)
 
 
@@ -117,6 +118,7 @@ def reserved_offer(
     region: str,
     disk_bytes: int,
     growth: Growth,
+    beside_usd_hour: float,
 ) -> Offer:
     """Return the offer of a capacity reservation: as many as are free in it, for those who name it.
 
@@ -124,7 +126,7 @@ def reserved_offer(
     """
     return Offer(
         **_common(shape, backend=backend, region=region, disk_bytes=disk_bytes, growth=growth),
-        zone=reservation["AvailabilityZone"], price_usd_hour=round(growth.usd_hour(disk_bytes), 6),
+        zone=reservation["AvailabilityZone"], price_usd_hour=round(beside_usd_hour, 6),
         price_list="" if is_block(reservation) else "aws",
         reservation=reservation["CapacityReservationId"], available=reservation["AvailableInstanceCount"],
     )  # fmt: skip

@@ -17,6 +17,10 @@ DISK_USD_GIB_MONTH = 0.075
 """StandardSSD_LRS in East US, azure.microsoft.com/pricing/details/managed-disks; set
 ``disk_usd_gib_month`` where it differs."""
 
+ADDRESS_USD_HOUR = 0.005
+"""A static address of the Standard SKU, as machines get it: azure.microsoft.com/pricing/details/ip-addresses
+(as c3x.dev/resources/azure/azurerm_public_ip has it)."""
+
 
 NOTICE = boot.Notice(
     "curl -sf -m 2 -H Metadata:true "
@@ -42,6 +46,8 @@ class Azure(RentedMachines):
         port: Its SSH port.
         disk: The size of a machine's disk, such as ``200GiB``.
         disk_usd_gib_month: What a GiB of it costs a month; it is part of every price.
+        address_usd_hour: What a public address costs an hour; it is part of every price of machines that
+            get one.
         subnets: Ids of subnets by region; default: a network of our own, made where it is missing.
         ssh_from: The networks that the security group of our own lets in.
         public_address: Whether machines get a public address.
@@ -72,6 +78,7 @@ class Azure(RentedMachines):
         port: int = 22,
         disk: str = "200GiB",
         disk_usd_gib_month: float = DISK_USD_GIB_MONTH,
+        address_usd_hour: float = ADDRESS_USD_HOUR,
         subnets: dict[str, str] | None = None,
         ssh_from: Sequence[str] = ("0.0.0.0/0",),
         public_address: bool = True,
@@ -97,6 +104,7 @@ class Azure(RentedMachines):
             user=user,
             disk_bytes=size_bytes(name, "disk", disk),
             disk_usd_gib_month=disk_usd_gib_month,
+            address_usd_hour=address_usd_hour if public_address else 0.0,
             subnets=dict(subnets or {}),
             ssh_from=networks(name, "ssh_from", ssh_from),
             public_address=public_address,

@@ -53,6 +53,7 @@ class Settings:
     user: str
     disk_bytes: int
     disk_usd_gib_month: float
+    address_usd_hour: float
     subnets: Mapping[str, str]
     ssh_from: tuple[str, ...]
     public_address: bool
@@ -92,7 +93,12 @@ class VirtualMachines:
             for region in settings.regions
             for shape in self._shapes(region)
             for offer in offers_of(
-                shape, region, backend=self._backend, disk_bytes=settings.disk_bytes, growth=growth
+                shape,
+                region,
+                backend=self._backend,
+                disk_bytes=settings.disk_bytes,
+                growth=growth,
+                address_usd_hour=settings.address_usd_hour,
             )
         ]
 

@@ -68,14 +68,21 @@ def _is_allowed(sku: Mapping[str, Any]) -> bool:
 
 
 def offers_of(
-    shape: Mapping[str, Any], region: str, *, backend: str, disk_bytes: int, growth: Growth
+    shape: Mapping[str, Any],
+    region: str,
+    *,
+    backend: str,
+    disk_bytes: int,
+    growth: Growth,
+    address_usd_hour: float,
 ) -> Iterator[Offer]:
     """Yield a size in one region, on demand and as spot; the catalog has the prices."""
     size = {key: value for key, value in shape.items() if key != "spot"}
     for spot in (False, True) if shape["spot"] else (False,):
         yield Offer(
             backend, region=region, spot=spot, disk_bytes=disk_bytes, growth=growth, fetches=True,
-            system_bytes=SYSTEM_BYTES, price_usd_hour=round(growth.usd_hour(disk_bytes), 6),
+            system_bytes=SYSTEM_BYTES,
+            price_usd_hour=round(growth.usd_hour(disk_bytes) + address_usd_hour, 6),
             price_list="azure", boot_s=BOOT_S, **size,
         )  # fmt: skip
 

@@ -23,6 +23,10 @@ IMAGE = "projects/deeplearning-platform-release/global/images/family/common-cu12
 PD_BALANCED_USD_GIB_MONTH = 0.1
 """us-central1, cloud.google.com/compute/disks-image-pricing; set ``disk_usd_gib_month`` where it differs."""
 
+ADDRESS_USD_HOUR = 0.005
+"""In use on a machine on demand, and half of it on a spot machine: cloud.google.com/vpc/network-pricing (read
+on 2026-10-16 by ChiefGyk3D/Clouds-Against-Humanity, wiki, "Provider GCP Cost Lesson")."""
+
 NOTICE = boot.Notice(
     "curl -sf -m 2 -H 'Metadata-Flavor: Google' "
     "http://169.254.169.254/computeMetadata/v1/instance/preempted | grep -q TRUE",
@@ -52,6 +56,8 @@ class Gcp(RentedMachines):
         port: Its SSH port.
         disk: The size of a machine's disk, such as ``200GiB``.
         disk_usd_gib_month: What a GiB of it costs a month; it is part of every price.
+        address_usd_hour: What a public address costs an hour; it is part of every price of machines that
+            get one.
         network: The network, or subnetwork, that machines are in; it has to let SSH in.
         public_address: Whether machines get a public address.
         identity_file: The private key for the machines; default: one is made for this user.
@@ -86,6 +92,7 @@ class Gcp(RentedMachines):
         port: int = 22,
         disk: str = "200GiB",
         disk_usd_gib_month: float = PD_BALANCED_USD_GIB_MONTH,
+        address_usd_hour: float = ADDRESS_USD_HOUR,
         network: str = "global/networks/default",
         public_address: bool = True,
         identity_file: str | None = None,
@@ -117,6 +124,7 @@ class Gcp(RentedMachines):
             image=image,
             disk_bytes=size_bytes(name, "disk", disk),
             disk_usd_gib_month=disk_usd_gib_month,
+            address_usd_hour=address_usd_hour if public_address else 0.0,
             network=network,
             public_address=public_address,
             url=endpoint_url,

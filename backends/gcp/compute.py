@@ -59,6 +59,7 @@ class Settings:
     image: str
     disk_bytes: int
     disk_usd_gib_month: float
+    address_usd_hour: float
     network: str
     public_address: bool
     url: str
@@ -101,6 +102,7 @@ class Compute:
                 backend=self._backend,
                 disk_bytes=settings.disk_bytes,
                 growth=growth,
+                address_usd_hour=settings.address_usd_hour,
                 reserved=reserved.get((zone, shape["instance_type"]), {}),
             )
         ]

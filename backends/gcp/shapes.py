@@ -16,6 +16,8 @@ from orchestrator.units import GIB
 
 MIB = 2**20
 BOOT_S = 150
+SPOT_ADDRESS = 0.5
+"""What the address of a spot machine costs of that of another (cloud.google.com/vpc/network-pricing)."""
 
 GPUS_GB: Mapping[str, int] = {
     "nvidia-l4": 24, "nvidia-tesla-a100": 40, "nvidia-a100-80gb": 80, "nvidia-h100-80gb": 80,
@@ -92,6 +94,7 @@ def offers_of(
     backend: str,
     disk_bytes: int,
     growth: Growth,
+    address_usd_hour: float,
     reserved: Mapping[str, int],
 ) -> Iterator[Offer]:
     """Yield a machine type in one zone: on demand, as spot, and what is free in each reservation.
@@ -101,12 +104,14 @@ def offers_of(
     common: dict[str, Any] = {
         **shape, "backend": backend, "region": zone.rsplit("-", 1)[0], "zone": zone, "boot_s": BOOT_S,
         "disk_bytes": disk_bytes, "growth": growth, "fetches": True, "system_bytes": SYSTEM_BYTES,
-        "price_usd_hour": round(growth.usd_hour(disk_bytes), 6), "price_list": "gcp",
+        "price_list": "gcp",
     }  # fmt: skip
-    for spot in (False, True):
-        yield Offer(**common, spot=spot)
+    disk_usd_hour = growth.usd_hour(disk_bytes)
+    on_demand = round(disk_usd_hour + address_usd_hour, 6)
+    yield Offer(**common, price_usd_hour=on_demand)
+    yield Offer(**common, spot=True, price_usd_hour=round(disk_usd_hour + address_usd_hour * SPOT_ADDRESS, 6))
     for name, free in sorted(reserved.items()):
-        yield Offer(**common, reservation=name, available=free)
+        yield Offer(**common, reservation=name, available=free, price_usd_hour=on_demand)
 
 
 def vm_of(instance: Mapping[str, Any]) -> Vm:

@@ -54,7 +54,7 @@ def order(key: str = "k1", rent: Rent = ZONE_A, **tags: str) -> Order:
 # Offers -------------------------------------------------------------------------------------------
 
 
-def test_every_zone_is_an_offer_with_its_disk_in_the_price(options: dict[str, Any]) -> None:
+def test_every_zone_is_an_offer_with_its_disk_and_address_in_the_price(options: dict[str, Any]) -> None:
     found = [
         offer for offer in Aws(**options).offers() if offer.instance_type == "g6.xlarge" and not offer.spot
     ]
@@ -63,7 +63,11 @@ def test_every_zone_is_an_offer_with_its_disk_in_the_price(options: dict[str, An
     one = found[0]
     assert (one.accelerator, one.vendor, one.count) == ("L4", "nvidia", 1)
     assert one.vram_bytes == 22888 * 2**20
-    assert (one.price_list, one.price_usd_hour) == ("aws", 0.021918)
+    assert (one.price_list, one.price_usd_hour) == ("aws", 0.026918)
+    inside = {o.price_usd_hour for o in Aws(**options, public_address=False).offers() if not o.spot}
+    assert inside == {0.021918}
+    dear = {o.price_usd_hour for o in Aws(**options, address_usd_hour=0.1).offers() if not o.spot}
+    assert dear == {0.121918}
 
 
 def test_types_are_asked_for_once_a_day(aws: Cloud, options: dict[str, Any]) -> None:
@@ -85,7 +89,7 @@ def test_a_configured_reservation_is_an_offer_of_its_own(aws: Cloud, options: di
     found = {o.reservation: o for o in Aws(**options).offers() if o.reservation}
     assert found.keys() == {"cr-1", "cr-2"}
     assert (found["cr-1"].zone, found["cr-1"].available, found["cr-1"].price_list) == ("us-east-1b", 2, "aws")
-    assert (found["cr-2"].price_list, found["cr-2"].price_usd_hour) == ("", 0.021918)
+    assert (found["cr-2"].price_list, found["cr-2"].price_usd_hour) == ("", 0.026918)
 
     for key, id in (("k1", "cr-1"), ("k2", "cr-2")):
         provider(options).create(order(key, replace(ZONE_B, reservation=id)))
@@ -155,7 +159,7 @@ def test_a_machine_carries_its_tags_and_ends_with_its_disk_when_it_is_powered_of
 
 def test_a_disk_is_as_large_as_was_planned(aws: Cloud, options: dict[str, Any]) -> None:
     found = next(o for o in Aws(**options).offers() if o.instance_type == "g6.xlarge" and not o.spot)
-    assert found.with_disk(300 * 10**9).price_usd_hour == pytest.approx(280 * 0.08 / 730, abs=1e-6)
+    assert found.with_disk(300 * 10**9).price_usd_hour == pytest.approx(280 * 0.08 / 730 + 0.005, abs=1e-6)
     provider(options).create(order(rent=replace(ZONE_A, disk_bytes=300 * 10**9)))
     assert aws.orders[-1]["BlockDeviceMapping.1.Ebs.VolumeSize"] == "280"
 

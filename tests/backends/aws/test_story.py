@@ -170,7 +170,7 @@ def test_three_nodes_go_where_there_are_three_and_max_price_is_for_all_of_them(
     (planned,) = gang.json("plan", "-f", "sft.yaml")["runs"]
     zones = [offer["zone"] for offer in planned["offers"] if not offer["spot"]]
     assert {offer["region"] for offer in planned["offers"]} == {"us-east-1"}  # 3 × 2.1 is over 6
-    assert (planned["offers"][0]["nodes"], planned["offers"][0]["price_usd_hour"]) == (3, 5.765754)
+    assert (planned["offers"][0]["nodes"], planned["offers"][0]["price_usd_hour"]) == (3, 5.780754)
     aws.room["c5n.9xlarge", zones[0]] = 2
 
     code, said = gang("apply", "-y", "-f", "sft.yaml")

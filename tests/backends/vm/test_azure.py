@@ -242,7 +242,12 @@ class TestAzure(ProviderContract):
             ("Standard_NC24ads_A100_v4", False, "A100-80GB-PCIE"),
             ("Standard_NC8as_T4_v3", False, "T4"), ("Standard_NC8as_T4_v3", True, "T4"),
         ]  # fmt: skip
-        assert (found[-1].price_list, found[-1].price_usd_hour) == ("azure", 0.026301)  # for 256 GiB
+        assert (found[-1].price_list, found[-1].price_usd_hour) == (
+            "azure",
+            0.031301,
+        )  # 256 GiB, and an address
+        inside = self.provider_of({**options, "public_address": False}).offers()
+        assert {o.price_usd_hour for o in inside} == {0.026301}
 
     def test_a_disk_is_as_large_as_was_planned_and_paid_for_as_the_next_power_of_two(
         self, cloud: FakeAzure, options: dict[str, Any]
@@ -250,7 +255,7 @@ class TestAzure(ProviderContract):
         provider = self.provider_of(options)
         found = provider.offers()[0].with_disk(300 * 10**9)
         assert found.disk_bytes == 512 * 2**30
-        assert found.price_usd_hour == pytest.approx(512 * 0.075 / 730, abs=1e-6)
+        assert found.price_usd_hour == pytest.approx(512 * 0.075 / 730 + 0.005, abs=1e-6)
         assert provider.offers()[0].with_disk(3 * 2**40).disk_bytes == 4095 * 2**30
         assert provider.offers()[0].with_disk(5 * 2**40).disk_bytes == 200 * 2**30
         vm = provider.create(self.order(rent=replace(self.rent, disk_bytes=512 * 2**30)))

@@ -338,7 +338,8 @@ class TestGcp(ProviderContract):
         ]  # fmt: skip
         h100 = found[0]
         assert (h100.accelerator, h100.count, h100.vram_bytes) == ("nvidia-h100-80gb", 8, 80 * 2**30)
-        assert (h100.price_list, h100.price_usd_hour) == ("gcp", 0.027397)
+        assert (h100.price_list, h100.price_usd_hour) == ("gcp", 0.032397)
+        assert {o.price_usd_hour for o in found if o.spot} == {0.029897}  # half as much for its address
 
     def test_gpus_are_attached_to_n1_machines_where_a_zone_has_them_and_they_fit(
         self, options: dict[str, Any]
@@ -436,7 +437,7 @@ class TestGcp(ProviderContract):
         provider = self.provider_of(options)
         found = next(o for o in provider.offers() if o.accelerator).with_disk(300 * 10**9)
         assert found.disk_bytes == 280 * 2**30
-        assert found.price_usd_hour == pytest.approx(280 * 0.1 / 730, abs=1e-6)
+        assert found.price_usd_hour == pytest.approx(280 * 0.1 / 730 + 0.005, abs=1e-6)
         vm = provider.create(self.order(rent=replace(self.rent, disk_bytes=280 * 2**30)))
         (disk,) = cloud.there[vm.id].data["disks"]
         assert disk["initializeParams"]["diskSizeGb"] == "280"
