@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from backends.azure.refusals import FIXES, failed, read
 from backends.azure.shapes import azure_tags, offers_of, shapes_of, vm_of
 from backends.azure.signing import Signing
 from backends.vm.cooling import where_of
+from backends.vm.options import cache_name
 from backends.vm.port import KeySpent, Order, Vm
 from backends.vm.rest import Gone, Rest, Taken
 from orchestrator.backend import Check, Growth, Offer
@@ -104,8 +106,7 @@ class VirtualMachines:
 
     def _shapes(self, region: str) -> list[dict[str, Any]]:
         settings = self._settings
-        types = "+".join(settings.types).replace("*", "_").replace("/", "_")
-        path = self._cache / f"{settings.subscription}-{region}-{types}.json"
+        path = self._cache / cache_name(f"{settings.subscription}-{region}", *settings.types)
         try:
             if time.time() - path.stat().st_mtime < SHAPES_S:
                 kept: list[dict[str, Any]] = json.loads(path.read_text())
@@ -125,7 +126,7 @@ class VirtualMachines:
         while path:
             page = self._api.get(path, where=where, **query)
             yield from page.get("value") or ()
-            path, query = (page.get("nextLink") or "").removeprefix(self._settings.url.rstrip("/")), {}
+            path, query = _below(page.get("nextLink") or ""), {}
 
     # -- machines --------------------------------------------------------------------------------
 
@@ -350,6 +351,15 @@ class VirtualMachines:
 
     def _path(self, name: str) -> str:
         return f"{self._group()}/providers/Microsoft.Compute/virtualMachines/{name}"
+
+
+def _below(link: str) -> str:
+    """Return a link to the next page without its host, which may be spelled with its port.
+
+    >>> _below("https://management.azure.com:443/subscriptions/0/skus?api-version=1&$skiptoken=a%2Bb")
+    '/subscriptions/0/skus?api-version=1&$skiptoken=a%2Bb'
+    """
+    return urlunsplit(("", "", *urlsplit(link)[2:4], ""))
 
 
 def _quotas(region: str, usages: Sequence[Mapping[str, Any]]) -> Check:

@@ -197,7 +197,8 @@ class Rest:
             # a connection of its own for each call: none is left open for nobody to close
             with httpx.Client(verify=trusted(), timeout=self._timeout_s) as client:
                 answer = client.request(
-                    method, self._url + path, params=dict(query), json=body, data=form,
+                    # even no parameters would take the place of those that are in the path
+                    method, self._url + path, params=dict(query) or None, json=body, data=form,
                     headers=dict(self._sign()),
                 )  # fmt: skip
         except (httpx.TransportError, httpx.InvalidURL) as error:

@@ -122,9 +122,16 @@ class FakeAzure(FakeCloud):
         return 201, self._machine(self.there[name])
 
     @route("GET", VMS)
-    def machines_of_group(self, _: Asked) -> Reply:
-        found = [self._machine(one) for one in self.there.values()]
-        return 200, {"value": [{k: v for k, v in one.items() if k != "instanceView"} for one in found]}
+    def machines_of_group(self, asked: Asked) -> Reply:
+        at = int(asked.query.get("$skiptoken", "0"))
+        found = [self._machine(one) for one in list(self.there.values())[at : at + 1]]
+        page: dict[str, Any] = {
+            "value": [{k: v for k, v in one.items() if k != "instanceView"} for one in found]
+        }
+        if at + 1 < len(self.there):  # with a port, as Azure has it (Azure/azure-xplat-cli issue 2961)
+            link = f"https://management.azure.com:443{asked.path}?api-version=2024-07-01&$skiptoken={at + 1}"
+            page["nextLink"] = link
+        return 200, page
 
     @route("GET", VMS + "/([a-z0-9-]+)")
     def get(self, asked: Asked) -> Reply:
@@ -260,6 +267,15 @@ class TestAzure(ProviderContract):
         assert provider.offers()[0].with_disk(5 * 2**40).disk_bytes == 200 * 2**30
         vm = provider.create(self.order(rent=replace(self.rent, disk_bytes=512 * 2**30)))
         assert cloud.there[vm.id].data["properties"]["storageProfile"]["osDisk"]["diskSizeGB"] == 512
+
+    def test_machines_of_every_page_are_listed(self, options: dict[str, Any]) -> None:
+        provider = self.provider_of(options)
+        made = {provider.create(self.order(letter * 32)).id for letter in "abc"}
+        assert {vm.id for vm in provider.list({DEPLOYMENT: "d1"})} == made
+
+    def test_any_number_of_sizes_may_be_named(self, options: dict[str, Any]) -> None:
+        many = [f"Standard_NC{n}ads_A100_v4" for n in range(99)]
+        assert self.provider_of({**options, "instance_types": many}).offers()
 
     @pytest.mark.parametrize(
         ("code", "kind"), [("AllocationFailed", NoCapacity), ("QuotaExceeded", Quota), ("Other", Rejected)]
