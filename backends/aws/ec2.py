@@ -18,6 +18,7 @@ from backends.aws.refusals import GONE, explained, translated
 from backends.aws.shapes import growth_of, is_block, offers_of, reserved_offer, shape_of
 from backends.vm.cooling import where_of
 from backends.vm.disks import Disk
+from backends.vm.options import cache_name
 from backends.vm.port import DEPLOYMENT, GANG, KEY, Belonging, KeySpent, Order, Vm
 from orchestrator.backend import LABEL, Check, Offer, Rent
 from orchestrator.errors import BackendError, Busy, NoCapacity, Rejected
@@ -135,8 +136,7 @@ class Ec2:
 
     def _kept(self, name: str, lasts_s: int, ask: Any) -> Any:
         """Return an answer that was kept at most ``lasts_s``, else ask and keep it."""
-        settings = "+".join(sorted(self._settings.types)).replace("*", "_").replace("/", "_")
-        path = self._cache / f"{name}-{settings}.json"
+        path = self._cache / cache_name(name, *sorted(self._settings.types))
         try:
             if time.time() - path.stat().st_mtime < lasts_s:
                 return json.loads(path.read_text())

@@ -23,14 +23,15 @@ SOLD_OUT = frozenset(
     {
         "InsufficientInstanceCapacity", "InsufficientHostCapacity", "InsufficientCapacity",
         "InsufficientReservedInstanceCapacity", "ReservationCapacityExceeded", "UnfulfillableCapacity",
-        "InsufficientFreeAddressesInSubnet", "SpotMaxPriceTooLow", "Unsupported",
+        "InsufficientFreeAddressesInSubnet", "InsufficientVolumeCapacity", "InsufficientAddressCapacity",
+        "SpotMaxPriceTooLow", "Unsupported",
     }
 )  # fmt: skip
 LIMITS = frozenset(
     {
         "VcpuLimitExceeded", "InstanceLimitExceeded", "MaxSpotInstanceCountExceeded", "VolumeLimitExceeded",
         "InstanceQuotaExceeded", "PendingVerification", "PlacementGroupLimitExceeded", "AddressLimitExceeded",
-        "SecurityGroupLimitExceeded",
+        "SecurityGroupLimitExceeded", "NetworkInterfaceLimitExceeded",
     }
 )  # fmt: skip
 DENIED = frozenset(

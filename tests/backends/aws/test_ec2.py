@@ -15,6 +15,7 @@ import pytest
 
 from backends.aws import Aws
 from backends.aws.ec2 import Ec2
+from backends.aws.refusals import explained
 from backends.vm import boot
 from backends.vm.cooling import Cooled
 from backends.vm.port import DEPLOYMENT, EXPIRES, KEY, LAUNCH, KeySpent, Order, Provider, Vm
@@ -75,6 +76,24 @@ def test_types_are_asked_for_once_a_day(aws: Cloud, options: dict[str, Any]) -> 
     aws.calls.clear()
     assert Aws(**options).offers() == first
     assert aws.calls == []
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("InsufficientVolumeCapacity", NoCapacity), ("InsufficientAddressCapacity", NoCapacity),
+        ("NetworkInterfaceLimitExceeded", Quota),
+    ],
+)  # fmt: skip
+def test_what_a_zone_has_no_disks_or_addresses_for_is_tried_elsewhere(
+    code: str, kind: type[BackendError]
+) -> None:
+    assert type(explained(code, "…", backend="aws", where="g6.xlarge in us-east-1a")) is kind
+
+
+def test_any_number_of_types_may_be_named(options: dict[str, Any]) -> None:
+    many = [f"m7i.{n}xlarge" for n in range(99)]
+    assert Aws(**{**options, "instance_types": many}).offers()
 
 
 def test_a_configured_reservation_is_an_offer_of_its_own(aws: Cloud, options: dict[str, Any]) -> None:
