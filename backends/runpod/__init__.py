@@ -37,7 +37,15 @@ from orchestrator.backend import (
     Reason,
     Volume,
 )
-from orchestrator.errors import BackendError, ConfigError, NoCapacity, NotFound, Rejected
+from orchestrator.errors import (
+    BackendError,
+    Busy,
+    ConfigError,
+    NoCapacity,
+    NotFound,
+    Rejected,
+    Unreachable,
+)
 
 AT_ONCE = 16
 """Pods that are looked at at the same time."""
@@ -146,7 +154,7 @@ class Runpod:
         if left_s := self._cooling.left_s(kind):
             raise NoCapacity(f"{where}: was sold out, is asked for in {left_s:.0f} s", backend=self.name)
         login = secrets.get("registry") if launch.registry_secret else None
-        registry = self._pods.add_registry(key, login) if login else None
+        registry = self._hand_in(key, login) if login else None
         handed = {variable: secrets[variable] for variable, _ in launch.secrets}
         body: dict[str, Any] = {
             "name": launch.name,
@@ -163,9 +171,28 @@ class Runpod:
         except BackendError as error:
             if isinstance(error, NoCapacity):
                 self._cooling.sold_out(kind)
-            if registry:
-                self._pods.forget_registry(registry)
+            if registry and not isinstance(error, Unreachable | Busy):  # else there may be a pod that uses it
+                self._take_back(key)
             raise
+
+    def _hand_in(self, key: str, login: str) -> str:
+        """Return the id of a login of a registry; one that was left of a start that nobody finished goes."""
+        self._take_back(key)
+        registry = self._pods.add_registry(key, login)
+        path = self._handed_in(key)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.write_text(registry)
+        return registry
+
+    def _take_back(self, key: str) -> None:
+        """Delete the login that was handed in for a key."""
+        path = self._handed_in(key)
+        if path.exists():
+            self._pods.forget_registry(path.read_text())
+            path.unlink(missing_ok=True)
+
+    def _handed_in(self, key: str) -> Path:
+        return self._state / "registries" / key
 
     def _labels(self, launch: Launch, key: str) -> str:
         ours = {DEPLOYMENT: self._deployment(), NAMESPACE: self._namespace, KEY: key}
@@ -283,6 +310,8 @@ class Runpod:
 
     def _end(self, pod: Pod) -> None:
         self._pods.delete(pod)
+        if key := pod.labels.get(KEY):  # its login went with it
+            self._handed_in(key).unlink(missing_ok=True)
         self._over.pop(pod.id, None)
 
     # -- output ----------------------------------------------------------------------------------

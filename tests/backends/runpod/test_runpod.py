@@ -444,6 +444,43 @@ def test_a_registrys_key_is_handed_in_and_taken_back(cloud: FakeRunpod, options:
     assert cloud.registries == {}
 
 
+def test_a_registrys_key_stays_while_there_may_be_a_pod_and_goes_with_the_next_one(
+    cloud: FakeRunpod, options: dict[str, Any]
+) -> None:
+    private = launch("sleep 60", registry_secret=("registry", "${{ secrets.r }}"))
+    cloud.refuse(*CREATE, 0, None, after=True)  # it was made, and nobody heard of it
+    with pytest.raises(Unreachable):
+        start(Runpod(**options), private, registry="me:word")
+    (pod,) = cloud.there.values()
+    assert pod.data["body"]["registry"] in cloud.registries
+    start(Runpod(**options), private, registry="me:word")
+    Runpod(**options).remove("sft-0-0-1")
+    assert (cloud.there, cloud.registries) == ({}, {})
+
+
+def die(*_: object, **__: object) -> None:
+    """End as a process does that is killed."""
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("status", [0, 502])
+def test_a_registrys_key_that_no_pod_came_to_use_is_replaced(
+    cloud: FakeRunpod, options: dict[str, Any], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = launch("sleep 60", registry_secret=("registry", "${{ secrets.r }}"))
+    cloud.refuse(*CREATE, status, None)
+    with pytest.raises((Unreachable, Busy)):
+        start(Runpod(**options), private, registry="me:word")
+    (left,) = cloud.registries
+    with monkeypatch.context() as patched:
+        patched.setattr(Pods, "create", die)
+        with pytest.raises(KeyboardInterrupt):
+            start(Runpod(**options), private, registry="me:word")
+    start(Runpod(**options), private, registry="me:word")
+    assert len(cloud.registries) == 1
+    assert left not in cloud.registries
+
+
 # -- planted faults ------------------------------------------------------------------------------
 
 
