@@ -33,6 +33,8 @@ RESTARTS = 5
 BACKOFF_S, STEADY_S = 0.2, 60.0
 DRAIN_S, FULL_S = 1.0, 1.0
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
+PYTHONS = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
+"""Signals that Python ignores for itself, and gives back to what it starts."""
 NOT_FOUND, NOT_RUNNABLE = 127, 126  # what a shell says, POSIX 2.8.2
 IN_USE = (b"address already in use", b"eaddrinuse")
 """How programs tell that a port is taken, in lower case: strerror(3) of EADDRINUSE, and its name."""
@@ -263,6 +265,9 @@ class Supervisor:
         for end in (reader, writer):
             os.set_blocking(end, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in signal.valid_signals() - PYTHONS:
+            if signal.getsignal(number) is signal.SIG_IGN:  # by a script's "&", nohup or trap ''
+                signal.signal(number, signal.SIG_DFL)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             # a handler and not SIG_IGN, which the command would inherit
             signal.signal(number, lambda *_: None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import socket
 import sys
 import termios
@@ -22,7 +23,12 @@ from orchestrator.wire import problem_of
 
 
 def main() -> None:
-    """Read what to run from the socket whose number is the first argument, run it, and say how it ended."""
+    """Read what to run from the socket whose number is the first argument, run it, and say how it ended.
+
+    A server that a script began with "&" ignores the keys ^C and ^\\; what it starts here heeds them.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     with socket.socket(fileno=int(sys.argv[1])) as server, server.makefile("rw") as said:
         print(json.dumps(_ended(json.loads(said.readline()))), file=said, flush=True)
 

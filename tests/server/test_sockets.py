@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from orchestrator.errors import Busy, Denied, NotFound
 from orchestrator.spec.load import read
 from tests.cli.conftest import Cli
 from tests.server.conftest import Served
+from tests.signals import ignoring
 
 ROOT = Path(__file__).parents[2]
 BOX = """\
@@ -85,6 +87,12 @@ def test_a_command_reads_writes_and_ends_as_it_does_here(box: Served, cli: Cli) 
     with contextlib.redirect_stderr(io.TextIOWrapper(io.BytesIO())) as said:
         assert box.client().execute("box", ["no-such-program"], tty=False) == 127
     assert said.buffer.getvalue() == b"no-such-program: not found\n"  # type: ignore[attr-defined]  # as made above
+
+
+def test_a_command_heeds_the_keys_though_the_server_was_begun_in_background(box: Served, cli: Cli) -> None:
+    with ignoring(signal.SIGINT, signal.SIGQUIT):
+        told = cli.program("exec", "box", "--", "grep", "SigIgn", "/proc/self/status")
+    assert (told.code, int(told.out.split()[1], 16)) == (0, 0)
 
 
 def test_a_shell_has_a_terminal_of_its_own_with_the_windows_size(box: Served, cli: Cli) -> None:

@@ -94,7 +94,7 @@ def test_three_sold_out_zones_and_the_fourth_in_the_plans_order(aws: Cloud, prom
     assert [(zone, how) for _, zone, how in aws.asked] == [
         *((zone, "sold out") for zone, _ in order[:3]), (order[3][0], "made"),
     ]  # fmt: skip
-    assert spent < 3  # CPU, with the cloud's, which is in this process too: 1.4 s when written
+    assert spent < 5  # CPU, with the cloud's, which is in this process too: 1.4 s, twice that at load 13
     story = [e for e in prompt.json("events", "sft")["events"] if e["subject"] != "sft"]
     assert [e["after"] for e in story][:7] == ["provisioning", "failed"] * 3 + ["provisioning"]
     for (zone, _), begun, ended in zip(order[:3], story[0:6:2], story[1:6:2], strict=True):
