@@ -102,14 +102,16 @@ _FIXES: Mapping[Meaning, str] = {
 def by_status(status: int) -> Meaning:
     """Return what an HTTP status means where the body does not say more.
 
+    A conflict is not taken for one of names: whoever makes a machine would look for it in vain.
+
     >>> [by_status(status).name for status in (401, 404, 409, 429, 503, 422)]
-    ['DENIED', 'GONE', 'TAKEN', 'LATER', 'LATER', 'INVALID']
+    ['DENIED', 'GONE', 'INVALID', 'LATER', 'LATER', 'INVALID']
     """
     if status in (401, 403):
         return Meaning.DENIED
     if status == 429 or status >= 500:
         return Meaning.LATER
-    return {404: Meaning.GONE, 409: Meaning.TAKEN}.get(status, Meaning.INVALID)
+    return Meaning.GONE if status == 404 else Meaning.INVALID
 
 
 Read = Callable[[int, Any], Refusal]

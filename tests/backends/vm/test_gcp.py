@@ -288,6 +288,7 @@ class TestGcp(ProviderContract):
             error(400, "invalid", "Machine type with name 'x' does not exist in zone 'y'."), Rejected,
         ),
         Refused("no zone", 404, error(404, "notFound", "The resource 'zones/x' was not found"), Rejected),
+        Refused("another conflict", 409, error(409, "conflict", "The resource is fenced"), Rejected),
         Refused("bad field", 400, error(400, "invalid", "Invalid value for field 'resource.name'"), Rejected),
         Refused("rate", 403, error(403, "rateLimitExceeded", "Rate Limit Exceeded"), Busy),
         Refused("rate", 429, error(429, "rateLimitExceeded", "Quota exceeded for quota metric"), Busy),
