@@ -18,6 +18,7 @@ from backends.kubernetes.attach import execute, forwarded
 from backends.kubernetes.client import Cluster, parse_time, path_of, path_of_object
 from backends.kubernetes.compare import changes
 from backends.kubernetes.devices import NO_DEVICES, Devices
+from backends.kubernetes.gateway import HTTP_ROUTE, INFERENCE_POOL
 from backends.kubernetes.inventory import Inventory, amount_of, inventory
 from backends.kubernetes.names import HASH, LAUNCH, MANAGER, RUN, VOLUME, fitting, label_value, selector
 from backends.kubernetes.pod import CONTAINER, image_of, registry_secret, secret_name, whole_image
@@ -511,7 +512,13 @@ class Kubernetes:
 
     def _check_named(self) -> Iterator[tuple[str, Callable[[], Check]]]:
         """Yield the looks at custom resources that the settings ask for by name."""
-        asked = {JOB_SET: self.settings.tasks == "jobset", SCALED_OBJECT: self.settings.autoscaler == "keda"}
+        gateway = self.settings.gateway
+        asked = {
+            JOB_SET: self.settings.tasks == "jobset",
+            SCALED_OBJECT: self.settings.autoscaler == "keda",
+            HTTP_ROUTE: gateway is not None,
+            INFERENCE_POOL: gateway is not None and gateway.pools,
+        }
         for kind in (kind for kind, is_asked in asked.items() if is_asked):
             yield kind, partial(self._check_kind, kind)
 

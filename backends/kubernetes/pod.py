@@ -322,8 +322,11 @@ def _env(
     if not launch.resources.accelerators:
         # images made for CUDA ask for every GPU, and get them where NVIDIA's runtime is the default
         plain["NVIDIA_VISIBLE_DEVICES"] = "void"
-    given = {k: _redirected(v, settings) for k, v in launch.env if not k.startswith("MODELYARD_")}
+    given = {k: _redirected(v, settings) for k, v in launch.env}
     plain |= {**settings.env, **fabric_env, **given}
+    # an apply refuses a variable that is there twice: ours stand below, and so does what a secret says
+    others = {name for name, _ in launch.secrets}
+    plain = {k: v for k, v in plain.items() if not k.startswith("MODELYARD_") and k not in others}
     found: list[Json] = [{"name": name, "value": literal(value)} for name, value in sorted(plain.items())]
     found += [_secret_variable(launch.run, name, settings) for name, _ in sorted(launch.secrets)]
     own = {
@@ -354,8 +357,18 @@ def _needs(launch: Launch, settings: Settings) -> Iterable[Needs]:
 
 
 def _ports(launch: Launch) -> Json:
-    ports = [{"name": f"port-{p.container}", "containerPort": p.container} for p in launch.ports]
+    ports = [{"name": port_name(number), "containerPort": number} for number in port_numbers(launch)]
     return {"ports": ports} if ports else {}
+
+
+def port_numbers(launch: Launch) -> list[int]:
+    """Return the ports of a container, each once: a machine's own ports for one of them are not asked for."""
+    return list(dict.fromkeys(port.container for port in launch.ports))
+
+
+def port_name(number: int) -> str:
+    """Return what a port is called in the cluster."""
+    return f"port-{number}"
 
 
 def _probes(launch: Launch) -> Json:
@@ -388,6 +401,7 @@ class _Volumes:
         self.has_workspace = launch.working_dir is None and any(
             not file.target.startswith("/") for file in launch.files
         )
+        self._taken = {posixpath.normpath(mount.target) for mount in launch.mounts}
         self.shm_bytes = self._shared_memory(launch)
         self._writable("tmp", "/tmp")
         if settings.security == "restricted":
@@ -402,6 +416,8 @@ class _Volumes:
             self._files(launch)
 
     def _writable(self, name: str, target: str, **limits: str) -> None:
+        if target in self._taken:  # by a volume of the spec
+            return
         self.sources.append({"name": name, "emptyDir": limits})
         self.mounts.append({"name": name, "mountPath": target})
 
@@ -415,6 +431,8 @@ class _Volumes:
     def _shared_memory(self, launch: Launch) -> int:
         given = launch.resources
         size = given.shm_bytes or SHM_PER_ACCELERATOR * given.accelerators
+        if "/dev/shm" in self._taken:
+            return 0
         if size:
             self._writable("shm", "/dev/shm", medium="Memory", sizeLimit=quantity(size))
         return size

@@ -23,9 +23,9 @@ from backends.kubernetes.names import (
     selector,
 )
 from backends.kubernetes.placement import SLICE, is_slice
-from backends.kubernetes.pod import Needs, Pod, pod, quantity
+from backends.kubernetes.pod import Needs, Pod, pod, port_name, port_numbers, quantity
 from backends.kubernetes.settings import Settings
-from orchestrator.backend import Group, Launch, Port
+from orchestrator.backend import Group, Launch
 from orchestrator.errors import Rejected
 
 Json = dict[str, Any]
@@ -492,7 +492,7 @@ class _Making:
         return {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}
 
     def _service(self, chosen: Mapping[str, str], name: str | None = None) -> list[Json]:
-        ports = _service_ports(self.launch.ports)
+        ports = _service_ports(self.launch)
         if not ports:
             return []
         spec = {"type": "ClusterIP", "selector": dict(chosen), "ports": ports}
@@ -501,7 +501,7 @@ class _Making:
     def _rendezvous(self, name: str) -> Json:
         """Return a headless Service that names pods before they are ready: ranks meet to become so."""
         spec: Json = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": selector(self.run)}
-        if ports := _service_ports(self.launch.ports):
+        if ports := _service_ports(self.launch):
             spec["ports"] = ports
         return self._object("v1", "Service", name, spec)
 
@@ -575,10 +575,10 @@ def _tpu_workers(rank_path: str, names: Sequence[str]) -> tuple[Json, ...]:
     )
 
 
-def _service_ports(ports: Sequence[Port]) -> list[Json]:
+def _service_ports(launch: Launch) -> list[Json]:
     return [
-        {"name": f"port-{p.container}", "port": p.container, "targetPort": f"port-{p.container}"}
-        for p in ports
+        {"name": port_name(number), "port": number, "targetPort": port_name(number)}
+        for number in port_numbers(launch)
     ]
 
 

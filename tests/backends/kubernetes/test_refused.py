@@ -14,6 +14,8 @@ import pytest
 
 from backends.kubernetes import Kubernetes
 from backends.kubernetes.client import path_of_object
+from backends.kubernetes.gateway import HTTP_ROUTE, INFERENCE_POOL
+from backends.kubernetes.render import INSTALL
 from orchestrator.backend import Launch
 from orchestrator.cli import run
 from orchestrator.errors import Rejected
@@ -221,6 +223,26 @@ def test_nothing_without_accelerators_is_planned_for_nodes_that_are_kept_for_the
     assert "1 kept for what asks for its accelerators" in capsys.readouterr().err
     (tmp_path / "gpu.yaml").write_text(GPU)
     assert run(["plan", "-f", str(tmp_path / "gpu.yaml")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("gateway", "lacks"),
+    [
+        ({"name": "g"}, {HTTP_ROUTE, INFERENCE_POOL}),
+        ({"name": "g", "pools": False}, {HTTP_ROUTE}),
+        (None, set()),
+    ],
+    ids=["pools", "routes", "none"],
+)
+def test_check_looks_for_what_a_gateway_takes(
+    cluster: Kubernetes, refuser: Refuser, tmp_path: Path, gateway: Any, lacks: set[str]
+) -> None:
+    assert cluster
+    refuser.answers["/version"] = SEEN
+    place = Kubernetes("lab", kubeconfig=str(tmp_path / "kube.conf"), gateway=gateway)
+    failed = {one.what: one.fix for one in place.check() if not one.ok}
+    assert {kind for kind in failed if kind in INSTALL} == lacks
+    assert all(failed[kind] == INSTALL[kind] for kind in lacks)
 
 
 SEEN = (200, {"gitVersion": "v1.36.2"})

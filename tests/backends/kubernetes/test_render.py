@@ -14,7 +14,7 @@ from backends.kubernetes.names import fitting, literal
 from backends.kubernetes.pod import HOME
 from backends.kubernetes.render import LEADER_WORKER_SET, render_group, render_volume, to_yaml
 from backends.kubernetes.settings import Fabric, Gateway, Pool, Settings, read_settings
-from orchestrator.backend import Group, Mount, Probe, Resources
+from orchestrator.backend import File, Group, Mount, Port, Probe, Resources
 from orchestrator.errors import ConfigError, Rejected
 from tests.backends.kubernetes import rules
 from tests.backends.kubernetes.samples import (
@@ -250,6 +250,32 @@ def test_ranks_of_a_task_meet_at_rank_0() -> None:
     assert job["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"]
     assert env(job)["MODELYARD_MASTER_NODE_IP"] == "sft-aabbccdd-0.sft-aabbccdd"
     assert env(job)["MODELYARD_GPUS_NUM"] == "32"
+
+
+def test_nothing_is_there_twice_whatever_spec_and_operator_say() -> None:
+    """An apply refuses a list with two items of one name, and a pod two mounts at one path."""
+    launch = replace(
+        SERVICE.template, ports=(Port(8000), Port(8000, 80), Port(9000)),
+        mounts=tuple(Mount(f"v{n}", t) for n, t in enumerate(["/tmp", "/dev/shm", HOME, "/workspace"])),
+        files=(File("contract.txt", b"x"),), env=(("HF_TOKEN", "plain"), ("MODELYARD_REPLICA", "9")),
+    )  # fmt: skip
+    settings = Settings(env={"HF_TOKEN": "theirs", "MODELYARD_NODES_NUM": "7", "MODELYARD_RUN_NAME": "x"})
+    for nodes in (1, 2):
+        objects = render_group(replace(SERVICE, template=launch, nodes=nodes), settings).objects
+        for template in rules.pod_templates(list(objects)):
+            (one,) = template["spec"]["containers"]
+            mounts = [mount["mountPath"] for mount in one["volumeMounts"]]
+            lists = [[item["name"] for item in one[key]] for key in ("env", "ports")]
+            for names in (mounts, *lists, [v["name"] for v in template["spec"]["volumes"]]):
+                assert sorted(set(names)) == sorted(names)
+            assert {"name": "MODELYARD_NODES_NUM", "value": str(nodes)} in one["env"]
+            (token,) = (v for v in one["env"] if v["name"] == "HF_TOKEN")
+            assert "secretKeyRef" in token["valueFrom"]
+            sources = {v["name"]: v for v in template["spec"]["volumes"]}
+            shm = next(m["name"] for m in one["volumeMounts"] if m["mountPath"] == "/dev/shm")
+            assert "persistentVolumeClaim" in sources[shm]
+        for service in (one for one in objects if one["kind"] == "Service"):
+            assert [port["port"] for port in service["spec"]["ports"]] == [8000, 9000]
 
 
 def test_replica_that_spans_nodes_is_a_leader_worker_set() -> None:
