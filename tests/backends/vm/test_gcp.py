@@ -256,12 +256,36 @@ def private_key() -> str:
     ).decode()
 
 
-class TestGcp(ProviderContract):
+class GoogleContract(ProviderContract):
+    """What machines and slices share: the account, how it signs in, and what an id looks like."""
+
     kind = Gcp
+    secret = TOKEN
+
+    @pytest.fixture
+    def credentials(self, cloud: FakeGcp, folders: Path, private_key: str) -> dict[str, Any]:
+        account = {
+            "type": "service_account", "project_id": PROJECT, "private_key_id": "1",
+            "private_key": private_key, "client_email": f"ml@{PROJECT}.iam.gserviceaccount.com",
+            "client_id": "1", "token_uri": f"{cloud.url}/token",
+        }  # fmt: skip
+        (folders / "key.json").write_text(json.dumps(account))
+        return {
+            "endpoint_url": cloud.url, "credentials_file": str(folders / "key.json"), "user": "root",
+            "port": cloud.machines.host.port, "boot_timeout": "30s",
+        }  # fmt: skip
+
+    def signs_in(self, path: str) -> bool:
+        return path == "/token"
+
+    def unknown(self, vm: Any) -> str:
+        return "modelyard-" + "0" * 32
+
+
+class TestGcp(GoogleContract):
     rent = Rent("g2-standard-4", "us-central1", "us-central1-a")
     created = ("POST", "/zones/[a-z0-9-]+/instances$")
     listed = ("GET", "/aggregated/instances")
-    secret = TOKEN
     refusals: ClassVar[tuple[Refused, ...]] = (
         Refused(
             "sold out, later", 200,
@@ -303,26 +327,8 @@ class TestGcp(ProviderContract):
         account.reset()
 
     @pytest.fixture
-    def options(self, cloud: FakeGcp, folders: Path, private_key: str) -> dict[str, Any]:
-        (folders / "key.json").write_text(
-            json.dumps(
-                {
-                    "type": "service_account", "project_id": PROJECT, "private_key_id": "1",
-                    "private_key": private_key, "client_email": f"ml@{PROJECT}.iam.gserviceaccount.com",
-                    "client_id": "1", "token_uri": f"{cloud.url}/token",
-                }
-            )
-        )  # fmt: skip
-        return {
-            "endpoint_url": cloud.url, "credentials_file": str(folders / "key.json"), "user": "root",
-            "port": cloud.machines.host.port, "boot_timeout": "30s",
-        }  # fmt: skip
-
-    def signs_in(self, path: str) -> bool:
-        return path == "/token"
-
-    def unknown(self, vm: Any) -> str:
-        return "modelyard-" + "0" * 32
+    def options(self, credentials: dict[str, Any]) -> dict[str, Any]:
+        return credentials
 
     def test_every_zone_is_an_offer_twice_and_the_catalog_has_its_price(
         self, options: dict[str, Any]

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -19,10 +18,10 @@ from orchestrator.api.local import _listed
 from orchestrator.backend import LABEL, Can, Launch, Phase, Rent
 from orchestrator.errors import AuthFailed, Busy, ConfigError, NoCapacity, Quota, Rejected
 from tests import images
-from tests.backends.vm.contract import ProviderContract, Refused, die
+from tests.backends.vm.contract import Refused, die
 from tests.backends.vm.fake import Asked, Made, Reply, route, serving
 from tests.backends.vm.machines import Machines
-from tests.backends.vm.test_gcp import PROJECT, TOKEN, FakeGcp, private_key
+from tests.backends.vm.test_gcp import PROJECT, FakeGcp, GoogleContract, private_key
 
 __all__ = ["private_key"]
 
@@ -128,12 +127,10 @@ def tpus(yard: Machines) -> Iterator[FakeTpu]:
         yield made
 
 
-class TestTpu(ProviderContract):
-    kind = Gcp
+class TestTpu(GoogleContract):
     rent = Rent("v6e-8", "us-central1", "us-central1-b")
     created = ("POST", "/v2/.*/nodes$")
     listed = ("GET", "/v2/.*/locations/-/nodes$")
-    secret = TOKEN
     refusals: ClassVar[tuple[Refused, ...]] = (
         Refused(
             "sold out, later", 200,
@@ -170,24 +167,8 @@ class TestTpu(ProviderContract):
         tpus.reset()
 
     @pytest.fixture
-    def options(self, cloud: FakeTpu, folders: Path, private_key: str) -> dict[str, Any]:  # pytest's
-        account = {
-            "type": "service_account", "project_id": PROJECT, "private_key_id": "1",
-            "private_key": private_key, "client_email": f"ml@{PROJECT}.iam.gserviceaccount.com",
-            "client_id": "1", "token_uri": f"{cloud.url}/token",
-        }  # fmt: skip
-        (folders / "key.json").write_text(json.dumps(account))
-        return {
-            "endpoint_url": cloud.url, "tpu_endpoint_url": cloud.url, "tpus": ["v5e", "v6e"],
-            "credentials_file": str(folders / "key.json"), "user": "root",
-            "port": cloud.machines.host.port, "boot_timeout": "30s",
-        }  # fmt: skip
-
-    def signs_in(self, path: str) -> bool:
-        return path == "/token"
-
-    def unknown(self, vm: Any) -> str:
-        return "modelyard-" + "0" * 32
+    def options(self, credentials: dict[str, Any]) -> dict[str, Any]:
+        return {**credentials, "tpu_endpoint_url": credentials["endpoint_url"], "tpus": ["v5e", "v6e"]}
 
     # What there is ------------------------------------------------------------------------------
 
