@@ -21,7 +21,7 @@ from backends.vm.options import cache_name
 from backends.vm.port import KeySpent, Order, Vm
 from backends.vm.rest import Gone, Rest, Taken
 from orchestrator.backend import Check, Growth, Offer
-from orchestrator.errors import BackendError, ConfigError, Rejected
+from orchestrator.errors import BackendError, Busy, ConfigError, Rejected
 from orchestrator.units import GIB
 
 COMPUTE, NETWORK, SKUS, TAGS = "2024-07-01", "2024-05-01", "2021-07-01", "2021-04-01"
@@ -32,6 +32,10 @@ SHAPES_S = 86_400
 
 MADE_S = 90.0
 """How long the answer to a create is waited for: an allocation that fails says so within a minute."""
+
+KNOWN_S = 15.0
+"""How long the Resource Manager may say that there is no machine which was just asked for
+(learn.microsoft.com/azure/azure-resource-manager/troubleshooting/error-not-found)."""
 
 POLL_S = 0.5
 
@@ -157,20 +161,26 @@ class VirtualMachines:
     def _made(self, name: str, where: str) -> Mapping[str, Any]:
         """Return a machine once its making has ended, or as it is when that takes long.
 
-        What Azure could not make stays as a machine that failed: it is deleted, and its reason told.
+        What Azure could not make stays as a machine that failed: it is deleted, and its reason told. One
+        that was just asked for may not be known everywhere yet.
+
+        Raises:
+            Busy: it is not known, so that nobody can say whether it is there.
         """
-        deadline = time.monotonic() + MADE_S
-        pause = threading.Event()
+        began, pause = time.monotonic(), threading.Event()
         while True:
-            machine = self._look(name)
+            machine, waited_s = self._look(name), time.monotonic() - began
             if machine is None:
-                raise KeySpent
+                if waited_s > KNOWN_S:
+                    raise Busy(f"{where}: the machine is asked for and not known yet", backend=self._backend)
+                pause.wait(POLL_S)
+                continue
             said = machine["properties"]
             refusal = failed((said.get("instanceView") or {}).get("statuses") or [])
             if refusal is not None:
                 self._delete(name)
                 raise self._api.refused(refusal, where)
-            if said.get("provisioningState") != "Creating" or time.monotonic() > deadline:
+            if said.get("provisioningState") != "Creating" or waited_s > MADE_S:
                 return machine
             pause.wait(POLL_S)
 

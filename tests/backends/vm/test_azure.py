@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from backends.azure import Azure
+from backends.azure import Azure, machines
 from backends.azure.shapes import tags_of
 from backends.vm.port import DEPLOYMENT, KEY, LAUNCH
 from orchestrator.backend import Rent
@@ -270,6 +270,21 @@ class TestAzure(ProviderContract):
         assert provider.offers()[0].with_disk(5 * 2**40).disk_bytes == 200 * 2**30
         vm = provider.create(self.order(rent=replace(self.rent, disk_bytes=512 * 2**30)))
         assert cloud.there[vm.id].data["properties"]["storageProfile"]["osDisk"]["diskSizeGB"] == 512
+
+    def test_a_machine_that_is_not_known_yet_is_waited_for_and_made_once(
+        self, cloud: FakeAzure, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        unknown = error("ResourceNotFound", "The Resource was not found.")
+        cloud.refuse("GET", "/virtualMachines/", 404, unknown, times=2)
+        assert self.provider_of(options).create(self.order()).id == "modelyard-" + "k" * 32
+        assert cloud.made == 1
+        monkeypatch.setattr(machines, "KNOWN_S", 0.0)
+        cloud.refuse("GET", "/virtualMachines/", 404, unknown, times=3)
+        with pytest.raises(Busy, match="not known yet"):
+            self.provider_of(options).create(self.order("l" * 32))
+        cloud.faults.clear()
+        assert self.provider_of(options).create(self.order("l" * 32)).is_alive
+        assert cloud.made == 2
 
     def test_machines_of_every_page_are_listed(self, options: dict[str, Any]) -> None:
         provider = self.provider_of(options)
