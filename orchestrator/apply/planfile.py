@@ -17,10 +17,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from orchestrator.apply.asked import asked_of, caught_up
 from orchestrator.apply.consent import Consent
 from orchestrator.apply.fleets import FleetPlan
 from orchestrator.apply.inputs import read_inputs
-from orchestrator.apply.planning import Plan, RunPlan, VolumePlan, fingerprint, updated
+from orchestrator.apply.planning import Plan, RunPlan, VolumePlan, fingerprint
 from orchestrator.apply.prices import PLAN_AGAIN, cap_usd_hour, chosen
 from orchestrator.apply.sets import Deletion, FleetRecord, Scope
 from orchestrator.backend import File, Launch
@@ -37,7 +38,6 @@ from orchestrator.planner.ask import Work
 from orchestrator.planner.compose import Inputs
 from orchestrator.planner.plan import Choice, Placed
 from orchestrator.reconcile import Run, Template, Wanted
-from orchestrator.reconcile.serving import adapters_of, metrics_of
 from orchestrator.spec.interpolation import looks_secret, refers_to_secret
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import DevEnvironment, Fleet, Service, Task, Volume, spec_of
@@ -270,7 +270,7 @@ def _step(plan: Plan) -> dict[str, Any]:
 
 
 def _pin(run: Run | None) -> dict[str, Any] | None:
-    return None if run is None else {"id": run.id, "serial": run.serial}
+    return None if run is None else {"id": run.id, "serial": run.serial, "asked_sha256": asked_of(run)}
 
 
 def _model(plan: RunPlan) -> dict[str, Any] | None:
@@ -477,16 +477,14 @@ def _resume_run(
         document, spec, action, step["spec_hash"], _changes(step), run=run, set_name=step["set"],
         notes=tuple(step.get("notes", ())), held=step.get("held", ""), drift=tuple(step.get("drift", ())),
     )  # fmt: skip
-    if plan.drift and run:
-        return replace(plan, template=run.template.again())
-    if action == "update" and run and "template" not in step:
-        kept, metrics, takes = run.template.replicas, metrics_of(run.plan), adapters_of(run.plan)
-        return replace(plan, template=updated(run.template, spec, kept=kept, metrics=metrics, takes=takes))
+    if run and (plan.drift or (action == "update" and "template" not in step)):
+        return caught_up(plan, run)
     template: Template = decode(Template, json.dumps(step["template"]))
-    return replace(
+    plan = replace(
         plan, template=_refilled(template, plan, inputs), placed=_placed_of(step["placed"]),
         serving=json.dumps(step["serving"], sort_keys=True),
     )  # fmt: skip
+    return caught_up(plan, run) if run else plan
 
 
 def _left_alone(step: Mapping[str, Any], spec: Work, document: Document, runs: Mapping[str, Run]) -> RunPlan:
@@ -503,9 +501,13 @@ def _left_alone(step: Mapping[str, Any], spec: Work, document: Document, runs: M
 
 
 def _same_run(step: Mapping[str, Any], runs: Mapping[str, Run]) -> Run | None:
-    """Return the run that a step was planned against, None where there was none."""
+    """Return the run that a step was planned against, None where there was none.
+
+    Its serial tells when that was and does not count: whatever becomes of a run moves it, and a plan
+    lies for hours.
+    """
     run, pin = runs.get(step["name"]), step["run"]
-    if _pin(run) != pin:
+    if (asked_of(run) if run else None) != (pin["asked_sha256"] if pin else None):
         raise _stale("run", step["name"])
     return run
 

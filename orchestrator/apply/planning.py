@@ -336,9 +336,8 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     if isinstance(spec, Service) and spec.base:
         return replace(plan, template=shared(document, spec, world.runs, offers.services, ranks))
     if action == "update" and run:
-        kept, metrics, takes = run.template.replicas, metrics_of(run.plan), adapters_of(run.plan)
-        template = updated(run.template, spec, kept=kept, metrics=metrics, takes=takes)
-        return replace(plan, template=template, notes=tuple(adapter_notes(template, takes)))
+        template = in_place(run, spec)
+        return replace(plan, template=template, notes=tuple(adapter_notes(template, adapters_of(run.plan))))
     demand = demand_of(spec, places=world.places, names=world.names)
     if not demand.zones and (zones := _zones_of(spec, offers)):
         demand = replace(demand, zones=zones)
@@ -660,7 +659,7 @@ def updated(
         named = [f"{adapter.name}={adapter.path}" for adapter in adapters]
         launch = replace(launch, command=relisted(launch.command, takes.flag, named))
         follower = follower and replace(follower, command=relisted(follower.command, takes.flag, named))
-    replicas = _replicas(spec, kept) if isinstance(spec, Service) else 1
+    replicas = replicas_kept(spec, kept) if isinstance(spec, Service) else 1
     rollout = spec.rollout if isinstance(spec, Service) else Rollout()
     return replace(
         template, launch=launch, follower=follower, adapters=adapters, replicas=replicas,
@@ -670,6 +669,14 @@ def updated(
         order=spec.startup_order if isinstance(spec, Task) else "any",
         ends_with_master=isinstance(spec, Task) and spec.stop_criteria == "master-done",
         scaling=_scaling(spec, metrics) if template.scales else None,
+    )  # fmt: skip
+
+
+def in_place(run: Run, spec: Work) -> Template:
+    """Return the template of a run with what ``spec`` changes of it in place."""
+    return updated(
+        run.template, spec, kept=run.template.replicas, metrics=metrics_of(run.plan),
+        takes=adapters_of(run.plan),
     )  # fmt: skip
 
 
@@ -696,11 +703,11 @@ def _serves(spec: Work, served: Served) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, [*model, served.launch.model_name])))
 
 
-def _replicas(spec: Service, kept: int) -> int:
+def replicas_kept(spec: Service, kept: int) -> int:
     """Return how many replicas there are, before the load has its say.
 
     >>> service = Service.model_validate({"name": "chat", "replicas": "1..4", "port": 80})
-    >>> _replicas(service, 0), _replicas(service, 3), _replicas(service, 9)
+    >>> replicas_kept(service, 0), replicas_kept(service, 3), replicas_kept(service, 9)
     (1, 3, 4)
     """
     least = spec.replicas.min or 0

@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
+from orchestrator.apply.asked import asked_of, caught_up
 from orchestrator.apply.fleets import FleetPlan
-from orchestrator.apply.planning import Plan, RunPlan, VolumePlan
+from orchestrator.apply.planning import Plan, RunPlan, VolumePlan, loses_work
 from orchestrator.apply.sets import Deletion
 from orchestrator.apply.unset import unset
-from orchestrator.errors import Problem, SpecError
+from orchestrator.errors import Problem, SpecError, StateMoved
 from orchestrator.reconcile import Run, RunEvent, RunState, Turn, Wanted
 from orchestrator.reconcile.adapters import refused_in
 from orchestrator.reconcile.values import before_of
@@ -20,6 +21,9 @@ from orchestrator.store.values import MAIN, Fleet, Volume
 
 if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without
     from orchestrator.store.records import Store
+
+_OfRun = RunPlan | FleetPlan | Deletion
+"""The plans that turn a run."""
 
 
 def record(
@@ -46,7 +50,7 @@ def record(
     Raises:
         SpecError: a variable or a secret is named, and neither the environment nor the secret
             store has a value; every one of them.
-        StateMoved: a run changed since it was planned; nothing was written.
+        StateMoved: something else is asked of a run than when it was planned; nothing was written.
     """
     runs = [p for p in plans if isinstance(p, RunPlan) and p.action != "unchanged"]
     kept = store.secrets.of(project)
@@ -64,21 +68,59 @@ def record(
                 store.forget_cordon(plan.name, host)
     for name, value in captured.items():
         kept.set(name, value, now=now)
-    turns = [_turn(plan, now=now, new_id=new_id, project=project, message=message) for plan in runs]
-    turns += [
-        _fleet_turn(plan, now=now, new_id=new_id, project=project, message=message)
-        for plan in fleets
-        if plan.template is not None
-    ]
-    turns += [
-        _ending(plan.run, plan.reason, now, message)
-        for plan in plans
-        if isinstance(plan, Deletion) and plan.run
-    ]
-    if turns:
-        store.commit(turns, expected={turn.run.id: turn.run.serial for turn in turns})
+    _commit(
+        store,
+        [plan for plan in plans if _touches_run(plan)],
+        lambda plan: _turn_of(plan, now=now, new_id=new_id, project=project, message=message),
+    )
     held = tuple(plan.name for plan in fleets if plan.template is not None)
     return (*held, *(plan.name for plan in runs))
+
+
+def _commit(store: Store, plans: Sequence[_OfRun], turn_of: Callable[[_OfRun], Turn]) -> None:
+    """Write the turns of plans; where a loop wrote in between, of what it wrote.
+
+    Raises:
+        StateMoved: something else is asked of a run than when it was planned; nothing was written.
+    """
+    while plans:
+        turns = [turn_of(plan) for plan in plans]
+        try:
+            store.commit(turns, expected={turn.run.id: turn.run.serial for turn in turns})
+            return
+        except StateMoved:
+            there = {run.name: run for run in store.runs()}
+            found = [_caught_up(plan, there.get(plan.name)) for plan in plans]
+            if None in found or found == list(plans):
+                raise
+            plans = [plan for plan in found if plan is not None]
+
+
+def _caught_up(plan: _OfRun, run: Run | None) -> _OfRun | None:
+    """Return a plan for its run as it is now, None where that is no longer what it was made for."""
+    if run is None or plan.run is None:
+        return plan if run is plan.run else None
+    if asked_of(run) != asked_of(plan.run):
+        return None
+    if isinstance(plan, RunPlan):
+        begun = loses_work(plan.action, run) and not loses_work(plan.action, plan.run)
+        return None if begun else caught_up(plan, run)
+    return replace(plan, run=run)
+
+
+def _touches_run(plan: Plan) -> TypeGuard[_OfRun]:
+    if isinstance(plan, VolumePlan) or plan.action == "unchanged":
+        return False
+    return plan.run is not None if isinstance(plan, Deletion) else plan.template is not None
+
+
+def _turn_of(plan: _OfRun, *, now: datetime, new_id: Callable[[], str], project: str, message: str) -> Turn:
+    if isinstance(plan, RunPlan):
+        return _turn(plan, now=now, new_id=new_id, project=project, message=message)
+    if isinstance(plan, FleetPlan):
+        return _fleet_turn(plan, now=now, new_id=new_id, project=project, message=message)
+    assert plan.run is not None  # asked for above
+    return _ending(plan.run, plan.reason, now, message)
 
 
 def _fleet_turn(

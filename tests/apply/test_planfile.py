@@ -21,8 +21,9 @@ from orchestrator.apply.planfile import Origin, default_expiry, plan_file, read_
 from orchestrator.apply.prices import check_prices, is_priced
 from orchestrator.backend import Offer
 from orchestrator.catalog.digest import digest
-from orchestrator.errors import PlanRefused, Unreachable, UsageError
+from orchestrator.errors import PlanRefused, StateMoved, Unreachable, UsageError
 from orchestrator.planner.plan import Choice, Placed
+from orchestrator.reconcile import RunEvent, Turn
 from orchestrator.spec.load import load
 from orchestrator.store import open_store
 from orchestrator.units import GIB
@@ -151,6 +152,75 @@ def test_a_new_run_of_the_name_makes_a_plan_stale(cli: Cli) -> None:
     cli("delete", "-y", "hello")
     assert cli("apply", plan).code == 0  # as it was: no such run
     refused(cli("apply", plan), "run 'hello' moved")
+
+
+SCALING = WEB + "replicas: 1..4\nscaling: {metric: rps, target: 1}\n"
+
+
+def scaled(cli: Cli, replicas: int) -> None:
+    """Have the load say how many replicas of ``web`` there are, as the gateway writes it down."""
+    with closing(open_store(f"sqlite:///{cli.folder}/state.db")) as store:
+        run = store.run("web")
+        turned = replace(run, template=replace(run.template, replicas=replicas), ready=replicas)
+        event = RunEvent(run.id, "web", datetime.now(UTC), "web", "ready", "ready", "scaled")
+        store.commit([Turn(turned, event)], expected={run.id: run.serial})
+
+
+def asked(cli: Cli) -> tuple[str, int]:
+    """Return the command of ``web`` on record, and its replicas."""
+    with closing(open_store(f"sqlite:///{cli.folder}/state.db")) as store:
+        run = store.run("web")
+        return json.loads(run.spec)["commands"][0], run.template.replicas
+
+
+@pytest.mark.parametrize(
+    ("spec", "after"),
+    [
+        (SCALING.replace("serve", "serve better"), ("serve better", 3)),
+        (SCALING.replace("target: 1", "target: 2"), ("serve", 3)),
+        (SCALING.replace("1..4", "1..2"), ("serve", 2)),
+    ],
+    ids=["replaced", "updated in place", "within the new range"],
+)
+def test_a_service_that_scales_between_plan_and_apply_is_still_the_one_planned_for(
+    cli: Cli, spec: str, after: tuple[str, int]
+) -> None:
+    cli("apply", "-y", "-f", cli.write("specs.yaml", SCALING))
+    plan = saved(cli, spec)
+    scaled(cli, 3)
+    applied = cli("apply", "-d", plan)
+    assert (applied.code, asked(cli)) == (0, after), applied.err
+    refused(cli("apply", plan), "run 'web' moved")  # once, as ever
+
+
+def test_a_service_that_scales_before_it_is_pruned_is_deleted(cli: Cli) -> None:
+    cli("apply", "-y", "-f", cli.write("specs.yaml", SCALING + "---\n" + HELLO), "--set", "prod")
+    plan = saved(cli, HELLO, "--set", "prod", "--prune")
+    scaled(cli, 3)
+    assert cli("apply", plan).code == 0
+    assert set(names(cli)) == {"hello"}
+
+
+def test_what_a_loop_writes_while_plans_are_written_down_is_no_objection(cli: Cli) -> None:
+    cli("apply", "-y", "-f", cli.write("specs.yaml", SCALING))
+    better = load([cli.write("specs.yaml", SCALING.replace("serve", "serve better"))])
+    with closing(Local(f"sqlite:///{cli.folder}/state.db", config=cli.folder / "config.yaml")) as api:
+        plans, others = api.plan(better), api.plan(better)
+        scaled(cli, 3)
+        assert api.apply(plans) == ("web",)
+        assert asked(cli) == ("serve better", 3)
+        with pytest.raises(StateMoved, match="changed since it was read"):
+            api.apply(others)  # somebody asked for something else meanwhile
+
+
+def test_a_task_that_begins_while_it_is_replaced_is_not_lost_unasked(cli: Cli) -> None:
+    long = load([cli.write("specs.yaml", scenes.LONG)])
+    with closing(Local(f"sqlite:///{cli.folder}/state.db", config=cli.folder / "config.yaml")) as api:
+        api.apply(api.plan(long))
+        plans = api.plan(load([cli.write("specs.yaml", scenes.LONG.replace("sleep", "sleep more"))]))
+        api.follow(["long"], "started")
+        with pytest.raises(StateMoved):
+            api.apply(plans)
 
 
 def test_a_plan_lasts_as_long_as_it_says(cli: Cli) -> None:
