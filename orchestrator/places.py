@@ -261,6 +261,11 @@ class Places(Mapping[str, Backend]):
                 self._open[name] = place, self._fleet(place) if place.held is not None else build(place)
             return self._open[name][1]
 
+    def fleet(self, name: str) -> Place | None:
+        """Return a fleet as the record has it; None for what is configured, or is not there."""
+        is_configured = any(place.name == name for place in self._configured)
+        return None if is_configured else self._places.get(name)
+
     def _renters(self, place: Place) -> Mapping[str, Backend]:
         """Return the configured places that a fleet rents from: those it names, or all."""
         wanted = place.options["backends"]

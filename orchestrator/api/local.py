@@ -806,6 +806,16 @@ class Local(Planner):
         """Let go of a fleet's hosts, and end those that it rents; what ended there goes with its output.
 
         Raises:
+            NotFound, UsageError: as for ``end_fleet``.
+        """
+        if self.end_fleet(name):
+            self.follow([name], "deleted")
+            self.places.refresh()
+
+    def end_fleet(self, name: str) -> bool:
+        """Let go of a fleet's hosts; return whether it rents them, and is gone once they have ended.
+
+        Raises:
             NotFound: no spec asked for it.
             UsageError: runs or volumes are on it.
         """
@@ -823,10 +833,11 @@ class Local(Planner):
         if name in self.places:
             self._clear(name)
         if any(run.name == name and run.type == "fleet" for run in self.store.runs()):
-            self._turn_to([name], Wanted.DELETE)
-            self.follow([name], "deleted")
+            self._turn_to([name], Wanted.DELETE)  # with the last of the run goes the fleet
+            return True
         self.store.forget_fleet(name)
         self.places.refresh()
+        return False
 
     def cordon(self, fleet: str, host: str, *, reason: str = "", leave: Leave = "") -> None:
         """Let nothing new start on a host; with ``leave`` also move away what is there.

@@ -49,7 +49,7 @@ class Asked(Protocol):
     """What a plan asks of whoever keeps the record and the places."""
 
     def record_of(self, names: Collection[str] | None) -> Mapping[str, Run]:
-        """Return the runs on record by name: those of ``names``, or all; asks no place."""
+        """Return the runs on record by name: those of ``names`` and of fleets, or all; asks no place."""
 
     def kept_volumes(self) -> Mapping[str, KeptVolume]:
         """Return the volumes on record by name."""

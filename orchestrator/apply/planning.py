@@ -269,9 +269,11 @@ def _rented(plan: FleetPlan, world: World, offers: _Offers) -> FleetPlan:
     if spec.nodes is None:
         return plan
     over = run is None or run.state.is_final
-    if plan.action == "unchanged" and not over:
+    # a run that moved meanwhile keeps the machines it was told of, while the fleet is written down anew
+    told = run is not None and not changes(spec_of(json.loads(run.spec)), spec)
+    if plan.action == "unchanged" and told and not over:
         return plan
-    action: Action = "rerun" if plan.action == "unchanged" else plan.action
+    action: Action = ("rerun" if over else "update") if plan.action == "unchanged" else plan.action
     demand = fleet_demand(spec, places=world.places, names=world.names)
     placed = place(demand, offers.index(), what=f"fleet {spec.name!r}", where=plan.document.position)
     backends, rents = _places(placed, demand, shared=True)

@@ -33,6 +33,7 @@ from orchestrator.apply import (
     Consent,
     Deletion,
     Drift,
+    FleetPlan,
     FleetRecord,
     RunPlan,
     Scope,
@@ -144,8 +145,13 @@ class Remote(Planner):
     # What a plan asks ------------------------------------------------------------------------
 
     def record_of(self, names: Collection[str] | None) -> Mapping[str, Run]:
-        """Return the runs on record by name: those of ``names``, or all."""
-        return {view.run.name: view.run for view in self._views(names)}
+        """Return the runs on record by name: those of ``names`` and of fleets, or all.
+
+        The run of a fleet that rents bears the name of the place that it is: what it may still rent is
+        offered to all others.
+        """
+        wanted = None if names is None else {*names, *self.abilities()}
+        return {view.run.name: view.run for view in self._views(wanted)}
 
     def rehearse(self, plans: Plans) -> Mapping[str, Rehearsal]:
         """Return what the server's clusters say of plans, by run; nothing to who may not apply them."""
@@ -208,6 +214,8 @@ class Remote(Planner):
 
     def _application(self, plans: Plans, consent: Consent) -> Application:
         runs = [plan for plan in plans if isinstance(plan, RunPlan) and plan.template is not None]
+        given: list[RunPlan | FleetPlan] = [plan for plan in plans if isinstance(plan, FleetPlan)]
+        given += runs
         # deletions are held to the set that they are of; the rest of a scope is in each step
         of = next((plan.set_name for plan in plans if isinstance(plan, Deletion)), "")
         sealed = sealed_plan(
@@ -218,7 +226,7 @@ class Remote(Planner):
             files={plan.name: list(read_inputs(plan.document, plan.spec).files) for plan in runs},
             variables={
                 name: self._environ[name]
-                for plan in runs
+                for plan in given
                 if plan.action != "unchanged"
                 for name, value in plan.spec.env.items()
                 if value is None and name in self._environ
@@ -439,6 +447,7 @@ class Remote(Planner):
     def delete_fleet(self, name: str) -> None:
         """Let go of a fleet's hosts; what ended there goes with its output."""
         self._ask("DELETE", f"fleets/{_quoted(name)}")
+        self.follow([name], "deleted")
 
     def cordon(self, fleet: str, host: str, *, reason: str = "", leave: Leave = "") -> None:
         """Let nothing new start on a host; with ``leave`` also move away what is there."""

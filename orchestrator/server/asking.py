@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 
 from orchestrator.reconcile import Job
+from orchestrator.server.inside import ERRAND, Errand
 from orchestrator.server.site import Site
 
 HIDDEN = frozenset({"MODELYARD_DATABASE_URL", "MODELYARD_SECRET_KEY", "MODELYARD_WEBHOOK_SECRET"})
@@ -31,10 +32,8 @@ def environment() -> dict[str, str]:
 def request(site: Site, job: Job, command: list[str], *, tty: bool) -> bytes:
     """Return what that program is told."""
     config = str(site.config.absolute()) if site.config else None
-    wanted = {
-        "config": config, "place": job.backend, "launch": job.name, "command": command, "tty": tty,
-    }  # fmt: skip
-    return json.dumps(wanted).encode() + b"\n"
+    errand = Errand(config, job.backend, site.places.fleet(job.backend), job.name, tuple(command), tty)
+    return ERRAND.dump_json(errand) + b"\n"
 
 
 def answer_of(site: Site, job: Job, command: list[str], *, timeout_s: float = TIMEOUT_S) -> str | None:

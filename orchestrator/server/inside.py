@@ -14,12 +14,30 @@ import signal
 import socket
 import sys
 import termios
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from orchestrator.errors import ModelyardError
-from orchestrator.places import Places, read_places
+from orchestrator.places import Place, Places, Recorded, read_places
 from orchestrator.wire import problem_of
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What to run where; ``fleet`` is the place as the record has it, None for one that is configured."""
+
+    config: str | None
+    place: str
+    fleet: Place | None
+    launch: str
+    command: tuple[str, ...]
+    tty: bool
+
+
+ERRAND: TypeAdapter[Errand] = TypeAdapter(Errand)
 
 
 def main() -> None:
@@ -30,16 +48,17 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     with socket.socket(fileno=int(sys.argv[1])) as server, server.makefile("rw") as said:
-        print(json.dumps(_ended(json.loads(said.readline()))), file=said, flush=True)
+        print(json.dumps(_ended(ERRAND.validate_json(said.readline()))), file=said, flush=True)
 
 
-def _ended(asked: dict[str, Any]) -> dict[str, Any]:
-    if asked["tty"]:
+def _ended(asked: Errand) -> dict[str, Any]:
+    if asked.tty:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the kernel then tells us of the window's size, and its end
-    config = asked["config"]
+    configured = Path(asked.config) if asked.config else None
+    recorded = Recorded((asked.fleet,) if asked.fleet else ())
     try:
-        place = Places(read_places(Path(config) if config else None))[asked["place"]]
-        code = place.execute(asked["launch"], asked["command"], tty=asked["tty"])
+        place = Places(read_places(configured), recorded=lambda: recorded)[asked.place]
+        code = place.execute(asked.launch, asked.command, tty=asked.tty)
         sys.stdout.flush()
         return {"code": code}
     except ModelyardError as error:

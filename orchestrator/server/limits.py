@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 
 from orchestrator.api import Plans
-from orchestrator.apply import Deletion, RunPlan, VolumePlan
-from orchestrator.backend import Offer
+from orchestrator.apply import Deletion, FleetPlan, RunPlan, VolumePlan
+from orchestrator.backend import Offer, Rent
 from orchestrator.errors import Denied
 from orchestrator.reconcile import Run, Template, Wanted
-from orchestrator.spec.models import Service, Spec, spec_of
+from orchestrator.spec.models import Fleet, Service, Spec, spec_of
 from orchestrator.store.values import Limits, Project
 
 
@@ -36,7 +36,8 @@ def require_limits(
         return
     after = _after(runs, plans)
     _require_backends(limits, after, plans)
-    gpus = sum(most * template.nodes * template.launch.resources.accelerators for template, most in after)
+    after = _paid(after)
+    gpus = sum(most * gpus_of(template) for template, most in after)
     if limits.gpus is not None and gpus > limits.gpus:
         raise Denied(
             f"project {project.name!r} would hold {gpus} GPUs and may hold {limits.gpus}",
@@ -60,15 +61,27 @@ def _after(runs: Iterable[Run], plans: Plans) -> list[tuple[Template, int]]:
         if run.wanted is Wanted.RUN and not run.state.is_final
     }
     for plan in plans:
-        if isinstance(plan, RunPlan) and plan.template is not None:
+        if isinstance(plan, RunPlan | FleetPlan) and plan.template is not None:
             found[plan.name] = plan.template, _most(plan.spec, plan.template)
-        elif isinstance(plan, Deletion) and plan.run is not None:
+        elif isinstance(plan, Deletion) and (plan.run is not None or plan.type == "fleet"):
             found.pop(plan.name, None)
     return list(found.values())
 
 
+def _paid(after: Sequence[tuple[Template, int]]) -> list[tuple[Template, int]]:
+    """Return what is paid for: not what goes to a fleet among them, of which all that it may rent counts."""
+    held = _held(after)
+    return [each for each in after if not held.intersection(each[0].backends[:1])]
+
+
+def _held(after: Sequence[tuple[Template, int]]) -> set[str]:
+    return {template.launch.run for template, _ in after if template.holding is not None}
+
+
 def _most(spec: Spec, template: Template) -> int:
-    """Return the most replicas that a run may come to have."""
+    """Return the most replicas that a run may come to have, or machines that a fleet may."""
+    if isinstance(spec, Fleet):
+        return (spec.nodes.max or 0) if spec.nodes else 0
     most = spec.replicas.max if isinstance(spec, Service) else None
     return max(template.replicas, most or 0)
 
@@ -76,15 +89,28 @@ def _most(spec: Spec, template: Template) -> int:
 def _require_backends(limits: Limits, after: Sequence[tuple[Template, int]], plans: Plans) -> None:
     if limits.backends is None:
         return
-    used = {name for template, _ in after for name in template.backends}
+    used = {name for template, _ in after for name in template.backends} - _held(after)
     used |= {plan.backend for plan in plans if isinstance(plan, VolumePlan)}
     if over := sorted(used - set(limits.backends)):
         allowed = ", ".join(limits.backends) or "none"
         raise Denied(f"backend {over[0]!r} is not one this project may use", fix=f"backends: [{allowed}]")
 
 
+def gpus_of(template: Template) -> int:
+    """Return the GPUs of one replica, or of the largest machine that a fleet may rent."""
+    if template.holding is not None:
+        return max((rent.accelerators for rent in template.rents if rent), default=0)
+    return template.nodes * template.launch.resources.accelerators
+
+
 def usd_hour_of(template: Template, offers: Sequence[Offer]) -> float:
-    """Return the least that one replica costs by the hour where it may go first, 0 where nothing holds it."""
+    """Return the least that one replica costs by the hour where it may go first, 0 where nothing holds it.
+
+    Of a fleet it is what the dearest machine costs that it may rent.
+    """
+    if template.holding is not None:
+        rented = [(place, rent) for place, rent in template.places if rent]
+        return max((_machine_usd_hour(place, rent, offers) for place, rent in rented), default=0.0)
     wanted = template.launch.resources
     prices = [
         offer.costs_usd_hour(count=wanted.accelerators, nodes=template.nodes)
@@ -94,5 +120,17 @@ def usd_hour_of(template: Template, offers: Sequence[Offer]) -> float:
         and offer.count >= wanted.accelerators
         and offer.cpu >= (wanted.cpu or 0)
         and offer.memory_bytes >= (wanted.memory_bytes or 0)
+    ]
+    return min(prices, default=0.0)
+
+
+def _machine_usd_hour(backend: str, rent: Rent, offers: Sequence[Offer]) -> float:
+    """Return what a kind of machine costs by the hour now, 0 where there is none."""
+    kind = backend, rent.region, rent.zone, rent.instance_type, rent.spot, rent.reservation
+    prices = [
+        offer.price_usd_hour
+        for offer in offers
+        if (offer.backend, offer.region, offer.zone, offer.instance_type, offer.spot, offer.reservation)
+        == kind
     ]
     return min(prices, default=0.0)

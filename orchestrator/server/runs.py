@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import Path, Query, Request, Response
 
 from orchestrator.api import FleetView, Plans, RunView, origin
-from orchestrator.apply import Consent, Drift, FleetRecord, RunPlan, Scope
+from orchestrator.apply import Consent, Drift, FleetPlan, FleetRecord, RunPlan, Scope
 from orchestrator.apply.inputs import clone_command, digest_of
 from orchestrator.apply.planfile import default_expiry, opened_plan, resume, sealed_plan
 from orchestrator.apply.prices import check_prices, is_priced
@@ -162,11 +162,14 @@ def _refuse_strange(api: Hosted, plans: Plans) -> None:
     """Refuse launches that no plan of ours would hold: a template is the sender's to write."""
     known = api.abilities()
     for plan in plans:
-        if isinstance(plan, RunPlan) and plan.template is not None:
-            launch = plan.template.launch
+        if isinstance(plan, RunPlan | FleetPlan) and plan.template is not None:
+            launch, is_fleet = plan.template.launch, isinstance(plan, FleetPlan)
             if launch.run != plan.name or launch.name != f"{plan.name}-0-0-0":
                 raise Denied(f"the launch of {plan.name!r} bears another name")
-            if launch.spec_hash != plan.spec_hash and plan.action != "update":
+            if launch.fleet != (plan.name if is_fleet else "") or (plan.template.holding is None) is is_fleet:
+                raise Denied(f"the launch of {plan.name!r} holds machines as no {plan.type} does")
+            spec_hash = plan.spec_hash if isinstance(plan, RunPlan) else plan.spec.hash()
+            if launch.spec_hash != spec_hash and plan.action != "update":
                 raise Denied(f"the launch of {plan.name!r} is of another spec")
             if strange := sorted(set(plan.template.backends) - set(known)):
                 raise UsageError(f"no backend {strange[0]!r} here", fix="plan again")
@@ -437,10 +440,13 @@ def fleet_records(project: Project, request: Request) -> list[FleetRecord]:
     return list(site_of(request).api(project).fleet_records().values())
 
 
-@gate.route_for("DELETE", "/fleets/{name}", Role.ADMIN, status=204)
-def delete_fleet(project: Project, name: Name, request: Request) -> None:
-    """Let go of a fleet's hosts."""
-    site_of(request).api(project).delete_fleet(name)
+@gate.route_for("DELETE", "/fleets/{name}", Role.ADMIN, status=202)
+def delete_fleet(project: Project, name: Name, request: Request) -> Applied:
+    """Let go of a fleet's hosts; return the run to wait for where it rents them, which ends with them."""
+    site = site_of(request)
+    is_ending = site.api(project).end_fleet(name)
+    site.wrote()
+    return Applied(runs=[name] if is_ending else [])
 
 
 @gate.route_for("PUT", "/fleets/{name}/cordons/{host}", Role.ADMIN, status=204)

@@ -307,7 +307,9 @@ class Store:
                 last_event=sql.last_event.run(connection).scalar_one(),
             )
             # Deletes first: a name that one batch frees, the next may take.
-            sql.drop_runs.run_many(connection, [{"id": id} for id in settled.dropped])
+            dropped = [{"id": id} for id in settled.dropped]
+            for drop in (sql.drop_cordons, sql.drop_fleets, sql.drop_runs):  # a fleet goes with its run
+                drop.run_many(connection, dropped)
             sql.put_runs.run_many(connection, list(settled.runs.values()))
             sql.put_jobs.run_many(connection, [row for of in settled.jobs.values() for row in of.values()])
             sql.put_events.run_many(connection, settled.events)
@@ -331,6 +333,9 @@ class _Statements:
         )
         self.last_event = prepared(sa.select(newest))
         self.drop_runs = prepared(runs.delete().where(runs.c.id == sa.bindparam("id")))
+        held = sa.select(runs.c.name).where(runs.c.id == sa.bindparam("id"), runs.c.type == "fleet")
+        self.drop_fleets = prepared(fleets.delete().where(fleets.c.name == held.scalar_subquery()))
+        self.drop_cordons = prepared(cordons.delete().where(cordons.c.place == held.scalar_subquery()))
         kept = ("id", "name", "created_at")
         self.put_runs = prepared(_upsert(dialect, runs, keep=kept))
         self.put_jobs = prepared(_upsert(dialect, jobs, keep=("run_id", "name")))
