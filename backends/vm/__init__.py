@@ -709,7 +709,10 @@ class RentedMachines:
         return replace(found[0], machine=vm.id, rented=True) if found else self._pending(vm)
 
     def _holding(self, vm: Vm, host: HostDocker, last: Sequence[Instance] | None) -> Instance:
-        """Return the launch that holds a machine for a fleet: it runs while the engine there answers."""
+        """Return the launch that holds a machine for a fleet: it runs while the engine there answers.
+
+        It is to leave once the machine learned that it is taken away.
+        """
         found = self._pending(vm)
         try:
             host.holds(found.name)
@@ -719,8 +722,10 @@ class RentedMachines:
                 return found
             told, since = f"{error.what}: as last seen", self._memory.heard_at(vm.id)
             return replace(last[0], message=told, silent_since=since)
+        is_taken = self._taken_at(vm, host) is not None
         up = replace(
-            found, phase=Phase.RUNNING, message="", address=vm.address,
+            found, phase=Phase.RUNNING, address=vm.address, leave="drain" if is_taken else "",
+            message=f"machine {vm.id}: its provider takes it away" if is_taken else "",
             started_at=last[0].started_at if last else datetime.now(UTC),
         )  # fmt: skip
         self._memory.keep(vm.id, [up])

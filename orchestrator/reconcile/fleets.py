@@ -21,6 +21,7 @@ from orchestrator.reconcile.values import Holding, Job, JobState, Observed, Run,
 
 IDLE = "idle"
 GIVEN_BACK = "idle, and above the least"
+TAKEN = "taken away"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,7 @@ class _FleetPass(Pass):
 
     def keep_up(self) -> None:
         """Bring the machines up that have to be there, and give back those that do not."""
+        self._see_off()
         self._mark_use()
         seats, homeless = self._seats()
         self._newest = max((guest.job.created_at for guest in homeless), default=None)
@@ -219,6 +221,12 @@ class _FleetPass(Pass):
                 self._ask_stop(job, job.stop_cause)
         self._tell()
         self._clean()
+
+    def _see_off(self) -> None:
+        """Let go of machines whose provider takes them away: others are rented in their place at once."""
+        for job in self._held():
+            if self._leave(job):
+                self._ask_stop(job, TAKEN, self.seen[job.name].message)
 
     def _bins(self, homeless: Sequence[Guest]) -> list[Resources]:
         """Return what each further machine has to hold, for launches that get none of those there."""
@@ -293,6 +301,13 @@ class _FleetPass(Pass):
         else:
             self.waiting.append(f"{told(row[-1:])}; tries again at {again.at:%Y-%m-%dT%H:%M:%SZ}")
         return None
+
+    def _end_stopped(self, job: Job, instance: Instance | None) -> None:
+        """End a job that was let go of: one whose machine was taken away was interrupted."""
+        if job.stop_cause == TAKEN:
+            self._end(job, JobState.FAILED, instance, reason="preempted", cause=TAKEN)
+        else:
+            super()._end_stopped(job, instance)
 
     def _settle_alive(self, job: Job, instance: Instance) -> None:
         """Bring a job up to date; a machine that was up and of which little is known stays so."""

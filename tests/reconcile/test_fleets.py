@@ -241,6 +241,21 @@ def test_a_lost_machine_is_replaced() -> None:
     assert started(made) == ["pool-0-0-1"]
 
 
+def test_a_machine_that_is_taken_away_is_replaced_before_it_is_gone() -> None:
+    holder = up(0, message="used by a")
+    told = Observed({"aws": [replace(seen(holder).instances["aws"][0], leave="drain", message="i-0 goes")]})
+    made, gate = step(pool(1, 1), [holder], [guest("b")], observed=told)
+    assert (stopping(made), started(made)) == (["pool-0-0-0"], ["pool-1-0-0"])
+    assert gate == Gate()  # it waits for the new one
+
+    asked = next(a.job for a in made.actions if isinstance(a, Record) and a.job.name == holder.name)
+    gone = Observed({"aws": [replace(told.instances["aws"][0], phase=Phase.EXITED, reason="stopped")]})
+    ended, _ = step(pool(1, 1), [asked], observed=gone)
+    assert [(a.job.state, a.job.reason) for a in ended.actions if isinstance(a, Record)][:1] == [
+        (JobState.FAILED, "preempted")
+    ]
+
+
 def test_a_machine_of_which_nothing_is_known_is_not_replaced() -> None:
     made, _ = step(pool(1, 2), [up(0)], observed=Observed({"aws": None}))
     assert started(made) == []

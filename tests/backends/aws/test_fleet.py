@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -194,6 +196,44 @@ def test_a_machine_that_is_lost_is_replaced_and_its_run_goes_on(
     (host,) = fleet(prompt)["hosts"]
     assert (host["name"], host["runs"]) == (second.id, ["kept"])
     ok(prompt, "stop", "-y", "kept")
+
+
+def test_a_run_goes_on_elsewhere_when_a_machine_learns_that_it_is_taken_away(
+    aws: Cloud, prompt: Prompt, pool: Callable[..., str]
+) -> None:
+    """Two minutes lie between the notice and the machine's end: nothing is sent there meanwhile."""
+    prices = prompt.folder / "config" / "modelyard" / "catalog" / "prices.yaml"
+    prices.write_text(prices.read_text().replace('"source"', '"spot_usd_hour": 0.004, "source"'))
+    ok(prompt, "apply", "-y", "-f", pool("1", spot="spot"))
+    again = "retry: {on_events: [interruption]}\n"
+    ok(prompt, "apply", "-y", "-d", "-f", task(prompt, "kept", more=again))
+    ok(prompt, "wait", "kept", "--for", "started", "--timeout", "30s")
+    (first,) = aws.instances()
+    notify(aws, prompt.folder)
+    with open_record(prompt.folder / "config.yaml") as api:
+
+        def is_elsewhere() -> bool:
+            (job,) = [job for job in api.recorded("kept").jobs if not job.state.is_final] or [None]
+            return job is not None and job.machine not in ("", first.id) and job.started_at is not None
+
+        with api._loop() as loop:
+            assert loop.drive(is_elsewhere, timeout_s=60)
+            assert loop.drive(lambda: len(aws.instances()) == 1, timeout_s=60)
+    (second,) = aws.instances()
+    assert second.id != first.id
+    assert [host["name"] for host in fleet(prompt)["hosts"]] == [second.id]
+    ended = {e["subject"]: e["cause"] for e in prompt.json("events")["events"] if e["after"] == "failed"}
+    assert ended == {"kept-0-0-0": "preempted", "pool-0-0-0": "taken away"}
+    ok(prompt, "stop", "-y", "kept")
+
+
+def notify(aws: Cloud, folder: Path) -> None:
+    """Have the one machine look for its provider's notice, and find it."""
+    *_, look = (line for line in aws.timer() if "modelyard-notice" in line)
+    (folder / "curl").write_text("#!/bin/sh\nexit 0\n")
+    (folder / "curl").chmod(0o755)
+    env = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-c", look.partition("/bin/sh -c ")[2]], env=env, capture_output=True, check=True)
 
 
 def test_what_is_sold_out_is_followed_by_the_next_and_told_when_nothing_is_left(
