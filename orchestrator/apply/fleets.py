@@ -157,9 +157,15 @@ def require_unused(known: FleetRecord) -> None:
     Raises:
         UsageError: a run that has not ended is there, or may go there.
     """
-    runs = sorted(known.users)
-    if runs:
-        raise UsageError(
-            f"fleet {known.fleet.name!r} is in use: {', '.join(runs)}",
-            fix=f"modelyard stop {' '.join(runs)} first",
-        )
+    there = sorted(set().union(*known.on.values()))
+    coming = sorted(known.users.difference(there))
+    if not known.users:
+        return
+    name, runs = known.fleet.name, " ".join([*there, *coming])
+    said = [f"in use: {', '.join(there)}"] if there else []
+    said += [f"{', '.join(coming)} may {'also ' if there else ''}go there"] if coming else []
+    raise UsageError(
+        f"fleet {name!r} is {'' if there else 'free, and '}{'; '.join(said)}",
+        fix=f"modelyard stop {runs}, or for tasks that are to finish modelyard wait {runs} --for ended; "
+        f"then modelyard fleet delete {name}",
+    )

@@ -205,7 +205,7 @@ def test_a_run_goes_on_elsewhere_when_a_machine_learns_that_it_is_taken_away(
     prices = prompt.folder / "config" / "modelyard" / "catalog" / "prices.yaml"
     prices.write_text(prices.read_text().replace('"source"', '"spot_usd_hour": 0.004, "source"'))
     ok(prompt, "apply", "-y", "-f", pool("1", spot="spot"))
-    again = "retry: {on_events: [interruption]}\n"
+    again = "spot_policy: auto\nretry: {on_events: [interruption]}\n"
     ok(prompt, "apply", "-y", "-d", "-f", task(prompt, "kept", more=again))
     ok(prompt, "wait", "kept", "--for", "started", "--timeout", "30s")
     (first,) = aws.instances()
