@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import merge
 from operator import attrgetter
 
 from orchestrator.backend import Offer
@@ -63,6 +64,24 @@ class OfferSet(Collection[Offer]):
             yield place, self._index.offers[place]
             left ^= lowest
 
+    def cheapest(self, cost: Callable[[Offer], float]) -> Iterator[tuple[int, Offer]]:
+        """Yield each offer with its rank, by what is paid for it, then the preference of its backend.
+
+        Rank knows listed prices, which order what is rented as ``cost`` does. What an owner counts for
+        a machine depends on how much of it a job takes: those are put in their places here.
+        """
+
+        def key(ranked: tuple[int, Offer]) -> tuple[float, int, int]:
+            place, offer = ranked
+            return cost(offer), self._index.preference_of(offer.backend), place
+
+        own = 0
+        for sample, bits in self._index.grouped(("own_prices",)):
+            own |= bits if sample.own_usd_hour else 0
+        counted = sorted(OfferSet(self._index, self._bits & own).ranked(), key=key)
+        listed = OfferSet(self._index, self._bits & ~own).ranked()
+        return merge(counted, listed, key=key) if counted else listed
+
     def by(self, *fields: str) -> Iterator[tuple[Offer, OfferSet]]:
         """Yield the offers that share each combination of ``fields``, with one that has it."""
         for sample, bits in self._index.grouped(fields):
@@ -79,9 +98,8 @@ class OfferIndex:
     """
 
     def __init__(self, offers: Sequence[Offer], *, preference: Sequence[str] = ()) -> None:
-        place = {name: at for at, name in enumerate(preference)}
-        self.offers = sorted(offers, key=lambda o: _rank(o, place.get(o.backend, len(place))))
-        self._preference = preference
+        self._preference = {name: at for at, name in enumerate(preference)}
+        self.offers = sorted(offers, key=lambda o: _rank(o, self.preference_of(o.backend)))
         self._groups: dict[tuple[str, ...], list[tuple[Offer, int]]] = {}
         self._roomy: dict[tuple[float | None, int], OfferIndex] = {}
 
@@ -94,8 +112,12 @@ class OfferIndex:
                 self._roomy[key] = self
             else:
                 found = [_roomy(offer, demand) for offer in self.offers]
-                self._roomy[key] = OfferIndex(found, preference=self._preference)
+                self._roomy[key] = OfferIndex(found, preference=tuple(self._preference))
         return self._roomy[key]
+
+    def preference_of(self, backend: str) -> int:
+        """Return the place of a backend in the configuration; one that is not there comes last."""
+        return self._preference.get(backend, len(self._preference))
 
     def match(self, demand: Demand) -> Matched:
         """Return what fits ``demand``, and how many offers fell for which reason."""

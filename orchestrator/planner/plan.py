@@ -78,12 +78,14 @@ def place(demand: Demand, index: OfferIndex, *, what: str, where: Position | Non
             where=where,
             fix=nowhere(demand, index.offers) or advise(demand, matched),
         )
-    best = tuple(islice(matched.fitting, SHOWN))
     count = demand.accelerator.least() if demand.accelerator else 0
-    choices = tuple(
-        Choice(o, demand.nodes, o.costs_usd_hour(count=count, nodes=demand.nodes), o is best[0]) for o in best
-    )
-    tries = tries_of(matched.fitting, demand)
+
+    def cost(offer: Offer) -> float:
+        return offer.costs_usd_hour(count=count, nodes=demand.nodes)
+
+    best = [offer for _, offer in islice(matched.fitting.cheapest(cost), SHOWN)]
+    choices = tuple(Choice(o, demand.nodes, cost(o), o is best[0]) for o in best)
+    tries = tries_of((offer for _, offer in matched.fitting.cheapest(cost)), demand)
     return Placed(choices, len(matched.fitting), matched.refused, backends_of(tries), tries)
 
 

@@ -310,9 +310,15 @@ class _Option:
 
     def priced(self) -> Iterator[tuple[int, Offer, float]]:
         """Yield the first offers of the group with their ranks and prices: within it the cheapest is best."""
+        return ((place, offer, self._cost(offer)) for place, offer in islice(self.cheapest(), SHOWN))
+
+    def cheapest(self) -> Iterator[tuple[int, Offer]]:
+        """Yield the offers of the group with their ranks, cheapest first."""
+        return self.offers.cheapest(self._cost)
+
+    def _cost(self, offer: Offer) -> float:
         layout = self.fit.candidate.layout
-        for place, offer in islice(self.offers.ranked(), SHOWN):
-            yield place, offer, offer.costs_usd_hour(count=layout.count, nodes=layout.nodes)
+        return offer.costs_usd_hour(count=layout.count, nodes=layout.nodes)
 
     def floor(self, question: Question, *, sort: Sort) -> tuple[object, ...]:
         """Return a sort key that none of its choices comes before, without computing how fast it is."""
@@ -432,7 +438,7 @@ def place_model(
     choices = tuple(replace(each.choice, chosen=each is best) for each in ranked)
     fitting = sum(len(option.offers) for option in options)
     refused = refusals(matched, groups.refused)
-    tries = tries_of(best.option.offers, demand)
+    tries = tries_of((offer for _, offer in best.option.cheapest()), demand)
     placed = Placed(choices, fitting, refused, backends_of(tries), tries, why_not)
     return placed, best.option.fit.served(question, best.speed)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from orchestrator.backend import Mount
+from orchestrator.backend import Mount, Offer
 from orchestrator.catalog import Accelerator, ModelFacts, count_parameters
 from orchestrator.engines import EngineLaunch, trainer
 from orchestrator.engines.buckets import PACKAGES, is_bucket, scheme_of
@@ -217,8 +217,8 @@ class _Option:
     def choices(self) -> Iterator[tuple[int, Choice]]:
         """Yield the first offers of the group with their ranks: within it the cheapest is best."""
         candidate, speed = self.fit.candidate, self.fit.speed
-        for place, offer in islice(self.offers.ranked(), SHOWN):
-            price = offer.costs_usd_hour(count=candidate.count, nodes=candidate.nodes)
+        for place, offer in islice(self.cheapest(), SHOWN):
+            price = self._cost(offer)
             cost = price / 3600 / speed.tokens_s * 1e6 if speed else None
             rate = speed.tokens_s if speed else None
             choice = Choice(
@@ -230,6 +230,14 @@ class _Option:
                 count=candidate.count,
             )
             yield place, choice
+
+    def cheapest(self) -> Iterator[tuple[int, Offer]]:
+        """Yield the offers of the group with their ranks, cheapest first."""
+        return self.offers.cheapest(self._cost)
+
+    def _cost(self, offer: Offer) -> float:
+        candidate = self.fit.candidate
+        return offer.costs_usd_hour(count=candidate.count, nodes=candidate.nodes)
 
 
 def place_training(
@@ -281,7 +289,7 @@ def place_training(
     }
     choices = tuple(replace(c, chosen=c is first) for *_, c in ranked[:SHOWN])
     fitting = sum(len(option.offers) for option in options)
-    tries = tries_of(best.offers, demand)
+    tries = tries_of((offer for _, offer in best.cheapest()), demand)
     placed = Placed(choices, fitting, refusals(matched, groups.refused), backends_of(tries), tries)
     smaller = smaller_of(
         question.facts, question.job, [(m, least[m.accelerator.name, m.count]) for m in missed],

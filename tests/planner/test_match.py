@@ -15,7 +15,7 @@ from orchestrator.planner.ask import demand_of
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.match import STAGES
-from orchestrator.planner.plan import place
+from orchestrator.planner.plan import SHOWN, place
 from orchestrator.spec.load import read
 from orchestrator.spec.models import DevEnvironment, Task
 from orchestrator.units import GB, GIB
@@ -182,6 +182,33 @@ def test_the_order_of_offers_does_not_matter(offers: list[Offer]) -> None:
     once = place(demand, OfferIndex(offers), what="task 'x'")
     assert once == place(demand, OfferIndex(FOUR), what="task 'x'")
     assert once.choices[0].offer.price_usd_hour == 90.0
+
+
+PRICED = st.builds(
+    lambda kind, backend, usd: replace(kind, backend=backend, **{kind_price(kind): usd}),
+    st.sampled_from([OWNED, H100]),
+    st.sampled_from(["docker", "aws"]),
+    st.sampled_from([1.0, 1.5, 2.0, 9.0]),
+)
+
+
+def kind_price(kind: Offer) -> str:
+    """Return the field that says what an offer costs: what is listed, or what its owner counts."""
+    return "own_usd_hour" if kind.own_usd_hour else "price_usd_hour"
+
+
+@given(st.lists(PRICED, min_size=1, max_size=8), st.sampled_from([1, 2]))
+@example([OWNED, replace(H100, price_usd_hour=1.5)], 1)
+def test_what_costs_least_is_chosen_and_tried_first(offers: list[Offer], nodes: int) -> None:
+    demand = replace(gpu(), nodes=nodes, places=PLACES)
+    found = place(demand, OfferIndex(offers, preference=tuple(PLACES)), what="task 'x'")
+
+    costs = [(o.price_usd_hour + o.own_usd_hour) * nodes for o in offers]
+    assert [choice.price_usd_hour for choice in found.choices] == sorted(costs)[:SHOWN]
+    alike = {o.backend for o, cost in zip(offers, costs, strict=True) if cost == min(costs)}
+    preferred = next(name for name in PLACES if name in alike)
+    assert found.choices[0].chosen
+    assert found.choices[0].offer.backend == preferred == found.backends[0] == found.tries[0].backend
 
 
 def test_an_error_says_what_it_needs_what_it_saw_and_what_to_do() -> None:

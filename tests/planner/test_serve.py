@@ -73,6 +73,20 @@ def placed(
     return place_model(asked or question(), wanted, index, accelerators(), what="service 'x'")
 
 
+def test_a_machine_of_ones_own_is_chosen_and_tried_by_what_its_owner_counts() -> None:
+    def rack(name: str, usd: float) -> Offer:
+        one = offer("H100-80GB", 8, price=0.0, backend=name, own_usd_hour=usd, divisible=True)
+        return replace(one, instance_type=name)
+
+    dear = [rack(f"dear{at}", 5.0) for at in range(SHOWN)]
+    where, _ = placed([*dear, rack("cheap", 2.0), offer("H100-80GB", price=1.5)])
+    assert (where.choices[0].offer.backend, where.choices[0].price_usd_hour) == ("cloud", 1.5)
+    assert where.backends == ("cloud", "cheap", *(each.backend for each in dear))
+    where, _ = placed([*dear, rack("cheap", 2.0)])
+    assert (where.choices[0].offer.backend, where.choices[0].price_usd_hour) == ("cheap", 2.0)
+    assert where.backends[0] == "cheap"
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int4"])
 @pytest.mark.parametrize("context", [8192, 32768, None])
 def test_every_model_is_placed_or_refused_with_a_reason(precision: str, context: int | None) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestrator.apply import RunPlan
+from orchestrator.apply import RunPlan, plan_documents
+from orchestrator.backend import Offer
 from orchestrator.errors import NothingFits, SpecError
+from orchestrator.planner.plan import SHOWN
 from orchestrator.render.plans import plan_json, plan_text
-from tests.places import plan_everywhere
+from orchestrator.spec.load import read
+from orchestrator.units import GIB
+from tests.places import ABLE, plan_everywhere, world
 
 SFT = """\
 type: task
@@ -42,6 +47,24 @@ def test_the_batch_is_the_one_that_was_asked_for(adapter: str, batch: int) -> No
     devices = trained.candidate.count * trained.candidate.nodes
     assert trained.candidate.job.micro_batch * trained.candidate.accumulation * devices == batch
     assert trained.size.fits
+
+
+def test_training_goes_where_its_owner_counts_least() -> None:
+    def rack(name: str, usd: float) -> Offer:
+        return Offer(
+            name, name, 64, 512 * GIB, accelerator="H100-80GB", vendor="nvidia", count=8,
+            vram_bytes=85_028_634_624, divisible=True, own_usd_hour=usd,
+        )  # fmt: skip
+
+    racks = [*(rack(f"dear{at}", 5.0) for at in range(SHOWN)), rack("cheap", 2.0)]
+    there = replace(world(), offers=lambda: racks, places={each.backend: ABLE for each in racks})
+    text = SFT.format(dataset="trl-lib/Capybara", adapter="lora", batch=16, more="")
+    (plan,) = plan_documents(read(text), there)
+    assert isinstance(plan, RunPlan)
+    assert plan.placed
+    assert plan.template
+    assert plan.placed.choices[0].offer.backend == "cheap"
+    assert plan.template.backends[0] == "cheap"
 
 
 def test_a_smaller_adapter_needs_no_more_memory() -> None:
