@@ -35,8 +35,8 @@ def check_prices(plans: Sequence[Plan], offers: Sequence[Offer], silent: Mapping
     now = {_kind(offer): offer for offer in offers}
     for plan in plans:
         for choice in chosen(plan):
-            if not choice.price_usd_hour or choice.offer.fleet:  # what a fleet rents, it rents at its own cap
-                continue
+            if not choice.price_usd_hour or (choice.offer.fleet and not choice.offer.own_usd_hour):
+                continue  # what a fleet rents, it rents at its own cap; hosts of one's own have theirs here
             backend = choice.offer.backend
             if backend in silent:
                 what = f"the price of {plan.name!r} cannot be checked: {silent[backend]}"
@@ -74,7 +74,10 @@ def _kind(offer: Offer) -> tuple[object, ...]:
     """Return what tells one offer from another, apart from its price and how much of it is free.
 
     ``count`` is part of a machine that is rented whole; of a divisible one it is what nobody holds now.
+    What an owner counts is the same for every machine of a place, which finds the one with room itself.
     """
+    if offer.divisible and not offer.price_usd_hour:
+        return offer.backend, offer.accelerator
     return (
         offer.backend, offer.region, offer.zone, offer.instance_type, offer.accelerator,
         None if offer.divisible else offer.count, offer.spot,

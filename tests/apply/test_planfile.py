@@ -355,6 +355,22 @@ def test_a_machine_of_ones_own_that_others_use_meanwhile_is_still_offered(free: 
         check_prices([plan], [replace(whole, count=free)], {})  # rented whole, it is another machine
 
 
+def test_hosts_of_ones_own_are_held_to_their_price_whichever_of_them_is_there() -> None:
+    host = Offer(
+        "rack", "r1", 64, 2**39, accelerator="L4-24GB", count=8, vram_bytes=24 * GIB, divisible=True,
+        own_usd_hour=0.5, fleet="rack",
+    )  # fmt: skip
+    chosen = Choice(host, nodes=1, price_usd_hour=host.costs_usd_hour(count=2), chosen=True, count=2)
+    plan = replace(rented(), placed=Placed((chosen,), 1, (), ("rack",)))
+    other = replace(host, instance_type="r2", count=4)
+    check_prices([plan], [other], {})  # r1 was drained meanwhile: the place starts it on r2
+    check_prices([plan], [replace(other, own_usd_hour=0.0)], {})  # it costs nothing by now
+    with pytest.raises(PlanRefused, match=r"costs \$1.2/h for 'rented', more than the plan's \$1/h"):
+        check_prices([plan], [replace(other, own_usd_hour=0.6)], {})
+    with pytest.raises(PlanRefused, match="is no longer offered"):
+        check_prices([plan], [replace(other, accelerator="T4-16GB")], {})
+
+
 def test_a_machine_that_is_gone_is_refused() -> None:
     with pytest.raises(PlanRefused, match="is no longer offered"):
         check_prices([rented()], [o for o in offers() if o.accelerator != "L4-24GB"], {})
