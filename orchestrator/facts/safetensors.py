@@ -114,10 +114,10 @@ def read_index(raw: bytes, name: str) -> tuple[frozenset[str], int | None]:
 
 def _tensor(file: str, name: str, described: Any) -> Tensor:
     try:
-        start, end = described["data_offsets"]
+        start, end = (int(at) for at in described["data_offsets"])
         shape = tuple(int(size) for size in described["shape"])
         dtype = str(described["dtype"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _broken(file, f"tensor {name!r} has no shape, dtype or offsets") from error
     if end < start or start < 0 or any(size < 0 for size in shape):
         raise _broken(file, f"tensor {name!r} has negative sizes")

@@ -59,6 +59,16 @@ def test_a_damaged_header_is_refused_with_its_file(raw: bytes, says: str) -> Non
     assert caught.value.fix
 
 
+@pytest.mark.parametrize("offsets", ['[0, "a"]', '["", 2]', "[null, 2]", "[0, Infinity]", "[[], 2]"])
+def test_offsets_that_are_no_numbers_are_refused(offsets: str) -> None:
+    header = f'{{"a": {{"dtype": "F16", "shape": [1], "data_offsets": {offsets}}}}}'.encode()
+
+    with pytest.raises(ModelError) as caught:
+        reading(len(header).to_bytes(8, "little") + header + b"00")
+
+    assert "has no shape, dtype or offsets" in caught.value.what
+
+
 def test_negative_sizes_are_refused() -> None:
     header = json.dumps({"a": {"dtype": "F16", "shape": [-1], "data_offsets": [0, 2]}}).encode()
     with pytest.raises(ModelError):
@@ -116,11 +126,21 @@ def test_tensors_that_overlap_or_leave_gaps_are_refused(offsets: tuple[list[int]
     assert "overlap or leave gaps" in caught.value.what
 
 
-@settings(max_examples=80)
-@given(st.binary(max_size=64))
-def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
+SOUND = safetensors({"a": (2, 3), "b": (4,)})
+
+
+@settings(max_examples=200)
+@given(st.integers(min_value=0, max_value=len(SOUND) - 1), st.binary(max_size=4))
+def test_a_garbled_header_is_read_whole_or_refused(at: int, junk: bytes) -> None:
+    raw = (SOUND[:at] + junk + SOUND[at + len(junk) :])[: len(SOUND)]
     with suppress(ModelError):
-        reading(raw, size=len(raw))
+        assert reading(raw, size=len(raw)) == 2
+
+
+@given(st.integers(min_value=0, max_value=len(SOUND) - 1))
+def test_a_file_that_is_cut_off_anywhere_is_refused(cut: int) -> None:
+    with pytest.raises(ModelError):
+        reading(SOUND[:cut], size=cut)
 
 
 def test_an_index_names_files_and_bytes() -> None:
