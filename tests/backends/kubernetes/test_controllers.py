@@ -393,7 +393,9 @@ def test_queue_that_is_not_there_is_told(queued: Queued, tmp_path: Path) -> None
 def test_queue_that_admits_work_is_found(queued: Queued) -> None:
     lab, queue = queued()
     watched(
-        lab.root, queue.path, lambda: all(check.ok for check in lab.place.check() if check.what == "queue")
+        lab.root,
+        queue.path,
+        lambda: [check.ok for check in lab.place.check() if check.what == "queue"] == [True],
     )
 
 

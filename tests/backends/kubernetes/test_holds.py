@@ -130,10 +130,12 @@ def pods_of(root: Cluster, space: str, run: str) -> dict[str, Any]:
 # --- what a namespace admits
 
 
-@pytest.mark.parametrize("name", TAKEN)
+@pytest.mark.parametrize("name", [name for name in TAKEN if not name.startswith("volumes/")])
 def test_restricted_namespace_admits(config: str, root: Cluster, tmp_path: Path, name: str) -> None:
     with namespace(config) as space:
-        for template in rules.pod_templates(objects_of(name, tmp_path, namespace=space)):
+        templates = list(rules.pod_templates(objects_of(name, tmp_path, namespace=space)))
+        assert templates
+        for template in templates:
             _create_pod(root, space, template, dry=True)
 
 

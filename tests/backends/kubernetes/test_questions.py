@@ -123,7 +123,7 @@ def test_what_answers_with_an_error_is_not_ready(tmp_path: Path, tool: str, stat
 def fails_on(folder: Path, tool: str, status: int) -> None:
     path = image(folder / "bin", tool)
     with program(status) as server:
-        done = run(replace(TOKEN, port=server.server_port, timeout_s=1), path)
+        done = run(replace(TOKEN, port=server.server_port, timeout_s=30), path)
     assert done.returncode
     assert len(server.seen) == 1
 
