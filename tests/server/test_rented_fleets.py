@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_a_fleet_whose_run_moved_while_it_was_applied_is_applied_by_the_next(
     api, store = site.site.api(None), site.site.store
     documents = load([str(prompt.folder / pool("0..2"))])
     plans = api.plan(documents)
-    store.commit([Turn(store.run("pool"), None)])
+    store.commit([Turn(replace(store.run("pool"), since=site.site.clock()), None)])
     with pytest.raises(StateMoved):
         api.apply(plans)
 
