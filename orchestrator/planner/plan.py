@@ -84,7 +84,10 @@ def place(demand: Demand, index: OfferIndex, *, what: str, where: Position | Non
         return offer.costs_usd_hour(count=count, nodes=demand.nodes)
 
     best = [offer for _, offer in islice(matched.fitting.cheapest(cost), SHOWN)]
-    choices = tuple(Choice(o, demand.nodes, cost(o), o is best[0]) for o in best)
+    choices = tuple(
+        Choice(o, demand.nodes, cost(o), o is best[0], count=count or None if o.divisible else None)
+        for o in best
+    )
     tries = tries_of((offer for _, offer in matched.fitting.cheapest(cost)), demand)
     return Placed(choices, len(matched.fitting), matched.refused, backends_of(tries), tries)
 

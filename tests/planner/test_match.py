@@ -211,6 +211,12 @@ def test_what_costs_least_is_chosen_and_tried_first(offers: list[Offer], nodes: 
     assert found.choices[0].offer.backend == preferred == found.backends[0] == found.tries[0].backend
 
 
+def test_a_plan_counts_what_a_job_takes_of_a_machine_of_ones_own() -> None:
+    asked = Demand(accelerator=AcceleratorDemand(count=Span(6, 8)), places=PLACES)
+    found = place(asked, OfferIndex([OWNED, H100]), what="task 'x'")
+    assert [(c.price_usd_hour, c.count) for c in found.choices] == [(12.0, 6), (98.3, None)]
+
+
 def test_an_error_says_what_it_needs_what_it_saw_and_what_to_do() -> None:
     demand = Demand(
         accelerator=AcceleratorDemand(count=Span(8, 8), as_written="H100:8"),
