@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from orchestrator.api import Plans
 from orchestrator.apply import Deletion, FleetPlan, RunPlan, VolumePlan
-from orchestrator.backend import Offer, Rent
+from orchestrator.backend import Offer, Rent, Resources
 from orchestrator.errors import Denied
 from orchestrator.reconcile import Run, Template, Wanted
 from orchestrator.spec.models import Fleet, Service, Spec, spec_of
@@ -117,9 +117,7 @@ def usd_hour_of(template: Template, offers: Sequence[Offer]) -> float:
         for offer in offers
         if (offer.backend,) == template.backends[:1]
         and (not wanted.accelerators or offer.accelerator == wanted.accelerator)
-        and offer.count >= wanted.accelerators
-        and offer.cpu >= (wanted.cpu or 0)
-        and offer.memory_bytes >= (wanted.memory_bytes or 0)
+        and (offer.divisible or _is_enough(offer, wanted))
     ]
     return min(prices, default=0.0)
 
@@ -134,3 +132,12 @@ def _machine_usd_hour(backend: str, rent: Rent, offers: Sequence[Offer]) -> floa
         == kind
     ]
     return min(prices, default=0.0)
+
+
+def _is_enough(offer: Offer, wanted: Resources) -> bool:
+    """Return whether a machine that is had whole is enough; one's own tells only what of it is free now."""
+    return (
+        offer.count >= wanted.accelerators
+        and offer.cpu >= (wanted.cpu or 0)
+        and offer.memory_bytes >= (wanted.memory_bytes or 0)
+    )

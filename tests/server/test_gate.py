@@ -17,9 +17,12 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from orchestrator.apply.planfile import _seal
+from orchestrator.backend import Launch, Offer, Resources
 from orchestrator.errors import Denied, NotFound, StateMoved, UsageError
+from orchestrator.reconcile import Template
 from orchestrator.server.app import OPEN, application
 from orchestrator.server.gate import Gated
+from orchestrator.server.limits import usd_hour_of
 from orchestrator.server.office import gate as office
 from orchestrator.server.runs import gate as runs
 from orchestrator.server.sockets import GatedSocket
@@ -289,6 +292,17 @@ def test_a_project_is_held_to_its_dollars(serve: Callable[..., Served], tmp_path
     client.apply(more)
 
     assert {view.run.name for view in client.runs()} == {"web", "more"}
+
+
+@pytest.mark.parametrize(("divisible", "costs"), [(True, 32.0), (False, 0.0)], ids=["own", "rented whole"])
+def test_what_a_run_holds_of_a_machine_of_ones_own_counts_though_nothing_of_it_is_free(
+    divisible: bool, costs: float
+) -> None:
+    wanted = Resources(accelerator="H100-80GB", accelerators=8, cpu=4.0)
+    template = Template(Launch("web-0-0-0", "web", resources=wanted), ("rack",))
+    busy = Offer("rack", "r1", 0.0, 0, accelerator="H100-80GB", own_usd_hour=4.0, divisible=divisible)
+
+    assert usd_hour_of(template, [busy]) == costs
 
 
 def test_a_template_that_no_plan_of_ours_would_hold_is_refused(served: Served) -> None:
