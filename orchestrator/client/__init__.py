@@ -131,12 +131,17 @@ class Remote(Planner):
             raise UsageError(f"MODELYARD_URL is no address of a server: {url!r}", fix="https://HOST")
         self._project = project
         self._told: int | None = None
-        self._http = httpx.Client(
-            base_url=url.rstrip("/"),
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=httpx.Timeout(TIMEOUT_S, connect=10.0),
-            transport=transport,
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=url.rstrip("/"),
+                headers={"Authorization": f"Bearer {token}"},
+                timeout=httpx.Timeout(TIMEOUT_S, connect=10.0),
+                transport=transport,
+            )
+        except httpx.InvalidURL:  # a line break of a shell's, a bracket that is left open
+            raise UsageError(
+                f"MODELYARD_URL is no address of a server: {url!r}", fix="https://HOST"
+            ) from None
 
     def close(self) -> None:
         """Close the connections."""

@@ -115,6 +115,16 @@ def test_a_server_that_is_not_there_is_named(cli: Cli, monkeypatch: pytest.Monke
     assert (result.code, "check MODELYARD_URL" in result.err) == (69, True)
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1\n", "http://[::1", "http://host:port", "host:8470"])
+def test_what_is_no_address_of_a_server_is_told_as_that(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("MODELYARD_URL", url)
+    monkeypatch.setenv("MODELYARD_TOKEN", "my-x")
+    result = cli("ps")
+    assert (result.code, f"MODELYARD_URL is no address of a server: {url!r}" in result.err) == (64, True)
+
+
 def test_events_are_streamed_from_where_a_reader_was(served: Served) -> None:
     client: Remote = served.client()
     client.set_secret("HF_TOKEN", "x")
