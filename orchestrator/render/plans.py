@@ -437,6 +437,7 @@ def offer_object(offer: Offer) -> dict[str, object]:
         "device_bytes": offer.vram_bytes,
         "spot": offer.spot,
         "price_usd_hour": offer.price_usd_hour,
+        **({"own_usd_hour": offer.own_usd_hour} if offer.own_usd_hour else {}),
         "available": offer.available,
         **({"unfit": offer.unfit} if offer.unfit else {}),
     }

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import datetime
 
 from orchestrator.api import Offers, Orphan, RunView, Stray
-from orchestrator.backend import Check, LogLine, Phase, Volume
+from orchestrator.backend import Check, LogLine, Offer, Phase, Volume
 from orchestrator.reconcile import Job, Run, RunEvent
 from orchestrator.render.plans import holds, offer_object, price_text
 from orchestrator.render.table import columns, table, to_json
@@ -291,19 +291,38 @@ def _event_object(serial: int, event: RunEvent) -> dict[str, object]:
 
 
 def offers_text(offers: Offers) -> str:
-    """Return one line per offer, cheapest first, and the places that did not answer."""
+    """Return one line per offer, cheapest first, and the places that did not answer.
+
+    A machine of one's own stands with what its owner counts for one accelerator, which is the least
+    that can be taken of it; any other with what all of it costs.
+    """
     header = ["BACKEND", "REGION", "INSTANCE TYPE", "HOLDS", "CPU", "MEMORY", "DISK", "PRICE"]
     header += ["NOT NOW"] if any(offer.unfit for offer in offers.offers) else []
-    ordered = sorted(offers.offers, key=lambda o: (o.price_usd_hour, o.backend, o.region, o.instance_type))
+    ordered = sorted(offers.offers, key=lambda o: (_least_usd_hour(o), o.backend, o.region, o.instance_type))
     rows = [
         [o.backend, o.region or "-", o.instance_type, holds(o), f"{o.cpu:g}", format_bytes(o.memory_bytes),
-         format_bytes(o.disk_bytes) if o.disk_bytes is not None else "-", price_text(o.price_usd_hour),
+         format_bytes(o.disk_bytes) if o.disk_bytes is not None else "-", _offer_price(o),
          o.unfit]
         for o in ordered
     ]  # fmt: skip
     lines = [table(header, rows) if rows else "no offers"]
     lines += [f"{name} did not answer: {why}" for name, why in sorted(offers.silent.items())]
     return "\n".join(lines)
+
+
+def _least_usd_hour(offer: Offer) -> float:
+    """Return what the least that can be taken of it costs: one accelerator, or the whole machine."""
+    return offer.costs_usd_hour(count=1 if offer.divisible else offer.count)
+
+
+def _offer_price(offer: Offer) -> str:
+    """Return what an offer costs by the hour.
+
+    >>> _offer_price(Offer("rack", "r1", 64, 2**39, accelerator="L4-24GB", divisible=True, own_usd_hour=0.5))
+    '$0.5/h each'
+    """
+    is_shared = offer.divisible and offer.accelerator and offer.own_usd_hour
+    return price_text(_least_usd_hour(offer)) + (" each" if is_shared else "")
 
 
 def offers_json(offers: Offers) -> str:

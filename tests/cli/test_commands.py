@@ -354,6 +354,29 @@ def test_a_start_that_is_put_off_says_why_once(cli: Cli, capsys: pytest.CaptureF
     assert capsys.readouterr().err.splitlines().count(said) == 1
 
 
+def test_offers_tell_what_a_machine_of_ones_own_costs_and_go_by_it(cli: Cli) -> None:
+    card = {"instance_type": "m1", "accelerator": "L4-24GB", "count": 2, "vram_bytes": 24 * 10**9}
+    shared, bare = card | {"divisible": True}, {"instance_type": "m0", "divisible": True}
+    rented = card | {"price_usd_hour": 1.5}
+    places = [
+        {"name": "rack", "type": "sim", "prices": {"L4-24GB": 4.5, "machine": 0.4}, "offers": [shared, bare]},
+        {"name": "cloud", "type": "sim", "offers": [rented]},
+        {"name": "leased", "type": "sim", "prices": {"L4-24GB": 1}, "offers": [rented]},
+    ]
+    config = cli.write("config.yaml", json.dumps({"backends": places}))
+    lines = [line.split() for line in cli("offers", "--config", config).out.splitlines()[1:]]
+    assert [(line[0], line[2], " ".join(line[line.index("-", 4) + 1 :])) for line in lines] == [
+        ("rack", "m0", "$0.4/h"),
+        ("cloud", "m1", "$1.5/h"),
+        ("leased", "m1", "$3.5/h"),  # taken whole, with what its owner counts for both
+        ("rack", "m1", "$4.5/h each"),
+    ]
+    found = json.loads(cli("offers", "--json", "--config", config).out)["offers"]
+    assert [(o["backend"], o["price_usd_hour"], o.get("own_usd_hour")) for o in found] == [
+        ("rack", 0.0, 4.5), ("rack", 0.0, 0.4), ("cloud", 1.5, None), ("leased", 1.5, 1.0),
+    ]  # fmt: skip
+
+
 def test_exec_returns_the_commands_code(cli: Cli) -> None:
     cli("apply", "-y", "-f", cli.write("web.yaml", WEB))
     assert cli("exec", "web", "--", "exit", "7").code == 7
