@@ -93,7 +93,8 @@ def _written(gpu: Gpu) -> str:
     if gpu.name:
         parts.append(",".join(gpu.name))
     parts.extend(str(r.canonical()) for r in (gpu.memory, gpu.count) if r is not None)
-    return ":".join(parts)
+    total = f", {gpu.total_memory.canonical()} in total" if gpu.total_memory else ""
+    return ":".join(parts) + total
 
 
 def runs_bare(spec: Work, places: Mapping[str, frozenset[Can]]) -> bool:

@@ -106,8 +106,7 @@ def _registry(spec: Work) -> tuple[str, str] | None:
 
 def _resources(spec: Work, offer: Offer, demand: Demand) -> Resources:
     """Return what a launch is given: of a shared machine what was asked for, of a rented one all."""
-    wanted = demand.accelerator
-    accelerators = (wanted.least() if offer.divisible else offer.count) if wanted else 0
+    accelerators = demand.takes(offer)
     low = demand.cpu.low, demand.memory_bytes.low, demand.disk_bytes.low
     cpu, memory, disk = low if offer.divisible else (None, None, None)
     return Resources(

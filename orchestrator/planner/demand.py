@@ -43,9 +43,17 @@ class AcceleratorDemand:
     capability: tuple[int, int] | None = None
     as_written: str = ""
 
-    def least(self) -> int:
-        """Return the smallest count that would do."""
-        return max(1, int(self.count.low or 1))
+    def least(self, vram_bytes: int) -> int:
+        """Return the smallest count that would do, of devices with ``vram_bytes`` each.
+
+        It may lie above ``count``: then no number of them that is asked for has the memory in total.
+
+        >>> wanted = AcceleratorDemand(count=Span(1, 8), total_vram_bytes=Span(160 * 10**9))
+        >>> wanted.least(85 * 10**9), wanted.least(24 * 10**9)
+        (2, 7)
+        """
+        fewest, total = max(1, int(self.count.low or 1)), int(self.total_vram_bytes.low or 0)
+        return max(fewest, -(-total // vram_bytes)) if vram_bytes else fewest
 
 
 IMAGE_BYTES = 28_600_000_000
@@ -92,6 +100,16 @@ class Demand:
         173
         """
         return self.fetch_bytes + IMAGE_BYTES + SCRATCH_BYTES if self.fetch_bytes else 0
+
+    def takes(self, offer: Offer) -> int:
+        """Return how many accelerators of an offer one node takes: all, or the fewest that would do."""
+        if self.accelerator is None:
+            return 0
+        return self.accelerator.least(offer.vram_bytes) if offer.divisible else offer.count
+
+    def costs_usd_hour(self, offer: Offer) -> float:
+        """Return what one replica costs by the hour on such machines: all its nodes together."""
+        return offer.costs_usd_hour(count=self.takes(offer), nodes=self.nodes)
 
     def disk_need_bytes(self, offer: Offer) -> int:
         """Return how large the disk of an offer has to be: as asked for, and for what is fetched to it."""

@@ -165,7 +165,7 @@ def count(offer: Offer, demand: Demand) -> str | None:
     if demand.accelerator is None:
         return None
     span = demand.accelerator.count
-    if offer.count < demand.accelerator.least():
+    if offer.count < max(1, span.low or 1):
         return "too few accelerators free" if offer.divisible else "too few accelerators"
     if not offer.divisible and not span.holds(offer.count):
         return "more accelerators than asked for"
@@ -174,17 +174,16 @@ def count(offer: Offer, demand: Demand) -> str | None:
 
 @_stage("vram_bytes", "count", "divisible")
 def total_device_memory(offer: Offer, demand: Demand) -> str | None:
-    """Refuse when all devices of a node together have too little memory."""
+    """Refuse when no count that is asked for has the memory, or not as many are free, or it has more."""
     if demand.accelerator is None:
         return None
-    span = demand.accelerator.total_vram_bytes
-    if span.low is not None and offer.vram_bytes * offer.count < span.low:
+    span, takes = demand.accelerator.total_vram_bytes, demand.takes(offer)
+    total_bytes = offer.vram_bytes * takes
+    if not demand.accelerator.count.holds(takes) or (span.low is not None and total_bytes < span.low):
         return "too little device memory in total"
-    if (
-        span.high is not None
-        and not offer.divisible
-        and offer.vram_bytes * offer.count > span.high * GIB / GB
-    ):
+    if takes > offer.count:
+        return "too little device memory free in total"
+    if span.high is not None and total_bytes > span.high * GIB / GB:
         return "more device memory in total than asked for"
     return None
 
@@ -266,13 +265,13 @@ def unpriced(offer: Offer, demand: Demand) -> str | None:  # noqa: ARG001  # a s
     return "price not known" if offer.price_list else None
 
 
-@_stage("own_prices")
+@_stage("own_prices", "vram_bytes", "count", "divisible")
 def own_price(offer: Offer, demand: Demand) -> str | None:
     """Refuse a machine of one's own whose share costs more than ``max_price``."""
-    limit, count = demand.max_price_usd_hour, demand.accelerator.least() if demand.accelerator else 0
+    limit = demand.max_price_usd_hour
     if limit is None or not offer.own_usd_hour:
         return None
-    return "over max_price" if offer.costs_usd_hour(count=count, nodes=demand.nodes) > limit else None
+    return "over max_price" if demand.costs_usd_hour(offer) > limit else None
 
 
 @_stage("price_usd_hour", by_price=True)

@@ -78,14 +78,10 @@ def place(demand: Demand, index: OfferIndex, *, what: str, where: Position | Non
             where=where,
             fix=nowhere(demand, index.offers) or advise(demand, matched),
         )
-    count = demand.accelerator.least() if demand.accelerator else 0
-
-    def cost(offer: Offer) -> float:
-        return offer.costs_usd_hour(count=count, nodes=demand.nodes)
-
+    cost = demand.costs_usd_hour
     best = [offer for _, offer in islice(matched.fitting.cheapest(cost), SHOWN)]
     choices = tuple(
-        Choice(o, demand.nodes, cost(o), o is best[0], count=count or None if o.divisible else None)
+        Choice(o, demand.nodes, cost(o), o is best[0], count=demand.takes(o) or None if o.divisible else None)
         for o in best
     )
     tries = tries_of((offer for _, offer in matched.fitting.cheapest(cost)), demand)
@@ -170,6 +166,8 @@ _ADVICE = {
     "no accelerator": "configure a backend that has accelerators",
     "another accelerator": "name another accelerator in resources.gpu",
     "too little device memory": "lower the memory in resources.gpu",
+    "too little device memory in total": "lower total_memory in resources.gpu, or allow a higher count",
+    "too little device memory free in total": "stop a run that holds some, or lower total_memory",
     "too few accelerators": "lower the count in resources.gpu",
     "too few accelerators free": "stop a run that holds some, or lower the count in resources.gpu",
     "price not known": "add its price: modelyard catalog --help",

@@ -12,6 +12,7 @@ from orchestrator.backend import Can, Offer
 from orchestrator.catalog import candidates
 from orchestrator.errors import NothingFits
 from orchestrator.planner.ask import demand_of
+from orchestrator.planner.compose import Inputs, compose
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.match import STAGES
@@ -27,6 +28,7 @@ H100 = Offer(
 OWN = Offer("docker", "vm", cpu=16, memory_bytes=64 * GIB, disk_bytes=500 * GIB, divisible=True)
 OWNED = replace(H100, divisible=True, price_usd_hour=0.0, own_usd_hour=2.0)
 RENTED = replace(OWN, divisible=False)
+TASK = "type: task\nname: t\nimage: x\ncommands: [x]\n"
 PLACES = {"docker": frozenset({Can.IMAGES, Can.PORTS}), "aws": frozenset({Can.IMAGES, Can.NODES})}
 
 
@@ -78,6 +80,17 @@ def gpu(**wanted: object) -> Demand:
         (replace(H100, divisible=True, count=0), gpu(), "too few accelerators free"),
         (H100, gpu(total_vram_bytes=Span(1000 * GB)), "too little device memory in total"),
         (H100, gpu(total_vram_bytes=Span(None, 100 * GB)), "more device memory in total than asked for"),
+        (OWNED, gpu(total_vram_bytes=Span(160 * GB, 160 * GB)), None),
+        (OWNED, gpu(count=Span(1, 1), total_vram_bytes=Span(160 * GB)), "too little device memory in total"),
+        (
+            replace(OWNED, count=1), gpu(total_vram_bytes=Span(160 * GB)),
+            "too little device memory free in total",
+        ),
+        (
+            OWNED, gpu(total_vram_bytes=Span(100 * GB, 120 * GB)),
+            "more device memory in total than asked for",
+        ),
+        (OWNED, replace(gpu(total_vram_bytes=Span(160 * GB)), max_price_usd_hour=3), "over max_price"),
         (H100, Demand(), "has accelerators that are not asked for"),
         (replace(OWNED, kept=True), Demand(), "kept for what asks for its accelerators"),
         (replace(OWNED, kept=True), gpu(), None),
@@ -143,6 +156,7 @@ DEMANDS = st.builds(
             AcceleratorDemand(),
             AcceleratorDemand(names=frozenset({"L4-24GB"}), count=Span(1, 8)),
             AcceleratorDemand(vram_bytes=Span(40 * GB), count=Span(1)),
+            AcceleratorDemand(total_vram_bytes=Span(160 * GB, 180 * GB), count=Span(1, 8)),
         ]
     ),
     nodes=st.sampled_from([1, 2]),
@@ -215,6 +229,22 @@ def test_a_plan_counts_what_a_job_takes_of_a_machine_of_ones_own() -> None:
     asked = Demand(accelerator=AcceleratorDemand(count=Span(6, 8)), places=PLACES)
     found = place(asked, OfferIndex([OWNED, H100]), what="task 'x'")
     assert [(c.price_usd_hour, c.count) for c in found.choices] == [(12.0, 6), (98.3, None)]
+
+
+@pytest.mark.parametrize(
+    ("total", "machine", "count"),
+    [("160GB..", OWNED, 2), ("500GB..", OWNED, 6), ("160GB..", H100, 8), ("40GB..", OWNED, 1)],
+)
+def test_as_many_are_taken_as_have_the_memory_in_total(total: str, machine: Offer, count: int) -> None:
+    (document,) = read(f"{TASK}resources: {{gpu: {{total_memory: {total}, count: 1..8}}}}\n")
+    assert isinstance(document.spec, Task)
+    demand = demand_of(document.spec, places=PLACES, names=lambda _: [])
+    assert demand.summary() == f"accelerator 1..8, {total} in total"
+
+    choice = place(demand, OfferIndex([machine]), what="task 't'").choices[0]
+    launch = compose(document.spec, spec_hash="", inputs=Inputs(), offer=choice.offer, demand=demand)
+    assert (choice.count or choice.offer.count, launch.resources.accelerators) == (count, count)
+    assert choice.price_usd_hour == (2.0 * count if machine.divisible else machine.price_usd_hour)
 
 
 def test_an_error_says_what_it_needs_what_it_saw_and_what_to_do() -> None:
