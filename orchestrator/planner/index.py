@@ -17,7 +17,7 @@ from operator import attrgetter
 from orchestrator.backend import Offer
 from orchestrator.errors import Refusal
 from orchestrator.planner.demand import Demand
-from orchestrator.planner.match import STAGES, Stage
+from orchestrator.planner.match import OVER_PRICE, STAGES, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Matched:
     """What is left of the offers for one demand.
 
     ``fitting`` comes in order of rank. ``refused`` is ordered by count, then reason.
-    ``over_price`` would fit if only ``max_price`` were higher, cheapest first.
+    ``over_price`` would fit if only ``max_price`` were higher, in order of rank.
     """
 
     fitting: OfferSet
@@ -123,16 +123,12 @@ class OfferIndex:
         """Return what fits ``demand``, and how many offers fell for which reason."""
         left = (1 << len(self.offers)) - 1
         fallen: dict[str, int] = {}
-        over_price = 0
         for stage in STAGES:
             if not left:
                 break
-            before = left
             left = self._refuse(stage, demand, left, fallen)
-            if stage.by_price:
-                over_price |= before & ~left
         refused = sorted((Refusal(r, bits.bit_count()) for r, bits in fallen.items()), key=_by_count)
-        return Matched(OfferSet(self, left), tuple(refused), OfferSet(self, over_price))
+        return Matched(OfferSet(self, left), tuple(refused), OfferSet(self, fallen.get(OVER_PRICE, 0)))
 
     def _refuse(self, stage: Stage, demand: Demand, left: int, fallen: dict[str, int]) -> int:
         """Return ``left`` without the offers that ``stage`` refuses, and note those."""

@@ -30,6 +30,7 @@ class Stage:
 
 
 TOO_FULL = "too little disk for image and model"
+OVER_PRICE = "over max_price"
 
 STAGES: list[Stage] = []
 """Every stage, in the order they are asked; an offer falls at the first that refuses it."""
@@ -271,11 +272,11 @@ def own_price(offer: Offer, demand: Demand) -> str | None:
     limit = demand.max_price_usd_hour
     if limit is None or not offer.own_usd_hour:
         return None
-    return "over max_price" if demand.costs_usd_hour(offer) > limit else None
+    return OVER_PRICE if demand.costs_usd_hour(offer) > limit else None
 
 
 @_stage("price_usd_hour", by_price=True)
 def price(offer: Offer, demand: Demand) -> str | None:
     """Refuse what costs more than ``max_price``. Last, so that its count is of offers that would do."""
     limit = demand.max_price_usd_hour
-    return "over max_price" if limit is not None and offer.price_usd_hour * demand.nodes > limit else None
+    return OVER_PRICE if limit is not None and offer.price_usd_hour * demand.nodes > limit else None

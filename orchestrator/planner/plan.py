@@ -148,9 +148,9 @@ def tries_of(offers: Iterable[Offer], demand: Demand) -> tuple[Offer, ...]:
 
 def advise(demand: Demand, matched: Matched) -> str:
     """Return the smallest change that would admit an offer."""
-    for offer in matched.over_price:
-        price = offer.price_usd_hour * demand.nodes
-        name = f"{offer.count} × {offer.accelerator}" if offer.accelerator else offer.instance_type
+    for _, offer in matched.over_price.cheapest(demand.costs_usd_hour):
+        price, count = demand.costs_usd_hour(offer), demand.takes(offer)
+        name = f"{count} × {offer.accelerator}" if count else offer.instance_type
         return f"{name} at ${price:g}/h on {offer.backend} would fit with max_price {price:g}"
     if not matched.refused:
         return "configure a backend: no place offers anything"

@@ -36,6 +36,7 @@ from orchestrator.planner.cpu import is_cpu, with_cpus
 from orchestrator.planner.demand import AcceleratorDemand, Demand
 from orchestrator.planner.groups import Groups, affordable, any_of, group, refusals, spanning
 from orchestrator.planner.index import Matched, OfferIndex, OfferSet
+from orchestrator.planner.match import OVER_PRICE
 from orchestrator.planner.parallelism import Degrees, Layout
 from orchestrator.planner.plan import SHOWN, Choice, Placed, Sort, advise, backends_of, tries_of
 from orchestrator.planner.sizing import Measured, ServingJob, Size
@@ -53,8 +54,6 @@ AUTO_ENGINES = ("vllm", "sglang", "transformers")
 
 LEAST_CONTEXT = 4096
 """Tokens a request can hold at least where the spec states no context."""
-
-OVER_PRICE = "over max_price"
 
 MOST_NODES = 4
 """Machines that one replica may span."""
@@ -707,6 +706,8 @@ def _fix(groups: Groups, dearer: Sequence[WhyNot], matched: Matched, demand: Dem
         best = by_room[0]
         name = f"{best.count} × {best.accelerator.name}"
         return f"the largest set offered, {name}, is too small: allow more places"
+    if matched.over_price:
+        return "what is over max_price does not hold it either: allow more places"
     general = advise(demand, matched)
     if any(refusal.reason == "no accelerator" for refusal in matched.refused):
         return f"{general}, or serve a small model from a CPU with engine: transformers"

@@ -27,6 +27,7 @@ from orchestrator.planner.cpu import is_cpu, with_cpus
 from orchestrator.planner.demand import Demand
 from orchestrator.planner.groups import Groups, affordable, any_of, group, refusals, spanning
 from orchestrator.planner.index import OfferIndex, OfferSet
+from orchestrator.planner.match import OVER_PRICE
 from orchestrator.planner.parallelism import is_native
 from orchestrator.planner.plan import SHOWN, Choice, Placed, advise, backends_of, tries_of
 from orchestrator.planner.sizing import Size, TrainingJob
@@ -324,7 +325,7 @@ def _options(
             spanned = spanning(left, candidate.nodes, demand)
             able = affordable(spanned, count=candidate.count, nodes=candidate.nodes, demand=demand)
             if spanned and not able:
-                refusal = "over max_price"
+                refusal = OVER_PRICE
             fit = _fit_of(question, candidate, counted) if able else None
             if isinstance(fit, _Fit):
                 options.append(_Option(fit, able))

@@ -10,6 +10,7 @@ from orchestrator.catalog.values import Accelerator, ModelFacts, PriceRow
 from orchestrator.errors import WhyNot
 from orchestrator.planner.choose import Missed, contradictions
 from orchestrator.planner.demand import AcceleratorDemand
+from orchestrator.planner.match import OVER_PRICE
 from orchestrator.planner.parallelism import OPEN, Degrees, Layout, indivisible, layout_for, spread
 from orchestrator.planner.sets import Price, serving_answer
 from orchestrator.planner.sizing import Measured, ServingJob
@@ -41,7 +42,7 @@ def over_price(accelerator: str, count: int, prices: Sequence[float]) -> WhyNot:
     'max_price 1.4'
     """
     least = min(prices)
-    return WhyNot(accelerator, count, len(prices), least, "over max_price", f"max_price {least:g}")
+    return WhyNot(accelerator, count, len(prices), least, OVER_PRICE, f"max_price {least:g}")
 
 
 def by_price(lines: Iterable[WhyNot]) -> tuple[WhyNot, ...]:

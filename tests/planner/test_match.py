@@ -265,6 +265,30 @@ def test_an_error_says_what_it_needs_what_it_saw_and_what_to_do() -> None:
 
 
 @pytest.mark.parametrize(
+    ("offers", "count", "fix"),
+    [
+        ([OWNED, OWN], 1, "1 × H100-80GB at $2/h on aws would fit with max_price 2"),
+        ([OWNED, OWN], 3, "3 × H100-80GB at $6/h on aws would fit with max_price 6"),
+        (
+            [OWNED, replace(OWNED, own_usd_hour=1.5)],
+            2,
+            "2 × H100-80GB at $3/h on aws would fit with max_price 3",
+        ),
+        ([OWNED, H100], 8, "8 × H100-80GB at $16/h on aws would fit with max_price 16"),
+    ],
+)
+def test_a_price_of_ones_own_that_is_too_high_is_what_is_said(
+    offers: list[Offer], count: int, fix: str
+) -> None:
+    asked = AcceleratorDemand(count=Span(count, 8))
+    demand = Demand(accelerator=asked, places=PLACES, max_price_usd_hour=1.2)
+    assert sum(o.accelerator is not None for o in offers) == len(OfferIndex(offers).match(demand).over_price)
+    with pytest.raises(NothingFits) as caught:
+        place(demand, OfferIndex(offers), what="task 't'")
+    assert caught.value.fix == fix
+
+
+@pytest.mark.parametrize(
     ("gpu", "names", "count"),
     [
         ("tpu:v5litepod-8", {"TPU-V5E"}, Span(8, 8)),

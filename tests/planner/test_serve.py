@@ -467,6 +467,21 @@ def test_a_price_that_is_too_high_is_what_is_said() -> None:
     assert error.fix == "8 × H100-80GB would hold it with max_price 24"
 
 
+def test_a_price_of_ones_own_that_is_too_high_is_what_is_said() -> None:
+    rack = offer("H100-80GB", 8, price=0.0, own_usd_hour=2.0, divisible=True)
+    error = refused([rack], question(), max_price_usd_hour=1.2)
+    assert error.fix == "1 × H100-80GB would hold it with max_price 2"
+    assert "max_price 2" in [each.change for each in error.why_not]
+
+
+@pytest.mark.parametrize("own_usd_hour", [0.0, 0.8])
+def test_no_price_is_advised_for_what_does_not_hold_the_model(own_usd_hour: float) -> None:
+    price = 0.0 if own_usd_hour else 0.8
+    one = offer("L4-24GB", 1, price=price, own_usd_hour=own_usd_hour, divisible=own_usd_hour > 0)
+    error = refused([one], question(L70_FP8), max_price_usd_hour=0.5)
+    assert error.fix == "what is over max_price does not hold it either: allow more places"
+
+
 def test_what_no_service_can_say_is_not_advised() -> None:
     error = refused([offer("L4-24GB", 1)], question(L70_FP8))
     assert "nodes" not in (error.fix or "")
