@@ -16,7 +16,7 @@ from orchestrator.errors import ConfigError, NotFound, Position, Problem, Proble
 from orchestrator.planner.mirrors import Mirrors
 from orchestrator.spec.models import Fleet
 from orchestrator.spec.source import decode, parse
-from orchestrator.spec.tree import Entries, Items, Scalar, Source, plain
+from orchestrator.spec.tree import Entries, Entry, Items, Node, Scalar, Source, plain
 
 EXAMPLE = "for example mirrors: {registries: {docker.io: registry.lan/hub}, hub: http://hub.lan}"
 Read = TypeVar("Read")
@@ -167,19 +167,54 @@ def _read_all(items: Items, source: Source, problems: Problems) -> Iterator[Plac
             fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
             _add(problems, source, node, f"unknown backend type {kind!r}", fix)
         seen.add(name)
-        yield Place(name, kind, value, _prices(value.pop("prices", {}), node, source, problems))
+        value.pop("prices", None)
+        entry = node.entries.get("prices") if isinstance(node, Entries) else None
+        yield Place(name, kind, value, _prices(entry.node, source, problems) if entry else {})
 
 
-def _prices(value: Any, node: Any, source: Source, problems: Problems) -> dict[str, float]:
-    """Return the owner's prices; a price of 0 would say that power and wear cost nothing."""
-    if not isinstance(value, dict):
+def _prices(node: Node, source: Source, problems: Problems) -> dict[str, float]:
+    """Return the owner's prices by catalog name; a price of 0 would say that power and wear cost nothing."""
+    if not isinstance(node, Entries):
         _add(problems, source, node, "expected prices by accelerator", "for example prices: {H100-80GB: 2.1}")
         return {}
-    for name, price in value.items():
+    found: dict[str, float] = {}
+    for said, entry in node.entries.items():
+        price = plain(entry.node)
         if isinstance(price, bool) or not isinstance(price, int | float) or price <= 0:
-            what = f"prices: {name}: expected dollars an hour above 0, got {price!r}"
-            _add(problems, source, node, what, "leave it out where it costs nothing")
-    return {name: float(p) for name, p in value.items() if isinstance(p, int | float) and p > 0}
+            what = f"prices: {said}: expected dollars an hour above 0, got {price!r}"
+            _add(problems, source, entry, what, "leave it out where it costs nothing")
+            continue
+        name = said if said == "machine" else _catalog_name(said, entry, source, problems)
+        if name in found:
+            _add(problems, source, entry, f"prices: {said}: {name} has a price already", "keep one of them")
+        elif name:
+            found[name] = float(price)
+    return found
+
+
+def _catalog_name(said: str, entry: Entry, source: Source, problems: Problems) -> str | None:
+    """Return the catalog name of the one accelerator that ``said`` means, None where it is not one."""
+    # the catalog costs 40 ms of CPU: read where somebody set a price
+    from orchestrator.catalog.hardware import candidates, known_names
+
+    if len(devices := candidates(said)) == 1:
+        return devices[0].name
+    if devices:
+        what = f"prices: {said!r} may be any of {len(devices)} accelerators"
+        _add(problems, source, entry, what, f"one of: {', '.join(device.name for device in devices)}")
+        return None
+    spellings = {_alike(name): name for name in sorted(known_names())} | {"machine": "machine"}
+    near = [spellings[key] for key in difflib.get_close_matches(_alike(said), spellings, 3)]
+    full = dict.fromkeys(each for name in near for each in ([d.name for d in candidates(name)] or [name]))
+    nearest = ", ".join([*full][:4])
+    fix = f"nearest: {nearest}" if near else "modelyard catalog list accelerators has the names"
+    _add(problems, source, entry, f"prices: unknown accelerator {said!r}", fix)
+    return None
+
+
+def _alike(name: str) -> str:
+    """Return a name as it is compared with others: in small letters, an O as a 0."""
+    return name.casefold().replace("o", "0")
 
 
 def _add(problems: Problems, source: Source, node: Any, what: str, fix: str | None = None) -> None:

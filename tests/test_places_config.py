@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,25 @@ def test_options_and_prices_are_told_apart(tmp_path: Path) -> None:
     assert Places([place]).price_usd_hour("lab", None) == 0.0
 
 
+def test_a_price_is_taken_by_any_name_of_one_accelerator(tmp_path: Path) -> None:
+    (place,) = read(tmp_path, "backends: [{type: sim, prices: {L4: 0.5, rtx 4090: 0.3, machine: 0.1}}]")
+    assert place.prices == {"L4-24GB": 0.5, "RTX4090-24GB": 0.3, "machine": 0.1}
+
+
+@pytest.mark.parametrize(("more", "is_read"), [("", False), (", prices: {L4: 1}", True)])
+def test_the_catalog_is_read_only_where_prices_are_set(tmp_path: Path, more: str, is_read: bool) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"backends: [{{type: sim{more}}}]")
+    program = (
+        "import sys; from pathlib import Path; from orchestrator.places import read_places;"
+        "read_places(Path(sys.argv[1])); print('orchestrator.catalog.hardware' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{is_read}\n"
+
+
 @pytest.mark.parametrize("text", ["", "backends:", "# nothing\n"])
 def test_an_empty_configuration_is_the_default(tmp_path: Path, text: str) -> None:
     assert read(tmp_path, text) == DEFAULT
@@ -47,6 +68,26 @@ def test_an_empty_configuration_is_the_default(tmp_path: Path, text: str) -> Non
         ("backends: [docker, docker]", "two backends are called 'docker'"),
         ("backends: [{name: x}]", "expected a backend with its type"),
         ("backends: [{type: sim, prices: {L4-24GB: 0}}]", "expected dollars an hour above 0, got 0"),
+        (
+            "backends: [{type: sim, prices: {H100: 2}}]",
+            "yaml:1:33: prices: 'H100' may be any of 4 accelerators",
+        ),
+        (
+            "backends: [{type: sim, prices: {H100: 2}}]",
+            "one of: H100-80GB, H100-80GB-PCIE, H100-94GB-NVL, H100-96GB",
+        ),
+        ("backends:\n- type: sim\n  prices:\n    H1OO: 2", "yaml:4:5: prices: unknown accelerator 'H1OO'"),
+        (
+            "backends: [{type: sim, prices: {H1OO: 2}}]",
+            "nearest: H100-80GB, H100-80GB-PCIE, H100-94GB-NVL, H100-96GB",
+        ),
+        ("backends: [{type: sim, prices: {machines: 2}}]", "nearest: machine"),
+        ("backends: [{type: sim, prices: {xy: 2}}]", "modelyard catalog list accelerators has the names"),
+        (
+            "backends: [{type: sim, prices: {L4: 2, L4-24GB: 3}}]",
+            "yaml:1:40: prices: L4-24GB: L4-24GB has a price already",
+        ),
+        ("backends: [{type: sim, prices: [2]}]", "yaml:1:32: expected prices by accelerator"),
         ("backends: [docker", "broken YAML"),
     ],
 )

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import suppress
 
+from orchestrator.catalog.overlay import in_use
 from orchestrator.reconcile import Job
 from orchestrator.server.inside import ERRAND, Errand
 from orchestrator.server.site import Site
@@ -32,7 +33,9 @@ def environment() -> dict[str, str]:
 def request(site: Site, job: Job, command: list[str], *, tty: bool) -> bytes:
     """Return what that program is told."""
     config = str(site.config.absolute()) if site.config else None
-    errand = Errand(config, job.backend, site.places.fleet(job.backend), job.name, tuple(command), tty)
+    catalog = str(folder.absolute()) if (folder := in_use()) else None
+    fleet = site.places.fleet(job.backend)
+    errand = Errand(config, job.backend, fleet, job.name, tuple(command), tty, catalog)
     return ERRAND.dump_json(errand) + b"\n"
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from orchestrator.catalog.overlay import use
 from orchestrator.errors import ModelyardError
 from orchestrator.places import Place, Places, Recorded, read_places
 from orchestrator.wire import problem_of
@@ -27,7 +28,10 @@ from orchestrator.wire import problem_of
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """What to run where; ``fleet`` is the place as the record has it, None for one that is configured."""
+    """What to run where; ``fleet`` is the place as the record has it, None for one that is configured.
+
+    ``catalog`` is the folder of the user's own tables, whose names the configuration may use.
+    """
 
     config: str | None
     place: str
@@ -35,6 +39,7 @@ class Errand:
     launch: str
     command: tuple[str, ...]
     tty: bool
+    catalog: str | None
 
 
 ERRAND: TypeAdapter[Errand] = TypeAdapter(Errand)
@@ -55,6 +60,7 @@ def _ended(asked: Errand) -> dict[str, Any]:
     if asked.tty:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the kernel then tells us of the window's size, and its end
     configured = Path(asked.config) if asked.config else None
+    use(Path(asked.catalog) if asked.catalog else None)
     recorded = Recorded((asked.fleet,) if asked.fleet else ())
     try:
         place = Places(read_places(configured), recorded=lambda: recorded)[asked.place]

@@ -21,6 +21,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from orchestrator.catalog.overlay import use
 from orchestrator.client import Remote
 from orchestrator.errors import Busy, Denied, NotFound
 from orchestrator.spec.load import read
@@ -143,6 +144,20 @@ def test_what_somebody_left_is_ended(box: Served, cli: Cli) -> None:
 
     assert until(lambda: not Path(f"/proc/{pid}").exists())
     assert until(lambda: deeds(box)[-1:] == [("exec", "box-0-0-0", "left")])
+
+
+def test_a_command_runs_where_prices_name_what_only_the_users_own_catalog_has(box: Served, cli: Cli) -> None:
+    (cli.folder / "accelerators.yaml").write_text(
+        "CELLAR-10GB: {vendor: nvidia, architecture: Turing, nominal_gb: 10, visible_bytes: 10000000000,"
+        " source: measured here}\n"
+    )
+    config = cli.folder / "processes.yaml"
+    config.write_text(config.read_text().replace("type: process", "type: process, prices: {CELLAR-10GB: 1}"))
+    use(cli.folder)
+    try:
+        assert box.client().execute("box", ["true"], tty=False) == 0
+    finally:
+        use(None)
 
 
 def test_a_server_that_ends_says_so_to_who_is_inside(box: Served) -> None:
