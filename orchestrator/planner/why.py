@@ -30,7 +30,7 @@ class Fallen:
     def why_not(self) -> WhyNot:
         """Return the group as a line of the table, with the smallest change that admits it."""
         change = self.missed.change() if self.missed else None
-        price = min(offer.price_usd_hour for offer in self.offers)
+        price = min(offer.costs_usd_hour(count=self.count) for offer in self.offers)
         said = str(change) if change and change.field != "nodes" else ""  # no field of a service
         return WhyNot(self.accelerator, self.count, len(self.offers), price, self.reason, said)
 

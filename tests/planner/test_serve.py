@@ -281,6 +281,13 @@ def test_why_not_names_the_smallest_change_of_every_group() -> None:
     assert found.why_not()[0].change.startswith("context ")
 
 
+def test_why_not_counts_what_the_job_would_pay_of_a_machine_of_ones_own() -> None:
+    rack = offer("T4-16GB", 4, price=0.0, backend="rack", own_usd_hour=0.3, divisible=True)
+    found, _ = placed([rack, offer("H100-80GB", 8)], question(L70_FP8))
+    prices = {w.count: w.price_usd_hour for w in found.why_not() if w.accelerator == "T4-16GB"}
+    assert prices == pytest.approx({1: 0.3, 2: 0.6, 4: 1.2})
+
+
 def test_why_not_admits_what_costs_too_much_with_a_higher_max_price() -> None:
     offers = [offer("L40S-48GB", price=1.0), offer("H100-80GB", price=4.0), offer("T4-16GB", price=9.0)]
 
