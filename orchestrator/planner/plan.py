@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
@@ -48,7 +48,7 @@ class Placed:
     fitting: int
     refused: tuple[Refusal, ...]
     backends: tuple[str, ...]
-    """Every backend with an offer that fits, best first."""
+    """Every backend that it is tried on, best first."""
     tries: tuple[Offer, ...] = field(default=(), repr=False, compare=False)
     """Where a launch is tried, in the plan's order: each backend once, and one that rents machines
     once for each kind."""
@@ -84,8 +84,26 @@ def place(demand: Demand, index: OfferIndex, *, what: str, where: Position | Non
         Choice(o, demand.nodes, cost(o), o is best[0], count=demand.takes(o) or None if o.divisible else None)
         for o in best
     )
-    tries = tries_of((offer for _, offer in matched.fitting.cheapest(cost)), demand)
+    alike = _alike((offer for _, offer in matched.fitting.cheapest(cost)), best[0], demand)
+    tries = tries_of(alike, demand)
     return Placed(choices, len(matched.fitting), matched.refused, backends_of(tries), tries)
+
+
+def _alike(offers: Iterable[Offer], chosen: Offer, demand: Demand) -> Iterator[Offer]:
+    """Yield the offers that the launch for the chosen one can start on.
+
+    A launch names its accelerators and how many of them it takes; only with a machine that is rented
+    for it does it take what that has.
+    """
+
+    def asks(offer: Offer) -> tuple[int, str | None]:
+        takes = demand.takes(offer)
+        return takes, offer.accelerator if takes else None
+
+    asked = asks(chosen)
+    for offer in offers:
+        if asks(offer) == asked or Can.RENT in demand.places.get(offer.backend, ()):
+            yield offer
 
 
 def nowhere(demand: Demand, offers: Iterable[Offer]) -> str:

@@ -247,6 +247,41 @@ def test_as_many_are_taken_as_have_the_memory_in_total(total: str, machine: Offe
     assert choice.price_usd_hour == (2.0 * count if machine.divisible else machine.price_usd_hour)
 
 
+@pytest.mark.parametrize(
+    ("asked", "tries"),
+    [
+        (AcceleratorDemand(vram_bytes=Span(16 * GB)), ["rack", "barn", "cloud"]),
+        (AcceleratorDemand(count=Span(2, 8)), ["rack", "cloud"]),
+        (AcceleratorDemand(count=Span(1, 8), total_vram_bytes=Span(40 * GB)), ["rack", "cloud", "cloud"]),
+        (AcceleratorDemand(vram_bytes=Span(40 * GB), count=Span(1, 8)), ["lab", "cloud", "cloud"]),
+        (None, ["rack", "lab", "barn", "shed"]),
+    ],
+)
+def test_a_launch_is_tried_only_where_it_can_start(asked: AcceleratorDemand | None, tries: list[str]) -> None:
+    l4 = replace(OWNED, accelerator="L4-24GB", vram_bytes=24 * GIB, count=4, own_usd_hour=0.5)
+    offers = [
+        replace(l4, backend="rack"),
+        replace(OWNED, backend="lab", own_usd_hour=1.0),
+        replace(l4, backend="barn", count=1, own_usd_hour=1.5),
+        replace(OWN, backend="shed", own_usd_hour=2.0),
+        replace(H100, backend="cloud"),
+        replace(H100, backend="cloud", accelerator="A100-80GB", count=1, price_usd_hour=3.0),
+    ]
+    images = frozenset({Can.IMAGES})
+    places = {o.backend: images | {Can.RENT} if o.backend == "cloud" else images for o in offers}
+    found = place(Demand(accelerator=asked, places=places), OfferIndex(offers), what="task 't'")
+    assert [offer.backend for offer in found.tries] == tries
+
+    (document,) = read(TASK)
+    assert isinstance(document.spec, Task)
+    demand = Demand(accelerator=asked, places=places)
+    launch = compose(document.spec, spec_hash="", inputs=Inputs(), offer=found.tries[0], demand=demand)
+    for offer in found.tries:
+        if offer.backend != "cloud":
+            assert launch.resources.accelerator in (None, offer.accelerator)
+            assert launch.resources.accelerators <= offer.count
+
+
 def test_an_error_says_what_it_needs_what_it_saw_and_what_to_do() -> None:
     demand = Demand(
         accelerator=AcceleratorDemand(count=Span(8, 8), as_written="H100:8"),
