@@ -80,5 +80,5 @@ def _kind(offer: Offer) -> tuple[object, ...]:
         return offer.backend, offer.accelerator
     return (
         offer.backend, offer.region, offer.zone, offer.instance_type, offer.accelerator,
-        None if offer.divisible else offer.count, offer.spot,
+        None if offer.divisible else offer.count, offer.spot, offer.reservation,
     )  # fmt: skip

@@ -371,6 +371,24 @@ def test_hosts_of_ones_own_are_held_to_their_price_whichever_of_them_is_there() 
         check_prices([plan], [replace(other, accelerator="T4-16GB")], {})
 
 
+@pytest.mark.parametrize("reservation", [None, "cr-1"])
+def test_a_machine_on_demand_and_a_reserved_one_are_two(reservation: str | None) -> None:
+    on_demand = Offer("cloud", "m1", 4, 2**34, price_usd_hour=2.0)
+    reserved = replace(on_demand, reservation="cr-1", price_usd_hour=1.0)
+    taken = reserved if reservation else on_demand
+    chosen = Choice(taken, nodes=1, price_usd_hour=taken.price_usd_hour, chosen=True)
+    plan = replace(rented(), placed=Placed((chosen,), 1, (), ("cloud",)))
+    both = [on_demand, reserved]
+    check_prices([plan], both, {})
+    check_prices([plan], both[::-1], {})
+    dearer = [replace(o, price_usd_hour=o.price_usd_hour + (o is taken)) for o in both]
+    for order in (dearer, dearer[::-1]):
+        with pytest.raises(PlanRefused, match="more than the plan's"):
+            check_prices([plan], order, {})
+    with pytest.raises(PlanRefused, match="is no longer offered"):
+        check_prices([plan], [o for o in both if o is not taken], {})
+
+
 def test_a_machine_that_is_gone_is_refused() -> None:
     with pytest.raises(PlanRefused, match="is no longer offered"):
         check_prices([rented()], [o for o in offers() if o.accelerator != "L4-24GB"], {})
