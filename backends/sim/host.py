@@ -8,7 +8,7 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -73,6 +73,9 @@ class Call:
 
     method: str
     name: str = ""
+
+
+OFFER_FIX = "give the fields of an offer, such as instance_type"
 
 
 def default_offers(backend: str) -> tuple[Offer, ...]:
@@ -143,8 +146,7 @@ class Sim:
         self._namespace = namespace
         self._journal = Journal(None if state is None else Path(state), namespace)
         self._script = script if callable(script) else _patterns(script or {})
-        given = default_offers(name) if offers is None else offers
-        self._offers = tuple(o if isinstance(o, Offer) else _offer_from_options(name, o) for o in given)
+        self._offers = default_offers(name) if offers is None else tuple(_offers_from_options(name, offers))
         self._capacity = capacity
         self._clock = clock or (lambda: datetime.now(UTC))
         self._holding = tuple(holding)
@@ -531,14 +533,41 @@ def _patterns(script: Mapping[str, Script | Mapping[str, Any]]) -> Callable[[Lau
     return choose
 
 
-def _offer_from_options(backend: str, options: Mapping[str, Any]) -> Offer:
+_SHAPES = {
+    "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false",
+    "tuple[int, int]": "two whole numbers, such as [9, 0]", "Growth": "a mapping with usd_step_hour",
+}  # fmt: skip
+
+
+def _offers_from_options(backend: str, given: object) -> Iterator[Offer]:
+    """Yield the offers that ``config.yaml`` describes, or a test gave as they are."""
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise ConfigError(f"backend {backend!r}: offers: expected a list, got {given!r}", fix=OFFER_FIX)
+    for each in given:
+        yield each if isinstance(each, Offer) else _offer_from_options(backend, each)
+
+
+def _offer_from_options(backend: str, options: object) -> Offer:
     """Return the offer that an entry of ``config.yaml`` describes, by the fields of ``Offer``."""
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"backend {backend!r}: offers: expected mappings, got {options!r}", fix=OFFER_FIX)
+    kinds = {field.name: str(field.type) for field in fields(Offer) if field.name != "backend"}
+    for name in options:
+        if name not in kinds:
+            raise ConfigError(f"backend {backend!r}: offers: no field {name!r}", fix=OFFER_FIX)
+    if "instance_type" not in options:
+        raise ConfigError(f"backend {backend!r}: offers: one lacks its instance_type", fix=OFFER_FIX)
+    # imported here, as a sim without offers of its own does without
+    from pydantic import TypeAdapter, ValidationError
+
+    filled = {"backend": backend, "cpu": 8.0, "memory_bytes": 64 * GIB, **options}
     try:
-        return Offer(backend=backend, **{"cpu": 8.0, "memory_bytes": 64 * GIB, **options})
-    except TypeError as wrong:
-        raise ConfigError(
-            f"offers: {wrong}", fix="give the fields of an offer, such as instance_type"
-        ) from None
+        return TypeAdapter(Offer).validate_python(filled)
+    except ValidationError as wrong:
+        name = str(wrong.errors(include_url=False)[0]["loc"][0])
+        kind = kinds[name].removesuffix(" | None")
+        what = f"offers: {name}: expected {_SHAPES.get(kind, kind)}, got {options[name]!r}"
+        raise ConfigError(f"backend {backend!r}: {what}", fix=OFFER_FIX) from None
 
 
 def _script_from_options(pattern: str, options: Mapping[str, Any]) -> Script:

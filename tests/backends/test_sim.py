@@ -16,6 +16,7 @@ from orchestrator.backend import (
     Backend,
     Can,
     Group,
+    Growth,
     Instance,
     Launch,
     LogLine,
@@ -248,6 +249,47 @@ def test_capacity_is_given_back_by_the_clock() -> None:
     start(sim)
     clock.advance(10)
     assert start(sim, Launch("chat-1-0-1", "chat")).phase is Phase.RUNNING
+
+
+def test_offers_of_a_configuration_are_those_of_a_program() -> None:
+    said: dict[str, Any] = {"instance_type": "m1", "accelerator": "H100-80GB", "count": 1, "cpu": 16}
+    sim = Sim("lab", offers=[said | {"compute_capability": [9, 0], "growth": {"usd_step_hour": 1}}])
+    (offer,) = sim.offers()
+    assert offer == Offer(
+        "lab", "m1", 16.0, 64 * 2**30, accelerator="H100-80GB", count=1, compute_capability=(9, 0),
+        growth=Growth(1.0), available=offer.available,
+    )  # fmt: skip
+    assert hash(offer)
+
+
+@pytest.mark.parametrize(
+    ("offers", "said"),
+    [
+        ("m1", "offers: expected a list, got 'm1'"),
+        ({"instance_type": "m1"}, "offers: expected a list, got {'instance_type': 'm1'}"),
+        (3, "offers: expected a list, got 3"),
+        (["m1"], "offers: expected mappings, got 'm1'"),
+        ([{"cpu": 2}], "offers: one lacks its instance_type"),
+        ([{"instance_type": "m1", "cpus": 2}], "offers: no field 'cpus'"),
+        ([{"instance_type": "m1", "backend": "x"}], "offers: no field 'backend'"),
+        ([{"instance_type": 1}], "offers: instance_type: expected text, got 1"),
+        ([{"instance_type": "m1", "count": [1]}], "offers: count: expected a whole number, got [1]"),
+        ([{"instance_type": "m1", "cpu": "many"}], "offers: cpu: expected a number, got 'many'"),
+        ([{"instance_type": "m1", "spot": "maybe"}], "offers: spot: expected true or false, got 'maybe'"),
+        (
+            [{"instance_type": "m1", "compute_capability": [9]}],
+            "offers: compute_capability: expected two whole numbers, such as [9, 0], got [9]",
+        ),
+        (
+            [{"instance_type": "m1", "compute_capability": 9.0}],
+            "offers: compute_capability: expected two whole numbers, such as [9, 0], got 9.0",
+        ),
+    ],
+)
+def test_offers_of_another_shape_are_refused_by_name(offers: Any, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Sim("lab", offers=offers)
+    assert caught.value.what == f"backend 'lab': {said}"
 
 
 def test_indivisible_offers_count_down() -> None:
