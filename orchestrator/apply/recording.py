@@ -163,10 +163,8 @@ def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str], project: s
         reason = "" if is_new else old.reason
         run = replace(old, spec=spec, template=plan.template, set_name=plan.set_name, reason=reason)
     else:
-        template = replace(
-            plan.template.begun(now),
-            before=before_of(old) if plan.action == "replace" and plan.template.rollback else None,
-        )
+        before_it = before_of(old) if plan.action == "replace" else None
+        template = replace(plan.template.begun(now), before=before_it)
         run = replace(
             old, spec=spec, spec_hash=plan.spec_hash, template=template, since=now,
             wanted=Wanted.RUN, state=RunState.QUEUED, reason="", was_ready=False,

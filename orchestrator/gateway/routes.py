@@ -210,12 +210,10 @@ def _based(run: Run, base: ServiceRoute | None, plan: str) -> ServiceRoute:
 def _service(run: Run, jobs: Sequence[Job]) -> ServiceRoute:
     spec, serving = _spec(run.spec), serving_of(run.plan)
     over = run.wanted is not Wanted.RUN or run.state.is_final
-    ports = run.template.launch.ports
-    port = ports[0].container if ports else 0
     takes = adapters_of(run.plan)
     replicas = [
         each for job in jobs
-        if run.wanted is Wanted.RUN and (each := _replica(run, job, port, loads=takes is not None))
+        if run.wanted is Wanted.RUN and (each := _replica(run, job, loads=takes is not None))
     ]  # fmt: skip
     return ServiceRoute(
         run.name,
@@ -247,11 +245,12 @@ def _scaled(run: Run, spec: Service, jobs: Sequence[Job]) -> Scaled | None:
     return Scaled(replace(rule, start_s=start_s), run.template.replicas)
 
 
-def _replica(run: Run, job: Job, port: int, *, loads: bool) -> Replica | None:
+def _replica(run: Run, job: Job, *, loads: bool) -> Replica | None:
     """Return where a job answers, None where no new request may go to it."""
     if job.state is not JobState.READY or job.stop_asked_at is not None or job.node != 0:
         return None
-    where = job.ports.get(port)
+    launch = run.made_from(job.spec_hash, job.node) or run.template.launch
+    where = job.ports.get(launch.ports[0].container) if launch.ports else None
     if where is None:
         return None
     adapters = frozenset(told.partition("@")[0] for told in job.adapters) if loads else None

@@ -39,7 +39,6 @@ from orchestrator.reconcile import (
     Start,
     Step,
     Stop,
-    Template,
     Told,
     Turn,
     Wanted,
@@ -262,8 +261,8 @@ class Loop:
         if run.wanted is Wanted.DELETE:
             found |= self._gone(found, jobs)
         if run.type == "service" and run.wanted is Wanted.RUN:
-            ready = {job.name for job in jobs if job.state is JobState.READY}
-            found = {name: self._probed(seen, run.template, ready) for name, seen in found.items()}
+            known = {job.name: job for job in jobs}
+            found = {name: self._probed(seen, run, known) for name, seen in found.items()}
         unsure = self._unsure(jobs, found)
         words, unread = self._words.read(found, {job.name for job in jobs if _may_tell(job)})
         ahead = self._queue.ahead_of(run)
@@ -405,20 +404,25 @@ class Loop:
             self._wake_at = at
 
     def _probed(
-        self, seen: Sequence[Instance] | None, template: Template, ready: Collection[str]
+        self, seen: Sequence[Instance] | None, run: Run, jobs: Mapping[str, Job]
     ) -> Sequence[Instance] | None:
         """Return instances with what their probes say, where their backend does not probe."""
-        return None if seen is None else [self._asked(i, template, ready) for i in seen]
+        return None if seen is None else [self._asked(i, run, jobs.get(i.name)) for i in seen]
 
-    def _asked(self, instance: Instance, template: Template, ready: Collection[str]) -> Instance:
-        probes = template.of_node(instance.node).probes()
-        if not probes or instance.phase is not Phase.RUNNING or instance.ready is not None:
+    def _asked(self, instance: Instance, run: Run, job: Job | None) -> Instance:
+        """Ask an instance what its own spec asks: during a rollout that may be an older one."""
+        if instance.phase is not Phase.RUNNING or instance.ready is not None:
+            return instance
+        was_ready = job is not None and job.state is JobState.READY
+        launch = run.made_from(job.spec_hash if job else run.spec_hash, instance.node)
+        if launch is None:  # what it is to be asked is not on record any more, how it answered is
+            return replace(instance, ready=was_ready)
+        if not (probes := launch.probes()):
             return instance
         if instance.silent_since is not None:
             self._prober.excuse(instance.name)  # the way to it is cut: what it answers, nobody hears
             return instance
-        answers = self._prober.is_ready(instance, probes, before=instance.name in ready)
-        return replace(instance, ready=answers)
+        return replace(instance, ready=self._prober.is_ready(instance, probes, before=was_ready))
 
     def _sick(
         self, run: Run, jobs: Sequence[Job], found: Mapping[str, Sequence[Instance] | None]

@@ -97,6 +97,10 @@ class Before:
     surge: bool = False
     rents: tuple[Rent | None, ...] = ()
 
+    def of_node(self, node: int) -> Launch:
+        """Return the launch that the node with this rank was made from."""
+        return self.follower if node and self.follower else self.launch
+
 
 @dataclass(frozen=True, slots=True)
 class Holding:
@@ -167,6 +171,7 @@ class Template:
     rollback: bool = False
     """Whether ``before`` is put back where this spec does not become ready."""
     before: Before | None = None
+    """What replicas of the spec before are still asked by, and what ``rollback`` puts back."""
     gave_up: str = ""
     """Why the spec that came after this one was given up, and this one put back."""
     order: Literal["any", "master-first", "workers-first"] = "any"
@@ -306,6 +311,19 @@ class Run:
     project: str = "main"
     """Whose it is; names are taken across projects, since places know a run by its name alone."""
 
+    def made_from(self, spec_hash: str, node: int) -> Launch | None:
+        """Return what jobs of a spec were made from, None for specs older than the one before this.
+
+        >>> template = Template(Launch("web-0-0-0", "web"), ())
+        >>> run = Run("id", "web", "service", "{}", "b", template, datetime.min)
+        >>> run.made_from("b", 0).name, run.made_from("a", 0)
+        ('web-0-0-0', None)
+        """
+        before = self.template.before
+        if spec_hash == self.spec_hash:
+            return self.template.of_node(node)
+        return before.of_node(node) if before and before.spec_hash == spec_hash else None
+
     def asked(self, wanted: Wanted) -> Run:
         """Return the run as it is once it was asked to end; one that has ended stays as it is."""
         if self.state.is_final:
@@ -314,8 +332,10 @@ class Run:
 
 
 def before_of(run: Run) -> Before | None:
-    """Return what a run is put back to where its next spec does not work; None where it did not either."""
+    """Return the spec that a service works as, or did before it was replaced; None where none ever did."""
     t = run.template
+    if run.type != "service":
+        return None
     if not run.was_ready:
         return t.before
     return Before(

@@ -18,7 +18,7 @@ from orchestrator.gateway.limits import Buckets, Rate
 from orchestrator.gateway.model_key import ModelKey, model_of_form
 from orchestrator.gateway.routes import PATHS_OF_ANY_ENGINE, Replica, routes_of
 from orchestrator.gateway.usage import Account, Tokens, tokens_of
-from orchestrator.reconcile.values import Job, JobState, Run, RunState, Template, Wanted
+from orchestrator.reconcile.values import Job, JobState, Run, RunState, Template, Wanted, before_of
 from orchestrator.spec.models import Service
 
 T0 = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -131,6 +131,17 @@ def test_ready_replicas_are_routed_to_at_their_published_port() -> None:
 def test_no_new_request_goes_to_a_replica_that_is_not_ready_or_is_to_stop(fields: dict[str, object]) -> None:
     run = a_run()
     assert routes_of([run], [a_job(run, **fields)]).services["chat"].replicas == ()
+
+
+def test_an_older_replica_is_routed_to_at_the_port_of_its_own_spec() -> None:
+    old = replace(a_run(), was_ready=True)
+    launch = replace(old.template.launch, ports=(Port(8500),))
+    run = replace(old, spec_hash="i", template=Template(launch, ("docker",), before=before_of(old)))
+    new = a_job(run, 1, spec_hash="i", ports={8500: ("10.0.0.1", 1)})
+    assert routes_of([run], [a_job(old), new]).services["chat"].replicas == (
+        Replica("chat-0-0-0", "10.0.0.1", 32000, is_new=False),
+        Replica("chat-1-0-0", "10.0.0.1", 1),
+    )
 
 
 @pytest.mark.parametrize("wanted", [Wanted.STOP, Wanted.DELETE])

@@ -281,19 +281,22 @@ commands: ["serve {version}"]
 port: 8000
 replicas: 1..4
 scaling: {{metric: rps, target: 2}}
-rollout: {{rollback: auto}}
+rollout: {{rollback: {rollback}}}
 backends: [sim]
 """
 
 
-def test_an_apply_keeps_the_number_the_load_took_and_what_worked_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rollback", ["auto", "off"])
+def test_an_apply_keeps_the_number_the_load_took_and_what_worked_before(
+    tmp_path: Path, rollback: str
+) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(f"backends: [{{type: sim, state: {tmp_path}/sim.jsonl}}]\n")
     api = Local(f"sqlite:///{tmp_path}/state.db", config=config)
 
     def apply(version: int) -> Run:
         file = tmp_path / "web.yaml"
-        file.write_text(REPLACED.format(version=version))
+        file.write_text(REPLACED.format(version=version, rollback=rollback))
         api.apply(api.plan(load([str(file)])))
         return api.store.run("web")
 

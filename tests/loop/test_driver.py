@@ -15,7 +15,8 @@ from backends.sim import Script, Sim
 from orchestrator.backend import Instance, Launch, Probe
 from orchestrator.errors import AuthFailed, BackendError
 from orchestrator.loop import Hooks, Loop, pulse
-from orchestrator.reconcile import RunEvent, RunState, Turn, Wanted
+from orchestrator.reconcile import JobState, RunEvent, RunState, Turn, Wanted
+from orchestrator.reconcile.values import before_of
 from orchestrator.store import open_store
 from orchestrator.store.records import Store
 from tests.loop.conftest import RETRY, put, state
@@ -189,6 +190,44 @@ def test_the_last_lines_of_what_failed_are_read_before_its_end_is_written_down(s
     (job,) = store.jobs("id-chat")
     assert (job.reason, said in job.message) == ("config", True)
     assert said in store.run("chat").reason
+
+
+class Older(BaseHTTPRequestHandler):
+    """A program that knows one path."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing on stderr."""
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_during_a_rollout_an_older_replica_is_asked_what_its_own_spec_asks(
+    store: Store, is_known: bool
+) -> None:
+    probe = Probe("http", 80, interval_s=0.02, failures=1, start_s=0.3)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Older) as server:
+        threading.Thread(target=server.serve_forever).start()
+        sim = Sim(script={"web-*": Script(ports={80: ("127.0.0.1", server.server_address[1])})})
+        old = put(store, "web", type="service", probe=probe)
+        with Loop(store, {"sim": sim}, owner="me:1:1") as loop:
+            assert loop.drive(lambda: state(store, "web") is RunState.READY, timeout_s=10)
+            old = store.run("web")
+            launch = replace(old.template.launch, spec_hash="i", probe=replace(probe, path="/new"))
+            template = replace(
+                old.template, launch=launch, surge=True, before=before_of(old) if is_known else None
+            )
+            new = replace(old, spec_hash="i", template=template, state=RunState.QUEUED, was_ready=False)
+            store.commit([Turn(new, None)])
+            assert loop.drive(
+                lambda: any(job.state is JobState.FAILED for job in store.jobs(old.id)), timeout_s=10
+            )
+        server.shutdown()
+    first, second, *_ = store.jobs(old.id)
+    assert (first.name, first.state) == ("web-0-0-0", JobState.READY)
+    assert (second.name, second.reason) == ("web-0-0-1", "not-ready")
 
 
 class Hung(BaseHTTPRequestHandler):
