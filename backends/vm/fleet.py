@@ -10,7 +10,7 @@ from backends.ssh import Ssh
 from backends.ssh.host import HostDocker, Trouble
 from backends.ssh.placement import Room
 from backends.vm import boot
-from orchestrator.backend import Can, HeldMachine, Host, Instance, Offer, Phase
+from orchestrator.backend import Can, Check, HeldMachine, Host, Instance, Offer, Phase
 from orchestrator.errors import BackendError, Rejected
 
 KEYS = 4
@@ -93,6 +93,15 @@ class RentedFleet(Ssh):
         return [
             replace(one, instance_type=rent.instance_type, region=rent.region, zone=rent.zone, spot=rent.spot)
             for one in super()._offers_of(host, room)
+        ]
+
+    def check(self) -> Sequence[Check]:
+        """Look at every machine that is up; that none is up may well be as it should."""
+        if self._hosts:
+            return super().check()
+        what = "none now: the fleet rents what its nodes say and runs need"
+        return [
+            Check("machines are up", True, f"{what} (modelyard fleet show {self.name} tells what it does)")
         ]
 
     def create_volume(self, name: str, *, size_bytes: int | None) -> None:  # noqa: ARG002  # the port's

@@ -104,6 +104,11 @@ def fleet(prompt: Prompt) -> dict[str, Any]:
     return dict(found)
 
 
+def checks(prompt: Prompt) -> list[dict[str, Any]]:
+    """Return what ``backend check`` looked at, well or not."""
+    return list(json.loads(prompt("backend", "check", "--json")[1])["checks"])
+
+
 def runs(prompt: Prompt) -> dict[str, dict[str, Any]]:
     """Return the runs by name."""
     return {run["name"]: run for run in prompt.json("ps", "--all")["runs"]}
@@ -146,9 +151,13 @@ def test_a_fleet_grows_for_runs_up_to_its_most_and_shrinks_when_they_are_over(
 ) -> None:
     ok(prompt, "apply", "-y", "-f", pool("0..2", idle="2s"))
     assert aws.instances() == []
+    (check,) = [one for one in checks(prompt) if one["backend"] == "pool"]
+    assert (check["what"], check["ok"], check["fix"]) == ("machines are up", True, "")
+    assert check["detail"].startswith("none now: the fleet rents what its nodes say and runs need")
     for name in ("one", "two"):
         ok(prompt, "apply", "-y", "-d", "-f", task(prompt, name))
     assert len(aws.instances()) == 2
+    assert "machines are up" not in {one["what"] for one in checks(prompt) if one["backend"] == "pool"}
     on = {host["name"]: host["runs"] for host in fleet(prompt)["hosts"]}
     assert sorted(on.values()) == [["one"], ["two"]]
     assert "used by one, two" in ok(prompt, "ps")
