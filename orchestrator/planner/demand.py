@@ -8,7 +8,7 @@ from typing import Literal
 
 from orchestrator.backend import SCRATCH_BYTES, Can, Offer
 from orchestrator.spec.parts import exact_bytes
-from orchestrator.units import format_bytes
+from orchestrator.units import GB, GIB, format_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,15 @@ class AcceleratorDemand:
     total_vram_bytes: Span = Span()
     capability: tuple[int, int] | None = None
     as_written: str = ""
+
+    def has_total(self, total_bytes: int) -> bool:
+        """Return whether devices that have so much together would do; the upper end is in binary units.
+
+        >>> AcceleratorDemand(total_vram_bytes=Span(160 * GB, 160 * GB)).has_total(2 * 85 * GB)
+        True
+        """
+        span = self.total_vram_bytes
+        return Span(span.low, None if span.high is None else span.high * GIB / GB).holds(total_bytes)
 
     def least(self, vram_bytes: int) -> int:
         """Return the smallest count that would do, of devices with ``vram_bytes`` each.

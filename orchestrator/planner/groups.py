@@ -45,13 +45,15 @@ def any_of(wanted: AcceleratorDemand | None) -> AcceleratorDemand:
 def group(offers: OfferSet, demand: Demand, accelerators: Mapping[str, Accelerator]) -> Groups:
     """Return offers by accelerator and count, and count what the catalog does not know."""
     groups = Groups()
-    for sample, found in offers.by("accelerator", "count", "divisible", "nodes"):
+    for sample, found in offers.by("accelerator", "count", "divisible", "nodes", "vram_bytes"):
         if sample.accelerator not in accelerators:
             groups.refused["not in the catalog"] += len(found)
             continue
-        counts = counts_of(sample, demand.accelerator)
+        asked = counts_of(sample, demand.accelerator)
+        counts = [n for n in asked if _has_total(sample, n, demand.accelerator)]
         if not counts:
-            groups.refused["another count than asked for"] += len(found)
+            what = "total of device memory" if asked else "count"
+            groups.refused[f"another {what} than asked for"] += len(found)
         groups.add(found, sample.accelerator or "", counts)
         if sample.nodes > 1:
             groups.slices |= {(sample.accelerator or "", sample.nodes, count) for count in counts}
@@ -67,6 +69,11 @@ def counts_of(offer: Offer, wanted: AcceleratorDemand | None) -> list[int]:
     if offer.divisible and offer.count not in possible:
         possible.append(offer.count)
     return [n for n in possible if wanted is None or wanted.count.holds(n * offer.nodes)]
+
+
+def _has_total(offer: Offer, count: int, wanted: AcceleratorDemand | None) -> bool:
+    """Return whether so many accelerators have together the memory that is asked for."""
+    return wanted is None or wanted.has_total(offer.vram_bytes * count * offer.nodes)
 
 
 def spanning(offers: OfferSet, nodes: int, demand: Demand, *, joined: bool | None = None) -> OfferSet:

@@ -186,6 +186,8 @@ _ADVICE = {
     "too little device memory": "lower the memory in resources.gpu",
     "too little device memory in total": "lower total_memory in resources.gpu, or allow a higher count",
     "too little device memory free in total": "stop a run that holds some, or lower total_memory",
+    "another count than asked for": "ask for another count in resources.gpu",
+    "another total of device memory than asked for": "ask for another total_memory in resources.gpu",
     "too few accelerators": "lower the count in resources.gpu",
     "too few accelerators free": "stop a run that holds some, or lower the count in resources.gpu",
     "price not known": "add its price: modelyard catalog --help",

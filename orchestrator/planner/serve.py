@@ -708,7 +708,7 @@ def _fix(groups: Groups, dearer: Sequence[WhyNot], matched: Matched, demand: Dem
         return f"the largest set offered, {name}, is too small: allow more places"
     if matched.over_price:
         return "what is over max_price does not hold it either: allow more places"
-    general = advise(demand, matched)
+    general = advise(demand, replace(matched, refused=refusals(matched, groups.refused)))
     if any(refusal.reason == "no accelerator" for refusal in matched.refused):
         return f"{general}, or serve a small model from a CPU with engine: transformers"
     return general

@@ -271,13 +271,14 @@ def place_training(
         found = with_cpus(groups, index.match(replace(demand, nodes=1)).fitting)
         accelerators = {**accelerators, **found}
     options, missed = _options(question, demand, groups, accelerators)
+    refused = refusals(matched, groups.refused)
     if not options:
         raise NothingFits(
             f"no offer fits {what}",
             needs=_needs(question),
-            refused=refusals(matched, groups.refused),
+            refused=refused,
             where=where,
-            fix=_fix(missed, groups.declined) or advise(asked, matched),
+            fix=_fix(missed, groups.declined) or advise(asked, replace(matched, refused=refused)),
         )
     ranked = sorted(
         ((option, place, choice) for option in options for place, choice in option.choices()),
@@ -291,7 +292,7 @@ def place_training(
     choices = tuple(replace(c, chosen=c is first) for *_, c in ranked[:SHOWN])
     fitting = sum(len(option.offers) for option in options)
     tries = tries_of((offer for _, offer in best.cheapest()), demand)
-    placed = Placed(choices, fitting, refusals(matched, groups.refused), backends_of(tries), tries)
+    placed = Placed(choices, fitting, refused, backends_of(tries), tries)
     smaller = smaller_of(
         question.facts, question.job, [(m, least[m.accelerator.name, m.count]) for m in missed],
         accelerators, batch_size=question.train.batch_size, below_usd_hour=first.price_usd_hour,

@@ -23,7 +23,7 @@ from orchestrator.planner.plan import SHOWN, Placed, Sort
 from orchestrator.planner.serve import Question, Served, place_model
 from orchestrator.planner.throughput.work import work
 from orchestrator.spec.models import Model, Traffic
-from orchestrator.units import GIB
+from orchestrator.units import GB, GIB
 
 ABLE = frozenset(Can)
 POOL = ("T4-16GB", "L4-24GB", "RTX4090-24GB", "A100-80GB", "H100-80GB", "MI300X-192GB", "TPU-V6E")
@@ -487,6 +487,35 @@ def test_no_price_is_advised_for_what_does_not_hold_the_model(own_usd_hour: floa
     one = offer("L4-24GB", 1, price=price, own_usd_hour=own_usd_hour, divisible=own_usd_hour > 0)
     error = refused([one], question(L70_FP8), max_price_usd_hour=0.5)
     assert error.fix == "what is over max_price does not hold it either: allow more places"
+
+
+@pytest.mark.parametrize("divisible", [True, False])
+def test_a_total_of_device_memory_is_kept(divisible: bool) -> None:
+    rack = [offer("H100-80GB", n, own_usd_hour=2.0, divisible=divisible) for n in (1, 2, 8)]
+    asked = AcceleratorDemand(count=Span(1, 8), total_vram_bytes=Span(160 * GB, 400 * GB))
+    found, _ = placed(rack, accelerator=asked)
+    counts = {c.count or c.offer.count for c in found.choices}
+    assert counts == ({2, 4} if divisible else {2})
+    assert "another total of device memory than asked for" in [each.reason for each in found.refused]
+
+
+@pytest.mark.parametrize(
+    ("asked", "fix"),
+    [
+        (AcceleratorDemand(count=Span(3, 3)), "ask for another count in resources.gpu"),
+        (
+            AcceleratorDemand(count=Span(1, 8), total_vram_bytes=Span(999 * GB)),
+            "ask for another total_memory in resources.gpu",
+        ),
+    ],
+)
+def test_what_a_spec_asks_of_accelerators_and_nobody_has_is_what_is_said(
+    asked: AcceleratorDemand, fix: str
+) -> None:
+    demand = Demand(places={"cloud": ABLE}, accelerator=asked)
+    with pytest.raises(NothingFits) as caught:
+        place_model(question(), demand, OfferIndex([offer("H100-80GB", 8)]), accelerators(), what="x")
+    assert caught.value.fix == fix
 
 
 def test_what_no_service_can_say_is_not_advised() -> None:
