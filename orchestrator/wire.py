@@ -24,6 +24,8 @@ from orchestrator.store.values import Deed, Limits
 PROBLEM = "application/problem+json"
 TYPE = "urn:modelyard:error:"
 MAX_PAGE = 1_000
+QUIET = "quiet"
+"""The comment in a stream of events that nothing has come for a while."""
 STDOUT, STDERR = b"\x01", b"\x02"
 """What each piece of a command's output begins with."""
 _NAME = f"^(?:{NAME.pattern})$"

@@ -59,6 +59,7 @@ from orchestrator.store.values import MAIN, Artifact
 from orchestrator.store.values import Volume as KeptVolume
 from orchestrator.wire import (
     PROBLEM,
+    QUIET,
     Application,
     Applied,
     Checked,
@@ -284,8 +285,8 @@ class Remote(Planner):
     def _wait(self, after: int, timeout_s: float) -> None:
         """Wait until something happens behind ``after``, or time is up."""
         try:
-            for kind, _ in self._stream("events/stream", {"after": after}, read_s=timeout_s):
-                if kind == "message":
+            for kind, said in self._stream("events/stream", {"after": after}, read_s=timeout_s):
+                if kind == "message" or said == QUIET:  # else it would keep us beyond our time
                     return
         except httpx.TimeoutException:
             return
@@ -665,10 +666,12 @@ def _parsed(kind: Any, content: bytes) -> Any:
 
 
 def _frames(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
-    """Yield the kind and data of each server-sent event; comments are left out."""
+    """Yield the kind and data of each server-sent event; a comment is one of the kind ``comment``."""
     kind, data = "message", list[str]()
     for line in lines:
-        if not line:
+        if line.startswith(": "):
+            yield "comment", line[2:]
+        elif not line:
             if data:
                 yield kind, "\n".join(data)
             kind, data = "message", []

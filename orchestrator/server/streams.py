@@ -18,7 +18,7 @@ from orchestrator.backend import LogLine
 from orchestrator.errors import ModelyardError
 from orchestrator.reconcile import RunEvent
 from orchestrator.server.feed import Feed
-from orchestrator.wire import Told, problem_of
+from orchestrator.wire import QUIET, Told, problem_of
 
 QUIET_S = 15.0
 """After how long without news a comment is sent: proxies close what is silent."""
@@ -69,7 +69,7 @@ async def events(
             try:
                 await asyncio.wait_for(moved.wait(), QUIET_S)
             except TimeoutError:
-                yield ": quiet\n\n"
+                yield f": {QUIET}\n\n"
     finally:
         leave()
 
@@ -82,7 +82,7 @@ async def lines(source: Callable[[], Iterator[LogLine]], feed: Feed) -> AsyncIte
         while not feed.is_closed:
             found = await pipe.next()
             if found is None:
-                yield ": quiet\n\n"
+                yield f": {QUIET}\n\n"
             elif isinstance(found, LogLine):
                 yield frame(_LINE.dump_json(found).decode())
                 await asyncio.sleep(0)  # or nobody sees that the reader has gone

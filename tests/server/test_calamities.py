@@ -55,6 +55,17 @@ def test_a_database_that_restarts_in_mid_transaction_costs_that_transaction_alon
     assert served.http.get(f"{served.url}/readyz").status_code == 200
 
 
+def test_a_time_out_is_kept_though_the_stream_says_now_and_then_that_it_is_quiet(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.server.streams.QUIET_S", 0.2)
+    client = served.client()
+    client.apply(client.plan(read(WEB)))
+    began = time.monotonic()
+    assert not client.follow(["web"], "ended", timeout_s=1.0)
+    assert 1.0 <= time.monotonic() - began < 20.0
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB."""

@@ -277,7 +277,7 @@ def test_a_project_is_held_to_its_limits(served: Served, limits: dict[str, objec
 def test_a_project_is_held_to_its_dollars(serve: Callable[..., Served], tmp_path: Path) -> None:
     config = tmp_path / "priced.yaml"
     config.write_text("backends: [{type: sim, script: {}, prices: {H100-80GB: 4.0}}]\n")
-    served = serve(config=config)
+    served = serve(f"sqlite:///{tmp_path}/priced.db", config=config)  # not the record of the fixture's server
     access, now = served.site.store.access, served.site.clock()
     access.put_project(Project("other", now, Limits(usd_hour=20.0)))
     client = served.client("operator", "other", of="other")
@@ -285,7 +285,7 @@ def test_a_project_is_held_to_its_dollars(serve: Callable[..., Served], tmp_path
 
     more = client.plan(read(spec.format("more") + "replicas: 0..2\nscaling: {metric: rps, target: 1}\n"))
     client.apply(client.plan(read(spec.format("web"))))  # $8 an hour
-    assert client.follow(["web"], "ready", timeout_s=30)  # holds two of the eight: the plan does not mind
+    assert client.follow(["web"], "started", timeout_s=30)  # holds two of the eight: the plan does not mind
     with pytest.raises(Denied, match=r"would cost \$24/h and may cost \$20/h"):
         client.apply(more)  # what it may come to, and not the nothing it begins with
     access.put_project(Project("other", now, Limits(usd_hour=24.0)))
