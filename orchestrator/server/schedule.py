@@ -35,8 +35,9 @@ class Clock(Duty):
                 run.id, run.name, now, run.name, run.state.value, RunState.QUEUED.value, f"schedule: {line}"
             )
             again = replace(
-                run, since=now, wanted=Wanted.RUN, state=RunState.QUEUED, reason="", was_ready=False, ready=0
-            )
+                run, since=now, wanted=Wanted.RUN, state=RunState.QUEUED, reason="", was_ready=False, ready=0,
+                template=run.template.begun(now),
+            )  # fmt: skip
             try:
                 self._site.store.commit([Turn(again, event)], expected={run.id: run.serial})
             except StateMoved:

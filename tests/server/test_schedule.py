@@ -47,6 +47,15 @@ def test_a_task_starts_once_when_its_time_has_come(applied: Served) -> None:
     assert (started.before, started.after) == ("succeeded", "queued")
 
 
+def test_training_is_told_that_a_new_life_begins(applied: Served) -> None:
+    run = applied.site.store.run("hello")
+    _since(applied, T0, template=replace(run.template, resumes=True).begun(run.since))
+    at = T0 + timedelta(minutes=2)
+    assert _at(applied, at) == ["hello"]
+    env = dict(applied.site.store.run("hello").template.launch.env)
+    assert env["MODELYARD_RUN_SINCE"] == at.isoformat()  # else it finds its output finished, and does nothing
+
+
 def test_times_that_passed_unseen_count_once(applied: Served) -> None:
     assert _at(applied, T0 + timedelta(days=9)) == ["hello"]
     assert _at(applied, T0 + timedelta(days=9)) == []
