@@ -312,6 +312,33 @@ def rented(more: str = "") -> RunPlan:
     return plan
 
 
+@pytest.mark.parametrize("most", [None, 1.3])
+def test_a_plan_file_lists_every_machine_a_launch_may_go_on_to_with_its_price(
+    most: float | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "specs.yaml"
+    path.write_text(
+        f"type: task\nname: rented\ncommands: [x]\nbackends: [cloud]\nresources: {{gpu: 24GB..80GB}}\n"
+        f"max_price: {most or 'null'}\n"
+    )
+    (plan,) = plan_everywhere(path.read_text(), file=str(path))
+    assert isinstance(plan, RunPlan)
+    assert plan.placed
+    now = datetime(2026, 11, 25, tzinfo=UTC)
+    text = plan_file(
+        [plan], origin=Origin("1", "2"), scope=NO_SET, consent=NOTHING_LOST, expires_at=now, environ={},
+    )  # fmt: skip
+    (step,) = json.loads(text)["steps"]
+    rents, cap = step["template"]["rents"], step["placed"]["cap_usd_hour"]
+    assert [(rent["instance_type"], rent["price_usd_hour"]) for rent in rents] == [
+        (offer.instance_type, offer.price_usd_hour) for offer in plan.placed.tries
+    ]
+    assert step["template"]["backends"] == ["cloud"] * len(rents)
+    assert len(rents) > len(step["placed"]["choices"])  # more than the plan shows
+    dearest = max(rent["price_usd_hour"] for rent in rents)
+    assert dearest <= cap if most else dearest > cap
+
+
 def test_a_dearer_machine_is_refused_and_a_cheaper_one_taken() -> None:
     check_prices([rented()], offers(), {})
     check_prices([rented()], [replace(o, price_usd_hour=o.price_usd_hour / 2) for o in offers()], {})
