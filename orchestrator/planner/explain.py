@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.catalog import Accelerator
 from orchestrator.planner.plan import Choice
 from orchestrator.planner.serve import Served
 from orchestrator.planner.sizing import explain_serving, explain_training
@@ -81,7 +82,8 @@ def _speed(served: Served, traffic: Traffic) -> tuple[Line, ...]:
         Line("each token", f"{speed.tpot_s * 1e3:.1f} ms", f"{least_s * 1e3:.1f} ms at {sheet}"),
         Line(
             "first token", f"{speed.ttft_s:.2g} s",
-            f"{flop / peak:.2g} s for {flop / 1e12:,.1f} TFLOP at {peak / 1e12:,.0f} TFLOP/s in {format_}",
+            f"{flop / peak:.2g} s for {flop / 1e12:,.1f} TFLOP "
+            f"at {peak / 1e12:,.0f} TFLOP/s in {_told(device, format_)}",
         ),
         Line(
             "output", f"{speed.output_tokens_s:,.0f} tokens/s",
@@ -90,6 +92,12 @@ def _speed(served: Served, traffic: Traffic) -> tuple[Line, ...]:
         ),
         *(Line("caution", "", caution) for caution in speed.cautions),
     )  # fmt: skip
+
+
+def _told(device: Accelerator, format_: str) -> str:
+    """Return the format that is multiplied in: all of 16 bits go as bf16, which not every device has."""
+    is_other = format_ == "bf16" and "bf16" not in device.native and "fp16" in device.native
+    return "fp16" if is_other else format_
 
 
 def _cost(served: Served, choice: Choice) -> tuple[Line, ...]:

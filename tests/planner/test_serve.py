@@ -16,6 +16,7 @@ from orchestrator.errors import NothingFits
 from orchestrator.planner import serve
 from orchestrator.planner.choose import choose
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
+from orchestrator.planner.explain import explain
 from orchestrator.planner.groups import any_of, group
 from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.parallelism import Degrees, Layout
@@ -150,6 +151,13 @@ def test_16_bits_left_open_are_fp16_where_there_is_no_bf16() -> None:
     assert served.job.precision == "fp16"
     assert "float16" in served.launch.command
     assert served.notes[0] == "fp16 in place of bf16, which T4-16GB does not compute"
+
+
+@pytest.mark.parametrize(("name", "format_"), [("T4-16GB", "fp16"), ("A100-80GB", "bf16")])
+def test_the_arithmetic_names_a_format_that_the_device_has(name: str, format_: str) -> None:
+    found, served = placed([offer(name)], question("Qwen/Qwen2.5-1.5B-Instruct"))
+    (first,) = (line for line in explain(served, Traffic(), found.choices[0]) if line.what == "first token")
+    assert first.how.endswith(f"in {format_}")
 
 
 def test_equal_offers_go_by_the_preference_of_backends() -> None:
