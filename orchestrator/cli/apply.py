@@ -164,6 +164,7 @@ def _see_off(api: Api, plans: Plans) -> None:
 def _follow(api: Api, watched: list[str], *, fresh: tuple[str, ...], detach: bool, json: bool) -> list[str]:
     """Drive what was applied to where its user wants it, and say how it goes; return what failed."""
     from orchestrator.cli.progress import Reporter
+    from orchestrator.reconcile.values import CANARY
 
     shown = [] if detach or json else [name for name in fresh if _is_task(api, name)]
     with Reporter(api, shown, prefix=len(watched) > 1, terminal=sys.stderr.isatty()) as reporter:
@@ -180,7 +181,7 @@ def _follow(api: Api, watched: list[str], *, fresh: tuple[str, ...], detach: boo
             failures.append(f"{name}: deleted meanwhile")
             continue
         run = left[name].run
-        if run.state.value in ("failed", "stopped") or run.reason:
+        if run.state.value in ("failed", "stopped") or (run.reason and not run.reason.startswith(CANARY)):
             failures.append(f"{name}: {run.state.value}" + (f": {run.reason}" if run.reason else ""))
     _say_addresses([left[name] for name in fresh if name in left])
     return failures

@@ -19,6 +19,7 @@ from orchestrator.reconcile.ledger import Ledger, word_of
 from orchestrator.reconcile.precedence import REFUSED_S
 from orchestrator.reconcile.retry import Again, GiveUp, failures_in_a_row, next_attempt, told
 from orchestrator.reconcile.values import (
+    CANARY,
     Action,
     Before,
     Forget,
@@ -490,7 +491,7 @@ class Pass(Ledger[Action]):
             iter([*failed, *self.waiting, *unknown, *([f"rollout failed: {gave_up}"] if gave_up else [])]), ""
         )
         if self.run.template.canary and len(live) > len(current):
-            told = f"canary: {self.run.template.canary} % of requests for the new spec" if ready else ""
+            told = f"{CANARY}{self.run.template.canary} % of requests for the new spec" if ready else ""
             state = RunState.READY if serving == self.run.template.replicas else RunState.RUNNING
             self._turn(state, reason=reason or told, ready=serving, answered=ready > 0)
             return

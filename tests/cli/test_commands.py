@@ -84,6 +84,18 @@ def test_a_rollout_that_fails_says_why_and_shows_what_serves(cli: Cli) -> None:
     assert causes[0] == "replaces web-0-0-0"
 
 
+def test_a_canary_that_is_ready_is_what_was_asked_for(cli: Cli) -> None:
+    file = cli.write("web.yaml", WEB)
+    cli("apply", "-y", "-f", file)
+    better = WEB.replace("serve", "serve better")
+    cli.write("web.yaml", better + "rollout: {weight: 10}\n")
+    applied = cli("apply", "-y", "-f", file)
+    assert (applied.code, live(cli, "web")) == (0, ["web-0-0-0", "web-0-0-1"])
+    assert shown(cli, "web")["reason"] == "canary: 10 % of requests for the new spec"
+    cli.write("web.yaml", better)
+    assert (cli("apply", "-y", "-f", file).code, live(cli, "web")) == (0, ["web-0-0-1"])
+
+
 def test_stop_ends_a_run_and_apply_brings_it_back(cli: Cli) -> None:
     file = cli.write("web.yaml", WEB)
     cli("apply", "-y", "-f", file)
