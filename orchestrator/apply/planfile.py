@@ -288,6 +288,7 @@ def _placed(plan: RunPlan | FleetPlan) -> dict[str, Any] | None:
     cap = next((cap_usd_hour(plan, choice) for choice in chosen(plan)), 0.0)
     return {
         "cap_usd_hour": cap,
+        "tries_usd_hour": list(placed.tries_usd_hour),
         "choices": json.loads(encode(placed.choices)),
         "fitting": placed.fitting,
         "refused": [[r.reason, r.offers] for r in placed.refused],
@@ -540,4 +541,5 @@ def _placed_of(placed: Mapping[str, Any] | None) -> Placed | None:
         return None
     choices: tuple[Choice, ...] = decode(tuple[Choice, ...], json.dumps(placed["choices"]))
     refused = tuple(Refusal(reason, offers) for reason, offers in placed["refused"])
-    return Placed(choices, placed["fitting"], refused, tuple(placed["backends"]))
+    costs = tuple(placed.get("tries_usd_hour", ()))
+    return Placed(choices, placed["fitting"], refused, tuple(placed["backends"]), tries_usd_hour=costs)

@@ -54,6 +54,8 @@ class Placed:
     once for each kind."""
     why_not: Callable[[], tuple[WhyNot, ...]] = field(default=tuple, repr=False, compare=False)
     """Say of every kind of machine that fell what would admit it; asked only by who explains."""
+    tries_usd_hour: tuple[float, ...] = field(default=(), repr=False, compare=False)
+    """What one replica costs by the hour at each of ``tries``, for who reviews a saved plan."""
 
 
 def place(demand: Demand, index: OfferIndex, *, what: str, where: Position | None = None) -> Placed:
@@ -86,7 +88,10 @@ def place(demand: Demand, index: OfferIndex, *, what: str, where: Position | Non
     )
     alike = _alike((offer for _, offer in matched.fitting.cheapest(cost)), best[0], demand)
     tries = tries_of(alike, demand)
-    return Placed(choices, len(matched.fitting), matched.refused, backends_of(tries), tries)
+    return Placed(
+        choices, len(matched.fitting), matched.refused, backends_of(tries), tries,
+        tries_usd_hour=tuple(map(cost, tries)),
+    )  # fmt: skip
 
 
 def _alike(offers: Iterable[Offer], chosen: Offer, demand: Demand) -> Iterator[Offer]:

@@ -309,13 +309,14 @@ class _Option:
 
     def priced(self) -> Iterator[tuple[int, Offer, float]]:
         """Yield the first offers of the group with their ranks and prices: within it the cheapest is best."""
-        return ((place, offer, self._cost(offer)) for place, offer in islice(self.cheapest(), SHOWN))
+        return ((place, offer, self.cost(offer)) for place, offer in islice(self.cheapest(), SHOWN))
 
     def cheapest(self) -> Iterator[tuple[int, Offer]]:
         """Yield the offers of the group with their ranks, cheapest first."""
-        return self.offers.cheapest(self._cost)
+        return self.offers.cheapest(self.cost)
 
-    def _cost(self, offer: Offer) -> float:
+    def cost(self, offer: Offer) -> float:
+        """Return what one replica costs by the hour on such machines."""
         layout = self.fit.candidate.layout
         return offer.costs_usd_hour(count=layout.count, nodes=layout.nodes)
 
@@ -438,7 +439,8 @@ def place_model(
     fitting = sum(len(option.offers) for option in options)
     refused = refusals(matched, groups.refused)
     tries = tries_of((offer for _, offer in best.option.cheapest()), demand)
-    placed = Placed(choices, fitting, refused, backends_of(tries), tries, why_not)
+    costs = tuple(map(best.option.cost, tries))
+    placed = Placed(choices, fitting, refused, backends_of(tries), tries, why_not, costs)
     return placed, best.option.fit.served(question, best.speed)
 
 

@@ -219,7 +219,7 @@ class _Option:
         """Yield the first offers of the group with their ranks: within it the cheapest is best."""
         candidate, speed = self.fit.candidate, self.fit.speed
         for place, offer in islice(self.cheapest(), SHOWN):
-            price = self._cost(offer)
+            price = self.cost(offer)
             cost = price / 3600 / speed.tokens_s * 1e6 if speed else None
             rate = speed.tokens_s if speed else None
             choice = Choice(
@@ -234,9 +234,10 @@ class _Option:
 
     def cheapest(self) -> Iterator[tuple[int, Offer]]:
         """Yield the offers of the group with their ranks, cheapest first."""
-        return self.offers.cheapest(self._cost)
+        return self.offers.cheapest(self.cost)
 
-    def _cost(self, offer: Offer) -> float:
+    def cost(self, offer: Offer) -> float:
+        """Return what the job costs by the hour on such machines."""
         candidate = self.fit.candidate
         return offer.costs_usd_hour(count=candidate.count, nodes=candidate.nodes)
 
@@ -292,7 +293,10 @@ def place_training(
     choices = tuple(replace(c, chosen=c is first) for *_, c in ranked[:SHOWN])
     fitting = sum(len(option.offers) for option in options)
     tries = tries_of((offer for _, offer in best.cheapest()), demand)
-    placed = Placed(choices, fitting, refused, backends_of(tries), tries)
+    placed = Placed(
+        choices, fitting, refused, backends_of(tries), tries,
+        tries_usd_hour=tuple(map(best.cost, tries)),
+    )  # fmt: skip
     smaller = smaller_of(
         question.facts, question.job, [(m, least[m.accelerator.name, m.count]) for m in missed],
         accelerators, batch_size=question.train.batch_size, below_usd_hour=first.price_usd_hour,

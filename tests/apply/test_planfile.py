@@ -333,10 +333,27 @@ def test_a_plan_file_lists_every_machine_a_launch_may_go_on_to_with_its_price(
     assert [(rent["instance_type"], rent["price_usd_hour"]) for rent in rents] == [
         (offer.instance_type, offer.price_usd_hour) for offer in plan.placed.tries
     ]
+    assert step["placed"]["tries_usd_hour"] == [rent["price_usd_hour"] for rent in rents]
     assert step["template"]["backends"] == ["cloud"] * len(rents)
     assert len(rents) > len(step["placed"]["choices"])  # more than the plan shows
     dearest = max(rent["price_usd_hour"] for rent in rents)
     assert dearest <= cap if most else dearest > cap
+
+
+def test_a_plan_file_tells_what_other_places_of_ones_own_cost(cli: Cli) -> None:
+    card = {"accelerator": "L4-24GB", "count": 4, "vram_bytes": 24 * GIB, "divisible": True}
+    places = [
+        {"name": name, "type": "sim", "prices": {"L4": price},
+         "offers": [card | {"instance_type": f"{name}{at}"} for at in range(6)]}
+        for name, price in (("near", 1), ("far", 5))
+    ]  # fmt: skip
+    config = cli.write("places.yaml", json.dumps({"backends": places}))
+    spec = cli.write("specs.yaml", "type: task\nname: own\ncommands: [x]\nresources: {gpu: L4:2}\n")
+    assert cli("plan", "-f", spec, "--config", config, "--out", "plan.json").code == 0
+    (step,) = json.loads((cli.folder / "plan.json").read_text())["steps"]
+    assert {choice["offer"]["backend"] for choice in step["placed"]["choices"]} == {"near"}
+    assert step["template"]["backends"] == ["near", "far"]
+    assert (step["placed"]["cap_usd_hour"], step["placed"]["tries_usd_hour"]) == (2.0, [2.0, 10.0])
 
 
 def test_a_dearer_machine_is_refused_and_a_cheaper_one_taken() -> None:
@@ -465,6 +482,18 @@ def test_every_config_comes_back_from_a_plan_file_as_it_was_planned(path: Path, 
     )  # fmt: skip
     again = resume(read_plan(str(file), origin=origin, now=now), runs={}, volumes={}, fleets={})
     assert [written_down(plan) for plan in again] == [written_down(plan) for plan in plans]
+    assert [costs_of(plan) for plan in again] == [costs_of(plan) for plan in plans]
+
+
+def costs_of(plan: Plan) -> tuple[float, ...]:
+    """Return what a replica costs at every place that it is tried on, none where nothing is placed."""
+    if not isinstance(plan, RunPlan):
+        return ()
+    assert plan.placed
+    assert plan.template
+    assert len(plan.placed.tries_usd_hour) == len(plan.template.backends)
+    assert plan.placed.tries_usd_hour[0] == next(iter(plan.placed.choices)).price_usd_hour
+    return plan.placed.tries_usd_hour
 
 
 def written_down(plan: Plan) -> tuple[object, ...]:
