@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from orchestrator.api.protocol import Goal
 from orchestrator.reconcile import Job, JobState, Run, RunState
+from orchestrator.reconcile.values import GIVEN_UP
 
 _UP = frozenset({RunState.RUNNING, RunState.READY})
 _ACCEPTED = _UP | {RunState.STARTING}
@@ -18,6 +19,8 @@ def has_reached(run: Run, goal: Goal) -> bool:
     if run.type == "fleet" and run.reason and goal in ("settled", "accepted"):
         return True  # it asks again for ever, and nobody has to wait for that
     if run.state.is_final or run.reason.startswith("rollout failed") or _is_alone(run):
+        return True
+    if goal != "ended" and run.reason.startswith(GIVEN_UP):
         return True
     match goal:
         case "accepted":
@@ -41,7 +44,9 @@ def has_missed(run: Run, goal: Goal) -> bool:
         return True
     if goal == "ended":
         return False
-    return run.state is RunState.STOPPED or run.reason.startswith("rollout failed") or _is_alone(run)
+    return (
+        run.state is RunState.STOPPED or run.reason.startswith(("rollout failed", GIVEN_UP)) or _is_alone(run)
+    )
 
 
 def _is_alone(run: Run) -> bool:

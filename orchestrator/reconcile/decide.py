@@ -20,6 +20,7 @@ from orchestrator.reconcile.precedence import REFUSED_S
 from orchestrator.reconcile.retry import Again, GiveUp, failures_in_a_row, next_attempt, told
 from orchestrator.reconcile.values import (
     CANARY,
+    GIVEN_UP,
     Action,
     Before,
     Forget,
@@ -487,8 +488,10 @@ class Pass(Ledger[Action]):
             return
         gave_up = self.run.template.gave_up
         unknown = [f"{job.name}: {job.message}" for job in live if job.message.startswith(UNKNOWN)]
+        others = len(failed) < self.run.template.replicas
+        over = [f"{GIVEN_UP}{why}" if others else why for why in failed]
         reason = next(
-            iter([*failed, *self.waiting, *unknown, *([f"rollout failed: {gave_up}"] if gave_up else [])]), ""
+            iter([*over, *self.waiting, *unknown, *([f"rollout failed: {gave_up}"] if gave_up else [])]), ""
         )
         if self.run.template.canary and len(live) > len(current):
             told = f"{CANARY}{self.run.template.canary} % of requests for the new spec" if ready else ""

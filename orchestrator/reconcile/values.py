@@ -13,6 +13,8 @@ from orchestrator.engines.failures import Failure
 
 RunType = Literal["task", "service", "dev-environment", "fleet"]
 """``fleet`` is the run of launches that hold rented machines, and run nothing."""
+GIVEN_UP = "not tried again: "
+"""How the reason of a run begins of which a replica was given up while others serve."""
 CANARY = "canary: "
 """Begins the reason of a service that shares its requests with a canary, as was asked for."""
 RetryEvent = Literal["no-capacity", "interruption", "error"]

@@ -84,6 +84,18 @@ def test_a_rollout_that_fails_says_why_and_shows_what_serves(cli: Cli) -> None:
     assert causes[0] == "replaces web-0-0-0"
 
 
+def test_a_replica_that_is_given_up_ends_the_wait_and_the_others_go_on(cli: Cli) -> None:
+    config = (cli.folder / "config.yaml").read_text()
+    cli.write("config.yaml", config.replace('"web-*"', '"web-0-0-*": {refuse: rejected}, "web-*"'))
+    file = cli.write("web.yaml", WEB + "replicas: 2\n")
+    assert cli("apply", "-y", "-f", file).code == 1
+    found = shown(cli, "web")
+    assert (found["state"], found["ready"]) == ("running", 1)
+    assert found["reason"].startswith("not tried again: web-0-0-")
+    assert cli("wait", "web", "--for", "ready", "--timeout", "20s").code == 1
+    assert cli("wait", "web", "--for", "ended", "--timeout", "1s").code != 0  # it goes on
+
+
 def test_a_canary_that_is_ready_is_what_was_asked_for(cli: Cli) -> None:
     file = cli.write("web.yaml", WEB)
     cli("apply", "-y", "-f", file)

@@ -27,8 +27,11 @@ pytestmark = pytest.mark.docker
 
 
 @pytest.fixture
-def site(serve: Callable[..., Served], prompt: Prompt, monkeypatch: pytest.MonkeyPatch) -> Served:
-    """Start a server on the prompt's places, and leave the prompt its address and a token alone."""
+def site(prompt: Prompt, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> Served:
+    """Start a server on the prompt's places, and leave the prompt its address and a token alone.
+
+    It ends before the folders of the prompt go, which were there first.
+    """
     served = serve(config=prompt.folder / "config.yaml")
     monkeypatch.delenv("MODELYARD_CONFIG")
     monkeypatch.setenv("MODELYARD_DATABASE_URL", f"sqlite:///{os.devnull}/none")  # nobody looks there
