@@ -101,8 +101,8 @@ def opens_everything(patch: Patch) -> None:
 
 
 def routes_to_what_stops(patch: Patch) -> None:
-    def replica(run: Run, job: Job, port: int, *, loads: bool) -> Replica | None:
-        where = job.ports.get(port)
+    def replica(run: Run, job: Job, *, loads: bool) -> Replica | None:
+        where = job.ports.get(run.template.launch.ports[0].container)
         return Replica(job.name, *where) if where and job.state is JobState.READY and not job.node else None
 
     patch.setattr(routes, "_replica", replica)

@@ -40,7 +40,7 @@ def test_what_is_secret_is_nowhere_a_server_writes_or_answers(
     served = serve(url, MODELYARD_WEBHOOK_SECRET=f"hook-{CANARY}", HF_TOKEN=f"theirs-{CANARY}")
     client = Remote(served.url, served.token(), environ={"HF_TOKEN": f"hf-{CANARY}"})
     served.clients.append(client)
-    tokens = [client.new_token(TokenRequest(name="ci", role="viewer")).token.rpartition("-")[2]]
+    tokens = [client.new_token(TokenRequest(name="ci", role="viewer")).token.split("-", 2)[2]]
     client.set_secret("KEY", f"key-{CANARY}")
     client.set_secret("UNUSED", f"unused-{CANARY}")
     client.apply(client.plan(read(SPEC)))

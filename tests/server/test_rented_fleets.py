@@ -27,12 +27,14 @@ pytestmark = pytest.mark.docker
 
 
 @pytest.fixture
-def site(prompt: Prompt, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> Served:
+def site(prompt: Prompt, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Served:
     """Start a server on the prompt's places, and leave the prompt its address and a token alone.
 
-    It ends before the folders of the prompt go, which were there first.
+    It begins after the prompt's folders were made, and so ends before they go.
     """
-    served = serve(config=prompt.folder / "config.yaml")
+    places = prompt.folder / "places.yaml"
+    (prompt.folder / "config.yaml").rename(places)  # servers of tests have one of that name
+    served: Served = request.getfixturevalue("serve")(config=places)
     monkeypatch.delenv("MODELYARD_CONFIG")
     monkeypatch.setenv("MODELYARD_DATABASE_URL", f"sqlite:///{os.devnull}/none")  # nobody looks there
     monkeypatch.setenv("MODELYARD_URL", served.url)
