@@ -27,6 +27,7 @@ from backends.gcp.shapes import (
 from backends.gcp.signing import Signing
 from backends.vm.cooling import where_of
 from backends.vm.labels import labels_of
+from backends.vm.options import cache_name
 from backends.vm.port import Belonging, KeySpent, Order, Vm
 from backends.vm.rest import Gone, Rest, Taken
 from orchestrator.backend import Check, Growth, Offer
@@ -130,8 +131,7 @@ class Compute:
     def _types(self) -> list[tuple[str, dict[str, Any]]]:
         """Return zones and the shapes they have, as they were read at most a day ago."""
         settings = self._settings
-        wanted = f"{self._project()} {' '.join(settings.regions)} {pattern(settings.types)}"
-        path = self._cache / f"types-{uuid.uuid5(uuid.NAMESPACE_URL, wanted).hex}.json"
+        path = self._cache / cache_name("types", self._project(), *settings.regions, pattern(settings.types))
         try:
             if time.time() - path.stat().st_mtime < SHAPES_S:
                 kept: list[tuple[str, dict[str, Any]]] = [(z, s) for z, s in json.loads(path.read_text())]
