@@ -372,40 +372,38 @@ def test_a_price_that_has_not_moved_is_no_dearer_in_its_last_bit(price: float) -
     check_prices([replace(rented(), placed=Placed((chosen,), 1, (), ("cloud",)))], [machine], {})
 
 
+RACK = Offer(
+    "rack", "r1", 64, 2**39, accelerator="L4-24GB", count=8, vram_bytes=24 * GIB, divisible=True,
+    own_usd_hour=0.5,
+)  # fmt: skip
+
+
+def planned_on(offer: Offer) -> RunPlan:
+    """Return a plan that takes two accelerators of a machine of one's own."""
+    chosen = Choice(offer, nodes=1, price_usd_hour=offer.costs_usd_hour(count=2), chosen=True, count=2)
+    return replace(rented(), placed=Placed((chosen,), 1, (), (offer.backend,)))
+
+
 def test_a_share_of_a_machine_of_ones_own_is_held_to_its_price() -> None:
-    rack = Offer(
-        "rack", "r1", 64, 2**39, accelerator="L4-24GB", count=8, vram_bytes=24 * GIB, divisible=True,
-        own_usd_hour=0.5,
-    )  # fmt: skip
-    chosen = Choice(rack, nodes=1, price_usd_hour=rack.costs_usd_hour(count=2), chosen=True)
-    plan = replace(rented(), placed=Placed((chosen,), 1, (), ("rack",)))
-    check_prices([plan], [rack], {})
+    plan = planned_on(RACK)
+    check_prices([plan], [RACK], {})
     with pytest.raises(PlanRefused, match=r"costs \$1.2/h for 'rented', more than the plan's \$1/h"):
-        check_prices([plan], [replace(rack, own_usd_hour=0.6)], {})
+        check_prices([plan], [replace(RACK, own_usd_hour=0.6)], {})
 
 
 @pytest.mark.parametrize("free", [2, 1, 0])
 def test_a_machine_of_ones_own_that_others_use_meanwhile_is_still_offered(free: int) -> None:
-    rack = Offer(
-        "rack", "r1", 64, 2**39, accelerator="L4-24GB", count=8, vram_bytes=24 * GIB, divisible=True,
-        own_usd_hour=0.5,
-    )  # fmt: skip
-    chosen = Choice(rack, nodes=1, price_usd_hour=rack.costs_usd_hour(count=2), chosen=True)
-    plan = replace(rented(), placed=Placed((chosen,), 1, (), ("rack",)))
-    check_prices([plan], [replace(rack, count=free)], {})
-    whole = replace(rack, divisible=False)
-    plan = replace(plan, placed=Placed((replace(chosen, offer=whole),), 1, (), ("rack",)))
+    listed = replace(RACK, own_usd_hour=0.0, price_usd_hour=1.0)
+    for rack in (RACK, listed):  # priced by its owner for each accelerator, or as a whole
+        check_prices([planned_on(rack)], [replace(rack, count=free)], {})
+    whole = replace(RACK, divisible=False)
     with pytest.raises(PlanRefused, match="r1 on rack, chosen for 'rented', is no longer offered"):
-        check_prices([plan], [replace(whole, count=free)], {})  # rented whole, it is another machine
+        check_prices([planned_on(whole)], [replace(whole, count=free)], {})  # rented whole: another one
 
 
 def test_hosts_of_ones_own_are_held_to_their_price_whichever_of_them_is_there() -> None:
-    host = Offer(
-        "rack", "r1", 64, 2**39, accelerator="L4-24GB", count=8, vram_bytes=24 * GIB, divisible=True,
-        own_usd_hour=0.5, fleet="rack",
-    )  # fmt: skip
-    chosen = Choice(host, nodes=1, price_usd_hour=host.costs_usd_hour(count=2), chosen=True, count=2)
-    plan = replace(rented(), placed=Placed((chosen,), 1, (), ("rack",)))
+    host = replace(RACK, fleet="rack")
+    plan = planned_on(host)
     other = replace(host, instance_type="r2", count=4)
     check_prices([plan], [other], {})  # r1 was drained meanwhile: the place starts it on r2
     check_prices([plan], [replace(other, own_usd_hour=0.0)], {})  # it costs nothing by now
