@@ -14,7 +14,6 @@ from functools import partial
 from threading import Event as Flag
 from typing import Any
 
-from backends.kubernetes.attach import execute, forwarded
 from backends.kubernetes.client import Cluster, parse_time, path_of, path_of_object
 from backends.kubernetes.compare import changes
 from backends.kubernetes.devices import NO_DEVICES, Devices
@@ -374,10 +373,14 @@ class Kubernetes:
 
     def execute(self, name: str, command: Sequence[str], *, tty: bool) -> int:
         """Run ``command`` in a running pod on this process's terminal; return its exit code."""
+        from backends.kubernetes.attach import execute  # terminals and sockets: only here
+
         return execute(self._cluster, self._pod_of(name), command, tty=tty)
 
     def forwarded(self, name: str, port: int) -> AbstractContextManager[tuple[str, int]]:
         """Give an address of this machine that leads to a port of a running pod, until left."""
+        from backends.kubernetes.attach import forwarded
+
         return forwarded(self._cluster, self._pod_of(name), port)
 
     def _pod_of(self, name: str) -> str:

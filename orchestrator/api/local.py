@@ -26,15 +26,14 @@ from orchestrator.apply import (
     NOTHING_LOST,
     Consent,
     Deletion,
-    Drift,
     FleetPlan,
     FleetRecord,
     VolumePlan,
-    drifts,
-    record,
     require_consent,
     require_unused,
 )
+from orchestrator.apply.drift import Drift, drifts
+from orchestrator.apply.recording import record
 from orchestrator.backend import (
     Backend,
     Can,

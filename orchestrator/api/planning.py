@@ -42,7 +42,7 @@ from orchestrator.store.values import Volume as KeptVolume
 
 if TYPE_CHECKING:  # only for a model
     from orchestrator.catalog import ModelFacts
-    from orchestrator.facts import DatasetFacts, Unknown
+    from orchestrator.facts.datasets import DatasetFacts, Unknown
 
 
 class Asked(Protocol):

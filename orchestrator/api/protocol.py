@@ -9,7 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from orchestrator.apply import NO_SET, NOTHING_LOST, Consent, Difference, Drift, Plan, Scope
+from orchestrator.apply import NO_SET, NOTHING_LOST, Consent, Difference, Plan, Scope
+from orchestrator.apply.drift import Drift
 from orchestrator.apply.lock import LockedModel
 from orchestrator.backend import Check, Host, Instance, Leave, LogLine, Machine, Offer, Volume
 from orchestrator.errors import AuthFailed, BackendError, SpecError, Unreachable

@@ -1,7 +1,10 @@
-"""From documents to the record: plan, compare with what is there, write down what should be."""
+"""From documents to the record: plan, compare with what is there, write down what should be.
+
+Writing it down is ``recording``, and comparing with what lives is ``drift``: neither is for a plan,
+and with them would come the record itself.
+"""
 
 from orchestrator.apply.consent import NOTHING_LOST, Consent, require_consent
-from orchestrator.apply.drift import Drift, drifts
 from orchestrator.apply.fleets import FleetPlan, host_names, require_unused
 from orchestrator.apply.planning import (
     Difference,
@@ -12,7 +15,6 @@ from orchestrator.apply.planning import (
     diff_documents,
     plan_documents,
 )
-from orchestrator.apply.recording import record
 from orchestrator.apply.sets import NO_SET, Deletion, FleetRecord, Scope
 
 __all__ = [
@@ -21,7 +23,6 @@ __all__ = [
     "Consent",
     "Deletion",
     "Difference",
-    "Drift",
     "FleetPlan",
     "FleetRecord",
     "Plan",
@@ -30,10 +31,8 @@ __all__ = [
     "VolumePlan",
     "World",
     "diff_documents",
-    "drifts",
     "host_names",
     "plan_documents",
-    "record",
     "require_consent",
     "require_unused",
 ]

@@ -48,15 +48,15 @@ from orchestrator.spec.models import (
 )
 from orchestrator.spec.parts import IN_PLACE, REPLACE, Change
 from orchestrator.spec.unheeded import unheeded
-from orchestrator.store.values import Volume as KeptVolume
 
 if TYPE_CHECKING:  # catalog, sizing and engines: a third of a plan's time, and only for a model
     from orchestrator.catalog import ModelFacts
     from orchestrator.engines import EngineLaunch
     from orchestrator.engines.job import Metrics
-    from orchestrator.facts import DatasetFacts, Unknown
+    from orchestrator.facts.datasets import DatasetFacts, Unknown
     from orchestrator.planner.serve import Served
     from orchestrator.planner.tune import Trained
+    from orchestrator.store.values import Volume as KeptVolume
 
 _Found = TypeVar("_Found")
 

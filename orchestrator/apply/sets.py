@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator.errors import UsageError
 from orchestrator.reconcile import Run, Wanted
 from orchestrator.spec.parts import Change
 from orchestrator.spec.values import NAME
-from orchestrator.store.values import Fleet, Volume
+
+if TYPE_CHECKING:
+    from orchestrator.store.values import Fleet, Volume
 
 
 @dataclass(frozen=True, slots=True)

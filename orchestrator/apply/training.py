@@ -9,7 +9,8 @@ from orchestrator.apply.datasets import lacking, read_dataset, require_output
 from orchestrator.catalog import ModelFacts
 from orchestrator.engines.buckets import is_bucket, scheme_of
 from orchestrator.errors import ModelyardError, Problem, SpecError
-from orchestrator.facts import DatasetFacts, Unknown, resolve
+from orchestrator.facts import resolve
+from orchestrator.facts.datasets import DatasetFacts, Unknown
 from orchestrator.planner.tune import TuningQuestion, tuning_question_of
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import Task

@@ -127,7 +127,8 @@ def modelyard(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; what went wrong is said on stderr."""
     # collecting while modules load, and once more at the end, finds nothing: a tenth of a short command
-    gc.set_threshold(50_000, 20, 20)
+    # what stays collects again: see shared.settle
+    gc.set_threshold(200_000, 20, 20)
     if _IS_PROGRAM:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     code = run(arguments)

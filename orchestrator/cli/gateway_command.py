@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.shared import Config, Json, open_record, parse_address
+from orchestrator.cli.shared import Config, Json, open_record, parse_address, settle
 from orchestrator.errors import ConfigError, NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def run_gateway(
     tls = _tls(certificate, private_key)
     from orchestrator.gateway.server import Gateway
 
+    settle()
     told = Gateway(
         trusted=frozenset(trust_proxy or ()),
         scheme="https" if tls else "http",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.shared import Config, database_url, default_config, parse_address, use_catalog
+from orchestrator.cli.shared import Config, database_url, default_config, parse_address, settle, use_catalog
 from orchestrator.cli.specs import AllowDestroy, AllowReplace
 from orchestrator.errors import ConfigError, UsageError
 from orchestrator.units import parse_duration
@@ -102,6 +102,7 @@ def server(
             from orchestrator.server.login import Doorman, read_believed
 
             doorman = Doorman(site, read_believed(oidc))
+        settle()
         serve(
             site, door, say=_say, syncer=syncer, doorman=doorman, heralds=heralds,
             beside=None if inner is None else lambda ended: _gateway(site, inner, ended),

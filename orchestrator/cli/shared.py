@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -122,6 +123,12 @@ def use_catalog() -> None:
 
     folder = catalog_folder()
     use(folder if folder.is_dir() else None)
+
+
+def settle() -> None:
+    """Collect again as a program that stays must, now that it is loaded; what is there is left alone."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def facts_by(environ: Mapping[str, str]) -> Callable[[Model], ModelFacts]:

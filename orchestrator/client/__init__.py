@@ -32,13 +32,13 @@ from orchestrator.apply import (
     NOTHING_LOST,
     Consent,
     Deletion,
-    Drift,
     FleetPlan,
     FleetRecord,
     RunPlan,
     Scope,
     require_consent,
 )
+from orchestrator.apply.drift import Drift
 from orchestrator.apply.inputs import read_inputs
 from orchestrator.apply.planfile import default_expiry, sealed_plan
 from orchestrator.backend import Can, Check, Leave, LogLine, Volume

@@ -5,21 +5,21 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator import catalog
 from orchestrator.catalog import ModelFacts, count_parameters, from_config
 from orchestrator.errors import ModelError
 from orchestrator.facts.adapters import adapter_rank
-from orchestrator.facts.datasets import DatasetFacts, Unknown, dataset_facts
 from orchestrator.facts.files import CONFIG
 from orchestrator.facts.hub import Hub, hub_commit, hub_facts
-from orchestrator.facts.local import local_facts
+
+if TYPE_CHECKING:
+    from orchestrator.facts.datasets import DatasetFacts, Unknown
 
 __all__ = [
-    "DatasetFacts",
     "Hub",
     "ModelFacts",
-    "Unknown",
     "adapter_rank",
     "commit_of",
     "count_parameters",
@@ -66,7 +66,7 @@ def resolve(
     text = str(model)
     path = _existing(text)
     if path is not None:
-        return local_facts(path)
+        return _local_facts(path)
     _refuse_unreadable(text)
     pinned = revision if revision not in (None, "main") else None
     known = catalog.model(text, overlay=overlay)
@@ -75,7 +75,7 @@ def resolve(
     kept = cache_dir or _default_cache()
     placed = kept / "placed" / text
     if pinned is None and (placed / CONFIG).is_file():
-        return local_facts(placed, id=text)
+        return _local_facts(placed, id=text)
     try:
         found = hub_facts(text, revision=pinned, hub=hub or Hub(), cache_dir=kept, offline=offline)
     except OSError as error:
@@ -124,10 +124,18 @@ def resolve_dataset(
         raise ModelError(
             f"{dataset[:_LONGEST_ID]!r} is no hub id", fix="write ./ before a file or folder of this machine"
         )
+    from orchestrator.facts.datasets import dataset_facts  # only for training
+
     return dataset_facts(
         dataset, split=split, config=config, hub=hub or Hub(), cache_dir=cache_dir or _default_cache(),
         offline=offline,
     )  # fmt: skip
+
+
+def _local_facts(path: Path, *, id: str | None = None) -> ModelFacts:
+    from orchestrator.facts.local import local_facts  # GGUF and the rest: not for the catalog's models
+
+    return local_facts(path, id=id)
 
 
 def _existing(text: str) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from orchestrator.apply import Drift
+from orchestrator.apply.drift import Drift
 from orchestrator.render.table import table, to_json
 
 

@@ -9,7 +9,8 @@ from typing import Annotated
 from fastapi import Path, Query, Request, Response
 
 from orchestrator.api import FleetView, Plans, RunView, origin
-from orchestrator.apply import Consent, Drift, FleetPlan, FleetRecord, RunPlan, Scope
+from orchestrator.apply import Consent, FleetPlan, FleetRecord, RunPlan, Scope
+from orchestrator.apply.drift import Drift
 from orchestrator.apply.inputs import clone_command, digest_of
 from orchestrator.apply.planfile import default_expiry, opened_plan, resume, sealed_plan
 from orchestrator.apply.prices import check_prices, is_priced

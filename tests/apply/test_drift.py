@@ -10,7 +10,7 @@ import pytest
 
 from backends.process import Process
 from backends.sim import Sim
-from orchestrator.apply import drifts
+from orchestrator.apply.drift import drifts
 from orchestrator.backend import Instance, Launch, Phase
 from orchestrator.reconcile import Job, JobState, Run, RunState, Template, Wanted
 from tests.apply.scenes import CACHE, HELLO, WEB

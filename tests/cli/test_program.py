@@ -306,3 +306,23 @@ def test_a_command_imports_no_more_than_it_uses(
     )  # fmt: skip
     loaded = set(done.stderr.split())
     assert [name for name in LIGHT if name in loaded and name not in allowed] == []
+
+
+UNASKED = (
+    "orchestrator.store", "orchestrator.apply.recording", "orchestrator.facts.local",
+    "orchestrator.facts.datasets", "backends.kubernetes.attach", "kubernetes", "sqlite3",
+)  # fmt: skip
+
+
+def test_rendering_a_service_brings_neither_the_record_nor_a_cluster(cli: Cli) -> None:
+    cli.write("chat.yaml", "type: service\nname: chat\nmodel: Qwen/Qwen3-8B\n")
+    show = "print(*sys.modules, file=sys.stderr)"
+    asked = ["render", "--to", "kubernetes", "-f", "chat.yaml"]
+    code = f"import sys; from orchestrator.cli import run; run({asked!r}); {show}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=cli.folder,
+        env=os.environ | ENVIRON,
+    )  # fmt: skip
+    assert "kind: Deployment" in done.stdout
+    loaded = set(done.stderr.split())
+    assert [name for name in UNASKED if name in loaded] == []

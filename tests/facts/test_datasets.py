@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import Denied, ModelError
-from orchestrator.facts import DatasetFacts, Hub, Unknown, resolve_dataset
+from orchestrator.facts import Hub, resolve_dataset
+from orchestrator.facts.datasets import DatasetFacts, Unknown
 from tests.facts.hub_server import SHA, FakeHub, serving
 
 PLAIN = {

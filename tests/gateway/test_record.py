@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.apply import record
+from orchestrator.apply.recording import record
 from orchestrator.cli import run as modelyard
 from orchestrator.errors import StoreError
 from orchestrator.gateway.keys import PREFIX, new_key

@@ -14,9 +14,9 @@ from backends.kubernetes import Kubernetes
 from orchestrator.api import Local
 from orchestrator.api.protocol import Rehearsal
 from orchestrator.api.rehearsal import is_kept, rehearse, rehearsed, to_rehearse
-from orchestrator.apply import record
 from orchestrator.apply.imagined import imagined_world
 from orchestrator.apply.planning import RunPlan, _with_back, plan_documents, updated
+from orchestrator.apply.recording import record
 from orchestrator.backend import Can, Group, Scaling
 from orchestrator.engines.job import Metrics
 from orchestrator.errors import (
