@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.api.goals import has_arrived, has_missed, has_reached
-from orchestrator.api.local import Local, spec_of_run
+from orchestrator.api.local import Local
 from orchestrator.api.planning import Planner, origin
 from orchestrator.api.protocol import (
     Api,
@@ -16,6 +16,7 @@ from orchestrator.api.protocol import (
     RunView,
     Stray,
 )
+from orchestrator.api.runs import spec_of_run
 
 __all__ = [
     "Api",

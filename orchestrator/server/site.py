@@ -14,7 +14,8 @@ from typing import Self
 
 from orchestrator.api import Local
 from orchestrator.api.activity import note_active
-from orchestrator.api.local import Driver, machines_of, recorded_places
+from orchestrator.api.opened import machines_of, recorded_places
+from orchestrator.api.runs import Driver
 from orchestrator.errors import ModelyardError
 from orchestrator.loop import Hooks, Loop
 from orchestrator.places import Places, Recorded, read_places

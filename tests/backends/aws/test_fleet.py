@@ -276,7 +276,7 @@ def test_a_run_is_refused_once_its_fleet_found_no_machine_anywhere(
 def test_a_fleets_machine_is_nobodys_only_once_the_fleet_is_gone(
     aws: Cloud, prompt: Prompt, pool: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.api.local.GRACE", timedelta(0))
+    monkeypatch.setattr("orchestrator.api.holdings.GRACE", timedelta(0))
     ok(prompt, "apply", "-y", "-f", pool("1"))
     assert ok(prompt, "gc") == "no orphans\n"
     Path("state.db").unlink()  # the record is lost, and the fleet with it

@@ -115,7 +115,7 @@ def test_what_nobody_owns_is_listed_and_ended_only_when_asked(
     (prompt.folder / "state.db").unlink()
     aws.rent_for_another(launch="lost-0-0-0", deployment="d-test")
     aws.rent_for_another(launch="theirs-0-0-0", deployment="another")
-    monkeypatch.setattr("orchestrator.api.local.GRACE", timedelta(0))
+    monkeypatch.setattr("orchestrator.api.holdings.GRACE", timedelta(0))
 
     code, listed = prompt("gc")
     assert code == 0

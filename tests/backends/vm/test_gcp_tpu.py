@@ -14,7 +14,7 @@ import pytest
 from backends.gcp import Gcp, slices
 from backends.vm.labels import tags_of
 from backends.vm.port import DEPLOYMENT, GANG, KEY, LAUNCH, Order, Provider
-from orchestrator.api.local import _listed
+from orchestrator.api.opened import _listed
 from orchestrator.backend import LABEL, Can, Launch, Phase, Rent
 from orchestrator.errors import AuthFailed, Busy, ConfigError, NoCapacity, Quota, Rejected
 from tests import images
