@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from orchestrator.errors import UsageError
 from orchestrator.reconcile import Run, Wanted
 from orchestrator.spec.parts import Change
 from orchestrator.spec.values import NAME
-
-if TYPE_CHECKING:
-    from orchestrator.store.values import Fleet, Volume
+from orchestrator.store.values import Fleet, Volume
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Runs, jobs, events, volumes and secrets, kept in SQLite or PostgreSQL.
 
-This page and :mod:`orchestrator.store.peek` stay light: SQLAlchemy costs a quarter of a CPU
-second to import, so it is imported by the function that needs it.
+This page stays light for those who pass values on: SQLAlchemy costs a quarter of a CPU second to
+import, and ``peek`` has sqlite3 and the rows, so each is imported by the function that needs it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrator.reconcile.values import Run
-from orchestrator.store.peek import peek, peek_fleets, peek_secrets
 from orchestrator.store.urls import sqlite_path
 from orchestrator.store.values import Cordon, Fleet
 
@@ -48,6 +47,8 @@ def current_runs(url: str) -> list[Run]:
     Raises:
         ConfigError, StoreBusy, StoreError: as in ``open_store``.
     """
+    from orchestrator.store.peek import peek
+
     path = sqlite_path(url)
     found = peek(path) if path is not None else None
     if found is not None:
@@ -62,6 +63,8 @@ def current_secrets(url: str) -> set[str]:
     Raises:
         ConfigError, StoreBusy, StoreError: as in ``open_store``.
     """
+    from orchestrator.store.peek import peek_secrets
+
     path = sqlite_path(url)
     found = peek_secrets(path) if path is not None else None
     if found is not None:
@@ -76,6 +79,8 @@ def current_fleets(url: str) -> tuple[list[Fleet], list[Cordon]]:
     Raises:
         ConfigError, StoreBusy, StoreError: as in ``open_store``.
     """
+    from orchestrator.store.peek import peek_fleets
+
     path = sqlite_path(url)
     found = peek_fleets(path) if path is not None else None
     if found is not None:

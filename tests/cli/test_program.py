@@ -309,7 +309,7 @@ def test_a_command_imports_no_more_than_it_uses(
 
 
 UNASKED = (
-    "orchestrator.store", "orchestrator.apply.recording", "orchestrator.facts.local",
+    "orchestrator.store.rows", "orchestrator.apply.recording", "orchestrator.facts.local",
     "orchestrator.facts.datasets", "backends.kubernetes.attach", "kubernetes", "sqlite3",
 )  # fmt: skip
 
