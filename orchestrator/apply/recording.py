@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeGuard
@@ -17,7 +17,7 @@ from orchestrator.errors import Problem, SpecError, StateMoved
 from orchestrator.reconcile import Run, RunEvent, RunState, Turn, Wanted
 from orchestrator.reconcile.adapters import refused_in
 from orchestrator.reconcile.values import before_of
-from orchestrator.store.values import MAIN, Fleet, Volume
+from orchestrator.store.values import MAIN, Fleet, Kept, Uncordoned, Volume
 
 if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without
     from orchestrator.store.records import Store
@@ -53,40 +53,45 @@ def record(
         StateMoved: something else is asked of a run than when it was planned; nothing was written.
     """
     runs = [p for p in plans if isinstance(p, RunPlan) and p.action != "unchanged"]
-    kept = store.secrets.of(project)
+    secrets = store.secrets.of(project)
     fleets = [p for p in plans if isinstance(p, FleetPlan) and p.action != "unchanged"]
-    captured = _captured([*runs, *fleets], {name for name, _ in kept.list()}, environ)
-    for plan in plans:
-        if isinstance(plan, VolumePlan) and plan.action != "unchanged":
-            spec = json.dumps(plan.spec.canonical(), sort_keys=True)
-            sha256 = plan.spec.hash()
-            store.put_volume(Volume(plan.name, plan.backend, spec, sha256, now, plan.set_name, project))
-        if isinstance(plan, FleetPlan) and plan.action != "unchanged":
-            spec = json.dumps(plan.spec.canonical(), sort_keys=True)
-            store.put_fleet(Fleet(plan.name, spec, plan.spec.hash(), now, plan.set_name, project))
-            for host, _ in plan.leaving:
-                store.forget_cordon(plan.name, host)
-    for name, value in captured.items():
-        kept.set(name, value, now=now)
+    captured = _captured([*runs, *fleets], {name for name, _ in secrets.list()}, environ)
+    beside: list[Kept] = [each for plan in plans for each in _kept(plan, now=now, project=project)]
+    beside += [secrets.sealed(name, value, now=now) for name, value in captured.items()]
     _commit(
         store,
         [plan for plan in plans if _touches_run(plan)],
         lambda plan: _turn_of(plan, now=now, new_id=new_id, project=project, message=message),
+        beside,
     )
     held = tuple(plan.name for plan in fleets if plan.template is not None)
     return (*held, *(plan.name for plan in runs))
 
 
-def _commit(store: Store, plans: Sequence[_OfRun], turn_of: Callable[[_OfRun], Turn]) -> None:
-    """Write the turns of plans; where a loop wrote in between, of what it wrote.
+def _kept(plan: Plan, *, now: datetime, project: str) -> Iterator[Kept]:
+    """Yield what a plan writes down beside runs."""
+    if isinstance(plan, VolumePlan | FleetPlan) and plan.action != "unchanged":
+        spec, spec_hash = json.dumps(plan.spec.canonical(), sort_keys=True), plan.spec.hash()
+        if isinstance(plan, VolumePlan):
+            yield Volume(plan.name, plan.backend, spec, spec_hash, now, plan.set_name, project)
+            return
+        yield Fleet(plan.name, spec, spec_hash, now, plan.set_name, project)
+        for host, _ in plan.leaving:
+            yield Uncordoned(plan.name, host)
+
+
+def _commit(
+    store: Store, plans: Sequence[_OfRun], turn_of: Callable[[_OfRun], Turn], kept: Sequence[Kept]
+) -> None:
+    """Write the turns of plans and what is kept beside them; where a loop wrote in between, of what it wrote.
 
     Raises:
         StateMoved: something else is asked of a run than when it was planned; nothing was written.
     """
-    while plans:
+    while plans or kept:
         turns = [turn_of(plan) for plan in plans]
         try:
-            store.commit(turns, expected={turn.run.id: turn.run.serial for turn in turns})
+            store.commit(turns, expected={turn.run.id: turn.run.serial for turn in turns}, kept=kept)
             return
         except StateMoved:
             there = {run.name: run for run in store.runs()}

@@ -135,10 +135,10 @@ class Syncer(Duty):
         plans = api.plan(documents, scope=scope, models=models)
         # what was encrypted reaches no text that specs are made of, as variables do by ``${{ env.X }}``
         variables = sops.values(self._checkout.folder, environ=self._site.environ) | self._variables()
-        renewed = self._renew(plans, variables)
         if all(plan.action == "unchanged" for plan in plans):
-            return renewed
+            return self._renew(plans, variables)
         carry_out(self._site, wish.project, plans, wish.consent, variables, message=f"commit {commit}")
+        renewed = self._renew(plans, variables)  # only now: a commit that is refused changes nothing
         api.finish_deletions(plans)
         return [plan.name for plan in plans if plan.action != "unchanged" or plan.name in renewed]
 

@@ -19,6 +19,7 @@ from orchestrator.store.access import Access
 from orchestrator.store.codec import from_micros, legible, to_micros
 from orchestrator.store.database import Database
 from orchestrator.store.group import Group
+from orchestrator.store.kept import statement_of
 from orchestrator.store.prepared import Prepared, among, insert_for
 from orchestrator.store.rows import (
     artifact_of,
@@ -32,7 +33,7 @@ from orchestrator.store.rows import (
 from orchestrator.store.secrets import Secrets
 from orchestrator.store.settle import Batch, batch_of, settle
 from orchestrator.store.tables import artifacts, cordons, events, fleets, jobs, runs, volumes
-from orchestrator.store.values import MAIN, Artifact, Cordon, Fleet, Volume
+from orchestrator.store.values import MAIN, Artifact, Cordon, Fleet, Kept, Uncordoned, Volume
 
 _IN_LIST = 10_000
 """Values in one IN list; SQLite takes 32,766 in a statement, PostgreSQL 65,535."""
@@ -140,9 +141,13 @@ class Store:
             return int(self._sql.last_event.run(connection).scalar_one())
 
     def commit(
-        self, writes: Sequence[Write], *, expected: Mapping[str, int] | None = None
+        self,
+        writes: Sequence[Write],
+        *,
+        expected: Mapping[str, int] | None = None,
+        kept: Sequence[Kept] = (),
     ) -> Mapping[str, int]:
-        """Make ``writes`` durable, all or none; return the new serials of the runs they turned.
+        """Make ``writes`` and ``kept`` durable, all or none; return the new serials of the runs they turned.
 
         A ``Turn`` raises its run's serial by one and inserts a run that is not there yet. Jobs
         have no serial of their own and leave their run's alone. Threads that commit at the
@@ -152,12 +157,13 @@ class Store:
             writes: What ``reconcile`` or a command wants written, in order.
             expected: The serials at which runs were read, by run id, 0 for one that was not
                 there.
+            kept: What is written down with them, after them and in order.
 
         Raises:
             StateMoved: a run is not at the serial expected, is gone, or its name is taken.
             ValueError: a time has no zone.
         """
-        return self._group.submit(batch_of(writes, expected or {}))
+        return self._group.submit(batch_of(writes, expected or {}, kept))
 
     def lease(
         self,
@@ -211,20 +217,6 @@ class Store:
         """Return the volumes that specs asked for, by name."""
         return sorted(map(_volume_of, self._rows(sa.select(volumes))), key=lambda volume: volume.name)
 
-    def put_volume(self, volume: Volume) -> None:
-        """Write down a volume, in place of one of the same name."""
-        row = {
-            "backend": volume.backend,
-            "spec": volume.spec,
-            "spec_hash": volume.spec_hash,
-            "created_at": to_micros(volume.created_at),
-            "set_name": volume.set_name,
-            "project": volume.project,
-        }
-        put = insert_for(self.database.engine.dialect, volumes).values(name=volume.name, **row)
-        with self.database.writing() as connection:
-            connection.execute(put.on_conflict_do_update(index_elements=["name"], set_=row))
-
     def forget_volume(self, name: str) -> None:
         """Strike out a volume; one that is not there is no error."""
         with self.database.writing() as connection:
@@ -233,19 +225,6 @@ class Store:
     def fleets(self) -> list[Fleet]:
         """Return the fleets that specs asked for, by name."""
         return sorted(map(fleet_of, self._rows(sa.select(fleets))), key=lambda fleet: fleet.name)
-
-    def put_fleet(self, fleet: Fleet) -> None:
-        """Write down a fleet, in place of one of the same name."""
-        row = {
-            "spec": fleet.spec,
-            "spec_hash": fleet.spec_hash,
-            "created_at": to_micros(fleet.created_at),
-            "set_name": fleet.set_name,
-            "project": fleet.project,
-        }
-        put = insert_for(self.database.engine.dialect, fleets).values(name=fleet.name, **row)
-        with self.database.writing() as connection:
-            connection.execute(put.on_conflict_do_update(index_elements=["name"], set_=row))
 
     def forget_fleet(self, name: str) -> None:
         """Strike out a fleet and the cordons of its hosts; one that is not there is no error."""
@@ -269,7 +248,7 @@ class Store:
     def forget_cordon(self, place: str, host: str) -> None:
         """Let launches start on a host again; one that is not held back is no error."""
         with self.database.writing() as connection:
-            connection.execute(cordons.delete().where(cordons.c.place == place, cordons.c.host == host))
+            connection.execute(statement_of(Uncordoned(place, host), self.database.engine.dialect))
 
     def artifacts(self, run_id: str) -> list[Artifact]:
         """Return what a run left, by kind."""
@@ -313,6 +292,8 @@ class Store:
             sql.put_runs.run_many(connection, list(settled.runs.values()))
             sql.put_jobs.run_many(connection, [row for of in settled.jobs.values() for row in of.values()])
             sql.put_events.run_many(connection, settled.events)
+            for kept in settled.kept:
+                connection.execute(statement_of(kept, self.database.engine.dialect))
         return [settled.refused.get(place) or settled.serials[place] for place in range(len(group))]
 
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from orchestrator.errors import ConfigError, NotFound, StoreError, UsageError
-from orchestrator.store.codec import from_micros, to_micros
+from orchestrator.store.codec import from_micros
 from orchestrator.store.database import Database
-from orchestrator.store.prepared import insert_for
+from orchestrator.store.kept import statement_of
 from orchestrator.store.tables import secrets
-from orchestrator.store.values import MAIN
+from orchestrator.store.values import MAIN, Sealed
 
 if TYPE_CHECKING:
     from cryptography.fernet import MultiFernet
@@ -50,18 +50,26 @@ class Secrets:
         """Keep ``value`` under ``name``, in place of what was there.
 
         Raises:
+            ConfigError, StoreError, UsageError: as in ``sealed``, or the database failed.
+        """
+        sealed = self.sealed(name, value, now=now)
+        with self._database.writing() as connection:
+            connection.execute(statement_of(sealed, self._database.engine.dialect))
+
+    def sealed(self, name: str, value: str, *, now: datetime) -> Sealed:
+        """Return ``value`` under ``name`` as it is kept, for ``Store.commit``; writes nothing down.
+
+        Raises:
             ConfigError: there is no key for a shared store, or it is no key.
-            StoreError: others can read the key file, or the database failed.
+            StoreError: others can read the key file.
+            UsageError: it is no name for a secret.
         """
         if ":" in name:
             raise UsageError(f"{name!r} is no name for a secret", fix="letters, digits and ./_-")
         name = self._prefix + name
         # The name is sealed in with the value: a row copied over another is noticed.
         sealed = self._fernet(make=True).encrypt(json.dumps([name, value]).encode())
-        row = {"ciphertext": sealed, "updated_at": to_micros(now)}
-        put = insert_for(self._database.engine.dialect, secrets).values(name=name, **row)
-        with self._database.writing() as connection:
-            connection.execute(put.on_conflict_do_update(index_elements=["name"], set_=row))
+        return Sealed(name, sealed, now)
 
     def get(self, name: str) -> str:
         """Return the value under ``name``.

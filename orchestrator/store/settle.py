@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator.errors import StateMoved
 from orchestrator.reconcile.values import Forget, Record, Told, Turn, Write
 from orchestrator.store.rows import event_row, job_row, run_row
+from orchestrator.store.values import Kept
 
 _FIX = "run the command again: it decides on what is there now"
 
@@ -55,6 +56,7 @@ class Batch:
     puts: tuple[PutRun | PutJob | DropRun, ...]
     events: tuple[Mapping[str, Any], ...]
     expected: Mapping[str, int]
+    kept: tuple[Kept, ...] = ()
 
     def run_ids(self) -> set[str]:
         """Return the ids of every run this batch speaks of."""
@@ -65,7 +67,7 @@ class Batch:
         return {p.name for p in self.puts if isinstance(p, PutRun) and p.was == 0}
 
 
-def batch_of(writes: Iterable[Write], expected: Mapping[str, int]) -> Batch:
+def batch_of(writes: Iterable[Write], expected: Mapping[str, int], kept: Iterable[Kept] = ()) -> Batch:
     """Return writes as rows.
 
     Raises:
@@ -79,7 +81,7 @@ def batch_of(writes: Iterable[Write], expected: Mapping[str, int]) -> Batch:
         if write.event is not None:
             project = None if isinstance(write, Record | Told) else write.run.project
             events.append({**event_row(write.event), "project": project})
-    return Batch(tuple(puts), tuple(events), expected)
+    return Batch(tuple(puts), tuple(events), expected, tuple(kept))
 
 
 def _put(write: Turn | Record | Forget) -> PutRun | PutJob | DropRun:
@@ -102,6 +104,7 @@ class Settled:
     jobs: dict[str, dict[str, Mapping[str, Any]]] = field(default_factory=dict)
     """By run, then by launch."""
     events: list[dict[str, Any]] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
     refused: dict[int, StateMoved] = field(default_factory=dict)
     serials: dict[int, dict[str, int]] = field(default_factory=dict)
     """By batch: the serials its runs have now."""
@@ -197,3 +200,4 @@ def _write(batch: Batch, settled: Settled, world: _World) -> None:
                 settled.jobs.pop(id, None)
                 settled.dropped.append(id)
     settled.events.extend({**event} for event in batch.events)
+    settled.kept.extend(batch.kept)

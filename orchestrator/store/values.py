@@ -49,6 +49,27 @@ class Cordon:
 
 
 @dataclass(frozen=True, slots=True)
+class Uncordoned:
+    """A host of a place on which launches start again."""
+
+    place: str
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A secret as it is kept: encrypted, with its name sealed in."""
+
+    name: str
+    ciphertext: bytes
+    updated_at: datetime
+
+
+Kept = Volume | Fleet | Uncordoned | Sealed
+"""What is written down beside runs, in one transaction with them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What a project may hold at once; None is no limit, ``backends`` None is every one."""
 

@@ -21,6 +21,7 @@ from orchestrator.server.git import Checkout, Source
 from orchestrator.server.sync import Syncer, Wish
 from orchestrator.spec.load import load, read
 from orchestrator.store.codec import encode
+from orchestrator.store.values import Limits, Project
 from tests.cli.conftest import Cli
 from tests.server.conftest import Served
 
@@ -306,6 +307,26 @@ def test_encrypted_values_reach_runs_and_nothing_else(
     assert served.client().plan(load([str(repository.root / "specs")]))[0].action == "unchanged"
     for path in (p for p in tmp_path.rglob("*") if p.is_file()):
         assert b"hf_canary" not in path.read_bytes(), path
+
+
+def test_a_commit_that_is_refused_renews_no_value(
+    serve: Callable[..., Served], repository: Repository, tmp_path: Path, key: tuple[str, str]
+) -> None:
+    identity, recipient = key
+    served = serve(SOPS_AGE_KEY=identity, PATH=f"{SOPS.parent}:{os.environ['PATH']}")
+    source = Source.parse(f"git+{repository.root}@main//specs")
+    syncer = Syncer(served.site, Wish(source), tmp_path / "checkout")
+    first = sealed("HF_TOKEN: hf_canary_1\n", recipient, tmp_path)
+    repository.commit(**{"hello": HELLO + "env: [HF_TOKEN]\n", "values.sops": first})
+    syncer.once()
+    served.site.store.access.put_project(Project("main", served.site.clock(), Limits(backends=())))
+    second = sealed("HF_TOKEN: hf_canary_2\n", recipient, tmp_path)
+    repository.commit(**{"values.sops": second, "more": HELLO.replace("hello", "more")})
+
+    status = syncer.once()
+
+    assert (status.state, "is not one this project may use" in status.message) == ("failed", True)
+    assert served.site.store.secrets.get("hello/HF_TOKEN") == "hf_canary_1"
 
 
 @pytest.mark.parametrize(

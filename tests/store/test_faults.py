@@ -21,9 +21,11 @@ from orchestrator.store import current_runs, open_store
 from orchestrator.store.peek import peek, sqlite_error
 from orchestrator.store.records import Store
 from orchestrator.store.urls import sqlite_url
+from orchestrator.store.values import Volume
 from tests.store.values import T0, a_job, a_run, an_event, made, recorded, turned
 
 CHAT = a_run("chat")
+CACHE = Volume("cache", "docker", "{}", "5pec", T0)
 
 
 @pytest.fixture
@@ -64,27 +66,36 @@ def _in_child(work: Callable[[], None]) -> int:
     return -os.waitstatus_to_exitcode(status)
 
 
+def everything(store: Store) -> tuple[list[object], ...]:
+    """Return what a store holds of runs, and beside them."""
+    return (
+        [*store.runs()], [*store.jobs()], [*store.events()], [*store.volumes()], [*store.fleets()],
+        [*store.secrets.list()],
+    )  # fmt: skip
+
+
 def check_a_kill_leaves_all_or_nothing(open_: Callable[[], Store]) -> None:
     """Kill a commit before each of its statements in turn; what is there then is what was there before."""
     with open_() as store:
         store.commit([made(CHAT)])
-        before = (store.runs(), store.jobs(), store.events())
+        before = everything(store)
 
     def work(statement: int) -> None:
         with open_() as store:
             _die_at(store, statement)
-            store.commit([turned(CHAT, RunState.READY), recorded(a_job(CHAT), CHAT)])
+            store.commit([turned(CHAT, RunState.READY), recorded(a_job(CHAT), CHAT)], kept=[CACHE])
 
     kills = 0
     while _in_child(partial(work, kills)) == signal.SIGKILL:
         with open_() as store:
-            assert (store.runs(), store.jobs(), store.events()) == before
+            assert everything(store) == before
         kills += 1
 
     with open_() as store:
         assert (store.run("chat").serial, len(store.jobs()), len(store.events())) == (2, 1, 3)
-    # BEGIN or the lock, two reads, a run, a job, the events, COMMIT
-    assert kills == 7
+        assert store.volumes() == [CACHE]
+    # BEGIN or the lock, two reads, a run, a job, the events, a volume, COMMIT
+    assert kills == 8
 
 
 def test_a_kill_at_any_statement_leaves_all_or_nothing(url: str) -> None:

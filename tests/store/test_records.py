@@ -237,9 +237,8 @@ def test_two_stores_of_one_database_see_each_other(url: str) -> None:
 
 def test_volumes_are_kept_replaced_and_forgotten(store: Store) -> None:
     cache = Volume("cache", "docker", "{}", "5pec", T0)
-    store.put_volume(cache)
-    store.put_volume(replace(cache, spec='{"size":1}'))
-    store.put_volume(Volume("a", "docker", "{}", "5pec", T0))
+    store.commit([], kept=[cache, replace(cache, spec='{"size":1}')])
+    store.commit([], kept=[Volume("a", "docker", "{}", "5pec", T0)])
 
     store.forget_volume("a")
     store.forget_volume("a")
