@@ -32,7 +32,7 @@ from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.mirrors import NO_MIRRORS, Mirrors
 from orchestrator.planner.plan import Action, Choice, Placed, Sort, place, tries_of
 from orchestrator.reconcile import Retry, Run, RunState, Template, Wanted
-from orchestrator.reconcile.serving import adapters_of, metrics_of
+from orchestrator.reconcile.serving import adapters_of, least_grace_s, metrics_of
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import Adapter as AdapterSpec
 from orchestrator.spec.models import (
@@ -348,7 +348,7 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     engine = placing.engine(world.facts)
     placed, surge = (engine.placed, engine.beside) if engine else placing.plain()
     demand = engine.taken(demand) if engine else demand
-    serving = _serving(engine.served if engine else None, placed.choices[0], world)
+    serving = _serving(engine, placed.choices[0], world)
     takes = adapters_of(serving)
     if engine and engine.served:  # only now it is known what a change of its adapters would take
         held = held_adapters(spec, takes, bare=not engine.launch.image, ranks=ranks)
@@ -677,8 +677,8 @@ def updated(
 def in_place(run: Run, spec: Work) -> Template:
     """Return the template of a run with what ``spec`` changes of it in place."""
     return updated(
-        run.template, spec, kept=run.template.replicas, metrics=metrics_of(run.plan),
-        takes=adapters_of(run.plan),
+        run.template, spec, least_grace_s=least_grace_s(run.plan), kept=run.template.replicas,
+        metrics=metrics_of(run.plan), takes=adapters_of(run.plan),
     )  # fmt: skip
 
 
@@ -732,15 +732,19 @@ def _retry(spec: Work) -> Retry:
     return Retry()
 
 
-def _serving(served: Served | None, choice: Choice, world: World) -> str:
-    """Return what the gateway has to know of the engine and the offer that the plan chose, as JSON.
+def _serving(engine: _Engine | None, choice: Choice, world: World) -> str:
+    """Return what has to be known later of the engine and the offer that the plan chose, as JSON.
 
     A cluster keeps its replicas by their commands: there nothing is loaded while one runs.
     """
     price_usd_hour = choice.price_usd_hour
-    priced = {"price_usd_hour": price_usd_hour} if price_usd_hour else {}
+    told: dict[str, object] = {"price_usd_hour": price_usd_hour} if price_usd_hour else {}
+    if engine is None:
+        return json.dumps(told)
+    told["least_grace_s"] = engine.launch.stop_grace_s
+    served = engine.served
     if served is None:
-        return json.dumps(priced)
+        return json.dumps(told, sort_keys=True)
     launch = served.launch
     serving: dict[str, object] = {
         "engine": served.engine,
@@ -751,7 +755,7 @@ def _serving(served: Served | None, choice: Choice, world: World) -> str:
     }
     if launch.adapters and Can.GROUPS not in world.places[choice.offer.backend]:
         serving["adapters"] = asdict(launch.adapters)
-    return json.dumps({"serving": serving, **priced}, sort_keys=True)
+    return json.dumps({"serving": serving, **told}, sort_keys=True)
 
 
 def _notes(

@@ -29,6 +29,16 @@ def price_of(plan: str) -> float:
 
 
 @functools.lru_cache(maxsize=1024)
+def least_grace_s(plan: str) -> float:
+    """Return how long a run's engine takes to end in order, at least; 0 where the plan does not say.
+
+    >>> least_grace_s('{"least_grace_s": 45.0}'), least_grace_s("{}")
+    (45.0, 0.0)
+    """
+    return float(json.loads(plan).get("least_grace_s") or 0.0)
+
+
+@functools.lru_cache(maxsize=1024)
 def metrics_of(plan: str) -> Metrics | None:
     """Return where a run's engine tells its load, whichever of it the plan knew; None where it does not.
 

@@ -135,6 +135,19 @@ def test_room_for_adapters_is_counted_as_memory() -> None:
     assert adapter_bytes(service()) == 0
 
 
+def test_what_changes_in_place_leaves_an_engine_its_time_to_drain() -> None:
+    """On a cluster another grace is another pod: a service that was scaled started all its replicas anew."""
+    first = planned(service(), on_clusters=True)
+    assert first.template is not None
+    graces = []
+    for changed in ("replicas: 2\n", "stop_duration: 5s\n", "stop_duration: 120s\n"):
+        plan = planned(service() + changed, run_of(first), on_clusters=True)
+        assert (plan.action, plan.template is not None) == ("update", True)
+        assert plan.template is not None
+        graces.append(plan.template.launch.stop_grace_s)
+    assert graces == [first.template.launch.stop_grace_s] * 2 + [120.0]
+
+
 def test_a_cluster_rolls_its_replicas_where_adapters_change() -> None:
     assert "adapters" not in json.loads(planned(service(SQL), on_clusters=True).serving)["serving"]
 
