@@ -14,6 +14,7 @@ from backends.kubernetes.names import (
     ATTEMPT,
     DIGEST,
     HASH,
+    LONGEST,
     MANAGER,
     NODES,
     VOLUME,
@@ -127,8 +128,9 @@ class _Making:
 
     def task(self) -> Rendered:
         """Return a Job; its name carries the spec's hash, because a Job's template never changes."""
-        name = fitting("-".join([self.run, *filter(None, [self.launch.spec_hash[:8], self._attempt()])]))
         jobset = self.group.nodes > 1 and self.settings.tasks == "jobset"
+        whole = "-".join([self.run, *filter(None, [self.launch.spec_hash[:8], self._attempt()])])
+        name = fitting(whole, _longest_set(self.group.nodes) if jobset else LONGEST)
         leader = f"{name}-node-0-0.{name}" if jobset else f"{name}-0.{name}"
         rank = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
         made = self._pod(self.launch, _ranks(rank, leader) if self.group.nodes > 1 else _ALONE)
@@ -527,6 +529,15 @@ class _Making:
             **({"data": texts} if texts else {}),
             **({"binaryData": binaries} if binaries else {}),
         }
+
+
+def _longest_set(nodes: int) -> int:
+    """Return how long a JobSet's name may be: its webhook refuses pods of more than 63 characters.
+
+    >>> _longest_set(2), _longest_set(100)
+    (48, 47)
+    """
+    return 63 - len(f"-node-0-{nodes - 1}-abcde")
 
 
 _ALONE: tuple[Json, ...] = ({"name": "MODELYARD_NODE_RANK", "value": "0"},)

@@ -198,6 +198,13 @@ def test_every_node_of_a_set_meets_rank_0_and_ends(site: Place) -> None:
     assert lab.output("sft-0-1-0") == ["met"]
 
 
+def test_set_of_the_longest_name_is_taken(site: Place) -> None:
+    lab = site(JOB_SET, tasks="jobset")
+    group = replace(training(LONG), template=launch("r" * 41, LONG, spec_hash="0123456789abcdef", attempt=1))
+    (made,) = lab.place.rehearse(group)
+    assert made.endswith(": is made")
+
+
 def test_node_that_fails_ends_its_set_with_its_code(site: Place) -> None:
     lab = site(JOB_SET, tasks="jobset")
     fail = '[ "$MODELYARD_NODE_RANK" = 0 ] || { echo "no such data set"; exit 3; }'

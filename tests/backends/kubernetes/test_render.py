@@ -26,6 +26,7 @@ from tests.backends.kubernetes.samples import (
     SERVE,
     SERVICE,
     SPANNING,
+    TRAIN,
     WORKPLACE,
 )
 
@@ -301,6 +302,18 @@ def test_replicas_are_left_out_when_another_controller_writes_them() -> None:
         assert "replicas" not in made["Deployment"]["spec"]
         assert made[kind]["spec"]["scaleTargetRef"]["name"] == "llama-70b"
     assert render_group(SCALED, Settings()).objects[0]["spec"]["replicas"] == 2
+
+
+@pytest.mark.parametrize("nodes", [2, 16, 128])
+def test_pods_of_the_longest_run_in_a_set_have_names(nodes: int) -> None:
+    """JobSet's webhook adds rank and five characters to its own name, and refuses more than a label holds."""
+    template = replace(TRAIN, run="r" * 41, attempt=1)
+    group = replace(INDEXED, template=template, nodes=nodes)
+    (owner,) = render_group(group, Settings(tasks="jobset")).objects
+    name = owner["metadata"]["name"]
+    assert len(f"{name}-node-0-{nodes - 1}-abcde") <= 63
+    assert owner["spec"]["network"]["subdomain"] == name
+    assert env(owner)["MODELYARD_MASTER_NODE_IP"] == f"{name}-node-0-0.{name}"
 
 
 def test_start_may_take_as_long_as_the_probe_says() -> None:
