@@ -18,6 +18,13 @@ _SUFFIX = re.compile(
     r"(ForCausalLM|ForConditionalGeneration|ForSequenceClassification|ForMaskedLM|ForTokenClassification"
     r"|LMHeadModel|LMModel|TextModel|Model)$"
 )
+_POOLS = re.compile(
+    r"(ForTextEncoding|ForSequenceClassification|ForTokenClassification|ClassificationModel|RewardModel"
+    r"|ForRewardModeling|ForMaskedLM|ForRetrieval|ForRanking|(?<!Chat)(?<!LM)(?<!LMHead)(?<!Omni)Model)$"
+)
+"""Architectures without a head that generates, by the suffixes that vLLM 0.33.0 tells them by (its
+config/model.py); those before ``Model`` are its generators all the same, and so is _GENERATES."""
+_GENERATES = frozenset({"MossAudioModel", "UltravoxModel"})
 _MISFITS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What reading a field as what it is not ends in: a list that is a number, a mapping that is text."""
 _UNGATED = ("gelu", "gelu_new", "gelu_fast", "gelu_python", "quick_gelu", "relu", "relu2", "relu_squared")
@@ -73,6 +80,7 @@ def from_config(config: Mapping[str, Any], *, id: str = "", source: str = "confi
         differences = read(text) if read else _assumed(text, family)
         facts = replace(_plain(text, id=id, family=architecture_of(config), source=source), **differences)
         facts = replace(facts, **_published(config), vision=read_vision(family, config, facts.hidden))
+        facts = pooling(facts) if pools(facts.architecture) else facts
     except _MISFITS as error:
         raise ModelError(
             f"the fields of the {family or 'unnamed'} config do not fit together: {error}",
@@ -89,6 +97,23 @@ def family_of(config: Mapping[str, Any]) -> str:
     'Qwen3Moe'
     """
     return _family(architecture_of(config))
+
+
+def pools(architecture: str) -> bool:
+    """Say whether models of an architecture answer with vectors or scores and generate nothing.
+
+    >>> [pools(name) for name in ("BertModel", "Qwen3ForSequenceClassification", "GPT2LMHeadModel")]
+    [True, True, False]
+    """
+    return bool(_POOLS.search(architecture)) and architecture not in _GENERATES
+
+
+def pooling(facts: ModelFacts) -> ModelFacts:
+    """Return the facts of a model that pools: it has no head, or one too small to count.
+
+    Sentence Transformers publish such models under the architecture of a generator too.
+    """
+    return replace(facts, pools=True, tied=True)
 
 
 def _family(architecture: str) -> str:

@@ -297,6 +297,7 @@ def _bert(text: Text) -> Differences:
         "gated": False,
         "tied": True,
         "qkv_bias": True,
+        "bidirectional": not text.flag("is_decoder"),
         "trim": Trim(
             norm_bias=True,
             o_bias=True,
@@ -308,12 +309,22 @@ def _bert(text: Text) -> Differences:
     }
 
 
+def _roberta(text: Text) -> Differences:
+    """RoBERTa: BERT whose first two positions are padding, so that a prompt never has them."""
+    return {**_bert(text), "context": max(1, text.number("max_position_embeddings") - 2)}
+
+
 def _modern_bert(text: Text) -> Differences:
     """ModernBERT: a gated GELU; the norm after the embedding stands in for the first layer's own."""
     hidden, vocab = text.number("hidden_size"), text.number("vocab_size")
     decodes = "Decoder" in str(text.get("architectures"))
     head = hidden * hidden + hidden + vocab  # a map, a norm, and a bias per word
-    return {"tied": True, **layer_kinds(text), "trim": Trim(model_other=head if decodes else 0)}
+    return {
+        "tied": True,
+        "bidirectional": not decodes,
+        **layer_kinds(text),
+        "trim": Trim(model_other=head if decodes else 0),
+    }
 
 
 def _bitnet(text: Text) -> Differences:
@@ -325,7 +336,7 @@ def _bitnet(text: Text) -> Differences:
 def _nomic(text: Text) -> Differences:
     """Nomic's BERT: rotary positions, a gate, no biases and no pooler."""
     trim = Trim(norm_bias=True, token_types=text.count("type_vocab_size", default=2))
-    return {"tied": True, "trim": trim}
+    return {"tied": True, "bidirectional": True, "trim": trim}
 
 
 def _stablelm(text: Text) -> Differences:
@@ -1000,7 +1011,7 @@ FAMILIES: Mapping[str, Family] = {
     "Qwen3VLMoe": _qwen3_moe,
     "Qwen3_5": _qwen3_linear,
     "Qwen3_5Moe": _qwen3_linear,
-    "Roberta": _bert,
+    "Roberta": _roberta,
     "SeedOss": _seed,
     "SmolLM3": _llama,
     "SolarOpen": _glm4_moe,
@@ -1009,6 +1020,6 @@ FAMILIES: Mapping[str, Family] = {
     "Step3p7": _step3p7,
     "Step3p7Flash": _step3p7,
     "VaultGemma": _vault_gemma,
-    "XLMRoberta": _bert,
+    "XLMRoberta": _roberta,
     "Youtu": _latent_dense,
 }

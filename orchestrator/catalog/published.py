@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.catalog.config import from_config
+from orchestrator.catalog.config import from_config, pooling
 from orchestrator.catalog.lines import Row, own, shipped
 from orchestrator.catalog.overlay import in_use
 from orchestrator.catalog.values import ModelFacts
@@ -63,7 +63,8 @@ class Models(Mapping[str, ModelFacts]):
             "parameters": row.get("parameters"),
             "weights_bytes": row.get("weights_bytes"),
         }
-        return replace(facts, **said)
+        facts = replace(facts, **said)
+        return pooling(facts) if row.get("pools") else facts
 
 
 def models(*, overlay: Path | None = None) -> Mapping[str, ModelFacts]:

@@ -185,6 +185,12 @@ class ModelFacts:
     """The number format that quantized weights are in: ``fp8``, ``int8``, ``int4``, ``fp4``; a method
     such as ``compressed-tensors`` has them all."""
     vision: VisionFacts | None = None
+    pools: bool = False
+    """Whether a prompt is answered with vectors or scores at once: it embeds, reranks or classifies,
+    and no token is ever generated."""
+    bidirectional: bool = False
+    """Whether every token sees every other, as in an encoder: a prompt is read whole, and none of its
+    keys and values are kept."""
     revision: str | None = None
     licence: str | None = None
     gated_access: bool | None = None

@@ -283,6 +283,9 @@ class Optioned(ABC):
         user, said = _read(job.args, known, self.rules, own_image=job.image is not None)
         untold = f"options of {self.name} {job.version} are not recorded, checked against {known.version}"
         told = (untold,) if not self.parser and job.version not in (None, known.version) else ()
+        pools = said.pop("pools", None)
+        if pools is not None and pools != job.model.pools:
+            job = replace(job, model=replace(job.model, pools=bool(pools)))
         changed = replace(job, **said) if said else job  # type: ignore[arg-type]  # the job's own fields
         if why := self.refusal(changed):
             raise ValueError(why)
@@ -337,11 +340,12 @@ def _said(user: Sequence[Option], flags: Flags, rules: Rules) -> dict[str, objec
     said: dict[str, object] = {}
     for given in user:
         name = main_name(given, flags)
-        if name not in rules.fields or not given.values:
+        flag = flags.find(given.name)
+        if name not in rules.fields or not (given.values or (flag and flag.takes == 0)):
             continue
         field, read = rules.fields[name]
         try:
-            said[field] = read(given.values[0])
+            said[field] = read(given.values[0] if given.values else "")
         except ValueError:
             raise ValueError(f"args: {given.name} takes a number above 0, got {given.values[0]!r}") from None
     return said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container
 
 from orchestrator.engines import architectures, quantization
@@ -10,6 +11,10 @@ from orchestrator.units import GIB
 
 TRANSFORMERS = "5.23.0"
 """vLLM and SGLang run what they have no code for through this library's."""
+_HEADS = re.compile(
+    r"(For(Sequence|Token)Classification|ForRewardModeling|RewardModel|ForTextEncoding|Model)$"
+)
+_GENERATOR_ENDS = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 VOCAB_PADDING = 64
 """vLLM and SGLang pad the vocabulary to a multiple of this before they split it."""
 
@@ -31,6 +36,24 @@ def architecture(job: ServingJob, engine: str, version: str) -> str | None:
     return f"{engine} {version} {'no longer serves' if name in known.ended else 'does not serve'} {name}"
 
 
+def generates(job: ServingJob, engine: str) -> str | None:
+    """Say that the engine only generates, and this model pools."""
+    if not job.model.pools:
+        return None
+    return f"{engine} only generates, and {job.model.id} answers with vectors or scores: vllm serves it"
+
+
+def converted(job: ServingJob, engine: str, version: str) -> str | None:
+    """Say as ``borrowed`` that there is no code, where a model that pools may be a generator's without head.
+
+    vLLM looks for the generator by its name (0.33.0, ``_normalize_arch`` in models/registry.py).
+    """
+    name, served = job.model.architecture, architectures.load(engine, version).served
+    if job.model.pools and any(f"{_HEADS.sub('', name)}{end}" in served for end in _GENERATOR_ENDS):
+        return None
+    return borrowed(job, engine, version)
+
+
 def borrowed(job: ServingJob, engine: str, version: str) -> str | None:
     """Say that neither the engine nor transformers has code for this kind of model."""
     name, known = job.model.architecture, architectures.load(engine, version)
@@ -41,7 +64,8 @@ def borrowed(job: ServingJob, engine: str, version: str) -> str | None:
 
 def borrows(job: ServingJob, engine: str, version: str) -> str | None:
     """Say that the engine runs this model through transformers, at its speed."""
-    if job.model.architecture in architectures.load(engine, version).served:
+    served = architectures.load(engine, version).served
+    if job.model.architecture in served or (converted(job, engine, version) is None and job.model.pools):
         return None
     return f"{engine} has no code for {job.model.architecture}, it runs through transformers and is slower"
 

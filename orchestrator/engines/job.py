@@ -191,7 +191,10 @@ class ServingJob:
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """What a user's own options say of a job's fields of the same name; None where they are silent."""
+    """What a user's own options say of a job's fields of the same name; None where they are silent.
+
+    ``pools`` is the model's.
+    """
 
     tensor: int | None = None
     pipeline: int | None = None
@@ -203,6 +206,8 @@ class Stated:
     memory_utilization: float | None = None
     quantization: str | None = None
     kv_dtype: KvDtype | None = None
+    pools: bool | None = None
+    """Whether the model is told to pool rather than to generate."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from orchestrator.backend import Mount, Probe
-from orchestrator.engines import arguments, images, startup, vllm
+from orchestrator.engines import arguments, checks, images, startup, vllm
 from orchestrator.engines.arguments import Option, Optioned, option
 from orchestrator.engines.job import EngineLaunch, Metrics, Profile, ServingJob, Spelled
 
@@ -58,6 +58,8 @@ class Nim(Optioned):
             return f"nim runs on NVIDIA devices only, not on {job.family}"
         if job.nodes > 1:
             return "nim serves from one node"
+        if why := checks.generates(job, self.name):
+            return why
         if KEY not in {name for name, _ in (*job.secrets, *job.env)}:
             return f"nim needs {KEY} in env to be pulled and to start"
         return vllm.refusal(job, "nim") or _adapters(job)

@@ -70,8 +70,6 @@ ROUTES = (
     "/v1/responses",
     "/v1/messages",
     "/v1/messages/count_tokens",
-    "/v1/embeddings",
-    "/v1/classify",
     "/v1/rerank",
     "/v1/score",
     "/v1/audio/transcriptions",
@@ -79,6 +77,16 @@ ROUTES = (
 )
 """Requests only: /flush_cache, /update_weights_from_disk, /pause_generation and /abort_request are
 on the same port."""
+
+POOLING_ROUTES = (
+    "/v1/embeddings",
+    "/v1/classify",
+    "/classify",
+    "/v1/rerank",
+    "/v1/score",
+    "/v1/models",
+)
+"""What a model answers with ``--is-embedding`` (SGLang 0.5.23, its http_server)."""
 
 _PER_NODE = "nodes and ranks are set for each node"
 RULES = Rules(
@@ -103,6 +111,7 @@ RULES = Rules(
         "--mem-fraction-static": ("memory_utilization", float),
         "--quantization": ("quantization", str),
         "--kv-cache-dtype": ("kv_dtype", arguments.kv_dtype),
+        "--is-embedding": ("pools", lambda _: True),
     },
 )
 
@@ -177,7 +186,7 @@ class Sglang(Optioned):
             metrics=METRICS,
             adapters=_run_time(job),
             model_name=job.name,
-            routes=ROUTES if leads else (),
+            routes=(POOLING_ROUTES if job.model.pools else ROUTES) if leads else (),
             stop_grace_s=float(job.drain_s + DRAIN_MARGIN_S),
             profile=Profile(writable=("/root/.cache", "/root/.triton", "/tmp", "/dev/shm")),
             warnings=(*told, *_cautions(settled.job)),
@@ -222,6 +231,12 @@ def _options(job: ServingJob) -> list[Option]:
         parts.append(option("--quantization", chosen.method))
     if job.accelerator is None:
         parts.append(option("--device", "cpu"))
+    if job.model.pools:
+        parts.append(option("--is-embedding"))
+    if (
+        job.model.bidirectional
+    ):  # nothing of a prompt is kept, and it is read whole (SGLang docs, rerank_models)
+        parts += [option("--disable-radix-cache"), option("--attention-backend", "triton")]
     return [*parts, *_memory(job), *_parallel(job), *_adapters(job), option("--enable-metrics")]
 
 
@@ -235,7 +250,9 @@ def _memory(job: ServingJob) -> list[Option]:
         parts.append(option("--kv-cache-dtype", {"bf16": "bfloat16", "fp8": "fp8_e4m3"}[job.kv_dtype]))
     if job.max_num_seqs:
         parts.append(option("--max-running-requests", job.max_num_seqs))
-    if job.max_num_batched_tokens:
+    if job.model.bidirectional:
+        parts.append(option("--chunked-prefill-size", -1))
+    elif job.max_num_batched_tokens:
         parts.append(option("--chunked-prefill-size", job.max_num_batched_tokens))
     return parts
 

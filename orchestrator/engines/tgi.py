@@ -82,6 +82,8 @@ class Tgi(Optioned):
 
     def refusal(self, job: ServingJob) -> str | None:
         """Say why it cannot serve ``job``, the user's options already read into it."""
+        if why := checks.generates(job, self.name):
+            return why
         if job.nodes > 1 or max(job.pipeline, job.data, job.expert) > 1:
             return "tgi spreads a model by tensor parallelism on one node only"
         if job.unprivileged:

@@ -73,6 +73,8 @@ class Transformers(Optioned):
 
     def refusal(self, job: ServingJob) -> str | None:
         """Say why it cannot serve ``job``, the user's options already read into it."""
+        if why := checks.generates(job, self.name):
+            return why
         count = job.count if job.accelerator else 1
         if max(count, job.nodes, job.tensor, job.pipeline, job.data, job.expert) > 1:
             return "transformers serves from one device"

@@ -86,15 +86,26 @@ ROUTES = (
     "/v1/responses",
     "/v1/messages",
     "/v1/messages/count_tokens",
-    "/v1/embeddings",
-    "/v1/rerank",
-    "/v1/score",
     "/v1/audio/transcriptions",
     "/v1/audio/translations",
     "/v1/models",
 )
 """Requests only. Beside them the server answers /pause, /update_weights, /v1/load_lora_adapter and
 more, most of them without a key (vLLM docs, usage/security)."""
+
+POOLING_ROUTES = (
+    "/v1/embeddings",
+    "/v2/embed",
+    "/pooling",
+    "/classify",
+    "/score",
+    "/v1/score",
+    "/rerank",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/v1/models",
+)
+"""What a model that pools answers (vLLM 0.33.0, entrypoints/pooling): each by its task, others get a 404."""
 
 _PER_NODE = "nodes and ranks are set for each node"
 RULES = Rules(
@@ -119,6 +130,7 @@ RULES = Rules(
         "--gpu-memory-utilization": ("memory_utilization", float),
         "--quantization": ("quantization", str),
         "--kv-cache-dtype": ("kv_dtype", arguments.kv_dtype),
+        "--runner": ("pools", lambda v: {"pooling": True, "generate": False}.get(v)),
     },
 )
 
@@ -186,7 +198,7 @@ class Vllm(Optioned):
             metrics=METRICS,
             adapters=adapters(job),
             model_name=job.name,
-            routes=ROUTES if leads else (),
+            routes=routes(job) if leads else (),
             stop_grace_s=float(job.drain_s + DRAIN_MARGIN_S),
             profile=profile(job),
             warnings=(*told, *cautions(settled.job)),
@@ -198,7 +210,7 @@ def refusal(job: ServingJob, engine: str = "vllm") -> str | None:
     return (
         images.refuses(job, engine)
         or checks.gfx(job, GFX, engine)
-        or checks.borrowed(job, "vllm", Vllm.versions[0])
+        or checks.converted(job, "vllm", Vllm.versions[0])
         or checks.world(job)
         or checks.divides(job)
         or _experts(job)
@@ -258,6 +270,8 @@ def options(job: ServingJob) -> list[Option]:
         parts.append(option("--revision", job.source.revision))
     if job.source.scheme in ("s3", "gs"):
         parts.append(option("--load-format", "runai_streamer"))
+    if job.model.pools:
+        parts.append(option("--runner", "pooling"))
     parts.append(option("--dtype", quantization.dtype(job)))
     if isinstance(chosen, Choice) and chosen.online:
         parts.append(option("--quantization", chosen.method))
@@ -373,6 +387,11 @@ def caches(job: ServingJob, name: str) -> tuple[Mount, ...]:
     hub = Mount("huggingface", f"{home}/.cache/huggingface", "cache")
     compiled = Mount(f"{name}-{job.family}", f"{home}/.cache/vllm", "cache")
     return (hub, compiled) if job.source.scheme == "hub" else (compiled,)
+
+
+def routes(job: ServingJob) -> tuple[str, ...]:
+    """Return the request paths: a model either generates or pools, and has the routes of that alone."""
+    return POOLING_ROUTES if job.model.pools else ROUTES
 
 
 def probe(job: ServingJob) -> Probe:

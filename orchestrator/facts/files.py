@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from orchestrator.catalog import count_parameters
-from orchestrator.catalog.config import architecture_of, from_config, is_known
+from orchestrator.catalog.config import architecture_of, from_config, is_known, pooling
 from orchestrator.catalog.values import ModelFacts
 from orchestrator.errors import ModelError
 from orchestrator.facts.safetensors import Tensor, read_header, read_index
@@ -18,6 +18,7 @@ CONFIG = "config.json"
 _QUANTIZED = "hf_quant_config.json"  # where NVIDIA's Model Optimizer says what the config does not
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
+_MODULES = "modules.json"
 _FEWEST_BITS = 4.0
 
 
@@ -49,6 +50,11 @@ def assemble(files: Files, *, id: str, source: str) -> ModelFacts:
         ModelError: there is no config, a file is damaged, the index names one that is missing, the
             weights are too few for the config, or nothing tells the sizes of an unknown architecture.
     """
+    facts = _assembled(files, id=id, source=source)
+    return pooling(facts) if _is_sentence_transformer(files) else facts
+
+
+def _assembled(files: Files, *, id: str, source: str) -> ModelFacts:
     config = _config(files)
     named = weight_files(files)
     weights_bytes = _total(files, named)
@@ -65,6 +71,15 @@ def assemble(files: Files, *, id: str, source: str) -> ModelFacts:
     if not tensors:
         return replace(from_config(config, id=id, source=source), weights_bytes=weights_bytes)
     return facts_from_shapes(config, tensors, id=id, architecture=architecture_of(config), source=source)
+
+
+def _is_sentence_transformer(files: Files) -> bool:
+    """Return whether the files make a model that pools, whatever architecture it has: vLLM reads them so."""
+    if _MODULES not in files.sizes:
+        return False
+    listed = _parsed(files, _MODULES)
+    modules = listed if isinstance(listed, list) else []
+    return any(str(each.get("type")).endswith("Pooling") for each in modules if isinstance(each, Mapping))
 
 
 def refuse_too_few(facts: ModelFacts, named: tuple[str, ...]) -> None:
@@ -136,11 +151,15 @@ def _config(files: Files) -> Mapping[str, Any]:
     return config
 
 
-def _json(files: Files, name: str) -> Mapping[str, Any]:
+def _parsed(files: Files, name: str) -> object:
     try:
-        found = json.loads(files.read(name))
+        return json.loads(files.read(name))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{name} is no JSON: {error}", fix="fetch the file again") from error
+
+
+def _json(files: Files, name: str) -> Mapping[str, Any]:
+    found = _parsed(files, name)
     if not isinstance(found, Mapping):
         raise ModelError(f"{name} is no mapping", fix="fetch the file again")
     return found

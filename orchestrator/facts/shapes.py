@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from orchestrator.catalog.config import pooling, pools
 from orchestrator.catalog.quantization import read_quantization
 from orchestrator.catalog.text import Text
 from orchestrator.catalog.values import LayerKind, ModelFacts
@@ -70,6 +71,7 @@ def facts_from_shapes(
         source=source,
         extra={"assumed": "read from the shapes of its tensors"},
     )
+    found = pooling(found) if pools(architecture) else found
     quantization = read_quantization(config)
     if quantization is None:
         return found

@@ -65,7 +65,7 @@ def _speed(served: Served, traffic: Traffic) -> tuple[Line, ...]:
     counted = work(served.facts, job.precision)
     ranks = job.tensor  # stages work one after the other on a token
     layout = kv_layout(served.facts, element_bytes=KV_ELEMENT_BYTES[job.kv_cache], grouped=False)
-    context = traffic.input_tokens + traffic.output_tokens // 2
+    context = traffic.input_tokens + (0 if served.facts.pools else traffic.output_tokens // 2)
     weights = counted.dense_bytes + counted.expert_bytes * min(1.0, counted.expert_share * speed.sequences)
     cache = layout.request_bytes(context) * speed.sequences
     least_s = (weights + cache) / (device.bandwidth_gbs * 1e9 * ranks)
@@ -73,6 +73,16 @@ def _speed(served: Served, traffic: Traffic) -> tuple[Line, ...]:
     format_ = product_format(device, job.precision)
     peak = peak_flops(device, format_) * ranks
     sheet = f"{device.bandwidth_gbs:,.0f} GB/s" + (f" × {ranks}" if ranks > 1 else "")
+    at = f"{peak / 1e12:,.0f} TFLOP/s in {_told(device, format_)}"
+    prompt = f"{flop / peak:.2g} s for {flop / 1e12:,.1f} TFLOP at {at}"
+    range_ = f"{speed.low:,.0f} to {speed.high:,.0f} in four of five cases, bound by {speed.bound_by}"
+    cautions = tuple(Line("caution", "", caution) for caution in speed.cautions)
+    if served.facts.pools:
+        return (
+            Line("answer", f"{speed.ttft_s:.2g} s", prompt),
+            Line("input", f"{speed.output_tokens_s:,.0f} tokens/s", range_),
+            *cautions,
+        )
     return (
         Line(
             "a pass reads", format_bytes(round(weights + cache)),
@@ -80,17 +90,12 @@ def _speed(served: Served, traffic: Traffic) -> tuple[Line, ...]:
             f"({speed.sequences:.0f} requests at {context:,} tokens)",
         ),
         Line("each token", f"{speed.tpot_s * 1e3:.1f} ms", f"{least_s * 1e3:.1f} ms at {sheet}"),
-        Line(
-            "first token", f"{speed.ttft_s:.2g} s",
-            f"{flop / peak:.2g} s for {flop / 1e12:,.1f} TFLOP "
-            f"at {peak / 1e12:,.0f} TFLOP/s in {_told(device, format_)}",
-        ),
+        Line("first token", f"{speed.ttft_s:.2g} s", prompt),
         Line(
             "output", f"{speed.output_tokens_s:,.0f} tokens/s",
-            f"{speed.low:,.0f} to {speed.high:,.0f} in four of five cases, bound by {speed.bound_by}"
-            + (f"; measured: {speed.measured}" if speed.measured else ""),
+            range_ + (f"; measured: {speed.measured}" if speed.measured else ""),
         ),
-        *(Line("caution", "", caution) for caution in speed.cautions),
+        *cautions,
     )  # fmt: skip
 
 

@@ -36,6 +36,8 @@ class Choice:
     usd_per_million_tokens: float | None = None
     """Of output, for a served model at the stated traffic."""
     output_tokens_s: float | None = None
+    reads: bool = False
+    """Whether those tokens are read, because none comes out: the model pools."""
     count: int | None = None
     """Accelerators of one machine that the job takes; None for as many as the offer has."""
 

@@ -110,6 +110,17 @@ class Question:
         return AUTO_ENGINES if self.engine == "auto" else (self.engine,)
 
     @property
+    def request_tokens(self) -> int:
+        """Tokens that a typical request takes up: its prompt and, where there is one, its answer."""
+        return self.traffic.input_tokens + (0 if self.facts.pools else self.traffic.output_tokens)
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens of a typical prompt, none of which is beyond what a model that pools takes."""
+        asked, longest = self.traffic.input_tokens, self.facts.context
+        return min(asked, longest) if self.facts.pools and longest else asked
+
+    @property
     def stated(self) -> Stated:
         """What the user's arguments say of the job, read as the first engine that knows them does."""
         said = (engine(name).states(self.args) for name in self.engines) if self.args else ()
@@ -169,7 +180,7 @@ class Question:
 
     def _against_args(self) -> Iterator[str]:
         stated, model, load = self.stated, self.model, self.traffic
-        longest, asked = stated.context_tokens, load.input_tokens + load.output_tokens
+        longest, asked = stated.context_tokens, self.request_tokens
         at_once, kept = stated.max_num_seqs, {stated.kv_dtype or "auto", model.kv_cache} - {"auto"}
         if longest and model.context and longest < model.context:
             yield f"args hold requests of {longest:,} tokens, fewer than the context of {model.context:,}"
@@ -198,11 +209,13 @@ def question_of(spec: Service, facts: ModelFacts, *, bare: bool = False) -> Ques
     if spec.model is None:
         raise ValueError(f"service {spec.name!r} names no model")
     env, secrets = environment(spec.env)
-    return Question(
+    asked = Question(
         facts, spec.model, spec.traffic, spec.engine, spec.engine_version, arguments(spec.args),
         image=spec.image, env=env, secrets=secrets, bare=bare,
         port=spec.port.container_port if spec.port else None,
     )  # fmt: skip
+    pools = asked.stated.pools
+    return asked if pools is None else replace(asked, facts=replace(facts, pools=pools))
 
 
 def arguments(args: Mapping[str, object]) -> tuple[str, ...]:
@@ -240,7 +253,7 @@ class _Fit:
         return serving_ceiling(
             question.facts,
             self.candidate.accelerator,
-            input_tokens=question.traffic.input_tokens,
+            input_tokens=question.input_tokens,
             output_tokens=question.traffic.output_tokens,
             concurrency=question.traffic.concurrency,
             tensor=self.candidate.layout.tensor,
@@ -260,7 +273,7 @@ class _Fit:
         return serving_throughput(
             question.facts,
             self.candidate.accelerator,
-            input_tokens=question.traffic.input_tokens,
+            input_tokens=question.input_tokens,
             output_tokens=question.traffic.output_tokens,
             concurrency=question.traffic.concurrency,
             tensor=self.candidate.layout.tensor,
@@ -337,6 +350,7 @@ class _Option:
                 price,
                 usd_per_million_tokens=token_cost(speed, price_usd_hour=price).output_usd if speed else None,
                 output_tokens_s=speed.output_tokens_s if speed else None,
+                reads=question.facts.pools,
                 count=layout.count,
             )
             yield _Ranked(_rank(self, speed, place, choice, sort=sort), self, speed, choice)
@@ -430,7 +444,7 @@ def place_model(
             refused=refusals(matched, groups.refused),
             why_not=why_not(),
             where=where,
-            fix=_fix(groups, dearer(), matched, asked),
+            fix=_fix(question, groups, dearer(), matched, asked),
             elsewhere=near,
         )
     ranked = _best(question, options, sort=sort)
@@ -535,7 +549,7 @@ def _is_served(question: Question, job: EngineJob) -> bool:
 
 def _least_context(question: Question) -> int:
     """Return the tokens a request must be able to hold where the spec states no context."""
-    return max(LEAST_CONTEXT, question.traffic.input_tokens + question.traffic.output_tokens)
+    return max(LEAST_CONTEXT, question.request_tokens)
 
 
 def _by_place(found: Choices) -> dict[tuple[str, int], list[Candidate]]:
@@ -683,13 +697,16 @@ def _aim(speed: Throughput | Ceiling | None, usd_per_million_tokens: float, *, s
 def needs_text(question: Question) -> str:
     """Return what the model needs in a phrase: its weights, and the tokens it must hold at once."""
     job = question.job
-    tokens = (job.context or question.traffic.input_tokens + question.traffic.output_tokens) * job.concurrency
+    tokens = (job.context or question.request_tokens) * job.concurrency
     precision = published_format(question.facts) if job.precision == "auto" else job.precision
     weights = round(weight_bytes(question.facts, precision).total)
-    return f"{format_bytes(weights)} of weights, and a KV cache of {tokens:,} tokens"
+    cache = "" if question.facts.bidirectional else f", and a KV cache of {tokens:,} tokens"
+    return f"{format_bytes(weights)} of weights{cache}"
 
 
-def _fix(groups: Groups, dearer: Sequence[WhyNot], matched: Matched, demand: Demand) -> str:
+def _fix(
+    question: Question, groups: Groups, dearer: Sequence[WhyNot], matched: Matched, demand: Demand
+) -> str:
     """Return what to change: what engines ask for, the price, else what the largest set lacks."""
     if groups.declined:
         return max(groups.declined, key=lambda said: (groups.declined[said], said))
@@ -711,6 +728,7 @@ def _fix(groups: Groups, dearer: Sequence[WhyNot], matched: Matched, demand: Dem
     if matched.over_price:
         return "what is over max_price does not hold it either: allow more places"
     general = advise(demand, replace(matched, refused=refusals(matched, groups.refused)))
-    if any(refusal.reason == "no accelerator" for refusal in matched.refused):
+    pools = question.facts.pools  # which no engine for CPUs serves
+    if not pools and any(refusal.reason == "no accelerator" for refusal in matched.refused):
         return f"{general}, or serve a small model from a CPU with engine: transformers"
     return general

@@ -533,11 +533,11 @@ def _speed(facts: ModelFacts, held: AcceleratorSet, counted: _Counted) -> Speed 
 
 
 def _serving_speed(facts: ModelFacts, job: ServingJob, held: AcceleratorSet, counted: _Counted) -> Speed:
-    made = min(OUTPUT_TOKENS, max(1, (job.context or OUTPUT_TOKENS) // 4))
+    made = 0 if facts.pools else min(OUTPUT_TOKENS, max(1, (job.context or OUTPUT_TOKENS) // 4))
     found = serving_throughput(
         facts, held.accelerator,
         input_tokens=min(INPUT_TOKENS, (job.context or INPUT_TOKENS + made) - made),
-        output_tokens=made,
+        output_tokens=max(1, made),
         concurrency=job.concurrency, tensor=job.tensor, pipeline=job.pipeline,
         data=job.data, expert=job.expert,
         weight_format=job.precision, kv_dtype="bf16" if job.kv_cache == "auto" else job.kv_cache,
@@ -545,9 +545,8 @@ def _serving_speed(facts: ModelFacts, job: ServingJob, held: AcceleratorSet, cou
         kv_cache_tokens=held.size.kv_cache_tokens or None, max_sequences=held.size.max_num_seqs or None,
         counted=counted(job.precision),
     )  # fmt: skip
-    return Speed(
-        found.output_tokens_s, found.low, found.high, found.ttft_s, found.tpot_s, cautions=found.cautions
-    )
+    each_s = None if facts.pools else found.tpot_s
+    return Speed(found.output_tokens_s, found.low, found.high, found.ttft_s, each_s, cautions=found.cautions)
 
 
 def _training_speed(facts: ModelFacts, job: TrainingJob, held: AcceleratorSet, counted: _Counted) -> Speed:

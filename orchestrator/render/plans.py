@@ -87,9 +87,12 @@ def _served(served: Served, spec: Work) -> Iterator[str]:
     yield f"  memory   {memory_text(served.size)}"
     if served.speed:
         s = served.speed
+        what, when = ("input", f"an answer in {s.ttft_s:.2g} s")
+        if not facts.pools:
+            what, when = "output", f"first token {s.ttft_s:.2g} s, then {s.tpot_s * 1000:.0f} ms each"
         yield (
-            f"  speed    about {s.output_tokens_s:,.0f} output tokens/s ({s.low:,.0f} to {s.high:,.0f}) · "
-            f"first token {s.ttft_s:.2g} s, then {s.tpot_s * 1000:.0f} ms each · bound by {s.bound_by}"
+            f"  speed    about {s.output_tokens_s:,.0f} {what} tokens/s ({s.low:,.0f} to {s.high:,.0f}) · "
+            f"{when} · bound by {s.bound_by}"
         )
         yield from (f"  caution  {caution}" for caution in s.cautions)
 
@@ -355,8 +358,9 @@ def _served_object(served: Served) -> dict[str, object]:
             "data": served.job.data, "expert": served.job.expert,
         },
         "speed": None if speed is None else {
-            "output_tokens_s": speed.output_tokens_s, "low": speed.low, "high": speed.high,
-            "ttft_s": speed.ttft_s, "tpot_s": speed.tpot_s, "bound_by": speed.bound_by,
+            **tokens_object(speed.output_tokens_s, reads=served.facts.pools),
+            "low": speed.low, "high": speed.high, "bound_by": speed.bound_by,
+            "ttft_s": speed.ttft_s, "tpot_s": None if served.facts.pools else speed.tpot_s,
             "cautions": list(speed.cautions),
         },
     }  # fmt: skip
@@ -392,6 +396,11 @@ def _trained_object(trained: Trained) -> dict[str, object]:
     }  # fmt: skip
 
 
+def tokens_object(tokens_s: float | None, *, reads: bool) -> dict[str, object]:
+    """Return a speed as JSON has it: of tokens that come out, else of those that are read."""
+    return {"output_tokens_s": None, "input_tokens_s": tokens_s} if reads else {"output_tokens_s": tokens_s}
+
+
 def memory_object(size: Size) -> dict[str, object]:
     """Return the memory of the fullest device by part, with the tokens its KV cache holds."""
     device = size.device
@@ -417,7 +426,7 @@ def _choice_object(choice: Choice) -> dict[str, object]:
         "nodes": choice.nodes,
         "price_usd_hour": choice.price_usd_hour,
         "usd_per_million_tokens": choice.usd_per_million_tokens,
-        "output_tokens_s": choice.output_tokens_s,
+        **tokens_object(choice.output_tokens_s, reads=choice.reads),
         "chosen": choice.chosen,
     }
 

@@ -133,9 +133,13 @@ def _speed_text(asked: AcceleratorSet) -> str:
     if speed is None:
         return ""
     what = "output tokens/s" if speed.first_token_s is not None else "tokens/s trained"
+    if speed.first_token_s is not None and speed.each_token_s is None:
+        what = "input tokens/s"
     text = f"about {speed.tokens_s:,.0f} {what} ({speed.low:,.0f} to {speed.high:,.0f})"
     if speed.first_token_s is not None and speed.each_token_s is not None:
         text += f" · first token {speed.first_token_s:.2g} s, then {speed.each_token_s * 1000:.0f} ms each"
+    elif speed.first_token_s is not None:
+        text += f" · an answer in {speed.first_token_s:.2g} s"
     return text
 
 

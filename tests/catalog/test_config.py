@@ -339,3 +339,28 @@ def test_vision_tower_is_counted_with_its_projector() -> None:
     vision = models()["Qwen/Qwen2.5-VL-7B-Instruct"].vision
     assert vision is not None
     assert vision.parameters == 8_292_166_656 - 7_615_616_512
+
+
+@pytest.mark.parametrize(
+    ("id", "pools", "bidirectional", "context"),
+    [
+        ("BAAI/bge-base-en-v1.5", True, True, 512),
+        ("intfloat/multilingual-e5-large", True, True, 512),  # 514 positions, the first two of them padding
+        ("nomic-ai/nomic-embed-text-v1.5", True, True, 2048),
+        ("Qwen/Qwen3-Embedding-8B", True, False, 40960),
+        ("Qwen/Qwen3-8B", False, False, 40960),
+        ("openai-community/gpt2", False, False, 1024),
+    ],
+)
+def test_a_model_that_pools_is_told_from_a_generator(
+    id: str, pools: bool, bidirectional: bool, context: int
+) -> None:
+    facts = models()[id]
+    assert (facts.pools, facts.bidirectional, facts.context) == (pools, bidirectional, context)
+
+
+def test_no_generator_of_the_catalog_pools() -> None:
+    named = ("embed", "bge", "e5-")
+    assert {id for id, facts in models().items() if facts.pools} == {
+        id for id in models() if any(part in id.casefold() for part in named)
+    }

@@ -314,3 +314,10 @@ def test_an_unknown_model_says_where_to_put_its_config(cli: Cli, monkeypatch: py
 
     assert result.code == 65
     assert "config.json" in result.err
+
+
+def test_a_model_that_embeds_has_no_figures_of_decoding(cli: Cli) -> None:
+    told = cli("size", "BAAI/bge-base-en-v1.5", "--gpu", "L4").out
+    assert "input tokens/s" in told
+    assert "an answer in" in told
+    assert not [word for word in ("output tokens/s", "KV cache", "first token") if word in told]

@@ -114,7 +114,24 @@ GPT_OSS = ModelFacts(
     quantization="mxfp4",
     quantization_bits=4.25,
 )
-MODELS = (LLAMA_8B, LLAMA_405B, QWEN_AWQ, QWEN_MOE, DEEPSEEK, GEMMA, GPT_OSS)
+BGE_M3 = ModelFacts(
+    "BAAI/bge-m3",
+    "XLMRobertaModel",
+    24,
+    1024,
+    4096,
+    16,
+    16,
+    64,
+    250002,
+    tied=True,
+    context=8192,
+    gated=False,
+    pools=True,
+    bidirectional=True,
+)
+QWEN_EMBEDDING = replace(QWEN_AWQ, id="Qwen/Qwen3-Embedding-8B", quantization=None, pools=True, tied=True)
+MODELS = (LLAMA_8B, LLAMA_405B, QWEN_AWQ, QWEN_MOE, DEEPSEEK, GEMMA, GPT_OSS, BGE_M3, QWEN_EMBEDDING)
 
 T4, A100, L4, H100, B200 = (
     accelerators()[n] for n in ("T4-16GB", "A100-80GB", "L4-24GB", "H100-80GB", "B200-180GB")

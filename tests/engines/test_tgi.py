@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.engines import Adapter, Source, engine
-from tests.engines.jobs import LLAMA_8B, MI300X, QWEN_MOE, T4, job
+from tests.engines.jobs import LLAMA_8B, MI300X, QWEN_EMBEDDING, QWEN_MOE, T4, job
 
 TGI = engine("tgi")
 
@@ -33,6 +33,7 @@ def test_its_end_is_told_with_what_to_use() -> None:
         ({"accelerator": T4}, "needs compute capability 8.0"),
         ({"accelerator": MI300X, "precision": "int8"}, "does not run eetq on MI300X"),
         ({"count": 2, "pipeline": 2}, "tensor parallelism on one node only"),
+        ({"model": QWEN_EMBEDDING}, "tgi only generates, and Qwen/Qwen3-Embedding-8B answers with vectors"),
         ({"model": QWEN_MOE}, "tgi 3.3.5 does not serve Qwen3MoeForCausalLM"),
         ({"adapters": (Adapter("sql", Source("org/sql")),)}, "say name: org/sql"),
     ],

@@ -294,3 +294,25 @@ def test_counts_agree_with_the_weights_of_a_known_architecture(tmp_path: Path) -
     facts = resolve(folder(tmp_path, CONFIG))
     matrices = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)
     assert count_parameters(facts) == 2 * 512 * 64 + matrices + 5 * 64
+
+
+@pytest.mark.parametrize(
+    ("modules", "pools"),
+    [
+        (
+            [
+                {"type": "sentence_transformers.models.Transformer"},
+                {"type": "sentence_transformers.models.Pooling"},
+            ],
+            True,
+        ),
+        ([{"type": "sentence_transformers.models.Transformer"}], False),
+        ({}, False),
+    ],
+)
+def test_sentence_transformers_pool_whatever_their_architecture(
+    tmp_path: Path, modules: object, pools: bool
+) -> None:
+    folder(tmp_path, CONFIG, modules__json=json.dumps(modules).encode())
+    facts = resolve(tmp_path)
+    assert (facts.pools, facts.tied) == (pools, pools)

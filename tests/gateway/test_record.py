@@ -104,7 +104,7 @@ def test_what_apply_writes_down_is_what_the_gateway_needs(tmp_path: Path) -> Non
     assert routes is not None
     service = routes.services["chat"]
     assert service.paths is not None
-    assert {"/v1/chat/completions", "/v1/embeddings"} < service.paths
+    assert {"/v1/chat/completions", "/v1/completions"} < service.paths
     assert "/v1/load_lora_adapter" not in service.paths
     assert dict(service.models) == {
         "Qwen/Qwen2.5-7B-Instruct": "Qwen/Qwen2.5-7B-Instruct", "sql": "sql",

@@ -23,7 +23,7 @@ from orchestrator.planner.parallelism import Degrees, Layout
 from orchestrator.planner.plan import SHOWN, Placed, Sort
 from orchestrator.planner.serve import Question, Served, place_model
 from orchestrator.planner.throughput.work import work
-from orchestrator.spec.models import Model, Traffic
+from orchestrator.spec.models import Model, Service, Traffic
 from orchestrator.units import GB, GIB
 
 ABLE = frozenset(Can)
@@ -537,3 +537,23 @@ def test_where_an_engine_said_no_no_machine_is_advised() -> None:
     error = refused([offer("H100-80GB", 8)], asked)
     assert "no-such-flag" in (error.fix or "")
     assert error.elsewhere == ""
+
+
+def test_a_model_that_embeds_is_planned_by_what_it_reads() -> None:
+    where, served = placed(INDEX, question("BAAI/bge-base-en-v1.5", context=None))
+    best = where.choices[0]
+    assert served.size.device.kv_cache_bytes == 0
+    assert ("--runner", "pooling") in zip(served.launch.command, served.launch.command[1:], strict=False)
+    assert best.reads
+    assert best.output_tokens_s
+    assert best.usd_per_million_tokens
+    whats = {line.what for line in explain(served, Traffic(), best)}
+    assert {"answer", "input"} <= whats
+    assert not {"each token", "first token", "output", "KV cache"} & whats
+
+
+def test_a_user_who_says_pooling_gets_a_plan_of_it() -> None:
+    spec = Service.model_validate(
+        {"type": "service", "name": "x", "model": LLAMA, "args": {"runner": "pooling"}}
+    )
+    assert serve.question_of(spec, facts_of(LLAMA)).facts.pools

@@ -56,7 +56,8 @@ def activation_bytes(
     products = 3 if facts.gated else 2
     forward = batch.tokens * (products * inner + 4 * h) * element
     stream = batch.tokens * h * element
-    sampler = batch.sequences * facts.vocab * profile.sampler_element_bytes + stream
+    entries = facts.hidden if facts.pools else facts.vocab  # a pooler gives a vector of the stream's size
+    sampler = batch.sequences * entries * profile.sampler_element_bytes + stream
     encoder = _encoder_bytes(facts)
     keeps_workspace = profile.moe_workspace and facts.experts and weights not in OWN_WORKSPACE
     return max(forward, sampler, encoder) + (_workspace_bytes(facts, job, batch) if keeps_workspace else 0.0)
@@ -67,6 +68,8 @@ def _eager_bytes(
 ) -> float:
     """Return what an engine without a fixed batch keeps while it reads a prompt."""
     forward = batch.tokens * (3 * inner + 3 * facts.hidden) * element if profile.prefill_activations else 0.0
+    if facts.pools:
+        return forward
     if profile.prompt_logits:
         return max(forward, batch.tokens * facts.vocab * 6)
     return max(forward, batch.sequences * facts.vocab * 4)

@@ -69,6 +69,8 @@ def _weights(facts: ModelFacts, job: ServingJob) -> str:
 
 
 def _activations(facts: ModelFacts, size: Size) -> str:
+    if facts.pools:
+        return f"a pass over {size.max_num_batched_tokens} tokens of {size.max_num_seqs} sequences at most"
     return (
         f"the larger of sampling {size.max_num_seqs} sequences from {facts.vocab} entries and a pass "
         f"over {size.max_num_batched_tokens} tokens"
@@ -81,6 +83,11 @@ def _cache(needs: ServingNeeds, size: Size, memory: DeviceMemory) -> tuple[Step,
     if needs.profile.base == "none":
         return (Step("KV cache", f"{asked}, taken as they come", memory.kv_cache_bytes),)
     share = f"{size.memory_utilization:.0%} of visible memory"
+    if needs.bidirectional:
+        return (
+            Step("margin", f"{size.margin:.0%} of it", round(size.margin * memory.non_kv_bytes)),
+            Step("headroom", "left outside the budget; no KV cache is kept", size.headroom_bytes),
+        )
     return (
         Step("KV cache", f"left of {share}: {size.kv_cache_tokens} tokens admitted", memory.kv_cache_bytes),
         Step("needed", f"{asked}, {format_bytes(round(each))} each", size.wanted_bytes),

@@ -115,6 +115,8 @@ def kv_layout(
     A grouped engine gives every kind pages of one size, so the kind with the smaller tokens
     gets the longer blocks, and the printed count is in those.
     """
+    if facts.bidirectional:
+        return KvLayout(0.0, 0.0, 0.0, 0, 0)
     if facts.compress_ratios:
         return _compressed(facts, pipeline, element_bytes)
     full_each = layer_token_bytes(facts, "full", tensor=tensor, element_bytes=element_bytes)

@@ -49,7 +49,8 @@ class ServingNeeds:
     """What one replica needs on each of its devices, before any device is named.
 
     Each setting holds the memory beside the KV cache, and the KV cache that the asked requests
-    want at the asked ``context``.
+    want at the asked ``context``. ``entries`` are those of the vector that a sequence ends in: its logits,
+    or what a model that pools makes of it. Of ``bidirectional`` ones no cache is kept.
     """
 
     job: ServingJob
@@ -57,7 +58,8 @@ class ServingNeeds:
     layout: KvLayout
     settings: tuple[_Setting, ...]
     context: int
-    vocab: int
+    entries: int
+    bidirectional: bool = False
 
     def on(self, device: Accelerator) -> Size:
         """Return the memory on ``device`` and whether it fits there.
@@ -96,7 +98,7 @@ class ServingNeeds:
     @property
     def reads_in_chunks(self) -> bool:
         """Whether the engine's activations leave the length of a prompt aside."""
-        return self.profile.base != "none" and not self.profile.whole_prompt
+        return self.profile.base != "none" and not self.profile.whole_prompt and not self.bidirectional
 
     def least_visible_bytes(self) -> int | None:
         """Return the least device memory that fits, to a MiB; None where none does."""
@@ -142,7 +144,7 @@ class ServingNeeds:
         pool, outside = _pool(memory, self.profile, share, visible)
         pool = float(memory.kv_cache_bytes) or pool
         graphs = memory.graphs_bytes if self.profile.graphs != "none" else 0
-        held = max(0, round(pool))
+        held = 0 if self.bidirectional else max(0, round(pool))
         peak = memory.non_kv_bytes + graphs + held
         return self._answer(
             replace(memory, kv_cache_bytes=held, peak_bytes=peak, visible_bytes=visible),
@@ -186,6 +188,8 @@ class ServingNeeds:
 
     def _longest(self, setting: _Setting, pool: float) -> int:
         """Return the longest request alone; windows apart, no longer than an engine said it admits."""
+        if self.bidirectional:
+            return self.context
         longest = _reading(self.layout, setting.batch).longest_request(pool, block=self.profile.block_tokens)
         told = self.job.measured.kv_cache_tokens
         return longest if told is None or self.layout.window_bytes else min(longest, told)
@@ -244,7 +248,8 @@ def serving_needs(facts: ModelFacts, job: ServingJob) -> ServingNeeds:
             for t in tiers
         ),
         context=context,
-        vocab=facts.vocab,
+        entries=facts.hidden if facts.pools else facts.vocab,
+        bidirectional=facts.bidirectional,
     )
 
 
@@ -295,6 +300,8 @@ def _setting(
         tokens = job.max_num_batched_tokens
     elif profile.base == "none":
         tokens = context
+    elif facts.bidirectional:
+        tokens = max(context, tier.max_num_batched_tokens)
     elif profile.whole_prompt:
         tokens = 512 if context > WHOLE_PROMPT_LIMIT else max(context, tier.max_num_batched_tokens)
     else:
@@ -388,7 +395,7 @@ def _verdict(
     slack = CONTEXT_BYTES
     if profile.base == "total":
         # the sampler's warm-up has its logits outside the budget
-        slack = SLACK_BYTES_PER_TOKEN * batch.tokens + 4 * batch.sequences * needs.vocab
+        slack = SLACK_BYTES_PER_TOKEN * batch.tokens + 4 * batch.sequences * needs.entries
     if outside < slack:
         return "too little left outside the engine's budget", slack - outside
     return "", 0.0

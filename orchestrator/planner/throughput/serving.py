@@ -39,7 +39,9 @@ class Throughput:
 
     ``low`` and ``high`` bound ``output_tokens_s`` in four of five unseen cases. ``ttft_s`` is a
     request's mean wait for its first token, with its queueing for a free place; ``tpot_s`` the
-    mean time between its tokens, 0 where there is one only. ``sequences`` run at once: fewer than
+    mean time between its tokens, 0 where there is one only. Of a model that pools, ``output_tokens_s``
+    and its bounds count the tokens that are read, as none comes out, and ``ttft_s`` is the wait for the
+    answer. ``sequences`` run at once: fewer than
     asked for where the KV cache is full. ``measured`` names the source of the row that the
     figures were brought to,
     ``cautions`` say in a phrase each why the figures deserve less trust than their range.
@@ -100,6 +102,11 @@ class _Replica:
     def context(self) -> float:
         """Return the mean tokens of a sequence in decode."""
         return self.input_tokens + self.output_tokens / 2
+
+    @property
+    def counted_tokens(self) -> float:
+        """Return the tokens of a request that a speed counts: those that come out, else those that go in."""
+        return max(self.input_tokens, 1.0) if self.facts.pools else self.output_tokens
 
     def cache_bytes(self) -> float:
         """Return what a sequence of mean length keeps in the KV cache on one tensor-parallel rank."""
@@ -170,7 +177,7 @@ def serving_throughput(
         facts: The model.
         accelerator: Every device of the replica.
         input_tokens: Mean prompt length.
-        output_tokens: Mean answer length.
+        output_tokens: Mean answer length; a model that pools has none, whatever is said.
         concurrency: Requests in the replica at any time; None keeps it as full as it gets.
         tensor: Ranks that share every layer, taken to be within one machine or NVLink domain.
         pipeline: Stages that share the layers.
@@ -204,6 +211,7 @@ def serving_throughput(
         raise ValueError("a request has a prompt of 0 tokens or more and an answer of at least 1")
     if kv_dtype not in KV_ELEMENT_BYTES:
         raise ValueError(f"unknown KV cache format {kv_dtype!r}; known are {', '.join(KV_ELEMENT_BYTES)}")
+    output_tokens = 1 if facts.pools else output_tokens
     speed = engine_speed(engine, engine_version, factors)
     large = _is_large(accelerator)
     replica = _Replica(
@@ -235,7 +243,8 @@ def serving_throughput(
     )
     if row is None:
         return formula
-    there = replace(replica, input_tokens=row.input_tokens, output_tokens=row.output_tokens)
+    made = 1 if facts.pools else row.output_tokens
+    there = replace(replica, input_tokens=row.input_tokens, output_tokens=made)
     expected = _at_load(there, row.concurrency, kv_cache_tokens, burst).output_tokens_s
     return _brought_to(formula, row, row.output_tokens_s / expected, factors)
 
@@ -274,6 +283,7 @@ def serving_ceiling(
     >>> speed.output_tokens_s < most.output_tokens_s, most.tpot_s < speed.tpot_s
     (True, True)
     """
+    output_tokens = 1 if facts.pools else output_tokens
     replica = _Replica(
         facts=facts,
         model=counted,
@@ -296,7 +306,9 @@ def serving_ceiling(
     flying = 1 + (pipeline - 1) * factors.pipeline
     prompt_s = _products_s(replica, max(input_tokens, 1.0)) / flying
     took = (prompt_s + step_s * later / max(concurrency / data, 1.0)) / speed.rate + speed.request_s
-    return Ceiling(data * output_tokens / took, speed.request_s, step_s / speed.rate if later else 0.0)
+    return Ceiling(
+        data * replica.counted_tokens / took, speed.request_s, step_s / speed.rate if later else 0.0
+    )
 
 
 def engine_speed(name: str, version: str | None = None, factors: ServingFactors = SERVING) -> EngineSpeed:
@@ -336,11 +348,11 @@ def _at_load(
     requests_s = replica.data / took
     prompts = max(replica.input_tokens / replica.chunk_tokens, 1.0)
     first = chunk.seconds * prompts / slowed + engine.request_s
-    output = requests_s * replica.output_tokens
+    output = requests_s * replica.counted_tokens
     spread = _spread(replica)
     return Throughput(
         output_tokens_s=output,
-        total_tokens_s=output + requests_s * replica.input_tokens,
+        total_tokens_s=output if replica.facts.pools else output + requests_s * replica.input_tokens,
         ttft_s=first + max(asked - sequences, 0.0) * took,
         tpot_s=max((sequences * took - first) / later, step.seconds / slowed) if later else 0.0,
         low=output / spread,
@@ -397,6 +409,8 @@ def _brought_to(formula: Throughput, row: Measured, ratio: float, factors: Servi
 
 def _places(replica: _Replica, kv_cache_tokens: float | None) -> float:
     """Return how many sequences of mean length the KV cache of one data-parallel rank holds."""
+    if replica.facts.bidirectional:
+        return float(replica.max_sequences)
     if kv_cache_tokens is not None:
         return max(kv_cache_tokens / replica.data / max(replica.context, 1.0), 1.0)
     model, shared = replica.model, replica.rank_devices
@@ -421,9 +435,10 @@ def _decode(replica: _Replica, sequences: float) -> _Pass:
 
 
 def _prefill(replica: _Replica, sequences: float) -> _Pass:
-    """Return a pass over a chunk of prompts; a prompt's mean token sees half of it."""
+    """Return a pass over a chunk of prompts; a prompt's mean token sees half of it, or all."""
     tokens = _chunk(replica, sequences)
-    attention = tokens * replica.model.attention_flops(replica.input_tokens / 2)
+    seen = replica.input_tokens if replica.facts.bidirectional else replica.input_tokens / 2
+    attention = tokens * replica.model.attention_flops(seen)
     return _pass(
         replica, tokens=tokens, sequences=0.0, cache=0.0, attention=attention, context=replica.input_tokens
     )

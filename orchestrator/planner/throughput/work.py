@@ -60,13 +60,14 @@ def work(facts: ModelFacts, weight_format: str = "bf16") -> Work:
     """
     parts = parameters(facts)
     sized = weight_bytes(facts, weight_format)
-    looked_up = parts.vision if facts.tied else parts.vision + parts.embedding
+    has_head = facts.tied and not facts.pools  # the embedding, multiplied as a head too
+    looked_up = parts.vision if has_head else parts.vision + parts.embedding
     # A total that someone counted stands; what the shapes miss of it is taken for dense.
     total = facts.parameters or parts.total
-    unread = sized.vision if facts.tied else sized.vision + sized.embedding
+    unread = sized.vision if has_head else sized.vision + sized.embedding
     kinds = facts.kinds()
     return Work(
-        dense=max(total - parts.experts - looked_up, parts.embedding),
+        dense=max(total - parts.experts - looked_up, 0 if facts.pools else parts.embedding),
         experts=parts.experts,
         expert_share=facts.experts_per_token / facts.experts if facts.experts else 0.0,
         dense_bytes=max(sized.total - sized.experts - unread, 0.0),

@@ -309,3 +309,24 @@ def test_an_engine_that_reads_prompts_whole_is_sized_again() -> None:
     assert not needs.reads_in_chunks
     with pytest.raises(ValueError, match="size it again"):
         needs.with_context(8192)
+
+
+ENCODER = ModelFacts(
+    "bge-m3", "XLMRobertaModel", 24, 1024, 4096, 16, 16, 64, 250002,
+    tied=True, gated=False, context=8192, pools=True, bidirectional=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_an_encoder_keeps_no_cache_and_reads_a_prompt_whole(engine: str) -> None:
+    size = size_serving(ENCODER, L4, ServingJob(engine=engine, concurrency=64))
+    assert size.fits
+    assert (size.device.kv_cache_bytes, size.kv_cache_tokens, size.wanted_bytes) == (0, 0, 0)
+    assert size.max_num_batched_tokens >= size.longest_request_tokens == 8192
+
+
+def test_what_pools_samples_from_no_vocabulary() -> None:
+    job = ServingJob(context=8192)
+    plain, pooled = (size_serving(replace(LLAMA_8B, pools=pools), H100, job) for pools in (False, True))
+    assert pooled.device.activations_bytes < plain.device.activations_bytes
+    assert pooled.kv_cache_tokens > plain.kv_cache_tokens  # a decoder's cache is there all the same

@@ -252,3 +252,17 @@ def test_an_accelerator_without_bandwidth_is_refused_by_name() -> None:
 
 def test_an_accelerator_without_peaks_is_still_estimated() -> None:
     assert speed(device=replace(CARD, tflops={})).output_tokens_s > 0
+
+
+def test_what_pools_is_counted_by_what_it_reads() -> None:
+    pools = replace(SMALL, pools=True, tied=True)
+    found = speed(pools, output_tokens=300)
+    assert found == speed(pools, output_tokens=1)
+    assert found.tpot_s == 0
+    assert found.output_tokens_s == found.total_tokens_s
+    assert found.output_tokens_s > 10 * speed(SMALL).output_tokens_s
+
+
+def test_an_encoder_is_full_by_its_engine_alone() -> None:
+    encoder = replace(SMALL, pools=True, tied=True, bidirectional=True)
+    assert speed(encoder, kv_cache_tokens=0).sequences == CHAT["concurrency"]
