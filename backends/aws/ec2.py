@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +16,7 @@ from backends.aws.refusals import GONE, explained, translated
 from backends.aws.shapes import growth_of, is_block, offers_of, reserved_offer, shape_of
 from backends.vm.cooling import where_of
 from backends.vm.disks import Disk
-from backends.vm.options import cache_name
+from backends.vm.kept import cache_name, kept
 from backends.vm.port import DEPLOYMENT, GANG, KEY, Belonging, KeySpent, Order, Vm
 from orchestrator.backend import LABEL, Check, Offer, Rent
 from orchestrator.errors import BackendError, Busy, NoCapacity, Rejected
@@ -134,20 +132,8 @@ class Ec2:
             found = _pages(ec2, "describe_capacity_reservations", "CapacityReservations", Filters=active)
             return [one for one in found if one["CapacityReservationId"] in wanted]
 
-    def _kept(self, name: str, lasts_s: int, ask: Any) -> Any:
-        """Return an answer that was kept at most ``lasts_s``, else ask and keep it."""
-        path = self._cache / cache_name(name, *sorted(self._settings.types))
-        try:
-            if time.time() - path.stat().st_mtime < lasts_s:
-                return json.loads(path.read_text())
-        except (OSError, ValueError):
-            pass
-        found = ask()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{time.time_ns()}")
-        draft.write_text(json.dumps(found))
-        draft.replace(path)
-        return found
+    def _kept(self, name: str, lasts_s: int, ask: Callable[[], Any]) -> Any:
+        return kept(self._cache / cache_name(name, *sorted(self._settings.types)), lasts_s, ask)
 
     def _types(self, region: str) -> list[tuple[dict[str, Any], list[str]]]:
         wanted = [{"Name": "instance-type", "Values": list(self._settings.types)}]

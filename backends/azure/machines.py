@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from backends.azure.refusals import FIXES, failed, read
 from backends.azure.shapes import azure_tags, offers_of, shapes_of, vm_of
 from backends.azure.signing import Signing
 from backends.vm.cooling import where_of
-from backends.vm.options import cache_name
+from backends.vm.kept import cache_name, kept
 from backends.vm.port import KeySpent, Order, Vm
 from backends.vm.rest import Gone, Rest, Taken
 from orchestrator.backend import Check, Growth, Offer
@@ -111,20 +110,14 @@ class VirtualMachines:
     def _shapes(self, region: str) -> list[dict[str, Any]]:
         settings = self._settings
         path = self._cache / cache_name(f"{settings.subscription}-{region}", *settings.types)
-        try:
-            if time.time() - path.stat().st_mtime < SHAPES_S:
-                kept: list[dict[str, Any]] = json.loads(path.read_text())
-                return kept
-        except (OSError, ValueError):
-            pass
+        found: list[dict[str, Any]] = kept(path, SHAPES_S, lambda: self._ask_shapes(region))
+        return found
+
+    def _ask_shapes(self, region: str) -> list[dict[str, Any]]:
         url = f"/subscriptions/{self._subscription()}/providers/Microsoft.Compute/skus"
         listed = self._pages(url, where=region, **{"api-version": SKUS, "$filter": f"location eq '{region}'"})
-        found = sorted(shapes_of(list(listed), settings.types), key=lambda shape: shape["instance_type"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{time.time_ns()}")
-        draft.write_text(json.dumps(found))
-        draft.replace(path)
-        return found
+        found = shapes_of(list(listed), self._settings.types)
+        return sorted(found, key=lambda shape: shape["instance_type"])
 
     def _pages(self, path: str, *, where: str, **query: str) -> Iterator[Mapping[str, Any]]:
         while path:

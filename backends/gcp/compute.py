@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 import uuid
@@ -26,8 +25,8 @@ from backends.gcp.shapes import (
 )
 from backends.gcp.signing import Signing
 from backends.vm.cooling import where_of
+from backends.vm.kept import cache_name, kept
 from backends.vm.labels import labels_of
-from backends.vm.options import cache_name
 from backends.vm.port import Belonging, KeySpent, Order, Vm
 from backends.vm.rest import Gone, Rest, Taken
 from orchestrator.backend import Check, Growth, Offer
@@ -132,18 +131,11 @@ class Compute:
         """Return zones and the shapes they have, as they were read at most a day ago."""
         settings = self._settings
         path = self._cache / cache_name("types", self._project(), *settings.regions, pattern(settings.types))
-        try:
-            if time.time() - path.stat().st_mtime < SHAPES_S:
-                kept: list[tuple[str, dict[str, Any]]] = [(z, s) for z, s in json.loads(path.read_text())]
-                return kept
-        except (OSError, ValueError):
-            pass
-        found = sorted(self._ask_types(), key=lambda each: (each[0], each[1]["instance_type"]))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{time.time_ns()}")
-        draft.write_text(json.dumps(found))
-        draft.replace(path)
-        return found
+
+        def ask() -> list[tuple[str, dict[str, Any]]]:
+            return sorted(self._ask_types(), key=lambda each: (each[0], each[1]["instance_type"]))
+
+        return [(zone, shape) for zone, shape in kept(path, SHAPES_S, ask)]
 
     def _ask_types(self) -> Iterator[tuple[str, dict[str, Any]]]:
         settings = self._settings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 import threading
 import time
@@ -27,6 +26,7 @@ from backends.gcp.slices import (
     vms_of,
 )
 from backends.vm.cooling import where_of
+from backends.vm.kept import cache_name, kept
 from backends.vm.labels import labels_of
 from backends.vm.port import DEPLOYMENT, LAUNCH, NAMESPACE, Belonging, Order, Provider, Vm
 from backends.vm.rest import Gone, Meaning, Refusal, Rest, Taken, by_status
@@ -158,17 +158,9 @@ class Tpu:
 
     def _kinds(self) -> list[tuple[str, str]]:
         settings = self._settings
-        words = " ".join((self._project, *settings.regions, *settings.generations))
-        path = self._cache / f"tpus-{hashlib.sha256(words.encode()).hexdigest()[:32]}.json"
-        with contextlib.suppress(OSError, ValueError):
-            if time.time() - path.stat().st_mtime < SHAPES_S:
-                return [(zone, kind) for zone, kind in json.loads(path.read_text())]
-        found = sorted(self._ask_kinds())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{time.time_ns()}")
-        draft.write_text(json.dumps(found))
-        draft.replace(path)
-        return found
+        path = self._cache / cache_name("tpus", self._project, *settings.regions, *settings.generations)
+        found = kept(path, SHAPES_S, lambda: sorted(self._ask_kinds()))
+        return [(zone, kind) for zone, kind in found]
 
     def _ask_kinds(self) -> Iterator[tuple[str, str]]:
         for location in self._pages(f"/{self._project}/locations", "locations"):

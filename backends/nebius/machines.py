@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import uuid
@@ -17,6 +16,7 @@ from backends.nebius.messages import BILLING, CAPACITY, COMMON, COMPUTE, IAM, VP
 from backends.nebius.refusals import read
 from backends.nebius.shapes import free_of, offers_of, price_name, shapes_of, vm_of
 from backends.vm.cooling import where_of
+from backends.vm.kept import cache_name, kept
 from backends.vm.labels import labels_of
 from backends.vm.port import KeySpent, Order, Vm
 from backends.vm.rest import Gone, Taken
@@ -127,14 +127,15 @@ class NebiusMachines:
     def _kept(self, project: Project) -> Mapping[str, Any]:
         """Return shapes and prices of a project's region, as they were read at most a day ago."""
         settings = self._settings
-        wanted = f"{project.id} {settings.disk_bytes} {settings.image_family} {MORE_GIB}"
-        path = self._cache / f"region-{uuid.uuid5(uuid.NAMESPACE_URL, wanted).hex}.json"
-        try:
-            if time.time() - path.stat().st_mtime < KEPT_S:
-                known: Mapping[str, Any] = json.loads(path.read_text())
-                return known
-        except (OSError, ValueError):
-            pass
+        words = (project.id, str(settings.disk_bytes), settings.image_family, str(MORE_GIB))
+        path = self._cache / cache_name("region", *words)
+        found: Mapping[str, Any] = kept(
+            path, KEPT_S, lambda: self._ask(project),
+            holds=lambda answer: bool(answer["prices"]),  # who was not answered asks again, and not tomorrow
+        )  # fmt: skip
+        return found
+
+    def _ask(self, project: Project) -> Mapping[str, Any]:
         request = message(COMPUTE + "ListPlatformsRequest")(parent_id=project.id, page_size=PAGE)
         platforms = self._calls.pages(
             PLATFORMS, request, COMPUTE + "ListPlatformsResponse", where=project.region
@@ -143,13 +144,7 @@ class NebiusMachines:
             (shape for each in platforms for shape in shapes_of(each)), key=lambda each: each["instance_type"]
         )
         prices, more = self._prices(project, shapes)
-        kept = {"shapes": shapes, "prices": prices, "disk_usd_gib_hour": more}
-        if kept["prices"]:  # whoever could not be asked is asked again, and not tomorrow
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_suffix(f".{time.time_ns()}")
-            draft.write_text(json.dumps(kept))
-            draft.replace(path)
-        return kept
+        return {"shapes": shapes, "prices": prices, "disk_usd_gib_hour": more}
 
     def _prices(
         self, project: Project, shapes: Sequence[Mapping[str, Any]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from ipaddress import ip_network
@@ -67,17 +66,6 @@ def cache_folder(name: str) -> Path:
     import platformdirs
 
     return platformdirs.user_cache_path("modelyard") / "vm" / quote(name, safe="")
-
-
-def cache_name(*words: str) -> str:
-    """Return the name of a file for an answer to a question of any length: names have 255 bytes at most.
-
-    >>> cache_name("us-east-1-shapes", "g*", "p*") == cache_name("us-east-1-shapes", "g*", "p*")
-    True
-    >>> len(cache_name("us-east-1-spot", *["m7i.48xlarge"] * 99)) < 255
-    True
-    """
-    return f"{words[0]}-{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:32]}.json"
 
 
 def secret(backend: str, *, variable: str, file: str | None, page: str) -> str:
