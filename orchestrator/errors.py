@@ -22,6 +22,7 @@
         ├── NoCapacity        75  it has no room now                         (temporary)
         ├── Quota             75  a limit of the account; a person must act
         ├── AuthFailed        77  credentials missing or refused
+        ├── Misconfigured     78  what the configuration says of it is wrong; a ConfigError too
         └── Rejected           1  it will never take this launch
 
 Whether a retry can help is the type's to say: ``Temporary`` or not. Exit codes follow
@@ -302,6 +303,10 @@ class AuthFailed(BackendError):
     """Credentials are missing, expired or refused."""
 
     exit_code = 77
+
+
+class Misconfigured(ConfigError, BackendError):
+    """What the configuration says of one place is wrong; the others are as they were."""
 
 
 class Rejected(BackendError):

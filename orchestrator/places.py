@@ -10,10 +10,16 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
-from orchestrator.backend import Backend, HeldMachine, Holder
-from orchestrator.errors import ConfigError, NotFound, Position, Problem, Problems, SpecError
+from orchestrator.backend import (
+    Backend,
+    Can,
+    Check,
+    HeldMachine,
+    Holder,
+)
+from orchestrator.errors import ConfigError, Misconfigured, NotFound, Position, Problem, Problems, SpecError
 from orchestrator.planner.mirrors import Mirrors
 from orchestrator.spec.models import Fleet
 from orchestrator.spec.source import decode, parse
@@ -264,6 +270,34 @@ class Recorded:
     held: Mapping[str, Held] = field(default_factory=dict)
 
 
+class Unusable:
+    """Stands for a place that could not be built: asked for anything of the port, it says why.
+
+    Args:
+        name: The place's name.
+        error: What its configuration says wrong.
+    """
+
+    can: frozenset[Can] = frozenset()
+
+    def __init__(self, name: str, error: ConfigError) -> None:
+        self.name = name
+        self._error = error
+
+    def check(self) -> Sequence[Check]:
+        """Say what is wrong, and what to do about it."""
+        return [Check.failed("is configured", self._error, fix="correct it in the configuration")]
+
+    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
+        if name not in vars(Backend):  # of what only some backends have it has nothing
+            raise AttributeError(name)
+        return self._refuse
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        error = self._error
+        raise Misconfigured(error.what, backend=self.name, where=error.where, fix=error.fix) from error
+
+
 class Places(Mapping[str, Backend]):
     """Every configured place and every fleet by name, built when first asked for.
 
@@ -312,8 +346,16 @@ class Places(Mapping[str, Backend]):
                 raise UnknownPlace(f"no place {name!r} is configured any more", fix=fix)
             place = self._places[name]
             if name not in self._open:
-                self._open[name] = place, self._fleet(place) if place.held is not None else build(place)
+                self._open[name] = place, self._built(place)
             return self._open[name][1]
+
+    def _built(self, place: Place) -> Backend:
+        if place.held is not None:
+            return self._fleet(place)
+        try:
+            return build(place)
+        except ConfigError as error:
+            return cast(Backend, Unusable(place.name, error))  # one of many: the others are as they were
 
     def fleet(self, name: str) -> Place | None:
         """Return a fleet as the record has it; None for what is configured, or is not there."""

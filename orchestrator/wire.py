@@ -94,11 +94,15 @@ class Kept(_Body):
 
 
 class OfferPage(_Body):
-    """What can be had, and the places that did not answer; ``denied`` are those that let us see nothing."""
+    """What can be had, and the places that did not answer.
+
+    ``denied`` are those that let us see nothing, ``wrong`` those that are not configured right.
+    """
 
     offers: list[Offer]
     silent: dict[str, str]
     denied: list[str] = []
+    wrong: list[str] = []
 
 
 class SentFile(_Body):
@@ -160,9 +164,11 @@ class SecretValue(_Body):
 
 
 class Orphans(_Body):
-    """Instances that nobody owns."""
+    """Instances that nobody owns, and the places that could not be looked at."""
 
     items: list[Orphan]
+    silent: dict[str, str] = {}
+    exit_code: int = 0
 
 
 class CordonRequest(_Body):
@@ -173,9 +179,11 @@ class CordonRequest(_Body):
 
 
 class Strays(_Body):
-    """Machines that are paid for and serve no run."""
+    """Machines that are paid for and serve no run, and the places that could not be looked at."""
 
     items: list[Stray]
+    silent: dict[str, str] = {}
+    exit_code: int = 0
 
 
 class ProjectBody(_Body):
@@ -321,6 +329,7 @@ STATUS: Mapping[type[ModelyardError], int] = {
     errors.NoCapacity: 409,
     errors.Quota: 409,
     errors.AuthFailed: 502,
+    errors.Misconfigured: 409,
     errors.Rejected: 422,
 }
 """The HTTP status of each error: 4xx is for whoever asks to put right, 5xx is the server's side."""

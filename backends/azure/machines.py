@@ -20,7 +20,7 @@ from backends.vm.kept import cache_name, kept
 from backends.vm.port import KeySpent, Order, Vm
 from backends.vm.rest import Gone, Rest, Taken
 from orchestrator.backend import Check, Growth, Offer
-from orchestrator.errors import BackendError, Busy, ConfigError, Rejected
+from orchestrator.errors import BackendError, Busy, Misconfigured, Rejected
 from orchestrator.units import GIB
 
 COMPUTE, NETWORK, SKUS, TAGS = "2024-07-01", "2024-05-01", "2021-07-01", "2021-04-01"
@@ -338,15 +338,16 @@ class VirtualMachines:
                 self._api.get(self._group(), where=self._settings.group, **{"api-version": TAGS})
                 usages = list(self._pages(f"{path}/usages", where=region, **{"api-version": COMPUTE}))
                 found.append(_quotas(region, usages))
-            except (BackendError, ConfigError) as error:
+            except BackendError as error:
                 found.append(Check.failed(f"{region}: answers", error))
         return found
 
     def _subscription(self) -> str:
         if not self._settings.subscription:
-            raise ConfigError(
-                f"backend {self._backend!r}: subscription is missing", fix="see: az account show --query id"
-            )
+            raise Misconfigured(
+                f"backend {self._backend!r}: subscription is missing", backend=self._backend,
+                fix="see: az account show --query id",
+            )  # fmt: skip
         return self._settings.subscription
 
     def _group(self) -> str:

@@ -30,7 +30,7 @@ from backends.vm.labels import labels_of
 from backends.vm.port import Belonging, KeySpent, Order, Vm
 from backends.vm.rest import Gone, Rest, Taken
 from orchestrator.backend import Check, Growth, Offer
-from orchestrator.errors import BackendError, Busy, ConfigError, Rejected
+from orchestrator.errors import BackendError, Busy, Misconfigured, Rejected
 from orchestrator.units import GIB
 
 SHAPES_S = 86_400
@@ -343,7 +343,7 @@ class Compute:
             try:
                 told = self._api.get(f"/{self._project()}/regions/{region}", where=region)
                 found.append(_quotas(region, told.get("quotas") or ()))
-            except (BackendError, ConfigError) as error:
+            except BackendError as error:
                 found.append(Check.failed(f"{region}: answers", error))
         return found
 
@@ -351,14 +351,14 @@ class Compute:
         """Return the project.
 
         Raises:
-            ConfigError: neither the configuration nor the credentials name one.
+            Misconfigured: neither the configuration nor the credentials name one.
         """
         project = self._settings.project or self._signing.project()
         if not project:
-            raise ConfigError(
-                f"backend {self._backend!r}: the credentials name no project",
+            raise Misconfigured(
+                f"backend {self._backend!r}: the credentials name no project", backend=self._backend,
                 fix="give project in the configuration",
-            )
+            )  # fmt: skip
         return project
 
 

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 from backends.kubernetes.names import MANAGER
 from backends.kubernetes.refusals import Refused, explained
-from orchestrator.errors import AuthFailed, BackendError, ConfigError, Unreachable
+from orchestrator.errors import AuthFailed, BackendError, Misconfigured, Unreachable
 
 Json = dict[str, Any]
 
@@ -288,13 +288,14 @@ class Cluster:
         except urllib3.exceptions.HTTPError as error:  # a proxy that is none
             raise self._misconfigured(error) from error
 
-    def _misconfigured(self, error: Exception) -> ConfigError:
+    def _misconfigured(self, error: Exception) -> Misconfigured:
         where = self._file() or "the pod's service account"
         is_other = isinstance(error, AttributeError | KeyError | TypeError)  # whose words are Python's own
         what = "is no kubeconfig" if is_other else " ".join(str(error).split())
-        return ConfigError(
-            f"backend {self.backend!r}: {where}: {what}", fix="check kubeconfig and context of this backend"
-        )
+        return self._wrong(f"{where}: {what}")
+
+    def _wrong(self, what: str, fix: str = "check kubeconfig and context of this backend") -> Misconfigured:
+        return Misconfigured(f"backend {self.backend!r}: {what}", backend=self.backend, fix=fix)
 
     def _configure(self) -> Any:
         # 0.3 CPU-seconds of models that are not used: imported when a cluster is asked
@@ -309,9 +310,7 @@ class Cluster:
             with _heard() as words:
                 self._load(config, path, configuration)
         except ConfigException as error:
-            raise ConfigError(
-                f"backend {self.backend!r}: {error}", fix="check kubeconfig and context of this backend"
-            ) from error
+            raise self._wrong(str(error)) from error
         except (AttributeError, KeyError, TypeError, ValueError, YAMLError) as error:
             # the client reads a file as if it were a kubeconfig, whatever it holds
             raise self._misconfigured(error) from error
@@ -345,9 +344,8 @@ class Cluster:
             return str(own)
         elif "KUBERNETES_SERVICE_HOST" in os.environ:
             return None
-        raise ConfigError(
-            f"backend {self.backend!r}: no kubeconfig at {named or '~/.kube/config'}",
-            fix="set kubeconfig for this backend, or KUBECONFIG",
+        raise self._wrong(
+            f"no kubeconfig at {named or '~/.kube/config'}", "set kubeconfig for this backend, or KUBECONFIG"
         )
 
 

@@ -21,7 +21,7 @@ from backends.vm.labels import labels_of
 from backends.vm.port import KeySpent, Order, Vm
 from backends.vm.rest import Gone, Taken
 from orchestrator.backend import Check, Growth, Offer, Rent
-from orchestrator.errors import BackendError, Busy, ConfigError, Rejected
+from orchestrator.errors import BackendError, Busy, Misconfigured, Rejected
 from orchestrator.units import GIB
 
 KEPT_S = 86_400
@@ -334,13 +334,13 @@ class NebiusMachines:
         """Return the ids of the projects.
 
         Raises:
-            ConfigError: there are none.
+            Misconfigured: there are none.
         """
         if not self._settings.projects:
-            raise ConfigError(
-                f"backend {self._backend!r}: projects: there are none",
+            raise Misconfigured(
+                f"backend {self._backend!r}: projects: there are none", backend=self._backend,
                 fix="give the id of one project for each region: nebius iam project list",
-            )
+            )  # fmt: skip
         return self._settings.projects
 
     def _project(self, name: str) -> Project:
@@ -391,7 +391,7 @@ class NebiusMachines:
                 project = self._project(name)
                 kinds = self._kept(project)["shapes"]
                 subnet = self._subnet(project)
-            except (BackendError, ConfigError) as error:
+            except BackendError as error:
                 found.append(Check.failed(f"{name}: answers", error))
             else:
                 told = f"{project.region}: {len(kinds)} kinds of machine, subnet {subnet}"

@@ -15,6 +15,7 @@ from orchestrator.api.protocol import (
     Rehearsal,
     RunView,
     Stray,
+    Unowned,
 )
 from orchestrator.api.runs import spec_of_run
 
@@ -30,6 +31,7 @@ __all__ = [
     "Rehearsal",
     "RunView",
     "Stray",
+    "Unowned",
     "has_arrived",
     "has_missed",
     "has_reached",

@@ -9,11 +9,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from orchestrator.api.protocol import FleetView, Orphan, Stray
+from orchestrator.api.opened import why_silent
+from orchestrator.api.protocol import FleetView, Item, Orphan, Stray, Unowned
 from orchestrator.api.runs import Runs
 from orchestrator.apply import require_unused
 from orchestrator.backend import Backend, Check, Host, HostKeeper, Leave, Machine, Phase, Renter, Volume
-from orchestrator.errors import BackendError, ModelyardError, NotFound, Unreachable, UsageError
+from orchestrator.errors import BackendError, Misconfigured, ModelyardError, NotFound, Unreachable, UsageError
 from orchestrator.reconcile import Job, Run, Wanted
 from orchestrator.spec.interpolation import is_secret_name
 from orchestrator.store.values import Cordon
@@ -55,13 +56,25 @@ class Holdings(Runs):
         found.append(("config", Check("is read", True, where)))
         return found + self.check()
 
-    def orphans(self) -> list[Orphan]:
+    def orphans(self) -> Unowned[Orphan]:
         """Return instances that carry our labels and belong to no run on record."""
         known = {run.name for run in self.store.runs()}
         found: list[Orphan] = []
-        for name, backend in self._answering():
-            found += [Orphan(name, i) for i in backend.instances() if i.run not in known]
-        return found
+        silent: dict[str, BackendError] = {}
+        for name, backend in self.places.items():
+            try:
+                found += [Orphan(name, i) for i in backend.instances() if i.run not in known]
+            except BackendError as error:
+                if self.places.is_required(name) or not isinstance(error, Unreachable):
+                    silent[name] = error
+        return self._unowned(found, silent)
+
+    def _unowned(self, found: Sequence[Item], silent: Mapping[str, BackendError]) -> Unowned[Item]:
+        codes = {error.exit_code for error in silent.values()}
+        code = BackendError.exit_code if len(codes) > 1 else next(iter(codes), 0)
+        if code == Misconfigured.exit_code and len(silent) < len(self.places):
+            code = BackendError.exit_code  # one of many: the configuration did for the others
+        return Unowned(tuple(found), {name: why_silent(name, e) for name, e in silent.items()}, code)
 
     def _answering(self) -> Iterator[tuple[str, Backend]]:
         for name, backend in self.places.items():
@@ -81,20 +94,28 @@ class Holdings(Runs):
                 backend.stop(orphan.instance.name, grace_s=10.0)
             backend.remove(orphan.instance.name)
 
-    def strays(self) -> list[Stray]:
+    def strays(self) -> Unowned[Stray]:
         """Return machines that are paid for and serve no run on record, ordered by place and id."""
         renters = {name: place for name, place in self.places.items() if isinstance(place, Renter)}
         if not renters:
-            return []
+            return Unowned(())
         runs = {run.name: run for run in self.store.runs()}
         jobs = {job.name: job for job in self.store.jobs()}
         now = self._clock()
-        return [
-            Stray(name, machine, why)
-            for name, renter in renters.items()
-            for machine in renter.machines()
-            if (why := why_stray(machine, runs.get(machine.run), jobs.get(machine.launch), now=now))
-        ]
+        found: list[Stray] = []
+        silent: dict[str, BackendError] = {}
+        for name, renter in renters.items():
+            try:
+                machines = renter.machines()
+            except BackendError as error:
+                silent[name] = error
+                continue
+            found += [
+                Stray(name, machine, why)
+                for machine in machines
+                if (why := why_stray(machine, runs.get(machine.run), jobs.get(machine.launch), now=now))
+            ]
+        return self._unowned(found, silent)
 
     def terminate(self, strays: Sequence[Stray]) -> None:
         """End them, and all that belongs to them."""

@@ -17,7 +17,7 @@ from orchestrator.api.rehearsal import rehearse
 from orchestrator.apply import FleetRecord
 from orchestrator.backend import Backend, Can, HeldMachine, Offer, Rent
 from orchestrator.catalog.hardware import accelerator
-from orchestrator.errors import AuthFailed, BackendError, NotFound, Unreachable, UsageError
+from orchestrator.errors import AuthFailed, BackendError, Misconfigured, NotFound, Unreachable, UsageError
 from orchestrator.places import Places, Recorded, fleet_place, read_mirrors, read_places, rented_place
 from orchestrator.planner.mirrors import Mirrors
 from orchestrator.reconcile import JobState, Run
@@ -180,15 +180,18 @@ class Opened:
         found: list[Offer] = []
         silent: dict[str, str] = {}
         denied: frozenset[str] = frozenset()
+        wrong: frozenset[str] = frozenset()
         for name, backend in self._open_places():
             try:
                 found += [self._priced(_spelled(offer)) for offer in backend.offers()]
             except BackendError as error:
                 if self.places.is_required(name) or not isinstance(error, Unreachable):
-                    silent[name] = f"{error.what} ({error.fix})" if error.fix else error.what
+                    silent[name] = why_silent(name, error)
                 if isinstance(error, AuthFailed):
                     denied |= {name}
-        return Offers(tuple(found), silent, denied)
+                if isinstance(error, Misconfigured):
+                    wrong |= {name}
+        return Offers(tuple(found), silent, denied, wrong)
 
     def _priced(self, offer: Offer) -> Offer:
         """Return an offer with what its machine costs, and what the owner counts for one of his own."""
@@ -259,3 +262,13 @@ def _listed(offer: Offer) -> Offer:
         return offer
     each = price / offer.nodes  # machines that are one have one price
     return replace(offer, price_usd_hour=round(offer.price_usd_hour + each, 6), price_list="")
+
+
+def why_silent(place: str, error: BackendError) -> str:
+    """Return why nothing is known of a place, without its name, and what to do about it.
+
+    >>> why_silent("lab", BackendError("backend 'lab': no kubeconfig", fix="set KUBECONFIG"))
+    'no kubeconfig (set KUBECONFIG)'
+    """
+    what = error.what.removeprefix(f"backend {place!r}: ")
+    return f"{what} ({error.fix})" if error.fix else what

@@ -29,7 +29,7 @@ from orchestrator.apply.unset import unset
 from orchestrator.backend import Can, Offer
 from orchestrator.catalog.digest import digest
 from orchestrator.catalog.hardware import candidates
-from orchestrator.errors import ModelyardError, Problem, UsageError
+from orchestrator.errors import BackendError, ModelyardError, NothingFits, Problem, UsageError
 from orchestrator.planner.ask import Work
 from orchestrator.planner.mirrors import Mirrors
 from orchestrator.planner.plan import Sort
@@ -92,6 +92,7 @@ class Planner:
         self._keeper = asked
         self._environ = environ
         self._clock = clock
+        self._found = Offers(())
         self._bases: dict[str, tuple[str, str | None]] = {}
         """What models that runs left were made from: id and revision by where they are."""
 
@@ -111,9 +112,24 @@ class Planner:
         world = self._world(
             documents, rerun=rerun, resume=resume, sort=sort, strict=strict, scope=scope, models=models
         )
-        plans = plan_documents(documents, world)
+        try:
+            plans = plan_documents(documents, world)
+        except NothingFits as error:
+            if refusal := self._silence(error, documents):
+                raise refusal from error
+            raise
         said = tuple(plan for plan in plans if plan.action not in ("unchanged", "delete") or is_kept(plan))
         return rehearsed(plans, self._rehearse(said, world))
+
+    @property
+    def silent(self) -> Mapping[str, str]:
+        """The places of which the last plan knew nothing, with the reason of each."""
+        return self._found.silent
+
+    def _silence(self, error: NothingFits, documents: Sequence[Document]) -> BackendError | None:
+        """Return why nothing fits a document that names its places, where none of them could be read."""
+        named = (getattr(d.spec, "backends", ()) for d in documents if d.position == error.where)
+        return self._found.refusal_of(next(named, ()) or ())
 
     def _rehearse(self, plans: Plans, world: World) -> Mapping[str, Rehearsal]:
         asked = to_rehearse(plans, world.places)
@@ -235,10 +251,10 @@ class Planner:
 
     def _offered(self) -> Sequence[Offer]:
         """Return what there is to choose from; where nothing is, a place that is silent is why."""
-        found = self._keeper.offers()
-        if refusal := found.refusal():
+        self._found = self._keeper.offers()
+        if refusal := self._found.refusal():
             raise refusal
-        return found.offers
+        return self._found.offers
 
     def _facts(self, model: Model, locked: LockedModel | None) -> ModelFacts:
         """Return what a model is; one the catalog knows needs no hub, at whatever commit it is locked."""

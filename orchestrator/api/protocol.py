@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from orchestrator.apply import NO_SET, NOTHING_LOST, Consent, Difference, Plan, Scope
 from orchestrator.apply.drift import Drift
 from orchestrator.apply.lock import LockedModel
 from orchestrator.backend import Check, Host, Instance, Leave, LogLine, Machine, Offer, Volume
-from orchestrator.errors import AuthFailed, BackendError, SpecError, Unreachable
+from orchestrator.errors import AuthFailed, BackendError, Misconfigured, SpecError, Unreachable
 from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Job, Run, RunEvent, Wanted
 from orchestrator.spec.load import Document
@@ -44,19 +44,30 @@ class RunView:
 class Offers:
     """What can be had, and the places that did not answer, with the reason of each.
 
-    ``denied`` are those among them that answered, and let us see nothing.
+    ``denied`` are those among them that answered, and let us see nothing; ``wrong`` those that were
+    not asked, because what the configuration says of them is wrong.
     """
 
     offers: tuple[Offer, ...]
     silent: Mapping[str, str] = field(default_factory=dict)
     denied: frozenset[str] = frozenset()
+    wrong: frozenset[str] = frozenset()
 
     def refusal(self) -> BackendError | None:
         """Return why there is nothing to choose from, None where there is, or where nobody is silent."""
         if self.offers or not self.silent:
             return None
-        what = "; ".join(f"backend {name!r}: {why}" for name, why in sorted(self.silent.items()))
-        kind = AuthFailed if self.denied >= self.silent.keys() else Unreachable
+        return self._refusal(self.silent)
+
+    def refusal_of(self, names: Collection[str]) -> BackendError | None:
+        """Return why none of the places that somebody names can be had, None where one answered."""
+        silent = {name: self.silent[name] for name in names if name in self.silent}
+        return self._refusal(silent) if silent and len(silent) == len({*names}) else None
+
+    def _refusal(self, silent: Mapping[str, str]) -> BackendError:
+        what = "; ".join(f"backend {name!r}: {why}" for name, why in sorted(silent.items()))
+        kinds = ((AuthFailed, self.denied), (Misconfigured, self.wrong))
+        kind = next((kind for kind, names in kinds if names >= silent.keys()), Unreachable)
         return kind(what, fix="see: modelyard backend check")
 
 
@@ -98,6 +109,19 @@ class Stray:
     why: str
 
 
+Item = TypeVar("Item", Orphan, Stray)
+
+
+@dataclass(frozen=True, slots=True)
+class Unowned(Generic[Item]):
+    """What nobody owns, and the places that could not be looked at, with the reason of each."""
+
+    items: tuple[Item, ...]
+    silent: Mapping[str, str] = field(default_factory=dict)
+    exit_code: int = 0
+    """What a command ends with for the places that could not be looked at."""
+
+
 @dataclass(frozen=True, slots=True)
 class FleetView:
     """A place that is made of hosts, as it is now.
@@ -118,6 +142,10 @@ class FleetView:
 
 class Api(Protocol):
     """Everything the command line can ask for; held in process and over HTTP by the same tests."""
+
+    @property
+    def silent(self) -> Mapping[str, str]:
+        """The places of which the last plan knew nothing, with the reason of each."""
 
     def plan(
         self,
@@ -223,13 +251,13 @@ class Api(Protocol):
     def diagnose(self) -> list[tuple[str, Check]]:
         """Look whether this installation, its record and every place are well."""
 
-    def orphans(self) -> list[Orphan]:
+    def orphans(self) -> Unowned[Orphan]:
         """Return instances that carry our labels and belong to no run on record."""
 
     def remove_orphans(self, orphans: Sequence[Orphan]) -> None:
         """Stop and remove them."""
 
-    def strays(self) -> list[Stray]:
+    def strays(self) -> Unowned[Stray]:
         """Return machines that are paid for and serve no run on record."""
 
     def terminate(self, strays: Sequence[Stray]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import NothingFits, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.api import Api, Plans
@@ -24,6 +24,14 @@ WriteLock = Annotated[
 Locked = Annotated[
     bool, typer.Option("--locked", help="Refuse when modelyard.lock is missing or would change.")
 ]
+
+
+def _tell_silent(api: Api) -> None:
+    """Say of which places a plan knew nothing: the choice was made among the others."""
+    if api.silent:
+        from orchestrator.render.runs import silent_lines
+
+        typer.echo("\n".join(silent_lines(api.silent)), err=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +61,14 @@ class Locking:
         from orchestrator.apply.lock import by_lock, lock_of, read_lock, require_locked
 
         models = api.resolve_models(documents) if self.write else locked_models(self.files, documents)
-        plans = api.plan(
-            documents, rerun=rerun, resume=resume, sort=sort, strict=strict, scope=scope, models=models
-        )
+        try:
+            plans = api.plan(
+                documents, rerun=rerun, resume=resume, sort=sort, strict=strict, scope=scope, models=models
+            )
+        except NothingFits:
+            _tell_silent(api)  # there it might have fitted
+            raise
+        _tell_silent(api)
         if not self.write and not self.hold:
             return plans, {}
         found: dict[Path, Lock] = {}

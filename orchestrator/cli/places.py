@@ -77,21 +77,24 @@ def gc(
     if running and not remove:
         raise UsageError("--running says what --remove takes", fix="add --remove")
     with open_api(config) as api:
-        found, strays = api.orphans(), api.strays()
-        typer.echo(orphans_json(found, strays) if json else orphans_text(found, strays))
+        orphans, machines = api.orphans(), api.strays()
+        found, strays = orphans.items, machines.items
+        silent = {**machines.silent, **orphans.silent}
+        typer.echo(orphans_json(found, strays, silent) if json else orphans_text(found, strays, silent))
         if terminate and strays:
             confirm(f"terminate {len(strays)} machines?", yes=yes)
             api.terminate(strays)
             typer.echo(f"terminated {len(strays)}", err=True)
         doomed = [orphan for orphan in found if running or orphan.instance.phase is Phase.EXITED]
-        if not remove or not found:
-            return
-        if doomed:
-            confirm(f"remove {len(doomed)} of them?", yes=yes)
-        api.remove_orphans(doomed)
-    left = len(found) - len(doomed)
-    still = f"; {left} still running: --remove --running ends them" if left else ""
-    typer.echo(f"removed {len(doomed)}{still}", err=True)
+        if remove and found:
+            if doomed:
+                confirm(f"remove {len(doomed)} of them?", yes=yes)
+            api.remove_orphans(doomed)
+            left = len(found) - len(doomed)
+            still = f"; {left} still running: --remove --running ends them" if left else ""
+            typer.echo(f"removed {len(doomed)}{still}", err=True)
+    if silent:  # what is there nobody knows
+        raise typer.Exit(orphans.exit_code or machines.exit_code)
 
 
 @app.command()

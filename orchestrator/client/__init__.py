@@ -25,6 +25,7 @@ from orchestrator.api import (
     Rehearsal,
     RunView,
     Stray,
+    Unowned,
     has_arrived,
     origin,
 )
@@ -200,7 +201,7 @@ class Remote(Planner):
     def offers(self) -> Offers:
         """Return what every place offers now."""
         page = self._body(OfferPage, "GET", "offers")
-        return Offers(tuple(page.offers), page.silent, frozenset(page.denied))
+        return Offers(tuple(page.offers), page.silent, frozenset(page.denied), frozenset(page.wrong))
 
     def mirrors(self) -> Mirrors:
         """Return where the server's places have images and models from."""
@@ -422,17 +423,19 @@ class Remote(Planner):
         found = self._list(Checked, "GET", "checks", params={"all": "true"})
         return [where, *((each.place, each.check) for each in found)]
 
-    def orphans(self) -> list[Orphan]:
+    def orphans(self) -> Unowned[Orphan]:
         """Return instances that carry our labels and belong to no run on record."""
-        return self._body(Orphans, "GET", "orphans").items
+        page = self._body(Orphans, "GET", "orphans")
+        return Unowned(tuple(page.items), page.silent, page.exit_code)
 
     def remove_orphans(self, orphans: Sequence[Orphan]) -> None:
         """Stop and remove them."""
         self._ask("POST", "orphans/removal", Orphans(items=list(orphans)))
 
-    def strays(self) -> list[Stray]:
+    def strays(self) -> Unowned[Stray]:
         """Return machines that are paid for and serve no run on record."""
-        return self._body(Strays, "GET", "machines/strays").items
+        page = self._body(Strays, "GET", "machines/strays")
+        return Unowned(tuple(page.items), page.silent, page.exit_code)
 
     def terminate(self, strays: Sequence[Stray]) -> None:
         """End them, and all that belongs to them."""

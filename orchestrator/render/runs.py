@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from types import MappingProxyType
 
 from orchestrator.api import Offers, Orphan, RunView, Stray
 from orchestrator.backend import Check, LogLine, Offer, Phase, Volume
@@ -306,8 +307,16 @@ def offers_text(offers: Offers) -> str:
         for o in ordered
     ]  # fmt: skip
     lines = [table(header, rows) if rows else "no offers"]
-    lines += [f"{name} did not answer: {why}" for name, why in sorted(offers.silent.items())]
-    return "\n".join(lines)
+    return "\n".join([*lines, *silent_lines(offers.silent)])
+
+
+def silent_lines(silent: Mapping[str, str]) -> list[str]:
+    """Return one line per place of which nothing is known, with the reason.
+
+    >>> silent_lines({"lab": "no kubeconfig at lab.conf"})
+    ['nothing is known of lab: no kubeconfig at lab.conf']
+    """
+    return [f"nothing is known of {name}: {why}" for name, why in sorted(silent.items())]
 
 
 def _least_usd_hour(offer: Offer) -> float:
@@ -351,15 +360,19 @@ def checks_json(checks: Sequence[tuple[str, Check]]) -> str:
     return to_json("modelyard/checks/v1", {"checks": found})
 
 
-def orphans_text(orphans: Sequence[Orphan], strays: Sequence[Stray] = ()) -> str:
+def orphans_text(
+    orphans: Sequence[Orphan],
+    strays: Sequence[Stray] = (),
+    silent: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Return one line per instance that belongs to no run on record: what has ended, then what runs.
 
-    Then one per rented machine that serves no run.
+    Then one per rented machine that serves no run, and the places that could not be looked at.
 
     What runs may be another record's, on the same machine: that is for its reader to know.
     """
     if not orphans and not strays:
-        return "no orphans"
+        return "\n".join(["no orphans", *silent_lines(silent)])
     header = ["BACKEND", "INSTANCE", "PHASE", "RUN", "STARTED"]
     ended = [o for o in orphans if o.instance.phase is Phase.EXITED]
     alive = [o for o in orphans if o.instance.phase is not Phase.EXITED]
@@ -372,7 +385,7 @@ def orphans_text(orphans: Sequence[Orphan], strays: Sequence[Stray] = ()) -> str
         header = ["BACKEND", "MACHINE", "TYPE", "REGION", "STATE", "LAUNCH", "WHY"]
         rows = table(header, [_stray_cells(stray) for stray in strays], indent="  ")
         lines += ["rented, and serving no run", rows]
-    return "\n".join(lines)
+    return "\n".join([*lines, *silent_lines(silent)])
 
 
 def _stray_cells(stray: Stray) -> list[str]:
@@ -389,7 +402,11 @@ def _orphan_cells(orphan: Orphan) -> list[str]:
     return [orphan.backend, instance.name, instance.phase.value, instance.run, at]
 
 
-def orphans_json(orphans: Sequence[Orphan], strays: Sequence[Stray] = ()) -> str:
+def orphans_json(
+    orphans: Sequence[Orphan],
+    strays: Sequence[Stray] = (),
+    silent: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Return orphans and stray machines as ``modelyard/orphans/v1``."""
     found = [
         {
@@ -413,7 +430,7 @@ def orphans_json(orphans: Sequence[Orphan], strays: Sequence[Stray] = ()) -> str
         }
         for stray in strays
     ]
-    return to_json("modelyard/orphans/v1", {"orphans": found, "machines": machines})
+    return to_json("modelyard/orphans/v1", {"orphans": found, "machines": machines, "silent": dict(silent)})
 
 
 def volumes_text(volumes: Sequence[tuple[str, Volume]]) -> str:

@@ -345,7 +345,10 @@ def mirrors(project: Project, request: Request) -> Mirrors:
 def offers(project: Project, request: Request) -> OfferPage:
     """Return what can be had where, for how much."""
     found = site_of(request).api(project).offers()
-    return OfferPage(offers=list(found.offers), silent=dict(found.silent), denied=sorted(found.denied))
+    return OfferPage(
+        offers=list(found.offers), silent=dict(found.silent), denied=sorted(found.denied),
+        wrong=sorted(found.wrong),
+    )  # fmt: skip
 
 
 @gate.route_for("GET", "/checks", Role.VIEWER)
@@ -366,7 +369,8 @@ def drift(project: Project, request: Request) -> list[Drift]:
 def orphans(project: Project, request: Request) -> Orphans:
     """Return instances that carry our labels and belong to no run on record."""
     _require_everywhere(request)
-    return Orphans(items=site_of(request).api(project).orphans())
+    found = site_of(request).api(project).orphans()
+    return Orphans(items=list(found.items), silent=dict(found.silent), exit_code=found.exit_code)
 
 
 @gate.route_for("POST", "/orphans/removal", Role.ADMIN)
@@ -374,7 +378,7 @@ def remove_orphans(project: Project, gone: Orphans, request: Request) -> Applied
     """Stop and remove instances, if nobody owns them still."""
     _require_everywhere(request)
     api = site_of(request).api(project)
-    there = {(orphan.backend, orphan.instance.name): orphan for orphan in api.orphans()}
+    there = {(orphan.backend, orphan.instance.name): orphan for orphan in api.orphans().items}
     wanted = [(orphan.backend, orphan.instance.name) for orphan in gone.items]
     api.remove_orphans([there[key] for key in wanted if key in there])
     return Applied(runs=[name for _, name in wanted])
@@ -384,7 +388,8 @@ def remove_orphans(project: Project, gone: Orphans, request: Request) -> Applied
 def strays(project: Project, request: Request) -> Strays:
     """Return machines that are paid for and serve no run on record."""
     _require_everywhere(request)
-    return Strays(items=site_of(request).api(project).strays())
+    found = site_of(request).api(project).strays()
+    return Strays(items=list(found.items), silent=dict(found.silent), exit_code=found.exit_code)
 
 
 @gate.route_for("POST", "/machines/termination", Role.ADMIN)
@@ -392,7 +397,7 @@ def terminate(project: Project, gone: Strays, request: Request) -> Applied:
     """End machines, if they serve no run still."""
     _require_everywhere(request)
     api = site_of(request).api(project)
-    there = {(stray.backend, stray.machine.id): stray for stray in api.strays()}
+    there = {(stray.backend, stray.machine.id): stray for stray in api.strays().items}
     wanted = [(stray.backend, stray.machine.id) for stray in gone.items]
     api.terminate([there[key] for key in wanted if key in there])
     return Applied(runs=[name for _, name in wanted])

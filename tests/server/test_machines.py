@@ -32,7 +32,7 @@ def test_a_machine_that_serves_no_run_is_listed_and_ended(
     serve: Callable[..., Served], ended: list[str]
 ) -> None:
     admin = serve().client()
-    (stray,) = admin.strays()
+    (stray,) = admin.strays().items
     assert stray.machine == LEFT
     assert stray.why == "no run 'lost' is on record"
 

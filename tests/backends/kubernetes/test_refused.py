@@ -124,7 +124,7 @@ def test_offers_of_one_place_are_offers_though_another_refuses(
     sim = f"  - {{type: sim, state: {tmp_path / 'sim'}}}\n"
     (tmp_path / "config.yaml").write_text(f"backends:\n{sim}{lab}")
     assert run(["offers"]) == 0
-    assert "lab did not answer: not allowed" in capsys.readouterr().out
+    assert "nothing is known of lab: not allowed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -147,8 +147,8 @@ def test_file_that_is_no_kubeconfig_is_a_matter_of_configuration(
     assert lab
     (tmp_path / "kube.conf").write_bytes(text.encode("latin-1"))
     assert run(["offers"]) == 78
-    said = capsys.readouterr().err
-    assert f"backend 'lab': {tmp_path / 'kube.conf'}: " in said
+    said = capsys.readouterr().out
+    assert f"nothing is known of lab: {tmp_path / 'kube.conf'}: " in said
     assert says in said
     assert run(["backend", "check"]) == 69
     assert says in capsys.readouterr().out
