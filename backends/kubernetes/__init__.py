@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -20,7 +20,7 @@ from backends.kubernetes.devices import NO_DEVICES, Devices
 from backends.kubernetes.gateway import HTTP_ROUTE, INFERENCE_POOL
 from backends.kubernetes.inventory import Inventory, amount_of, inventory
 from backends.kubernetes.names import HASH, LAUNCH, MANAGER, RUN, VOLUME, fitting, label_value, selector
-from backends.kubernetes.pod import CONTAINER, image_of, registry_secret, secret_name, whole_image
+from backends.kubernetes.pod import CONTAINER, image_of, mounted, registry_secret, secret_name, whole_image
 from backends.kubernetes.queue import KUEUE, QUEUE, held_back
 from backends.kubernetes.rbac import missing_rules, render_rbac
 from backends.kubernetes.refusals import Refused
@@ -95,6 +95,9 @@ DEPENDENTS = (
     ("v1", "Secret"),
     ("v1", "Service"),
 )
+
+REVISIONS = (("apps/v1", "ReplicaSet"), ("apps/v1", "ControllerRevision"))
+"""What controllers keep of the templates before: ten of each owner, which go with it."""
 
 GITOPS = {
     "argocd.argoproj.io/tracking-id": "Argo CD",
@@ -260,7 +263,7 @@ class Kubernetes:
         self._write(rendered, made)
         if group.kind != "task":
             self._delete_others(run, made, OWNERS)
-        self._delete_others(run, made, DEPENDENTS)
+        self._delete_others(run, [*made, *self._still_mounted(run)], DEPENDENTS)
         found = next((status for status in self.groups() if status.name == label_value(run)), None)
         if found is None:  # somebody deletes it as we write it
             raise Busy(f"what was applied of run {run!r} is gone again", backend=self.name)
@@ -670,6 +673,20 @@ class Kubernetes:
                 if (kind, one["metadata"]["name"]) not in kept and not _is_controlled(one):
                     found = self._cluster.delete(path_of_object(one)) or found
         return found
+
+    def _still_mounted(self, run: str) -> list[Json]:
+        """Return the ConfigMaps that pods of a run mount, or that a controller would mount again.
+
+        While a service rolls, a pod of the revision before may be evicted and has to start again; so may
+        those of a revision that ``kubectl rollout undo`` leads back to.
+        """
+        chosen = ",".join(f"{k}={v}" for k, v in selector(run).items())
+        pods = self._listed("v1", "Pod", chosen)
+        held = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+        with suppress(AuthFailed):  # an older role: the pods that are there are looked at
+            held += [one for version, kind in REVISIONS for one in self._listed(version, kind, chosen)]
+        names = {name for one in held for name in mounted(one)}
+        return [{"kind": "ConfigMap", "metadata": {"name": name}} for name in sorted(names)]
 
     def _secrets(self, launch: Launch, values: Mapping[str, str]) -> list[Json]:
         """Return the Secrets of a run: those variables that the operator keeps nowhere else."""

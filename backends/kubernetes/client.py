@@ -25,6 +25,7 @@ PAGE = 500
 
 PLURALS = {
     "ConfigMap": "configmaps",
+    "ControllerRevision": "controllerrevisions",
     "Deployment": "deployments",
     "Event": "events",
     "HTTPRoute": "httproutes",
@@ -36,6 +37,7 @@ PLURALS = {
     "PersistentVolumeClaim": "persistentvolumeclaims",
     "Pod": "pods",
     "PodDisruptionBudget": "poddisruptionbudgets",
+    "ReplicaSet": "replicasets",
     "ScaledObject": "scaledobjects",
     "Secret": "secrets",
     "Service": "services",

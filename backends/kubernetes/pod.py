@@ -481,6 +481,21 @@ class _Volumes:
         self.sources.append({"name": "files", "configMap": {"name": self.files_name, "items": items}})
 
 
+def mounted(one: Json) -> set[str]:
+    """Return the ConfigMaps that a pod mounts, or the pods of a ReplicaSet or a ControllerRevision.
+
+    >>> volumes = [{"name": "files", "configMap": {"name": "web-files-1"}}, {"name": "tmp", "emptyDir": {}}]
+    >>> mounted({"kind": "Pod", "spec": {"volumes": volumes}})
+    {'web-files-1'}
+    >>> mounted({"kind": "ReplicaSet", "spec": {"template": {"spec": {"volumes": volumes}}}})
+    {'web-files-1'}
+    """
+    said = one["data"]["spec"] if one["kind"] == "ControllerRevision" else one["spec"]
+    spec = said["template"]["spec"] if "template" in said else said
+    volumes = spec.get("volumes") or ()
+    return {volume["configMap"]["name"] for volume in volumes if "configMap" in volume}
+
+
 def _key(file: File) -> str:
     """Return the key of a file: its name to be read, and a hash because two may share it."""
     digest = hashlib.sha256(file.target.encode()).hexdigest()[:6]

@@ -44,6 +44,7 @@ def namespaced() -> list[Json]:
         _rule("", ("pods/exec", "pods/portforward"), ("create", "get")),
         _rule("", ("events",), ("list",)),
         _rule("apps", ("deployments", "statefulsets"), _KEPT),
+        _rule("apps", ("controllerrevisions", "replicasets"), ("list",)),
         _rule("batch", ("jobs",), _KEPT),
         # what another setting wrote before is still to be seen, and cleared away
         _rule("jobset.x-k8s.io", ("jobsets",), _KEPT),

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from backends.kubernetes import Kubernetes, _Expired
-from backends.kubernetes.client import Cluster, path_of, path_of_object
+from backends.kubernetes.client import Cluster, names_of, path_of, path_of_object
 from backends.kubernetes.rbac import render_rbac
 from backends.kubernetes.render import render_group
 from backends.kubernetes.settings import Settings
@@ -611,3 +611,59 @@ def test_outage_restarts_nothing_and_loses_nothing(tmp_path: Path) -> None:
 def _is_ready(pod: Any) -> bool:
     conditions = {one["type"]: one["status"] for one in pod["status"].get("conditions") or ()}
     return conditions.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]
+
+
+# --- what a roll leaves to start again
+
+
+def _allow_pods(root: Cluster, space: str, most: int) -> None:
+    quotas = f"/api/v1/namespaces/{space}/resourcequotas"
+    hard = {"hard": {"count/pods": str(most)}}
+    root.send("POST", quotas, {"kind": "ResourceQuota", "metadata": {"name": "pods"}, "spec": hard})
+    watched(root, quotas, lambda: (root.get(f"{quotas}/pods") or {}).get("status"))
+
+
+PAGE = """\
+type: service
+name: web
+image: localhost/busybox:1
+files: ["page.html:/www/index.html"]
+commands: ["exec httpd -f -p 8080 -h /www"]
+port: 8080
+"""
+
+
+def test_pod_that_is_evicted_while_its_successor_starts_comes_back_with_its_files(tmp_path: Path) -> None:
+    config = whole_cluster()
+    root = admin(config)
+    with namespace(config) as space:
+        program = Program(tmp_path, config, space)
+        maps, pods = path_of("v1", "ConfigMap", space), path_of("v1", "Pod", space)
+        files = lambda: names_of(root.list(maps, labelSelector="modelyard.dev/run=web")[0])  # noqa: E731
+        ready = lambda: [one for one in pods_of(root, space, "web").values() if _is_ready(one)]  # noqa: E731
+
+        def apply(page: str, text: str = PAGE, *more: str) -> None:
+            program.write("page.html", page)
+            program("apply", "-y", *more, "-f", program.write("web.yaml", text))
+
+        apply("one")
+        (first,) = ready()
+        (one,) = files()
+        apply("two", PAGE.replace("localhost/busybox:1", "localhost/none:1"), "-d")
+        # the kubelet gives a successor that comes while the old pod is there the files it still knows
+        _allow_pods(root, space, 2)
+        root.delete(f"{pods}/{first['metadata']['name']}", grace_s=1)
+        watched(root, pods, lambda: [p for p in ready() if p["metadata"]["uid"] != first["metadata"]["uid"]])
+        (two,) = files() - {one}
+        root.delete(f"/api/v1/namespaces/{space}/resourcequotas/pods")
+        apply("one")  # what runs is what ran before
+        assert program("exec", "web", "--", "cat", "/www/index.html") == "one"
+        sets = path_of("apps/v1", "ReplicaSet", space)
+        for past in root.list(sets)[0]:  # its controller keeps ten, and then forgets the eldest
+            if two in json.dumps(past):
+                root.delete(f"{sets}/{past['metadata']['name']}")
+        apply("three")
+        assert two not in files()
+        assert len(files()) == 2
+        program("delete", "-y", "web")
+        watched(root, maps, lambda: not files())
