@@ -29,6 +29,7 @@ import pytest
 from backends.kubernetes import Kubernetes, _Expired
 from backends.kubernetes.client import Cluster, names_of, path_of, path_of_object
 from backends.kubernetes.rbac import render_rbac
+from backends.kubernetes.refusals import Refused
 from backends.kubernetes.render import render_group
 from backends.kubernetes.settings import Settings
 from orchestrator.backend import Group, Resources
@@ -333,6 +334,8 @@ def test_watch_from_a_version_that_is_gone_is_begun_anew(config: str, root: Clus
     with namespace(config) as space:
         if config in RESTARTS:
             RESTARTS[config]()  # what it knows begins now: the first version is before that
+        elif _knows_its_first_version(root, space):
+            pytest.skip("needs a server that keeps no longer what it had at first, or one of this test's own")
         place = Kubernetes("lab", kubeconfig=config, namespace=space)
         with pytest.raises(_Expired):  # the server keeps some minutes only, and says 410
             next(place._events("1", threading.Event()))
@@ -343,6 +346,16 @@ def test_watch_from_a_version_that_is_gone_is_begun_anew(config: str, root: Clus
         wakes = place.watch(closed)
         assert [next(wakes), next(wakes)] == ["", ""]
         closed.set()
+
+
+def _knows_its_first_version(root: Cluster, space: str) -> bool:
+    """Return whether a watch from the first version is begun; it ends within a second."""
+    query = {"watch": "true", "resourceVersion": "1", "timeoutSeconds": "1"}
+    try:
+        with root.lines(path_of("v1", "Pod", space), query) as events:
+            return all(json.loads(event)["type"] != "ERROR" for event in events)
+    except Refused:
+        return False
 
 
 # --- what others have
