@@ -34,7 +34,10 @@ def carry_out(
     """
     api = site.api(project)
     limits = site.store.access.project(project)
-    require_limits(limits, api.record_of(None).values(), plans, lambda: api.offers().offers)
+    require_limits(
+        limits, api.record_of(None).values(), plans,
+        offers=lambda: api.offers().offers, jobs=site.store.jobs_of,
+    )  # fmt: skip
     names = api.apply(plans, consent=consent, variables=variables, message=message)
     site.wrote()
     return names

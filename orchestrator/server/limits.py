@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from orchestrator.api import Plans
 from orchestrator.apply import Deletion, FleetPlan, RunPlan, VolumePlan
 from orchestrator.backend import Offer, Rent, Resources
 from orchestrator.errors import Denied
-from orchestrator.reconcile import Run, Template, Wanted
+from orchestrator.reconcile import Job, JobState, Run, Template, Wanted
+from orchestrator.reconcile.serving import price_of
 from orchestrator.spec.models import Fleet, Service, Spec, spec_of
 from orchestrator.store.values import Limits, Project
 
 
+@dataclass(frozen=True, slots=True)
+class _Up:
+    """A run that would be up: its launches, its most replicas, and what was planned for each."""
+
+    template: Template
+    most: int
+    plan_usd_hour: float
+    id: str = ""
+    """The run on record, "" for a new one."""
+
+
 def require_limits(
-    project: Project, runs: Iterable[Run], plans: Plans, offers: Callable[[], Sequence[Offer]]
+    project: Project,
+    runs: Iterable[Run],
+    plans: Plans,
+    *,
+    offers: Callable[[], Sequence[Offer]],
+    jobs: Callable[[Collection[str]], Mapping[str, Sequence[Job]]],
 ) -> None:
     """Refuse plans that would take a project over a limit.
 
-    What is counted is computed here from the launches themselves, never taken from a plan's own
-    words: whoever sent it may have written them.
+    What is counted is computed here from the launches themselves, at what machines cost now. A plan's
+    own words, which whoever sent it may have written, count only for what is no longer offered.
 
     Args:
         project: The project and its limits.
         runs: The project's runs as they are on record.
         plans: What would be done.
         offers: What can be had now, asked only where there is a limit in dollars.
+        jobs: Returns the launches of runs by run id, asked only where there is a limit in dollars.
 
     Raises:
         Denied: a limit would be passed; says which, and by how much.
@@ -36,16 +55,18 @@ def require_limits(
         return
     after = _after(runs, plans)
     _require_backends(limits, after, plans)
-    after = _paid(after)
-    gpus = sum(most * gpus_of(template) for template, most in after)
+    held = _held(after)
+    paid = [up for up in after if not held.intersection(up.template.backends[:1])]
+    gpus = sum(up.most * gpus_of(up.template) for up in paid)
     if limits.gpus is not None and gpus > limits.gpus:
         raise Denied(
             f"project {project.name!r} would hold {gpus} GPUs and may hold {limits.gpus}",
             fix="stop a run, ask for fewer, or have an admin raise the limit",
         )
     if limits.usd_hour is not None:
-        found = offers()
-        costs = sum(most * usd_hour_of(template, found) for template, most in after)
+        prices = Prices(offers())
+        known = jobs([up.id for up in after if up.id])
+        costs = sum(_usd_hour(up, known.get(up.id, ()), prices, held=held) for up in after)
         if costs > limits.usd_hour:
             raise Denied(
                 f"project {project.name!r} would cost ${costs:g}/h and may cost ${limits.usd_hour:g}/h",
@@ -53,29 +74,27 @@ def require_limits(
             )
 
 
-def _after(runs: Iterable[Run], plans: Plans) -> list[tuple[Template, int]]:
-    """Return the launches of every run that would be up, each with its most replicas."""
-    found: dict[str, tuple[Template, int]] = {
-        run.name: (run.template, _most(spec_of(json.loads(run.spec)), run.template))
+def _after(runs: Iterable[Run], plans: Plans) -> list[_Up]:
+    """Return every run that would be up."""
+    found = {
+        run.name: _Up(
+            run.template, _most(spec_of(json.loads(run.spec)), run.template), price_of(run.plan), run.id
+        )
         for run in runs
         if run.wanted is Wanted.RUN and not run.state.is_final
     }
     for plan in plans:
         if isinstance(plan, RunPlan | FleetPlan) and plan.template is not None:
-            found[plan.name] = plan.template, _most(plan.spec, plan.template)
+            most, run_id = _most(plan.spec, plan.template), plan.run.id if plan.run else ""
+            found[plan.name] = _Up(plan.template, most, price_of(plan.serving), run_id)
         elif isinstance(plan, Deletion) and (plan.run is not None or plan.type == "fleet"):
             found.pop(plan.name, None)
     return list(found.values())
 
 
-def _paid(after: Sequence[tuple[Template, int]]) -> list[tuple[Template, int]]:
-    """Return what is paid for: not what goes to a fleet among them, of which all that it may rent counts."""
-    held = _held(after)
-    return [each for each in after if not held.intersection(each[0].backends[:1])]
-
-
-def _held(after: Sequence[tuple[Template, int]]) -> set[str]:
-    return {template.launch.run for template, _ in after if template.holding is not None}
+def _held(after: Sequence[_Up]) -> set[str]:
+    """Return the fleets among them: all that they may rent counts, so what goes there costs nothing more."""
+    return {up.template.launch.run for up in after if up.template.holding is not None}
 
 
 def _most(spec: Spec, template: Template) -> int:
@@ -86,10 +105,10 @@ def _most(spec: Spec, template: Template) -> int:
     return max(template.replicas, most or 0)
 
 
-def _require_backends(limits: Limits, after: Sequence[tuple[Template, int]], plans: Plans) -> None:
+def _require_backends(limits: Limits, after: Sequence[_Up], plans: Plans) -> None:
     if limits.backends is None:
         return
-    used = {name for template, _ in after for name in template.backends} - _held(after)
+    used = {name for up in after for name in up.template.backends} - _held(after)
     used |= {plan.backend for plan in plans if isinstance(plan, VolumePlan)}
     if over := sorted(used - set(limits.backends)):
         allowed = ", ".join(limits.backends) or "none"
@@ -97,41 +116,88 @@ def _require_backends(limits: Limits, after: Sequence[tuple[Template, int]], pla
 
 
 def gpus_of(template: Template) -> int:
-    """Return the GPUs of one replica, or of the largest machine that a fleet may rent."""
+    """Return the most GPUs that one replica may have, or that a machine of a fleet may."""
+    rented = max((rent.accelerators for rent in template.rents if rent), default=0)
     if template.holding is not None:
-        return max((rent.accelerators for rent in template.rents if rent), default=0)
-    return template.nodes * template.launch.resources.accelerators
+        return rented
+    return template.nodes * max(rented, template.launch.resources.accelerators)
 
 
-def usd_hour_of(template: Template, offers: Sequence[Offer]) -> float:
-    """Return the least that one replica costs by the hour where it may go first, 0 where nothing holds it.
+class Prices:
+    """What places and machines cost by the hour.
 
-    Of a fleet it is what the dearest machine costs that it may rent.
+    Args:
+        offers: What can be had now.
     """
+
+    def __init__(self, offers: Sequence[Offer]) -> None:
+        self._offers = offers
+
+    def usd_hour_of(self, template: Template, *, planned: float = 0.0, held: Collection[str] = ()) -> float:
+        """Return the most that one replica may cost, or of a fleet one machine, wherever it is tried.
+
+        ``planned`` stands in for places that offer nothing now. What goes to a fleet of ``held`` first
+        costs nothing: its machines are counted already.
+        """
+        if held and template.backends[:1] and template.backends[0] in held:
+            return 0.0
+        wanted, each = template.launch.resources, planned / template.nodes
+        nodes = 1 if template.holding is not None else template.nodes
+        tries = [
+            (place, rent)
+            for place, rent in template.places
+            if place not in held and (rent or not template.holding)
+        ]
+        return nodes * max((self.node(*at, wanted, planned=each) for at in tries), default=0.0)
+
+    def node(self, place: str, rent: Rent | None, wanted: Resources, *, planned: float) -> float:
+        """Return the most that one launch costs at a place, on a machine of this kind where it rents one."""
+        if rent is not None:
+            return self._machine(place, rent)
+        prices = [
+            offer.costs_usd_hour(count=wanted.accelerators)
+            for offer in self._offers
+            if offer.backend == place
+            and (not wanted.accelerators or offer.accelerator == wanted.accelerator)
+            and (offer.divisible or _is_enough(offer, wanted))
+        ]
+        return max(prices, default=planned)
+
+    def _machine(self, backend: str, rent: Rent) -> float:
+        """Return what a kind of machine costs now, and what was planned for it where it is not offered."""
+        kind = backend, rent.region, rent.zone, rent.instance_type, rent.spot, rent.reservation
+        prices = [
+            offer.with_disk(rent.disk_bytes).price_usd_hour
+            for offer in self._offers
+            if (offer.backend, offer.region, offer.zone, offer.instance_type, offer.spot, offer.reservation)
+            == kind
+        ]
+        return min(prices, default=rent.price_usd_hour)
+
+
+def _usd_hour(up: _Up, jobs: Sequence[Job], prices: Prices, *, held: Collection[str]) -> float:
+    """Return what a run costs: its replicas that have a place there, the others at their dearest try."""
+    template, wanted = up.template, up.template.launch.resources
     if template.holding is not None:
-        rented = [(place, rent) for place, rent in template.places if rent]
-        return max((_machine_usd_hour(place, rent, offers) for place, rent in rented), default=0.0)
-    wanted = template.launch.resources
-    prices = [
-        offer.costs_usd_hour(count=wanted.accelerators, nodes=template.nodes)
-        for offer in offers
-        if (offer.backend,) == template.backends[:1]
-        and (not wanted.accelerators or offer.accelerator == wanted.accelerator)
-        and (offer.divisible or _is_enough(offer, wanted))
+        return up.most * prices.usd_hour_of(template)
+    placed = dict(_placed(template, jobs))
+    paid = [
+        prices.node(job.backend, job.rent, wanted, planned=up.plan_usd_hour / template.nodes)
+        for nodes in placed.values()
+        for job in nodes
+        if job.backend not in held
     ]
-    return min(prices, default=0.0)
+    others = max(0, up.most - len(placed))
+    return sum(paid) + others * prices.usd_hour_of(template, planned=up.plan_usd_hour, held=held)
 
 
-def _machine_usd_hour(backend: str, rent: Rent, offers: Sequence[Offer]) -> float:
-    """Return what a kind of machine costs by the hour now, 0 where there is none."""
-    kind = backend, rent.region, rent.zone, rent.instance_type, rent.spot, rent.reservation
-    prices = [
-        offer.price_usd_hour
-        for offer in offers
-        if (offer.backend, offer.region, offer.zone, offer.instance_type, offer.spot, offer.reservation)
-        == kind
-    ]
-    return min(prices, default=0.0)
+def _placed(template: Template, jobs: Sequence[Job]) -> Iterator[tuple[int, list[Job]]]:
+    """Yield the replicas of a template that have found their place, each with its launches."""
+    live = [job for job in jobs if not job.state.is_final and job.spec_hash == template.launch.spec_hash]
+    for replica in sorted({job.replica for job in live}):
+        nodes = [job for job in live if job.replica == replica]
+        if all(job.state is not JobState.PROVISIONING for job in nodes):
+            yield replica, nodes
 
 
 def _is_enough(offer: Offer, wanted: Resources) -> bool:

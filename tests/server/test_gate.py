@@ -22,7 +22,7 @@ from orchestrator.errors import Denied, NotFound, StateMoved, UsageError
 from orchestrator.reconcile import Template
 from orchestrator.server.app import OPEN, application
 from orchestrator.server.gate import Gated
-from orchestrator.server.limits import usd_hour_of
+from orchestrator.server.limits import Prices
 from orchestrator.server.office import gate as office
 from orchestrator.server.runs import gate as runs
 from orchestrator.server.sockets import GatedSocket
@@ -302,7 +302,7 @@ def test_what_a_run_holds_of_a_machine_of_ones_own_counts_though_nothing_of_it_i
     template = Template(Launch("web-0-0-0", "web", resources=wanted), ("rack",))
     busy = Offer("rack", "r1", 0.0, 0, accelerator="H100-80GB", own_usd_hour=4.0, divisible=divisible)
 
-    assert usd_hour_of(template, [busy]) == costs
+    assert Prices([busy]).usd_hour_of(template) == costs
 
 
 def test_a_template_that_no_plan_of_ours_would_hold_is_refused(served: Served) -> None:
