@@ -14,7 +14,7 @@ from orchestrator.apply.planning import Plan, RunPlan, VolumePlan, loses_work
 from orchestrator.apply.sets import Deletion
 from orchestrator.apply.unset import unset
 from orchestrator.errors import Problem, SpecError, StateMoved
-from orchestrator.reconcile import Run, RunEvent, RunState, Turn, Wanted
+from orchestrator.reconcile import Run, RunEvent, RunState, Template, Turn, Wanted
 from orchestrator.reconcile.adapters import refused_in
 from orchestrator.reconcile.values import before_of
 from orchestrator.store.values import MAIN, Fleet, Kept, Uncordoned, Volume
@@ -165,8 +165,13 @@ def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str], project: s
     elif plan.action == "update":
         # what an engine refused of the adapters before says nothing of those that are listed now
         is_new = plan.template.adapters != old.template.adapters and bool(refused_in(old.reason))
-        reason = "" if is_new else old.reason
-        run = replace(old, spec=spec, template=plan.template, set_name=plan.set_name, reason=reason)
+        moves = _moves(old.template, plan.template)
+        reason = "" if is_new or moves else old.reason
+        # who waits for it must not take the word of a pass that has not seen what is asked now
+        state = RunState.RUNNING if moves and old.state is RunState.READY else old.state
+        run = replace(
+            old, spec=spec, template=plan.template, set_name=plan.set_name, state=state, reason=reason
+        )
     else:
         before_it = before_of(old) if plan.action == "replace" else None
         template = replace(plan.template.begun(now), before=before_it)
@@ -180,6 +185,13 @@ def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str], project: s
         run.id, run.name, now, run.name, before, run.state.value, f"apply: {plan.action}", message=message
     )
     return Turn(run, event)
+
+
+def _moves(old: Template, new: Template) -> bool:
+    """Return whether a change in place leaves something to start, to stop or to tell a cluster."""
+    return (old.replicas, old.canary, old.scaling, old.said) != (
+        new.replicas, new.canary, new.scaling, new.said
+    )  # fmt: skip
 
 
 def _ending(run: Run, reason: str, now: datetime, message: str) -> Turn:
