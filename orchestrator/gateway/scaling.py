@@ -179,7 +179,11 @@ def decide(
     since_s = now_s - changed_at_s
     if rule.down_delay_s is not None and since_s < held_s:
         return Scale(replicas, "the number changed a short while ago")
-    return _shrink(rule, seen, replicas, now_s, held_s)
+    scale = _shrink(rule, seen, replicas, now_s, held_s)
+    if rule.down_delay_s is None and 0 < scale.replicas < wanted:
+        # a mean that reaches back to before a rise is low; what would be added again at once stays
+        return Scale(wanted, scale.reason if wanted < replicas else reason)
+    return scale
 
 
 class _Seen:

@@ -162,6 +162,27 @@ def test_a_quick_start_asks_for_little_patience_and_a_slow_one_for_more() -> Non
     assert zero == [0, 4]
 
 
+def test_what_a_rise_has_added_is_not_taken_away_by_the_calm_before_it() -> None:
+    rule = Rule("rps", 20.0, 0, 2, start_s=2.0)
+    rising = [Sample(float(at), 0.0, 1.0, max(0.0, (at - 994) * 4.6)) for at in range(960, 1001)]
+    added = decide(rule, rising, replicas=1, now_s=1000.0)
+    again = decide(rule, rising, replicas=added.replicas, now_s=1000.0, up_at_s=999.0, changed_at_s=999.0)
+    assert (added.replicas, again.replicas) == (2, 2)
+
+
+@settings(max_examples=300, deadline=None)
+@given(RULES, st.lists(LOADS, min_size=15, max_size=20), st.integers(1, 12))
+def test_what_was_taken_away_is_not_added_again_at_once(
+    rule: Rule, loads: list[float], replicas: int
+) -> None:
+    rule = replace(rule, metric="rps", up_delay_s=0.0, down_delay_s=None)
+    replicas = min(max(replicas, rule.least), rule.most)
+    samples = [replace(sample, queue=0.0, running=0.0) for sample in seen(*loads)]
+    fewer = decide(rule, samples, replicas=replicas, now_s=1000.0, up_at_s=980.0).replicas
+    if fewer < replicas:
+        assert decide(rule, samples, replicas=fewer, now_s=1000.0, up_at_s=980.0).replicas == fewer
+
+
 def test_what_chance_may_add_adds_no_replica() -> None:
     noisy = [Sample(float(at), 0.0, 2.0, 1.9 if at % 40 else 2.4) for at in range(900, 1001)]
     assert decide(Rule("rps", 2.0, 1, 8), noisy, replicas=1, now_s=1000.0).replicas == 1
