@@ -534,15 +534,18 @@ class RentedMachines:
         self._shelf.bury(vm.id)
 
     def _rent(self, launch: Launch, rent: Rent, *, gang: str = "") -> Vm:
-        """Create the machine of a launch, under a key that only a machine that has ended makes new."""
+        """Create the machine of a launch, under a key that only a machine that has ended makes new.
+
+        Raises:
+            NoCapacity: as many as are looked for later have ended, one after the other.
+        """
         public = self._shelf.public_key(self._identity_file())
         expires = datetime.now(UTC) + timedelta(seconds=self._abandoned_s)
         tags = launch.labels() | self._ours() | {EXPIRES: expires.isoformat(timespec="seconds")}
         tags |= {GANG: gang} if gang else {}
         tags |= {FLEET: launch.fleet} if launch.fleet else {}
         tags |= {DISK: str(rent.disk_bytes)} if rent.disk_bytes else {}
-        spent = 0
-        while True:
+        for spent in range(KEYS):
             key = self._key(launch.name, spent)
             user_data = boot.cloud_config(
                 key=key, public_key=public, user=self._user, lasts_s=self._abandoned_s,
@@ -551,11 +554,13 @@ class RentedMachines:
             try:
                 vm = self._provider.create(Order(key, rent, tags | {KEY: key}, user_data, public, gang))
             except KeySpent:
-                spent += 1
                 continue
             if vm.is_alive and vm.tags.get(LAUNCH) == launch.name:
-                return vm
-            spent += 1  # it ended, or went on to another launch
+                return vm  # any other ended, or went on to another launch
+        raise NoCapacity(
+            f"{KEYS} machines that were rented for launch '{launch.name}' ended before it ran",
+            backend=self.name, fix="look at their console output, and at what their image does at boot",
+        )  # fmt: skip
 
     def _key(self, launch: str, spent: int) -> str:
         """Return the key of a launch's machine; ``spent`` counts those of it that have ended."""
