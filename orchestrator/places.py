@@ -315,29 +315,35 @@ class Places(Mapping[str, Backend]):
         self._configured = tuple(places)
         self._read = recorded
         self._expected: tuple[Place, ...] = ()
+        self._reading = threading.RLock()
         self._lock = threading.RLock()
         self._open: dict[str, tuple[Place, Backend]] = {}
         self._places = _by_name(self._configured, ())
         self.refresh()
 
     def refresh(self) -> None:
-        """Take up what the record says by now; a place that stayed as it was stays built."""
-        recorded = self._read()
-        found = _by_name(self._configured, (*self._expected, *recorded.fleets))
-        places = {name: _holding(place, recorded.held.get(name)) for name, place in found.items()}
-        with self._lock:
-            self._places = places
-            for name in [name for name, place in places.items() if place.held is not None]:
-                if not any(isinstance(each, Holder) for each in self._renters(places[name]).values()):
-                    del places[name]  # nobody is configured who could reach its machines
-            self._open = {name: one for name, one in self._open.items() if places.get(name) == one[0]}
+        """Take up what the record says by now; a place that stayed as it was stays built.
+
+        One at a time: whoever read before another wrote would take back what was written.
+        """
+        with self._reading:
+            recorded = self._read()
+            found = _by_name(self._configured, (*self._expected, *recorded.fleets))
+            places = {name: _holding(place, recorded.held.get(name)) for name, place in found.items()}
+            with self._lock:
+                for name in [name for name, place in places.items() if place.held is not None]:
+                    if not any(isinstance(each, Holder) for each in self._renters(places[name]).values()):
+                        del places[name]  # nobody is configured who could reach its machines
+                self._places = places
+                self._open = {name: one for name, one in self._open.items() if places.get(name) == one[0]}
 
     def expect(self, places: Iterable[Place]) -> frozenset[str]:
         """Count on places that will be on record, in place of those there; return the names it took."""
-        self._expected = tuple(places)
-        self.refresh()
-        configured = {place.name for place in self._configured}
-        return frozenset(place.name for place in self._expected) - configured
+        with self._reading:
+            self._expected = tuple(places)
+            self.refresh()
+            configured = {place.name for place in self._configured}
+            return frozenset(place.name for place in self._expected) - configured
 
     def __getitem__(self, name: str) -> Backend:
         with self._lock:

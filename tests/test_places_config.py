@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import ConfigError
-from orchestrator.places import DEFAULT, Place, Places, build, read_mirrors, read_places
+from orchestrator.places import DEFAULT, Place, Places, Recorded, build, read_mirrors, read_places
 from orchestrator.planner.mirrors import Mirrors
 
 
@@ -135,3 +136,24 @@ def test_what_is_wrong_with_mirrors_is_told_by_both_readers(tmp_path: Path, text
         with pytest.raises(ConfigError) as caught:
             ask(path)
         assert said in str(caught.value)
+
+
+def test_who_read_the_record_before_a_fleet_was_applied_does_not_take_it_back() -> None:
+    rack = Place("rack", "ssh", {"hosts": ["a"]})
+    answers = iter([Recorded(), Recorded(), Recorded((rack,))])
+    others: list[threading.Thread] = []
+
+    def read() -> Recorded:
+        answer = next(answers)
+        if len(others) == 1:  # whoever reads now has an answer from before, and is overtaken
+            others.append(threading.Thread(target=places.refresh))
+            others[1].start()
+            others[1].join(timeout=0.2)
+        return answer
+
+    places = Places([], recorded=read)
+    others.append(threading.Thread(target=places.refresh))
+    others[0].start()
+    for each in others:
+        each.join()
+    assert list(places) == ["rack"]
