@@ -24,9 +24,9 @@ from orchestrator.apply.of_spec import OfSpec
 from orchestrator.apply.sets import NO_SET, Deletion, FleetRecord, Scope, deletions, joined, joining
 from orchestrator.backend import SCRATCH_BYTES, Can, Launch, Mount, Offer, Rent, Scaling
 from orchestrator.engines.job import Adapters, relisted
-from orchestrator.errors import Denied, ModelError, NothingFits, Problem, SpecError, UsageError
+from orchestrator.errors import Denied, ModelError, NothingFits, Problem, Refusal, SpecError, UsageError
 from orchestrator.planner.ask import Names, Work, demand_of, fleet_demand, runs_bare
-from orchestrator.planner.compose import Inputs, compose, opens_itself
+from orchestrator.planner.compose import Inputs, compose, fixed_port, opens_itself
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.mirrors import NO_MIRRORS, Mirrors
@@ -194,6 +194,19 @@ class _Offers:
             self._index = index
         return self._index
 
+    def own_machines(self, placed: Placed) -> int | None:
+        """Return how many machines launches may share at all places to try, None where there may be more.
+
+        A place that rents has one for each, and a cluster publishes no port of its machines.
+        """
+        places, tries = self.world.places, {offer.backend for offer in placed.tries}
+        more = {run.name for run in self.world.runs.values() if run.template.holding is not None}
+        more |= {spec.name for spec in self.fleets}
+        if tries & more or any({Can.GROUPS, Can.RENT} & places.get(name, frozenset()) for name in tries):
+            return None
+        found = [offer for offer in self.index().offers if offer.backend in tries]
+        return len({(o.backend, o.instance_type) for o in found}) if all(o.divisible for o in found) else None
+
     def _of(self, spec: Fleet, up: int, index: OfferIndex) -> Iterator[Offer]:
         """Yield what a fleet may still rent: machines for launches that find none of its own free."""
         left = (spec.nodes.max or 0) - up if spec.nodes else 0
@@ -359,6 +372,7 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
         launch = engine.onto(launch, engine.launch)
     launch = world.mirrors.launch(launch)
     follower = world.mirrors.launch(follower) if follower else None
+    port_notes = _taken_once(document, spec, launch, placed, offers)
     surge = surge and isinstance(spec, Service) and all(port.host is None for port in launch.ports)
     own = opens_itself(spec) if _shares_ports(placed, world) else False
     surge = surge and own is not True
@@ -382,6 +396,7 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
         notes=(
             *_notes(action, surge, engine, run, (isinstance(spec, Service) and spec.rollout.weight) or 0),
             *_port_notes(spec, action, own),
+            *port_notes,
             *_volume_notes(spec, offers),
             *(f"{found.path}: {found.what}" for found in unheeded(spec)),
         ),
@@ -795,6 +810,32 @@ def _port_notes(spec: Work, action: Action, own: bool | None) -> Iterator[str]:
         yield f"its commands open port {number}: to be replaced without a gap, listen on $MODELYARD_PORT"
     elif action == "replace":
         yield f"the new replica has to listen on $MODELYARD_PORT: the old one has port {number}"
+
+
+def _taken_once(
+    document: Document, spec: Work, launch: Launch, placed: Placed, offers: _Offers
+) -> tuple[str, ...]:
+    """Say that further replicas cannot have a port of the machine that one has, where places are few.
+
+    Raises:
+        NothingFits: not even the least number of replicas can.
+    """
+    fixed = fixed_port(spec, launch)
+    machines = offers.own_machines(placed) if fixed else None
+    if fixed is None or machines is None or not isinstance(spec, Service):
+        return ()
+    least, most = spec.replicas.min or 0, spec.replicas.max or 0
+    if least > machines:
+        raise NothingFits(
+            f"no offer fits service {spec.name!r}",
+            needs=f"{least} machines: port {fixed.number} of one leads to one replica",
+            refused=(Refusal(f"with one port {fixed.number}", machines), *placed.refused),
+            where=document.at(fixed.path), fix=fixed.fix,
+        )  # fmt: skip
+    if most <= machines:
+        return ()
+    here = "the one machine" if machines == 1 else f"each of the {machines} machines"
+    return (f"of {most} replicas {machines} can start: port {fixed.number} of {here} leads to one replica",)
 
 
 def _volume_notes(spec: Work, offers: _Offers) -> Iterator[str]:

@@ -129,6 +129,33 @@ def _ports(spec: Work) -> tuple[Port, ...]:
     return tuple(ports)
 
 
+@dataclass(frozen=True, slots=True)
+class FixedPort:
+    """A port of the machine that is asked for by number: where in the spec, and how to leave it open."""
+
+    number: int
+    path: str
+    fix: str
+
+
+def fixed_port(spec: Work, launch: Launch) -> FixedPort | None:
+    """Return the first port of a machine that ``launch`` takes by number, and no second replica beside it.
+
+    >>> web = Service(name="a", port="8080:80", commands=["serve"])
+    >>> fixed_port(web, Launch("a-0-0-1", "a", ports=(Port(80, 8080),))).fix
+    'write port: 80, which leads there from any free port'
+    """
+    taken = next((port for port in launch.ports if port.host), None)
+    if taken is None or not taken.host:
+        return None
+    leads = "which leads there from any free port"
+    if isinstance(spec, Service) and spec.port and spec.port.local_port == taken.host:
+        return FixedPort(taken.host, "port", f"write port: {taken.container}, {leads}")
+    if any(port.local_port == taken.host for port in spec.ports):
+        return FixedPort(taken.host, "ports", f'write "*:{taken.container}", {leads}')
+    return FixedPort(taken.host, "replicas", "run one replica, or name a place with more machines")
+
+
 def opens_itself(spec: Work) -> bool | None:
     """Return whether a program opens a port of its own choice, and not the one it is given.
 

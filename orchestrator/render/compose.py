@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from orchestrator.apply import Plan, RunPlan, VolumePlan
 from orchestrator.backend import Can, File, Launch, Mount, Probe
 from orchestrator.errors import Problem, SpecError
+from orchestrator.planner.compose import fixed_port
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import Service, Work
 
@@ -84,13 +85,18 @@ def _launch(plan: RunPlan) -> Launch:
     """Return what the run is made of.
 
     Raises:
-        SpecError: it spans machines.
+        SpecError: it spans machines, or more than one replica is to have the same port.
     """
     template = plan.template
     assert template is not None, "a plan against no record starts everything"
     if template.nodes > 1:
         what = f"{plan.name!r} needs {template.nodes} machines, and compose runs on one"
         raise SpecError([plan.document.problem("", what, "render it for kubernetes")])
+    least = plan.spec.replicas.min or 0 if isinstance(plan.spec, Service) else 1
+    fixed = fixed_port(plan.spec, template.launch)
+    if least > 1 and fixed and not template.launch.host_network:
+        what = f"{least} replicas cannot all have port {fixed.number}, and compose runs on one machine"
+        raise SpecError([plan.document.problem(fixed.path, what, fixed.fix)])
     return template.launch
 
 

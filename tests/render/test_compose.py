@@ -26,7 +26,7 @@ image: nginx:1.29
 commands: ['echo "$HOME"', "nginx -g 'daemon off;'"]
 env: {A: "1$x", TOKEN: , AUTH: "Bearer ${{ secrets.API }}", NUMBER: "010"}
 port: 80
-ports: ["9000:9000"]
+ports: ["*:9000"]
 volumes: [data:/data, "/srv/app:/srv:ro"]
 resources: {cpu: 2.., memory: 2GB.., gpu: 1, shm_size: 1GB}
 replicas: 2
@@ -176,3 +176,14 @@ def test_every_config_renders_and_reads_back(path: Path) -> None:
         assert text == compose_text(plans)
         if any(isinstance(plan, RunPlan) for plan in plans):
             assert import_text(text, tool="compose", file="compose.yaml").text
+
+
+@pytest.mark.parametrize(("port", "path"), [('port: "8080:80"', 4), ('port: 80\nports: ["9000:9000"]', 5)])
+def test_replicas_of_one_machine_cannot_share_a_port(port: str, path: int) -> None:
+    text = f"type: service\nname: web\nimage: nginx:1.29\n{port}\nreplicas: "
+    assert "published" in compose_text(planned(text + "1\n"))
+    with pytest.raises(SpecError) as caught:
+        compose_text(planned(text + "2\n"))
+    (problem,) = caught.value.problems
+    assert problem.at.line == path
+    assert "cannot all have port" in problem.what
