@@ -9,7 +9,7 @@ from typing import Any
 
 from backends.kubernetes.client import parse_time
 from backends.kubernetes.names import ATTEMPT, DIGEST, HASH, KIND, LAUNCH, NODES, RUN
-from backends.kubernetes.queue import of_pod
+from backends.kubernetes.queue import QUEUE, of_pod
 from orchestrator.backend import LABEL, GroupStatus, Instance, Phase, Reason
 
 Json = dict[str, Any]
@@ -98,7 +98,10 @@ class World:
     def _obstacle(self, owner: Json) -> str:
         """Return what keeps a group back that has no word of its own for it."""
         known = self.obstacles.get(owner["metadata"].get("uid", ""), "")
-        return known or ("waits in its queue" if owner["spec"].get("suspend") else "")
+        if known or not owner["spec"].get("suspend"):
+            return known
+        by_hand = f"is suspended: {owner['kind']} {owner['metadata']['name']} has spec.suspend set"
+        return "waits in its queue" if QUEUE in labels_of(owner) else by_hand
 
     def _explained(self, instances: Sequence[Instance], pods: Sequence[Json]) -> Iterator[Instance]:
         """Yield instances, those that a queue holds back with its words."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from backends.kubernetes.queue import QUEUE
 from backends.kubernetes.refusals import Refused, explained
 from backends.kubernetes.status import World, instance, numbered, scheduler_says
 from orchestrator.backend import Instance, Phase
@@ -140,11 +141,20 @@ def job(**status: Any) -> dict[str, Any]:
     return {"kind": "Job", "metadata": meta, "spec": {"template": {}}, "status": status}
 
 
-def test_suspended_job_waits_in_its_queue() -> None:
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ({QUEUE: "team-a"}, "waits in its queue"),
+        ({}, "is suspended: Job web has spec.suspend set"),
+    ],
+    ids=["queue", "by hand"],
+)
+def test_suspended_job_says_what_holds_it(labels: dict[str, str], says: str) -> None:
     one = job()
     one["spec"]["suspend"] = True
+    one["metadata"]["labels"] |= labels
     (status,) = World([one], []).groups()
-    assert (status.phase, status.message) == (Phase.PENDING, "waits in its queue")
+    assert (status.phase, status.message) == (Phase.PENDING, says)
 
 
 def test_job_that_had_its_time_was_stopped() -> None:
