@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -142,6 +143,8 @@ def join(values: Mapping[str, str]) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     """Replace this process by the node's command."""
+    # as the first process of its container it would ignore this, and be killed when its grace is over
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     joins = argv[0] == RAY
     argv = argv[joins:]
     values = dict(os.environ)

@@ -115,6 +115,31 @@ def test_a_network_that_comes_after_the_program_is_waited_for(monkeypatch: pytes
         node_entry.own_address("node-0")
 
 
+FIRST_PROCESS = """\
+import runpy, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as it is for process 1 of a container that says nothing
+paused = time.sleep
+time.sleep = lambda s: (print("waits", flush=True), paused(s))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_node_that_waits_for_rank_0_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    delivered = tmp_path / "node_entry.py"
+    delivered.write_bytes(nodes.entry_file().content)
+    unreached = {"PATH": os.environ["PATH"], "MODELYARD_MASTER_NODE_IP": "255.255.255.255"}
+    words = [sys.executable, "-c", FIRST_PROCESS, str(delivered), "--", "true"]
+    with subprocess.Popen(words, env=unreached, stdout=subprocess.PIPE, text=True) as waiting:
+        try:
+            assert waiting.stdout is not None
+            assert waiting.stdout.readline() == "waits\n"
+            waiting.terminate()
+            assert waiting.wait(timeout=20) == 143
+        finally:
+            waiting.kill()
+
+
 RAY = """\
 import json, os, sys
 told = {"argv": sys.argv[1:], "backend": os.environ.get("TPU_MULTIHOST_BACKEND")}
