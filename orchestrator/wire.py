@@ -261,6 +261,8 @@ class SyncStatus(_Body):
     message: str = ""
     changed: list[str] = []
     failures: int = 0
+    left: list[str] = []
+    """Runs that are to be kept up, ended by themselves since the commit was applied, and stay so."""
 
 
 class Command(_Body):

@@ -45,6 +45,6 @@ def status(json: Json = False) -> None:
 
 @sync.command("now")
 def now() -> None:
-    """Have the server look at the repository at once."""
+    """Have the server look at the repository at once, and start again what ended by itself."""
     with _server() as remote:
         remote.sync_now()

@@ -86,7 +86,13 @@ def sync_text(found: Sequence[SyncStatus]) -> str:
     said = "".join(
         f"\n{status.commit[:12] or status.source}\n{status.message}" for status in found if status.message
     )
-    return f"{found[0].source}\n{text}{said}"
+    left = "".join(
+        f"\n{', '.join(status.left)}: ended, and not started again by the commit that it was applied with"
+        "\n  fix     push a new commit, or modelyard sync now"
+        for status in found[:1]
+        if status.left
+    )
+    return f"{found[0].source}\n{text}{said}{left}"
 
 
 def sync_json(found: Sequence[SyncStatus]) -> str:

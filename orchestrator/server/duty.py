@@ -29,9 +29,14 @@ class Duty(Routine):
     def duty(self) -> float:
         """Do what there is to do now; return how long to wait for the next turn, in seconds."""
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether the next turn is this server's."""
+        return self._site.peers[0] == self._site.owner
+
     def turn(self) -> float:
-        """Do it where this server is the first; return how long to wait, in seconds."""
-        if self._site.peers[0] == self._site.owner:
+        """Do it where it is this server's; return how long to wait, in seconds."""
+        if self.is_ours:
             try:
                 return self.duty()
             except ModelyardError as error:

@@ -27,6 +27,9 @@ LOOK_S, MOST_S = 60.0, 600.0
 GAP = timedelta(seconds=3 * LOOK_S)
 """After so long without an answer what was seen before says nothing."""
 
+IDLE = "idle: "
+"""How the cause of an event begins that ends a run for a policy of its own."""
+
 Ask = Callable[[Site, Job, list[str]], str | None]
 
 _PEOPLE = (
@@ -121,7 +124,7 @@ class Reaper(Duty):
     def _end(self, run: Run, why: str) -> bool:
         asked = run.asked(Wanted.STOP)
         before, after = run.state.value, asked.state.value
-        event = RunEvent(run.id, run.name, self._site.clock(), run.name, before, after, f"idle: {why}")
+        event = RunEvent(run.id, run.name, self._site.clock(), run.name, before, after, f"{IDLE}{why}")
         try:
             self._site.store.commit([Turn(asked, event)], expected={run.id: run.serial})
         except StateMoved:

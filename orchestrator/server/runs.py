@@ -498,9 +498,9 @@ def sync_status(project: Project, request: Request) -> list[SyncStatus]:
 
 @gate.route_for("POST", "/sync", Role.OPERATOR, status=202)
 def sync_now(project: Project, request: Request) -> Applied:
-    """Sync now, whatever the clock says."""
+    """Sync now, whatever the clock says, and start again what ended by itself."""
     for each in _syncers(request, project):
-        each.poke()
+        each.ask()
     return Applied(runs=[])
 
 

@@ -11,14 +11,16 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from orchestrator.api import Plans
-from orchestrator.apply import NOTHING_LOST, Consent, RunPlan, Scope
+from orchestrator.apply import NOTHING_LOST, Consent, Plan, RunPlan, Scope
 from orchestrator.apply.lock import Lock, by_lock, models_of, read_lock
 from orchestrator.catalog.hardware import known_names
 from orchestrator.errors import ModelyardError, Problem, SpecError
+from orchestrator.reconcile import RunState, Wanted
 from orchestrator.server import sops
 from orchestrator.server.carrying import carry_out
 from orchestrator.server.duty import Duty
 from orchestrator.server.git import Checkout, Source
+from orchestrator.server.idle import IDLE
 from orchestrator.server.site import Site
 from orchestrator.spec.load import Document, load
 from orchestrator.store.values import MAIN
@@ -28,6 +30,8 @@ PREFIX = "MODELYARD_SYNC_"
 """Variables of the server that specs of a repository may name begin so; they see no other."""
 WEBHOOK_SECRET = "MODELYARD_SYNC_WEBHOOK_SECRET"
 MOST_S = 3_600.0
+_STOPS = (IDLE, f"{Wanted.STOP.value} asked for")
+"""How the causes of events begin that ask a run to stop."""
 KEPT = 20
 """Commits whose status is remembered."""
 
@@ -62,7 +66,7 @@ class Syncer(Duty):
         super().__init__(site)
         self._wish = wish
         self._checkout = Checkout(wish.source, root, signed=wish.signed)
-        self._asked = False
+        self._asked = self._hooked = False
         self._failed: str | None = None
         """The commit that failed last, "" where it could not be fetched, None where none did."""
         self._again_at = site.clock()
@@ -94,14 +98,17 @@ class Syncer(Duty):
             secret.encode(), plain.encode()
         )
 
-    def once(self) -> SyncStatus:
-        """Fetch and apply; return what became of it, which is remembered."""
+    def once(self, *, asked: bool = False) -> SyncStatus:
+        """Fetch and apply; return what became of it, which is remembered.
+
+        What ended by itself since a commit was applied starts again only where a person ``asked``.
+        """
         last = next(iter(self.history()), None)
         commit = ""  # a repository that cannot be fetched is no commit's fault
         try:
             commit = self._checkout.update()
-            changed = self._apply(commit)
-            status = self._status(commit, "applied", changed=changed)
+            changed, left = self._apply(commit, again=asked or not self._is_applied(commit))
+            status = self._status(commit, "applied", changed=changed, left=left)
         except ModelyardError as error:
             again = last is not None and (last.state, last.commit) == ("failed", commit)
             failures = last.failures + 1 if last and again else 1
@@ -118,7 +125,16 @@ class Syncer(Duty):
         """Return an error with paths as the repository has them."""
         return str(error).replace(f"{self._checkout.root}/", "")
 
-    def _apply(self, commit: str) -> list[str]:
+    def _is_applied(self, commit: str) -> bool:
+        """Return whether the last commit that could be fetched is this one, and was applied."""
+        last = next((each for each in self.history() if each.commit), None)
+        return last is not None and (last.commit, last.state) == (commit, "applied")
+
+    def _apply(self, commit: str, *, again: bool) -> tuple[list[str], list[str]]:
+        """Carry a commit out; return the runs that it changed, and those that ended and are left so.
+
+        ``again`` starts the latter again instead.
+        """
         wish, api = self._wish, self._site.api(self._wish.project)
         documents = load(
             [str(self._checkout.folder)], known_accelerators=known_names(), env=self._variables()
@@ -133,14 +149,32 @@ class Syncer(Duty):
             for name, model in models_of(of, read_lock(path) or Lock()).items()
         }
         plans = api.plan(documents, scope=scope, models=models)
+        left = [] if again else [plan.name for plan in plans if self._ended_by_itself(plan)]
+        plans = tuple(plan for plan in plans if plan.name not in left or not isinstance(plan, RunPlan))
         # what was encrypted reaches no text that specs are made of, as variables do by ``${{ env.X }}``
         variables = sops.values(self._checkout.folder, environ=self._site.environ) | self._variables()
         if all(plan.action == "unchanged" for plan in plans):
-            return self._renew(plans, variables)
+            return self._renew(plans, variables), left
         carry_out(self._site, wish.project, plans, wish.consent, variables, message=f"commit {commit}")
         renewed = self._renew(plans, variables)  # only now: a commit that is refused changes nothing
         api.finish_deletions(plans)
-        return [plan.name for plan in plans if plan.action != "unchanged" or plan.name in renewed]
+        return [plan.name for plan in plans if plan.action != "unchanged" or plan.name in renewed], left
+
+    def _ended_by_itself(self, plan: Plan) -> bool:
+        """Return whether a plan would only start again what failed, or what its own policy stopped."""
+        if not isinstance(plan, RunPlan) or plan.run is None or plan.action != "rerun" or plan.changes:
+            return False
+        if plan.run.spec_hash != plan.spec_hash:
+            return False
+        return plan.run.state is RunState.FAILED or self._was_idle(plan.name)
+
+    def _was_idle(self, run: str) -> bool:
+        """Return whether a run that was asked to stop was so for its own policy."""
+        store, after, causes = self._site.store, 0, [""]
+        while page := store.events(run, after=after, project=self._wish.project):
+            after = page[-1][0]
+            causes += [event.cause for _, event in page if event.cause.startswith(_STOPS)]
+        return causes[-1].startswith(IDLE)
 
     def _renew(self, plans: Plans, variables: Mapping[str, str]) -> list[str]:
         """Keep the new values of runs that are otherwise unchanged, for their next start; return those."""
@@ -180,10 +214,11 @@ class Syncer(Duty):
         changed: Sequence[str] = (),
         message: str = "",
         failures: int = 0,
+        left: Sequence[str] = (),
     ) -> SyncStatus:
         return SyncStatus(
             source=str(self._wish.source), commit=commit, state=state, at=self._site.clock(),
-            message=message, changed=list(changed), failures=failures,
+            message=message, changed=list(changed), failures=failures, left=list(left),
         )  # fmt: skip
 
     def _remember(self, status: SyncStatus) -> None:
@@ -200,16 +235,26 @@ class Syncer(Duty):
 
     def duty(self) -> float:
         """Fetch and apply, unless that is to wait; return how long to wait for the next turn, in seconds."""
-        poked, self._asked = self._asked, False
-        if not poked and self._is_put_off():
+        (asked, hooked), self._asked, self._hooked = (self._asked, self._hooked), False, False
+        if not (asked or hooked) and self._is_put_off():
             return self._wish.interval_s
-        status = self.once()
+        status = self.once(asked=asked)
         self._again_at = self._now() + timedelta(seconds=self.pause_s(status))
         self._failed = status.commit if status.state == "failed" else None
         return self._wish.interval_s if self._failed is not None else self.pause_s(status)
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether the next turn is this server's: the first's, or that of whichever was told to sync now."""
+        return self._asked or self._hooked or super().is_ours
+
     def poke(self) -> None:
         """Sync now, whatever the clock says, and however often it has failed."""
+        self._hooked = True
+        super().poke()
+
+    def ask(self) -> None:
+        """Sync now, and also start again what ended by itself."""
         self._asked = True
         super().poke()
 
@@ -222,4 +267,4 @@ class Syncer(Duty):
 
 
 def _news(status: SyncStatus) -> tuple[object, ...]:
-    return status.commit, status.state, status.message, status.failures
+    return status.commit, status.state, status.message, status.failures, status.left

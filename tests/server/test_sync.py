@@ -16,8 +16,9 @@ from pyrage import x25519
 from orchestrator.apply import Scope
 from orchestrator.catalog.hardware import known_names
 from orchestrator.errors import UsageError
-from orchestrator.reconcile import Wanted
+from orchestrator.reconcile import RunState, Wanted
 from orchestrator.server.git import Checkout, Source
+from orchestrator.server.idle import Reaper
 from orchestrator.server.sync import Syncer, Wish
 from orchestrator.spec.load import load, read
 from orchestrator.store.codec import encode
@@ -152,6 +153,97 @@ def test_who_asks_does_not_wait_for_what_failed(repository: Repository, syncer: 
     syncer.duty()
 
     assert [status.failures for status in syncer.history()] == [2]
+
+
+BAD = "type: service\nname: bad\nport: 8000\ncommands: [serve]\n"
+REFUSING = """
+backends:
+  - {type: sim, script: {"hello-*": {run_s: 0.0}, "bad-*": {refuse: rejected}}}
+"""
+
+
+@pytest.fixture
+def refusing(serve: Callable[..., Served], repository: Repository, tmp_path: Path) -> tuple[Served, Syncer]:
+    """A server whose only place refuses the service ``bad`` for good, and what syncs to it."""
+    config = tmp_path / "refusing.yaml"
+    config.write_text(REFUSING)
+    served = serve(config=config)
+    source = Source.parse(f"git+{repository.root}@main//specs")
+    return served, Syncer(served.site, Wish(source, interval_s=60), tmp_path / "checkout")
+
+
+def attempts(served: Served, run: str) -> int:
+    """Return how often a run was begun by an apply."""
+    return sum(event.cause.startswith("apply") for _, event in served.site.store.events(run))
+
+
+def test_a_service_that_failed_stays_so_until_the_next_commit(
+    refusing: tuple[Served, Syncer], repository: Repository
+) -> None:
+    served, syncer = refusing
+    repository.commit(bad=BAD)
+    syncer.once()
+    client = served.client()
+    assert client.follow(["bad"], "settled", timeout_s=60)
+
+    status = [syncer.once() for _ in range(2)][-1]
+
+    assert (status.state, status.changed, status.left) == ("applied", [], ["bad"])
+    assert (served.site.store.run("bad").state, attempts(served, "bad")) == (RunState.FAILED, 1)
+    (kept,) = syncer.history()
+    assert (kept.changed, kept.left) == (["bad"], ["bad"])
+    repository.commit(hello=HELLO)
+    assert syncer.once().changed == ["bad", "hello"]
+    assert attempts(served, "bad") == 2
+
+
+def test_who_asks_has_it_start_again_and_a_webhook_does_not(
+    refusing: tuple[Served, Syncer], repository: Repository
+) -> None:
+    served, syncer = refusing
+    repository.commit(bad=BAD)
+    syncer.duty()
+    assert served.client().follow(["bad"], "settled", timeout_s=60)
+
+    syncer.poke()
+    syncer.duty()
+    assert attempts(served, "bad") == 1
+    syncer.ask()
+    syncer.duty()
+
+    assert attempts(served, "bad") == 2
+
+
+def test_what_its_own_policy_stopped_stays_so_and_what_a_person_stopped_does_not(
+    served: Served, repository: Repository, syncer: Syncer
+) -> None:
+    repository.commit(web=WEB)
+    syncer.once()
+    client, store = served.client(), served.site.store
+    assert client.follow(["web"], "ready", timeout_s=60)
+    assert Reaper(served.site)._end(store.run("web"), "nobody was inside for 5m")
+    assert client.follow(["web"], "ended", timeout_s=60)
+
+    assert syncer.once().left == ["web"]
+    assert syncer.once(asked=True).changed == ["web"]
+    client.ask(["web"], Wanted.STOP)
+    assert client.follow(["web"], "ended", timeout_s=60)
+
+    assert (syncer.once().changed, syncer.once().left) == (["web"], [])
+
+
+def test_a_server_that_is_not_the_first_syncs_when_it_is_told_to(
+    served: Served, repository: Repository, syncer: Syncer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.site, "peers", ("another", served.site.owner))
+    repository.commit(hello=HELLO)
+    syncer.turn()
+    assert syncer.history() == []
+
+    syncer.ask()
+    syncer.turn()
+
+    assert [status.changed for status in syncer.history()] == [["hello"]]
 
 
 @pytest.mark.parametrize(
