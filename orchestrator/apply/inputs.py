@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +15,7 @@ from orchestrator.planner.ask import Work
 from orchestrator.planner.compose import Inputs
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import FileMapping, Repo
+from orchestrator.spec.values import plain_path
 from orchestrator.units import format_bytes
 
 MAX_INPUT_BYTES = 16 * 2**20
@@ -25,17 +26,22 @@ def read_inputs(document: Document, spec: Work) -> Inputs:
     """Return the files and clone commands of ``spec``.
 
     Raises:
-        SpecError: a file is not there, cannot be read, or all are too large; at the field.
+        SpecError: a file is not there, cannot be read, or goes where something else does, or all are
+            too large; at the field.
     """
-    found: list[File] = []
+    read: dict[str, list[File]] = {}
     for at, mapping in enumerate(spec.files):
-        found += _checked(document, f"files[{at}]", partial(_files, mapping))
+        read[f"files[{at}]"] = _checked(document, f"files[{at}]", partial(_files, mapping))
     clones: list[str] = []
     for at, repo in enumerate(spec.repos):
         if repo.local_path:
-            found += _checked(document, f"repos[{at}]", partial(_checkout, repo))
+            read[f"repos[{at}]"] = _checked(document, f"repos[{at}]", partial(_checkout, repo))
         else:
             clones.append(clone_command(repo))
+    targets = {path: [file.target for file in files] for path, files in read.items()}
+    if clashing := [*_clashes(document, spec, targets)]:
+        raise SpecError(clashing)
+    found = [file for files in read.values() for file in files]
     size = sum(len(file.content) for file in found)
     if size > MAX_INPUT_BYTES:
         most = format_bytes(MAX_INPUT_BYTES)
@@ -44,8 +50,66 @@ def read_inputs(document: Document, spec: Work) -> Inputs:
     return Inputs(tuple(found), digest_of(found), tuple(clones))
 
 
-def unreadable(document: Document, spec: Work) -> Iterator[Problem]:
-    """Yield a problem for each file, folder or clone of ``spec`` that is not there or cannot be read."""
+def unfit(document: Document, spec: Work) -> Iterator[Problem]:
+    """Yield a problem for each file, folder or clone of ``spec`` that cannot be put where it says.
+
+    It is not there, cannot be read, or goes where another file goes or something is mounted.
+    """
+    yield from _not_there(document, spec)
+    files = {f"files[{at}]": list(map(str, _targets(mapping))) for at, mapping in enumerate(spec.files)}
+    yield from _clashes(document, spec, files)
+
+
+def _clashes(document: Document, spec: Work, targets: Mapping[str, Sequence[str]]) -> Iterator[Problem]:
+    """Yield a problem for each field of which a file goes where something is by then.
+
+    A file below a mounted volume is put into it; below one that refuses writes nobody could.
+    """
+    mounts = {plain_path(mount.path): f"volumes[{at}]" for at, mount in enumerate(spec.volumes)}
+    closed = {plain_path(mount.path) for mount in spec.volumes if mount.read_only}
+    files: dict[str, str] = {}
+    folders = {str(above): path for mount, path in mounts.items() for above in PurePosixPath(mount).parents}
+    for path, said in targets.items():
+        for each in said:
+            target = plain_path(each, spec.working_dir or "")
+            above = [str(folder) for folder in PurePosixPath(target).parents]
+            if wrong := _clash(target, above, mounts, closed, files, folders):
+                what, first = wrong
+                fix = f"give each its own path; the first is at {document.at(first)}"
+                yield document.problem(path, f"{path}: {what}", fix)
+                break  # of a folder many would
+        for each in said:
+            target = plain_path(each, spec.working_dir or "")
+            files.setdefault(target, path)
+            folders.update(dict.fromkeys(map(str, PurePosixPath(target).parents), path))
+
+
+def _clash(
+    target: str,
+    above: Sequence[str],
+    mounts: Mapping[str, str],
+    closed: Collection[str],
+    files: Mapping[str, str],
+    folders: Mapping[str, str],
+) -> tuple[str, str] | None:
+    """Return what is wrong with a file at ``target``, and the field that was there before."""
+    if target in mounts:
+        return f"a file at {target}, where a volume is mounted", mounts[target]
+    if target in files:
+        return f"two files at {target}", files[target]
+    if target in folders:
+        return f"a file at {target}, which is the folder of others", folders[target]
+    for folder in above:
+        if folder in files:
+            return f"a file below {folder}, which is a file", files[folder]
+        if folder in mounts:
+            return (
+                (f"a file below {folder}, which is read-only", mounts[folder]) if folder in closed else None
+            )
+    return None
+
+
+def _not_there(document: Document, spec: Work) -> Iterator[Problem]:
     named = [(f"files[{at}]", file.local_path) for at, file in enumerate(spec.files)]
     named += [(f"repos[{at}]", repo.local_path) for at, repo in enumerate(spec.repos) if repo.local_path]
     for path, local in named:
@@ -90,14 +154,18 @@ def _checked(document: Document, path: str, read: Callable[[], Iterator[File]]) 
 
 
 def _files(mapping: FileMapping) -> Iterator[File]:
+    for target, local in _targets(mapping).items():
+        yield _file(local, target)
+
+
+def _targets(mapping: FileMapping) -> dict[PurePosixPath, Path]:
+    """Return where each file of a mapping goes, and where it lies here."""
     local = Path(mapping.local_path)
     target = PurePosixPath(mapping.path or local.name)
     if not local.is_dir():
-        yield _file(local, target)
-        return
-    for path in sorted(local.rglob("*")):
-        if path.is_file():
-            yield _file(path, target / path.relative_to(local).as_posix())
+        return {target: local}
+    files = (path for path in sorted(local.rglob("*")) if path.is_file())
+    return {target / path.relative_to(local).as_posix(): path for path in files}
 
 
 def _checkout(repo: Repo) -> Iterator[File]:

@@ -160,19 +160,19 @@ def load_files(
         raise UsageError("no files given", fix="name them with -f, for example -f configs/")
     return load(
         paths, stdin=sys.stdin.buffer, known_accelerators=known_names(), env=os.environ, args=arguments,
-        also=lambda documents: [p for d in documents for p in (*_unreadable(d), *also(d, documents))],
+        also=lambda documents: [p for d in documents for p in (*_unfit(d), *also(d, documents))],
     )  # fmt: skip
 
 
-def _unreadable(document: Document) -> Iterable[Problem]:
+def _unfit(document: Document) -> Iterable[Problem]:
     spec = document.spec
     if not getattr(spec, "files", ()) and not getattr(spec, "repos", ()):
         return ()
-    from orchestrator.apply.inputs import unreadable  # brings the planner in
+    from orchestrator.apply.inputs import unfit  # brings the planner in
     from orchestrator.spec.models import Fleet, Volume
 
     assert not isinstance(spec, Fleet | Volume)  # those have no files
-    return unreadable(document, spec)
+    return unfit(document, spec)
 
 
 def problems_of(plans: Plans) -> list[Problem]:

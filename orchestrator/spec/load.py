@@ -58,7 +58,7 @@ class Document:
         if finding.of_key and isinstance(holder, Entries) and key in holder.entries:
             entry = holder.entries[str(key)]
             at = Position(self.source.file, entry.line, entry.column)
-        return Problem(at, f"{finding.path}: {finding.what}", finding.fix, self.line(at))
+        return Problem(at, f"{finding.path}: {finding.what}", finding.fix_at(self.at), self.line(at))
 
 
 def load(
@@ -292,7 +292,8 @@ def _apply_rules(root: Node, source: Source, spec: Spec, unread: Collection[str]
     for finding in findings(spec, unread=unread):
         _, place = locate(root, parse_path(finding.path))
         where = f"{finding.path}: " if finding.path else ""
-        source.add(*place, f"{where}{finding.what}", finding.fix)
+        fix = finding.fix_at(lambda path: Position(source.file, *locate(root, parse_path(path))[1]))
+        source.add(*place, f"{where}{finding.what}", fix)
 
 
 def _refuse_same_names(documents: Sequence[Document], problems: Problems) -> None:

@@ -12,10 +12,12 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
+from orchestrator.errors import Position
 from orchestrator.spec.forms import shown
 from orchestrator.spec.interpolation import refers_to_secret
 from orchestrator.spec.models import DevEnvironment, Fleet, Service, Spec, Task, Work
 from orchestrator.spec.parts import Part
+from orchestrator.spec.values import plain_path
 
 MAX_REPLICAS = 1000
 _NAME = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
@@ -31,13 +33,19 @@ _USER = re.compile(r"[a-z_][a-z0-9_-]*\$?|\d{1,10}", re.ASCII | re.I)
 class Finding:
     """What a rule found wrong, at a path such as ``replicas`` or ``volumes[1].path``.
 
-    ``of_key`` says that it is the last key of the path that is wrong, whatever its value.
+    ``of_key`` says that it is the last key of the path that is wrong, whatever its value. ``first`` is the
+    path of what was said before and cannot be there as well.
     """
 
     path: str
     what: str
     fix: str | None = None
     of_key: bool = False
+    first: str = ""
+
+    def fix_at(self, at: Callable[[str], Position]) -> str | None:
+        """Return what to do, with the place of ``first`` where there is one."""
+        return f"{self.fix}; the first is at {at(self.first)}" if self.first else self.fix
 
 
 Rule: TypeAlias = Callable[..., Iterator[Finding]]
@@ -132,10 +140,13 @@ def _ports(spec: Work) -> Iterator[Finding]:
 
 @_rule(Work, "volumes")
 def _volumes(spec: Work) -> Iterator[Finding]:
-    paths = [mount.path for mount in spec.volumes]
-    for index, path in enumerate(paths):
-        if path in paths[:index]:
-            yield Finding(f"volumes[{index}]", f"two mounts at {path}", "give each its own path")
+    first: dict[str, int] = {}
+    for index, mount in enumerate(spec.volumes):
+        path = plain_path(mount.path)
+        if path in first:
+            fix, other = "give each its own path", f"volumes[{first[path]}]"
+            yield Finding(f"volumes[{index}]", f"two mounts at {path}", fix, first=other)
+        first.setdefault(path, index)
 
 
 @_rule(Work, "env")

@@ -63,6 +63,7 @@ DEV = "type: dev-environment\nname: d\n"
         (task("ports: [80, 80:81]"), (4, 13), "ports[1]: local_port 80 is there twice"),
         (task("ports: [80:81, '*:81']"), (4, 16), "ports[1]: container_port 81 is there twice"),
         (task("volumes: [a:/x, b:/x]"), (4, 17), "volumes[1]: two mounts at /x"),
+        (task("volumes: [a:/x, b:/tmp/../x/]"), (4, 17), "volumes[1]: two mounts at /x"),
         (task("env: {MODELYARD_RANK: 1}"), (4, 23),
          "env.MODELYARD_RANK: 'MODELYARD_RANK' is set by Modelyard itself"),
         (DEV + "entrypoint: a\n", (3, 13), "entrypoint: a dev environment keeps its own entrypoint"),
@@ -111,6 +112,14 @@ def test_broken_rules_are_said_at_their_place(text: str, at: tuple[int, int], wh
 )  # fmt: skip
 def test_rules_that_are_kept_say_nothing(text: str) -> None:
     assert problems_in(text) == ()
+
+
+def test_a_second_mount_names_the_first() -> None:
+    problem = problem_in(task("volumes:\n- a:/x\n- b:/x/\n"))
+
+    assert place(problem) == (6, 3)
+    assert (problem.fix or "").startswith("give each its own path; the first is at ")
+    assert (problem.fix or "").endswith(":5:3")
 
 
 def test_plain_passwords_are_not_repeated() -> None:
