@@ -77,7 +77,7 @@ def read_mirrors(path: Path | None) -> Mirrors:
     Raises:
         ConfigError: as for ``read_places``.
     """
-    return Mirrors() if path is None else _read(path, _mirrors)
+    return Mirrors() if path is None else _read(path, _mirrors_alone)
 
 
 def _read(path: Path, understand: Callable[[Source | None, Problems], Read]) -> Read:
@@ -97,10 +97,13 @@ def _read(path: Path, understand: Callable[[Source | None, Problems], Read]) -> 
     return found
 
 
-def _mirrors(source: Source | None, problems: Problems) -> Mirrors:
-    """Return the table under ``mirrors``; every value of it is checked."""
+def _mirrors_alone(source: Source | None, problems: Problems) -> Mirrors:
     documents = parse(source) if source else ()
-    root = documents[0] if documents else None
+    return _mirrors(documents[0] if documents else None, source, problems)
+
+
+def _mirrors(root: Node | None, source: Source | None, problems: Problems) -> Mirrors:
+    """Return the table under ``mirrors``; every value of it is checked."""
     entry = root.entries.get("mirrors") if isinstance(root, Entries) else None
     if source is None or entry is None or (isinstance(entry.node, Scalar) and entry.node.value is None):
         return Mirrors()
@@ -151,7 +154,7 @@ def _places(source: Source | None, problems: Problems) -> tuple[Place, ...]:
     for key in root.entries:
         if key not in ("backends", "mirrors"):
             _add(problems, source, root.entries[key], f"unknown key {key!r}", "known: backends, mirrors")
-    _mirrors(source, problems)
+    _mirrors(root, source, problems)
     entry = root.entries.get("backends")
     if entry is None or (isinstance(entry.node, Scalar) and entry.node.value is None):
         return DEFAULT
@@ -190,6 +193,8 @@ def _prices(node: Node, source: Source, problems: Problems) -> dict[str, float]:
         return {}
     found: dict[str, float] = {}
     for said, entry in node.entries.items():
+        if isinstance(entry.node, Scalar) and entry.node.is_unread:
+            continue
         price = plain(entry.node)
         if isinstance(price, bool) or not isinstance(price, int | float) or price <= 0:
             what = f"prices: {said}: expected dollars an hour above 0, got {price!r}"

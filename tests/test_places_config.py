@@ -53,6 +53,14 @@ def test_the_catalog_is_read_only_where_prices_are_set(tmp_path: Path, more: str
     assert done.stdout == f"{is_read}\n"
 
 
+@pytest.mark.parametrize("number", [".nan", ".inf", "1e400", "9" * 30])
+@pytest.mark.parametrize("text", ["capacity: {}", "prices: {{L4: {}}}"])
+def test_a_number_that_nobody_can_read_is_refused_once(tmp_path: Path, text: str, number: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, f"backends: [{{type: sim, {text.format(number)}}}]")
+    assert caught.value.what.count("config.yaml:1:") == 1
+
+
 @pytest.mark.parametrize("text", ["", "backends:", "# nothing\n"])
 def test_an_empty_configuration_is_the_default(tmp_path: Path, text: str) -> None:
     assert read(tmp_path, text) == DEFAULT

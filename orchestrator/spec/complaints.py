@@ -63,9 +63,15 @@ def _named(items: Items, name: str) -> Node | None:
 
 
 def complain(source: Source, root: Node, spec_type: type[Part], errors: Sequence[Mapping[str, Any]]) -> None:
-    """Add a problem to ``source`` for each of pydantic's ``errors`` about ``root``."""
+    """Add a problem to ``source`` for each of pydantic's ``errors`` about ``root``.
+
+    Of a number that could not be read nothing more is said.
+    """
     for error in errors:
         path: Path = tuple(error["loc"])
+        value, _ = locate(root, path)
+        if isinstance(value, Scalar) and value.is_unread:
+            continue
         if error["type"] == "extra_forbidden":
             _unknown_key(source, root, spec_type, path)
         elif error["type"] == "missing":

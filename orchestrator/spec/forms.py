@@ -233,7 +233,7 @@ def read_seconds(value: object) -> object:
         return value
     if value < 0:
         raise FormError(f"expected a duration such as 90s, 5m, 2h, 1d or 1w, got {value}")
-    return value
+    return read_seconds(f"{value}s")
 
 
 def read_limit(value: object) -> object:

@@ -188,7 +188,7 @@ class _Builder:
             return Scalar(line, column, event.value, resolve(event.value))
         except ValueError as error:
             self.source.add(line, column, str(error), "put it in quotes if it is text")
-            return Scalar(line, column, event.value, event.value)
+            return Scalar(line, column, event.value, event.value, is_unread=True)
 
     def sequence(self, event: SequenceStartEvent, line: int, column: int, depth: int) -> Items:
         self.tagged(event.tag, line, column)

@@ -43,6 +43,8 @@ class Scalar:
     value: str | int | float | bool | None
     style: str = ""
     """How it is quoted: one of ``'``, ``"``, ``|``, ``>``, or not at all."""
+    is_unread: bool = False
+    """Whether it is a number that nobody can read, which is a problem already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ def resolve(text: str) -> str | int | float | bool | None:
     """Return what an unquoted scalar means in YAML 1.2's core schema.
 
     Raises:
-        ValueError: a number is not finite, or has more than 64 digits.
+        ValueError: a number is not finite, has more than 64 digits, or is whole and beyond 64 bits.
 
     >>> [resolve(text) for text in ("yes", "true", "1:30", "010", "1e3", "0x10", "~", "3.10")]
     ['yes', True, '1:30', 10, 1000.0, 16, None, 3.1]
@@ -174,11 +176,17 @@ def resolve(text: str) -> str | int | float | bool | None:
     return text
 
 
+def _whole(number: int) -> int:
+    if abs(number) >= 2**64:
+        raise ValueError("a whole number beyond 64 bits")
+    return number
+
+
 def _number(text: str) -> str | int | float:
     if _INT.fullmatch(text):
-        return int(text)
+        return _whole(int(text))
     if based := _BASED.fullmatch(text):
-        return int(based[1], 8) if based[1] else int(based[2], 16)
+        return _whole(int(based[1], 8) if based[1] else int(based[2], 16))
     if _SPECIAL.fullmatch(text):
         raise ValueError(f"expected a finite number, got {text}")
     if _FLOAT.fullmatch(text):

@@ -321,3 +321,21 @@ def test_every_type_is_in_the_union() -> None:
 
 def test_service_needs_no_default_traffic() -> None:
     assert Service(name="a", model="x/y").traffic.concurrency == 16
+
+
+@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan", "1e400", "9" * 30, "9" * 90])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_price: {}", "replicas: {}", "port: {}", "max_duration: {}", "args: {{seed: {}}}",
+        "retry: {{on_events: [error], duration: {}}}", "traffic: {{concurrency: {}}}",
+        "resources: {{cpu: {}}}", "resources: {{memory: {}}}",
+    ],
+)  # fmt: skip
+def test_a_number_that_nobody_can_read_is_one_problem_at_its_place(text: str, number: str) -> None:
+    problem = problem_in(service(text.format(number)))
+    assert problem.fix == "put it in quotes if it is text"
+
+
+def test_a_bare_number_of_seconds_is_no_longer_than_a_duration_with_a_unit() -> None:
+    assert "longer than a century" in problem_in(task(f"max_duration: {10**12}")).what

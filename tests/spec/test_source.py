@@ -201,9 +201,15 @@ def test_unknown_tags_are_refused(tag: str) -> None:
     assert only_problem(f"a: {tag} 1").what == f"unknown tag '{tag}'"
 
 
-@pytest.mark.parametrize("text", ["1e999", ".inf", "-.INF", ".nan", "9" * 5000, "0x" + "f" * 100])
+@pytest.mark.parametrize(
+    "text", ["1e999", ".inf", "-.INF", ".nan", "9" * 5000, "0x" + "f" * 100, str(2**64), f"-{2**64}"]
+)
 def test_numbers_without_end_are_refused(text: str) -> None:
     assert only_problem(f"a: {text}").fix == "put it in quotes if it is text"
+
+
+def test_a_whole_number_of_64_bits_is_read() -> None:
+    assert parsed(f"a: {2**64 - 1}\nb: '{2**64}'") == ([{"a": 2**64 - 1, "b": str(2**64)}], [])
 
 
 def test_source_lines_are_kept_with_any_line_break() -> None:
