@@ -368,7 +368,8 @@ class _Asked:
         if self.runs(device):
             if self.states_context and self.job.context:
                 needs = self.needs(layout, self.first)
-                shorter = longest_context(self.facts, needs, device, most=self.job.context)
+                most = min(self.job.context, self.facts.context or self.job.context)
+                shorter = longest_context(self.facts, needs, device, most=most)
                 if shorter:
                     yield Change("context", str(shorter))
             if self.job.kv_cache == "auto" and self.needs(layout, self.first, "fp8").on(device).fits:

@@ -127,6 +127,15 @@ def test_a_refusal_says_the_smallest_change() -> None:
     assert serving_needs(known("Qwen/Qwen3-8B"), shorter).on(card("L4-24GB")).fits
 
 
+def test_a_change_of_the_context_is_one_that_the_model_has() -> None:
+    facts = known("Qwen/Qwen3-8B")
+    asked = ServingJob(precision="bf16", context=10**9, concurrency=4)
+    (missed,) = choose(facts, asked, [card("H100-80GB")], counts=(1,), max_nodes=1).missed
+    change = missed.change()
+    assert change is not None
+    assert (change.field, int(change.value)) == ("context", facts.context)
+
+
 def test_a_format_the_device_lacks_is_the_first_reason() -> None:
     choices = choose(known("deepseek-ai/DeepSeek-V3"), ServingJob(context=8192), [card("V100-32GB")])
 
