@@ -14,6 +14,7 @@ _BYTES = {
 }
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", re.ASCII)
+_WHOLE = re.compile(r"[0-9]{1,18}")
 _DURATION_PART = re.compile(r"(\d+)\s*([a-z]+)", re.ASCII)
 
 GB = 10**9
@@ -56,15 +57,19 @@ def format_bytes(size: int) -> str:
 
 
 def parse_duration(text: str) -> int:
-    """Return the seconds that ``text`` names: ``90s``, ``5m``, ``2h``, ``1d``, ``1w``, ``1h30m``.
+    """Return the seconds that ``text`` names: ``90s``, ``5m``, ``2h``, ``1d``, ``1w``, ``1h30m``, ``90``.
+
+    A bare whole number counts seconds.
 
     Raises:
         ValueError: ``text`` is no duration.
 
-    >>> parse_duration("90s"), parse_duration("1h30m")
-    (90, 5400)
+    >>> parse_duration("90s"), parse_duration("1h30m"), parse_duration("90")
+    (90, 5400, 90)
     """
     compact = text.strip().lower()
+    if _WHOLE.fullmatch(compact):
+        compact += "s"
     parts = _DURATION_PART.findall(compact)
     known = all(unit in _SECONDS for _, unit in parts)
     if not parts or not known or "".join(n + u for n, u in parts) != re.sub(r"\s+", "", compact):

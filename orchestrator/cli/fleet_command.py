@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.shared import Config, Json, Yes, confirm, open_api
-from orchestrator.errors import RunFailed, UsageError
-from orchestrator.units import parse_duration
+from orchestrator.cli.shared import Config, Json, Yes, confirm, open_api, seconds
+from orchestrator.errors import RunFailed
 
 app = typer.Typer(rich_markup_mode=None)
 fleet = typer.Typer(
@@ -83,7 +82,7 @@ def drain(
     """Empty a host: services move elsewhere, tasks finish, and nothing new starts there."""
     from orchestrator.cli.progress import Reporter
 
-    limit_s = _seconds(timeout) if timeout else None
+    limit_s = seconds("--timeout", timeout) if timeout else None
     with open_api(config) as api:
         api.cordon(name, host, reason=reason, leave="evict" if evict else "drain")
         with Reporter(api, [], prefix=True, terminal=sys.stderr.isatty()) as reporter:
@@ -93,10 +92,3 @@ def drain(
         fix = "wait longer, or --evict to end tasks too" if not evict else "wait longer"
         raise RunFailed(f"{host} is not empty: {', '.join(there)}", fix=fix)
     typer.echo(f"{host}: empty", err=True)
-
-
-def _seconds(text: str) -> int:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise UsageError(f"--timeout: {error}") from None

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from orchestrator.cli.shared import Config, Json, RunName, RunNames, Yes, confirm, open_api
+from orchestrator.cli.shared import Config, Json, RunName, RunNames, Yes, confirm, open_api, seconds
 from orchestrator.errors import NotFound, RunFailed, UsageError
-from orchestrator.units import parse_duration
+from orchestrator.units import format_duration, parse_duration
 
 if TYPE_CHECKING:
     from orchestrator.api import Api, FleetView, Goal, RunView
@@ -140,17 +140,18 @@ def _since(text: str) -> datetime:
         UsageError: it is neither a duration nor a time.
     """
     try:
-        return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
+        at = datetime.fromisoformat(text)
     except ValueError:
         pass
+    else:
+        return at if at.tzinfo else at.replace(tzinfo=UTC)
     try:
-        at = datetime.fromisoformat(text)
+        return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
     except ValueError:
         raise UsageError(
             f"--since: {text!r} is neither a duration nor a time",
             fix="for example 5m or 2026-01-31T12:00:00Z",
         ) from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _on_terminal() -> bool:
@@ -262,7 +263,7 @@ def wait(
     """Wait until runs are ready, started, ended or deleted."""
     from orchestrator.api import has_missed  # with the record: not for --help
 
-    limit = _timeout_s(timeout) if timeout else None
+    limit = seconds("--timeout", timeout) if timeout else None
     with open_api(config) as api:
         if goal != "deleted":
             for name in run:
@@ -278,7 +279,7 @@ def wait(
         gone = set(run) - set(left) if goal == "deleted" else set()
         typer.echo(wait_json(run, left, goal=goal, reached=there | gone))
     if not in_time:
-        typer.echo(f"not {goal} within {timeout}", err=True)
+        typer.echo(f"not {goal} within {format_duration(limit or 0)}", err=True)
         raise typer.Exit(TIMED_OUT)
     if missed:
         raise RunFailed(
@@ -294,10 +295,3 @@ def _awaited(api: Api, names: list[str], goal: Goal, limit: float | None) -> boo
 
     with Reporter(api, [], prefix=True, terminal=True) as reporter:
         return api.follow(names, goal, hooks=reporter.hooks, timeout_s=limit)
-
-
-def _timeout_s(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise UsageError(f"--timeout: {error}") from None

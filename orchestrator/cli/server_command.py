@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.shared import Config, database_url, default_config, parse_address, settle, use_catalog
+from orchestrator.cli.shared import (
+    Config,
+    database_url,
+    default_config,
+    parse_address,
+    seconds,
+    settle,
+    use_catalog,
+)
 from orchestrator.cli.specs import AllowDestroy, AllowReplace
-from orchestrator.errors import ConfigError, UsageError
-from orchestrator.units import parse_duration
+from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
     import asyncio
@@ -88,7 +95,7 @@ def server(
             from orchestrator.server.sync import Syncer, Wish
 
             wish = Wish(
-                Source.parse(sync), _seconds(interval), sync_set, prune, signed,
+                Source.parse(sync), seconds("--interval", interval), sync_set, prune, signed,
                 Consent(allow_destroy, allow_replace),
             )  # fmt: skip
             syncer = Syncer(site, wish, user_state_path("modelyard") / "sync" / wish.set_name)
@@ -109,13 +116,6 @@ def server(
         )  # fmt: skip
     finally:
         site.close()
-
-
-def _seconds(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise UsageError(f"--interval: {error}", fix="write it as 1m, for example") from None
 
 
 async def _gateway(site: Site, at: tuple[str, int], ended: asyncio.Event) -> None:

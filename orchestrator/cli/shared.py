@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.errors import ConfigError, UsageError
+from orchestrator.units import parse_duration
 
 if TYPE_CHECKING:
     from orchestrator.api import Api, Local, Plans
@@ -37,6 +38,20 @@ Config = Annotated[
         "--config", help="The configuration of places.", envvar="MODELYARD_CONFIG", show_default=False
     ),
 ]
+
+
+def seconds(option: str, text: str) -> int:
+    """Return the seconds of an option's duration, as everywhere: ``90s``, ``5m``, or a bare ``90``.
+
+    Raises:
+        UsageError: the text is no duration.
+    """
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}", fix="write it as 30s or 10m, for example") from None
+
+
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name.", show_default=False)]
 RunNames = Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs.", show_default=False)]
 

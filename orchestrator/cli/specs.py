@@ -20,6 +20,7 @@ from orchestrator.cli.shared import (
     load_files,
     open_api,
     problems_of,
+    seconds,
 )
 from orchestrator.errors import ModelyardError, NothingFits, Problem, SpecError, UsageError
 
@@ -106,7 +107,7 @@ def plan(
 
     form = "json" if json else form
     scope, consent = Scope(set_name, prune), Consent(allow_destroy, allow_replace)
-    lasts_s = _lasts_s(expires)
+    lasts_s = seconds("--expires", expires) if expires else None
     with _annotating(form), _explaining(explain), open_api(config) as api:
         documents = load_files(file, arguments or ())
         locking = Locking(tuple(file), lock, locked)
@@ -127,15 +128,6 @@ def plan(
         raise typer.Exit(SpecError(problems).exit_code)
     if detailed_exitcode and any(plan.action != "unchanged" or getattr(plan, "drift", ()) for plan in plans):
         raise typer.Exit(CHANGES)
-
-
-def _lasts_s(expires: str) -> int | None:
-    from orchestrator.units import parse_duration
-
-    try:
-        return parse_duration(expires) if expires else None
-    except ValueError as error:
-        raise UsageError(f"--expires: {error}", fix="write it as 12h, for example") from None
 
 
 @contextmanager

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from orchestrator.cli.shared import Config, Json, Yes, confirm, open_record
+from orchestrator.cli.shared import Config, Json, Yes, confirm, open_record, seconds
 from orchestrator.errors import UsageError
-from orchestrator.units import parse_duration
 
 if TYPE_CHECKING:
     from orchestrator.server.desk import Office
@@ -60,16 +59,10 @@ def create_token(
     """Make a token and print it: it is shown this once."""
     from orchestrator.wire import TokenRequest
 
-    asked = TokenRequest(name=name, role=role, project=of, lasts_s=_lasts_s(lasts))
+    lasts_s = seconds("--expires", lasts) if lasts else None
+    asked = TokenRequest(name=name, role=role, project=of, lasts_s=lasts_s)
     with open_office(config) as office:
         typer.echo(office.new_token(asked).token)
-
-
-def _lasts_s(text: str) -> int | None:
-    try:
-        return parse_duration(text) if text else None
-    except ValueError as error:
-        raise UsageError(f"--expires: {error}", fix="write it as 30d, for example") from None
 
 
 @token.command("list")

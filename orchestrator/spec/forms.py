@@ -226,14 +226,14 @@ def read_seconds(value: object) -> object:
     """
     if isinstance(value, str):
         try:
-            return parse_duration(f"{value}s" if _WHOLE.fullmatch(value) else value)
+            return parse_duration(value)
         except ValueError as error:
             raise FormError(str(error)) from None
     if isinstance(value, bool) or not isinstance(value, int):
         return value
     if value < 0:
         raise FormError(f"expected a duration such as 90s, 5m, 2h, 1d or 1w, got {value}")
-    return read_seconds(f"{value}s")
+    return read_seconds(str(value))
 
 
 def read_limit(value: object) -> object:
@@ -619,7 +619,7 @@ def check_cron(line: str) -> None:
     """Refuse what is no cron line of five fields.
 
     Raises:
-        FormError: there are not five fields, or one is out of its range.
+        FormError: there are not five fields, one is out of its range, or no day is ever named.
 
     >>> check_cron("*/15 0-6,22 * * mon-fri")
     """
@@ -630,11 +630,44 @@ def check_cron(line: str) -> None:
     for part, (field, low, high) in zip(parts, _CRON_FIELDS, strict=True):
         if not all(_is_cron_piece(piece, low, high) for piece in part.lower().split(",")):
             raise FormError(f"{shown(part)} is no {field}", f"{low} to {high}, or *")
+    _, _, days, months, weekdays = (part.lower() for part in parts)
+    # where both name days either will do, unless one of them begins with a star (cron(5) of Debian)
+    if "*" in (days[0], weekdays[0]) and not _has_day(days, months):
+        raise FormError(f"{shown(line)} never comes: no month it names has such a day", "check day and month")
+
+
+_LENGTHS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+
+
+def _has_day(days: str, months: str) -> bool:
+    """Return whether a month that is named has a day that is named, in a leap year at least."""
+    named = _cron_numbers(days, 1, 31)
+    return any(min(named) <= _LENGTHS[month - 1] for month in _cron_numbers(months, 1, 12))
+
+
+def _cron_numbers(part: str, low: int, high: int) -> set[int]:
+    """Return the numbers that a field of a cron line stands for.
+
+    >>> sorted(_cron_numbers("1-9/4,30", 1, 31)), sorted(_cron_numbers("*/6", 1, 12))
+    ([1, 5, 9, 30], [1, 7])
+    """
+    found: set[int] = set()
+    for piece in part.split(","):
+        ends, _, step = piece.partition("/")
+        first, _, last = ends.partition("-")
+        begin = low if first == "*" else _cron_number(first)
+        end = high if first == "*" or (step and not last) else _cron_number(last or first)
+        found.update(range(begin, end + 1, int(step or 1)))
+    return found
+
+
+def _cron_number(end: str) -> int:
+    return _CRON_NAMES.get(end, int(end) if end.isdigit() else -1)
 
 
 def _is_cron_piece(piece: str, low: int, high: int) -> bool:
     found = _CRON_PIECE.fullmatch(piece)
     if found is None or found[3] == "0":
         return False
-    ends = [_CRON_NAMES.get(end, int(end) if end.isdigit() else -1) for end in found.groups()[:2] if end]
+    ends = [_cron_number(end) for end in found.groups()[:2] if end]
     return ends == sorted(ends) and all(low <= end <= high for end in ends)

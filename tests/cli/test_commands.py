@@ -474,3 +474,14 @@ def test_plans_have_images_from_the_mirror_that_the_places_configuration_names(c
     spec = cli.write("hello.yaml", "type: task\nname: hello\nimage: python:3.12-slim\ncommands: [x]\n")
     assert cli("plan", "-f", spec, "--out", "plan.json").code == 0
     assert '"reg.lan/hub/library/python:3.12-slim"' in (cli.folder / "plan.json").read_text()
+
+
+def test_a_bare_number_is_seconds_in_every_option_as_in_a_spec(cli: Cli) -> None:
+    spec = cli.write("web.yaml", "type: service\nname: web\nport: 8000\ncommands: [serve]\n")
+    assert cli("apply", "-f", spec, "-y", "-d").code == 0
+    late = cli("wait", "web", "--for", "ended", "--timeout", "1")
+    assert late.err.splitlines()[-1] == "not ended within 1s"
+    assert cli("logs", "web", "--since", "90").code == 0
+    assert cli("plan", "-f", spec, "--out", "plan.json", "--expires", "90").code == 0
+    wrong = cli("wait", "web", "--timeout", "soon")
+    assert (wrong.code, wrong.err.splitlines()[0].partition(":")[0]) == (64, "--timeout")

@@ -249,7 +249,13 @@ def test_a_lone_command_is_a_list_of_one() -> None:
     assert spec_in(task("commands: echo hi")).canonical()["commands"] == ["echo hi"]
 
 
-@pytest.mark.parametrize("line", ["0 3 * * *", "*/5 0-6,22 1 jan-mar mon", "0 0 1 1 7"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "0 3 * * *", "*/5 0-6,22 1 jan-mar mon", "0 0 1 1 7", "0 0 29 2 *", "0 0 30 2 mon", "0 0 31 2,3 *",
+        "0 0 28/3 feb *", "0 0 */30 2 *",
+    ],
+)  # fmt: skip
 def test_cron_lines_are_accepted(line: str) -> None:
     assert spec_in(task(f"schedule: {{cron: '{line}'}}")).canonical()["schedule"] == {"cron": [line]}
 
@@ -269,6 +275,12 @@ def test_cron_lines_are_accepted(line: str) -> None:
 )
 def test_cron_slips_are_refused(line: str) -> None:
     assert problem_in(task(f"schedule: {{cron: '{line}'}}")).what.startswith("schedule: ")
+
+
+@pytest.mark.parametrize("line", ["0 0 30 2 *", "0 0 31 apr,jun,9,11 *", "0 0 30-31 2 */2"])
+def test_a_cron_line_that_never_comes_is_refused(line: str) -> None:
+    problem = problem_in(task(f"schedule: {{cron: ['0 3 * * *', '{line}']}}"))
+    assert problem.what == f"schedule: '{line}' never comes: no month it names has such a day"
 
 
 def test_messages_name_values_in_words_of_yaml() -> None:
