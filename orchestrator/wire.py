@@ -381,11 +381,6 @@ def problem_of(error: ModelyardError, *, status: int | None = None) -> dict[str,
     return body | {name: value for name, value in parts.items() if value}
 
 
-def _title(kind: type[ModelyardError]) -> str:
-    """Return what an error is, as the first line of its docstring says."""
-    return (kind.__doc__ or kind.__name__).partition("\n")[0].partition(";")[0].rstrip(".")
-
-
 def error_of(body: Mapping[str, Any]) -> ModelyardError:
     """Return the error that a problem document was made of; one we do not know keeps its words.
 

@@ -24,9 +24,6 @@ BOOT_S = 300
 DISK_BYTES = 100 * GIB
 """Of every machine (docs.cloud.google.com/tpu/docs/attach-durable-block-storage)."""
 
-ALONE = (1, 4, 8)
-"""Chips of a v5e or v6e slice that is one machine."""
-
 GONE = "modelyard-gone"
 """Label of a slice: the ranks of its workers that are done, separated by ``_``."""
 

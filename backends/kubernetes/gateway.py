@@ -16,9 +16,6 @@ MODEL_HEADER = "X-Gateway-Model-Name"
 """What body-based routing makes of a request's ``model`` (kubernetes-sigs/gateway-api-inference-extension,
 ``config/charts/body-based-routing``)."""
 
-PICKER_PORT = 9002
-"""Where an endpoint picker answers unless it is told otherwise (the same, InferencePool's own default)."""
-
 QUEUED = "inference_extension_flow_control_queue_size|llm_d_epp_flow_control_queue_size"
 """Requests that an endpoint picker with flow control holds back, also while a pool is empty; the second
 name since the picker moved to llm-d (llm-d, guide on autoscaling by the picker's metrics)."""

@@ -6,7 +6,7 @@ import functools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from backends.kubernetes.devices import NO_DEVICES, Device, Devices
@@ -101,15 +101,6 @@ class Facts:
             self.is_sought or other.is_sought,
             self.lacks or other.lacks,
         )
-
-
-@dataclass(slots=True)
-class _Node:
-    """A node with what is left of it."""
-
-    name: str
-    labels: Mapping[str, str]
-    free: dict[str, float] = field(default_factory=dict)
 
 
 def inventory(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -58,10 +58,6 @@ def once_per_kind(can: Callable[[Accelerator, T], bool]) -> Callable[[Accelerato
 def _all_can(_device: Accelerator, _what: object) -> bool:
     """Stand in where nobody asks engines."""
     return True
-
-
-Placement = tuple[str, int, int]
-"""An accelerator's name, nodes, and devices per node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +120,6 @@ class Choices:
 
     candidates: tuple[Candidate, ...]
     missed: tuple[Missed, ...]
-
-    def by_placement(self) -> Mapping[Placement, Candidate]:
-        """Return the best candidate of each accelerator, nodes and count."""
-        found: dict[Placement, Candidate] = {}
-        for each in self.candidates:
-            found.setdefault((each.accelerator.name, each.layout.nodes, each.layout.count), each)
-        return found
 
 
 def choose(

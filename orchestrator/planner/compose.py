@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -221,8 +220,3 @@ def _probe_of(probe: ProbeSpec, port: int, *, start_s: float) -> Probe:
         until_ready=probe.until_ready,
         silent_s=None if probe.replace_after is None else float(probe.replace_after),
     )
-
-
-def quoted(words: Sequence[str]) -> str:
-    """Return a command as a shell would take it, for people to read."""
-    return shlex.join(words)

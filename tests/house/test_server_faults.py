@@ -147,7 +147,6 @@ REFUSES = on(test_gate.test_every_route_refuses_whom_it_does_not_know)
 TABLE = on(test_gate.test_every_route_has_a_role_and_what_changes_takes_more_than_a_viewers)
 SOCKETS = on(test_gate.test_every_socket_refuses_whom_it_does_not_know)
 DEEDS = on(test_gate.test_every_change_is_written_down_with_who_and_how_it_ended)
-ONCE = on(test_gate.test_what_was_called_once_more_with_its_key_is_done_once)
 GPUS = on(test_gate.test_a_project_is_held_to_its_limits, {"gpus": 1}, "would hold 2 GPUs")
 
 

@@ -25,9 +25,6 @@ SLACK_BYTES_PER_TOKEN = 3 * GIB // 2 // 8192
 WHOLE_PROMPT_LIMIT = 32_768
 """Contexts beyond this were cut into chunks of 512 tokens by vLLM 0.6 (its engine arguments)."""
 
-MOST_BYTES = 2**42
-"""Memory no device has: what does not fit here fits nowhere."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Setting:
@@ -99,16 +96,6 @@ class ServingNeeds:
     def reads_in_chunks(self) -> bool:
         """Whether the engine's activations leave the length of a prompt aside."""
         return self.profile.base != "none" and not self.profile.whole_prompt and not self.bidirectional
-
-    def least_visible_bytes(self) -> int | None:
-        """Return the least device memory that fits, to a MiB; None where none does."""
-        if not self._first_fit(MOST_BYTES, slow=False).fits:
-            return None
-        low, high = 0, MOST_BYTES >> 20
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._first_fit(middle << 20, slow=False).fits else (middle, high)
-        return high << 20
 
     def _first_fit(self, visible: int, *, slow: bool) -> Size:
         settings = [s for s in self.settings if s.tier.from_bytes <= visible]

@@ -203,8 +203,3 @@ class Size:
     max_num_batched_tokens: int = 0
     memory_utilization: float = 0.0
     source: str = ""
-
-    @property
-    def upper_bytes(self) -> int:
-        """The peak with the margin added."""
-        return round(self.device.peak_bytes * (1 + self.margin))
