@@ -208,10 +208,12 @@ async def serve_until(
     tls: ssl.SSLContext | None = None,
     wake: Callable[[], None] | None = None,
     shared: bool = False,
+    called: str = "",
 ) -> None:
     """Pass requests on until ``stop`` is set, then let those under way end.
 
-    With ``wake``, which wakes whoever keeps the runs going, services are scaled too.
+    With ``wake``, which wakes whoever keeps the runs going, services are scaled too. ``called`` is what it
+    says of itself where it listens.
     """
     from orchestrator.gateway.server import follow, read, scale
 
@@ -230,7 +232,7 @@ async def serve_until(
         scaling = scale(gateway, store, clock=clock, complain=_complain, wrote=wake)
         beside.append(asyncio.create_task(scaling))
     shown = f"[{at}]" if ":" in at else at
-    typer.echo(f"listening on {'https' if tls else 'http'}://{shown}:{bound}")
+    typer.echo(f"{called}listening on {'https' if tls else 'http'}://{shown}:{bound}")
     sys.stdout.flush()
     await stop.wait()
     # Followed on while draining: what waits for a replica may still get one.

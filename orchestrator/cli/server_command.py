@@ -125,7 +125,7 @@ async def _gateway(site: Site, at: tuple[str, int], ended: asyncio.Event) -> Non
     told = Gateway(tracing=open_tracing() if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") else None)
     site.serving = told.serving
     told.beside = site.loop.figures.text
-    await serve_until(ended, told, site.store, *at, wake=site.wrote)
+    await serve_until(ended, told, site.store, *at, wake=site.wrote, called="gateway ")
 
 
 def _say(text: str) -> None:

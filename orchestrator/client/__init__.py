@@ -56,6 +56,7 @@ from orchestrator.errors import (
 from orchestrator.planner.mirrors import Mirrors
 from orchestrator.reconcile import Run, RunEvent, Wanted
 from orchestrator.spec.models import Fleet
+from orchestrator.spec.values import NAME
 from orchestrator.store.values import MAIN, Artifact
 from orchestrator.store.values import Volume as KeptVolume
 from orchestrator.wire import (
@@ -629,7 +630,7 @@ def from_environment(environ: Mapping[str, str]) -> Remote | None:
     """Return the server that the environment names, None where it names none.
 
     Raises:
-        UsageError: there is no token for it.
+        UsageError: there is no token for it, or no project can be called what is named.
     """
     url = environ.get("MODELYARD_URL")
     if not url:
@@ -639,7 +640,11 @@ def from_environment(environ: Mapping[str, str]) -> Remote | None:
         raise UsageError("MODELYARD_URL without MODELYARD_TOKEN", fix="set it, or run modelyard login")
     if not (token.isascii() and token.isprintable()):
         raise UsageError("MODELYARD_TOKEN is no token", fix="it begins with my-")
-    return Remote(url, token, project=environ.get("MODELYARD_PROJECT") or MAIN, environ=environ)
+    project = environ.get("MODELYARD_PROJECT") or MAIN
+    if not NAME.fullmatch(project):
+        rule = "lower case letters, digits and dashes, beginning with a letter"
+        raise UsageError(f"MODELYARD_PROJECT: {project!r} is no name of a project", fix=rule)
+    return Remote(url, token, project=project, environ=environ)
 
 
 def _is_there(view: RunView, goal: Goal) -> bool:

@@ -21,7 +21,7 @@ from starlette.requests import HTTPConnection
 from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp
 
-from orchestrator.errors import Denied, ModelyardError, StateMoved, StoreBusy, UsageError
+from orchestrator.errors import Denied, ModelyardError, NotFound, StateMoved, StoreBusy, UsageError
 from orchestrator.server.site import Site
 from orchestrator.server.users import Caller, Role, caller_of
 from orchestrator.store.values import Answer, Deed
@@ -35,6 +35,8 @@ CLAIM = timedelta(minutes=2)
 WAIT_S, _LOOK_S = 10.0, 0.1
 """How long one that comes twice at once waits for the answer to the first, and how often it looks."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_SHOWN = 20
+"""Projects that an error lists at most."""
 
 
 def problem(error: ModelyardError, *, status: int | None = None) -> JSONResponse:
@@ -117,12 +119,27 @@ def permit(site: Site, caller: Caller, role: Role, project: str | None) -> None:
     """
     if not caller.may(role, project):
         where = f"in project {project!r}" if project else "on this server"
+        fix = f"it takes a token with the role {role.name.lower()} {where}"
+        if project is not None and caller.may(role, caller.project):
+            fix = f"MODELYARD_PROJECT={caller.project}, the project of this token; else {fix}"
         raise Denied(
             f"{caller.name!r} ({caller.role.name.lower()} of {caller.project!r}) may not do this {where}",
-            fix=f"it takes a token with the role {role.name.lower()} {where}",
+            fix=fix,
         )
     if project is not None:
+        _require_project(site, caller, project)
+
+
+def _require_project(site: Site, caller: Caller, project: str) -> None:
+    """Say which projects there are where one is named that is not there, to who may know."""
+    try:
         site.store.access.project(project)
+    except NotFound as error:
+        if not caller.may(Role.ADMIN, None):
+            raise
+        names = ", ".join(each.name for each in site.store.access.projects()[:_SHOWN])
+        fix = f"set MODELYARD_PROJECT to one that is there: {names}; modelyard project set {project} makes it"
+        raise NotFound(error.what, fix=fix) from None
 
 
 async def read_body(request: Request) -> bytes:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +86,14 @@ class Checkout:
     def folder(self) -> Path:
         """The folder of the specs in it."""
         return self.root / self._source.folder
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have the work tree to oneself: servers of one machine and user share it."""
+        self.root.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self.root.with_name(f"{self.root.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go of with the file
+            yield
 
     def update(self) -> str:
         """Fetch, and put the work tree at the newest commit; return it.

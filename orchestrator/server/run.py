@@ -133,7 +133,7 @@ def serve(
         _load(config, door)
     site.start()
     shown = f"[{door.host}]" if ":" in door.host else door.host or "0.0.0.0"
-    say(f"listening on {'https' if door.certificate else 'http'}://{shown}:{opened.getsockname()[1]}")
+    say(f"server listening on {'https' if door.certificate else 'http'}://{shown}:{opened.getsockname()[1]}")
     if token is not None:
         say(f"token {token}")
     beside_it: list[Duty] = [Clock(site), Reaper(site), *([syncer] if syncer else []), *heralds]

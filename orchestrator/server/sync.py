@@ -103,6 +103,10 @@ class Syncer(Duty):
 
         What ended by itself since a commit was applied starts again only where a person ``asked``.
         """
+        with self._checkout.alone():
+            return self._once(asked=asked)
+
+    def _once(self, *, asked: bool) -> SyncStatus:
         last = next(iter(self.history()), None)
         commit = ""  # a repository that cannot be fetched is no commit's fault
         try:

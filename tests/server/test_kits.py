@@ -59,8 +59,8 @@ def test_the_container_starts_a_server_with_extras_that_there_are(start: Start) 
     assert set(extras.split(",")) <= set(known)
     (entry,) = re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)
     process, (listening, token, gateway) = start(*on_free_ports(json.loads(entry)), lines=3)
-    assert (listening[:28], token[:9], gateway[:17]) == (
-        "listening on http://0.0.0.0:", "token my-", "listening on http",
+    assert (listening[:35], token[:9], gateway[:25]) == (
+        "server listening on http://0.0.0.0:", "token my-", "gateway listening on http",
     )  # fmt: skip
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 0

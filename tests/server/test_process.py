@@ -57,23 +57,23 @@ def start(cli: Cli) -> Iterator[Start]:
 
 def test_a_first_start_prints_a_token_once_and_ends_when_told(start: Start, cli: Cli) -> None:
     process, (listening, token, gateway) = start("--gateway", "127.0.0.1:0", lines=3)
-    assert re.fullmatch(r"listening on http://127.0.0.1:\d+", listening)
+    assert re.fullmatch(r"server listening on http://127.0.0.1:\d+", listening)
     assert re.fullmatch(r"token my-[0-9a-f]{12}-\S{43}", token)
-    assert re.fullmatch(r"listening on http://127.0.0.1:\d+", gateway)
+    assert re.fullmatch(r"gateway listening on http://127.0.0.1:\d+", gateway)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 0
     again, (only,) = start(lines=1)
-    url = only.removeprefix("listening on ").replace("http", "ws") + "/v1/projects/main/runs/none/exec"
+    url = only.removeprefix("server listening on ").replace("http", "ws") + "/v1/projects/main/runs/none/exec"
     with pytest.raises(InvalidStatus, match="401"):
         connect(url)
     again.send_signal(signal.SIGTERM)
     out, err = again.communicate(timeout=20)
-    assert (only.startswith("listening on"), out, err) == (True, "", "")
+    assert (only.startswith("server listening on"), out, err) == (True, "", "")
 
 
 def test_a_planted_secret_is_nowhere(start: Start, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     process, (listening, token) = start()
-    monkeypatch.setenv("MODELYARD_URL", listening.removeprefix("listening on "))
+    monkeypatch.setenv("MODELYARD_URL", listening.removeprefix("server listening on "))
     monkeypatch.setenv("MODELYARD_TOKEN", token.removeprefix("token "))
     monkeypatch.setenv("HF_TOKEN", "hf_canary_12345")
     file = cli.write("hello.yaml", HELLO)

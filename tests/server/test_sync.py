@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -244,6 +246,23 @@ def test_a_server_that_is_not_the_first_syncs_when_it_is_told_to(
     syncer.turn()
 
     assert [status.changed for status in syncer.history()] == [["hello"]]
+
+
+def test_a_work_tree_is_one_servers_at_a_time(
+    repository: Repository, syncer: Syncer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, seen = repository.commit(hello=HELLO), []
+
+    def update(_: Checkout) -> str:
+        with (tmp_path / "checkout.lock").open() as another, suppress(BlockingIOError):
+            fcntl.flock(another, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            seen.append("another server has the work tree too")
+        return real(syncer._checkout)
+
+    real = Checkout.update
+    monkeypatch.setattr(Checkout, "update", update)
+
+    assert (syncer.once().commit, seen) == (commit, [])
 
 
 @pytest.mark.parametrize(

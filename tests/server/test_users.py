@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import StoreError
+from orchestrator.errors import NotFound, StoreError
 from orchestrator.store import open_store
 from orchestrator.store.secrets import key_file
+from orchestrator.store.values import Project
 from tests.cli.conftest import Cli
 from tests.server.conftest import Served
 from tests.store.values import T0
@@ -50,6 +51,47 @@ def test_a_project_has_tokens_that_end(prompt: Cli) -> None:
 def test_what_cannot_be_is_refused(prompt: Cli, arguments: str, code: int, said: str) -> None:
     result = prompt(*arguments.split())
     assert (result.code, said in result.err) == (code, True), result.err
+
+
+@pytest.mark.parametrize(
+    ("project", "of", "said"),
+    [
+        ("labb", "*", ["no project 'labb'", "one that is there: lab, main", "project set labb makes it"]),
+        (
+            "labb",
+            "lab",
+            ["may not do this in project 'labb'", "MODELYARD_PROJECT=lab, the project of"],
+        ),
+        (
+            "",
+            "lab",
+            ["may not do this in project 'main'", "MODELYARD_PROJECT=lab, the project of"],
+        ),
+        ("a/b", "*", ["MODELYARD_PROJECT: 'a/b' is no name of a project", "lower case letters"]),
+        ("../v1", "lab", ["MODELYARD_PROJECT: '../v1' is no name of a project", "lower case letters"]),
+    ],
+    ids=["none of it", "not one's own", "none named", "two words", "a path"],
+)
+def test_a_wrong_project_is_named_and_what_to_name_instead(
+    afar: Cli, served: Served, monkeypatch: pytest.MonkeyPatch, project: str, of: str, said: list[str]
+) -> None:
+    afar("project", "set", "lab")
+    monkeypatch.setenv("MODELYARD_PROJECT", project)
+    monkeypatch.setenv("MODELYARD_TOKEN", served.token("admin", of))
+
+    result = afar("ps")
+
+    assert result.code in (64, 77)
+    assert [words for words in said if words not in result.err] == [], result.err
+
+
+def test_who_may_not_list_projects_is_told_of_none(served: Served) -> None:
+    served.site.store.access.put_project(Project("secret-lab", served.site.clock()))
+
+    with pytest.raises(NotFound) as refused:
+        served.client("operator", "nowhere").runs()
+
+    assert "secret-lab" not in str(refused.value)
 
 
 def test_the_audit_log_is_read_from_anywhere(afar: Cli, served: Served) -> None:
