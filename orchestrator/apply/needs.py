@@ -13,13 +13,13 @@ from orchestrator.backend import Can, Launch
 from orchestrator.catalog.references import read_reference
 from orchestrator.planner.mirrors import Mirrors
 from orchestrator.spec.load import Document
-from orchestrator.spec.models import Model, Service, Task
+from orchestrator.spec.models import Fleet, Model, Service, Task, Volume
 
 if TYPE_CHECKING:
     from orchestrator.catalog import ModelFacts
 
-ANYTHING = frozenset(Can) - {Can.BARE, Can.GROUPS, Can.RENT, Can.KEEP, Can.HOLD}
-"""What the imagined place is able to do: nothing is refused, and everything runs in an image."""
+ANYTHING = frozenset(Can) - {Can.GROUPS, Can.RENT, Can.KEEP, Can.HOLD}
+"""What the imagined place is able to do: nothing is refused, and what names no image needs none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,8 @@ def needs_of(
 
 
 def _launches(document: Document, facts: Callable[[Model], ModelFacts]) -> Iterator[Launch]:
+    if isinstance(document.spec, Fleet | Volume):
+        return  # what they hold starts nothing by itself
     world = imagined_world("anywhere", ANYTHING, vendor=vendor_of(document), facts=facts)
     for plan in plan_documents([anywhere(document)], world):
         if isinstance(plan, RunPlan) and plan.template is not None:

@@ -73,6 +73,15 @@ def test_images_and_models_are_listed_with_the_runs_that_need_them(ask: Ask, tmp
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "more", ["type: task\nname: bare\ncommands: [echo hi]\n", "type: fleet\nname: bare\nnodes: 2\n"]
+)
+def test_what_starts_from_no_image_needs_none(ask: Ask, tmp_path: Path, more: str) -> None:
+    (tmp_path / "specs.yaml").write_text(SPEC + "---\n" + more)
+    code, out, err = ask("images", "-f", "specs.yaml", "--offline")
+    assert (code, "hello" in out, "bare" in out) == (0, True, False), err
+
+
 def test_the_mirror_of_each_image_is_told(ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text(SPEC.split("---\n")[1])
     (tmp_path / "config.yaml").write_text("mirrors: {registries: {docker.io: reg.lan/hub}}\n")
