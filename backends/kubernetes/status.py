@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -27,6 +28,8 @@ _LATE = {
 }
 _LWS = "leaderworkerset.sigs.k8s.io/"
 _NEVER = frozenset({"InvalidImageName", "ErrImageNeverPull"})
+_BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": ')
+"""Stands before why a pull failed between two tries: without it one that goes on failing says one thing."""
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", *_NEVER})
 _NO_START = frozenset({"StartError", "ContainerCannotRun", "CreateContainerError", "RunContainerError"})
 _TAKEN = frozenset({"Evicted", "Preempting", "Preempted", "NodeShutdown", "Terminated"})
@@ -287,6 +290,8 @@ def _waiting(seen: Instance, pod: Json, waiting: Json, container: Json) -> Insta
         return replace(seen, phase=Phase.EXITED, reason="image", message=message)
     if why == "CrashLoopBackOff":
         return replace(seen, phase=Phase.RUNNING, ready=False, message=_how_it_ended(container) or message)
+    if why == "ImagePullBackOff" and (cause := _BACK_OFF.sub("", message)) != message:
+        return replace(seen, message=cause)
     if why in _IMAGE or why in _NO_START or why == "CreateContainerConfigError":
         return replace(seen, message=f"{why}: {message}" if message else why)
     for found in pod["status"].get("conditions") or ():

@@ -79,6 +79,12 @@ def test_what_it_waits_for_is_told(one: dict[str, Any], phase: Phase, says: str)
     assert says in found.message
 
 
+def test_a_pull_that_goes_on_failing_says_one_thing() -> None:
+    tried = seen(waiting("ErrImagePull", "no such image"))
+    waits = seen(waiting("ImagePullBackOff", 'Back-off pulling image "a:1": ErrImagePull: no such image'))
+    assert waits.message == tried.message == "ErrImagePull: no such image"
+
+
 def test_scheduler_is_quoted_without_what_follows() -> None:
     why = "0/8 nodes are available: 8 Insufficient nvidia.com/gpu"
     message = f"{why}. no new claims to deallocate, preemption: 0/8"
