@@ -269,7 +269,7 @@ class Loop:
         observed = Observed(
             found, frozenset(self._under_way) | unread | unsure, self._asked_for, self._hooks.serving(),
             self._sick(run, jobs, found), words, ahead.run if ahead else "", self._queue.asks_again(run),
-            self._loaded(run, jobs, found),
+            self._loaded(run, jobs, found), troubles=self._troubles(jobs),
         )  # fmt: skip
         now = self._clock()
         rest = self._rests.pop(run.id, None)
@@ -441,6 +441,11 @@ class Loop:
             if why is not None:
                 sick[instance.name] = why
         return sick
+
+    def _troubles(self, jobs: Sequence[Job]) -> Mapping[str, str]:
+        """Return what launches that were never ready said last to their probes."""
+        young = (job.name for job in jobs if job.ready_at is None and not job.state.is_final)
+        return {name: said for name in young if (said := self._prober.trouble(name))}
 
     def _loaded(
         self, run: Run, jobs: Sequence[Job], found: Mapping[str, Sequence[Instance] | None]

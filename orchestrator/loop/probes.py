@@ -20,8 +20,12 @@ HANGS_UP_S = 0.1
 """How soon a proxy without a program behind it closes a connection."""
 
 
-def ask(probe: Probe, address: tuple[str, int]) -> bool:
-    """Return whether the launch at ``address`` answers ``probe``.
+NO_ANSWER = "no answer"
+"""What a question came to that nobody answered in time."""
+
+
+def ask(probe: Probe, address: tuple[str, int]) -> str:
+    """Return why the launch at ``address`` does not answer ``probe`` well, "" where it does.
 
     HTTP succeeds on a status from 200 to 399. TCP succeeds on a connection that the other side
     keeps open: a container engine's own proxy accepts for a program that does not listen yet,
@@ -31,17 +35,26 @@ def ask(probe: Probe, address: tuple[str, int]) -> bool:
     try:
         if probe.kind == "tcp":
             with socket.create_connection((host, port), timeout=probe.timeout_s) as connection:
-                return _stays_open(connection)
+                return "" if _stays_open(connection) else NO_ANSWER
         # http.client, not httpx: one request to one address, and it is imported already
         request = http.client.HTTPConnection(host, port, timeout=probe.timeout_s)
         try:
             request.request(probe.method, probe.path, body=probe.body, headers=dict(probe.headers))
             with request.getresponse() as answer:  # which keeps the socket where the server closes
-                return 200 <= answer.status < 400
+                return "" if 200 <= answer.status < 400 else _says(probe, answer.status)
         finally:
             request.close()
     except (OSError, http.client.HTTPException):
-        return False
+        return NO_ANSWER
+
+
+def _says(probe: Probe, status: int) -> str:
+    """Return what a launch says to a question; what follows the path may be a secret.
+
+    >>> _says(Probe("http", 80, path="/health?key=1"), 503)
+    'GET /health on port 80 says 503'
+    """
+    return f"{probe.method} {probe.path.partition('?')[0]} on port {probe.port} says {status}"
 
 
 def _stays_open(connection: socket.socket) -> bool:
@@ -65,7 +78,9 @@ class _Patient:
     was_ready: bool = False
     silent_since: float | None = None
     next_at: float = 0.0
-    asked: Future[bool] | None = None
+    asked: Future[str] | None = None
+    trouble: str = ""
+    """What it said last, where that was no good answer."""
     is_over: bool = False
     silent_s: float | None = None
     """How long it may be silent once it was ready; None is for ever."""
@@ -118,8 +133,13 @@ class Prober:
                 continue
             lasted_s = now - patient.silent_since
             if patient.silent_s is not None and lasted_s >= patient.silent_s:
-                return f"no answer for {lasted_s:.0f} s"
+                return f"{patient.trouble or NO_ANSWER} for {lasted_s:.0f} s"
         return None
+
+    def trouble(self, name: str) -> str:
+        """Return what a launch said last where that was no good answer, "" where it said nothing."""
+        found = (patient.trouble for (asked, _), patient in self._patients.items() if asked == name)
+        return next((trouble for trouble in found if trouble not in ("", NO_ANSWER)), "")
 
     def excuse(self, name: str) -> None:
         """Hold a launch's silence against it no longer: its machine cannot be reached."""
@@ -137,10 +157,10 @@ class Prober:
         waiting = [p.next_at for p in self._patients.values() if p.asked is None and not p.is_over]
         return max(0.0, min(waiting) - self.monotonic()) if waiting else None
 
-    def _take(self, patient: _Patient, probe: Probe, answered: bool) -> None:
-        patient.asked = None
+    def _take(self, patient: _Patient, probe: Probe, trouble: str) -> None:
+        patient.asked, patient.trouble = None, trouble
         now = self.monotonic()
-        if answered:
+        if not trouble:
             patient.hits, patient.misses = patient.hits + 1, 0
             patient.ready = patient.ready or patient.hits >= probe.ready_after
             patient.silent_since = None

@@ -394,7 +394,9 @@ class Pass(Ledger[Action]):
             return
         slowest = max(probes, key=lambda probe: probe.start_s)
         if self._is_due(started + timedelta(seconds=slowest.start_s)):
+            said = self.observed.troubles.get(job.name, "")
             told = f"no answer on port {slowest.port} within {slowest.start_s:g} s"
+            told = f"{said} after {slowest.start_s:g} s" if said else told
             self._ask_stop(job, "not-ready", told)
 
     def _after_failures(self, replica: int, row: list[Job], stale: list[Job]) -> str | None:

@@ -508,7 +508,8 @@ class Observed:
     of launches says they ended of. ``ahead`` is a run of a higher priority that is to have the place
     first, "" where there is none; ``ask_again`` says that a place which had no capacity may have some now.
     ``loaded`` are the adapters that launches serve. ``lacks`` is what the base of a run without replicas
-    does not do for it; ``is_alone`` says that there is no such base.
+    does not do for it; ``is_alone`` says that there is no such base. ``troubles`` is what launches that
+    are not ready said last to their probes.
     """
 
     instances: Mapping[str, Sequence[Instance] | None]
@@ -522,6 +523,7 @@ class Observed:
     loaded: Mapping[str, Loaded] = field(default_factory=dict)
     lacks: str = ""
     is_alone: bool = False
+    troubles: Mapping[str, str] = field(default_factory=dict)
 
     def is_known(self, backend: str) -> bool:
         """Return whether ``backend`` answered."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from orchestrator.backend import Instance, Phase, Probe
-from orchestrator.loop.probes import FIRST_S, PATIENCE, Prober, ask
+from orchestrator.loop.probes import FIRST_S, NO_ANSWER, PATIENCE, Prober, ask
 
 HTTP = Probe("http", 80, path="/health", interval_s=5.0)
 
@@ -22,7 +22,7 @@ class Server(BaseHTTPRequestHandler):
     """Answers with the status that the path's last part names, else 200."""
 
     def do_GET(self) -> None:
-        last = self.path.rsplit("/", 1)[-1]
+        last = self.path.partition("?")[0].rsplit("/", 1)[-1]
         self.send_response(int(last) if last.isdigit() else 200)
         self.end_headers()
 
@@ -41,20 +41,30 @@ def server() -> Iterator[tuple[str, int]]:
         thread.join()
 
 
-@pytest.mark.parametrize(("path", "answer"), [("/", True), ("/302", True), ("/404", False), ("/503", False)])
-def test_http_succeeds_on_2xx_and_3xx(server: tuple[str, int], path: str, answer: bool) -> None:
-    assert ask(replace(HTTP, path=path), server) is answer
+@pytest.mark.parametrize(
+    ("path", "trouble"),
+    [
+        ("/", ""),
+        ("/302", ""),
+        ("/404", "GET /404 on port 80 says 404"),
+        ("/a/503?key=1", "GET /a/503 on port 80 says 503"),
+    ],
+)
+def test_http_succeeds_on_2xx_and_3xx_and_else_says_what_came(
+    server: tuple[str, int], path: str, trouble: str
+) -> None:
+    assert ask(replace(HTTP, path=path), server) == trouble
 
 
 def test_tcp_succeeds_on_a_server_that_waits_for_us(server: tuple[str, int]) -> None:
-    assert ask(Probe("tcp", 80), server)
+    assert ask(Probe("tcp", 80), server) == ""
 
 
 def test_nobody_there_is_no_answer() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        assert not ask(Probe("tcp", 80), unused.getsockname())
-        assert not ask(HTTP, unused.getsockname())
+        assert ask(Probe("tcp", 80), unused.getsockname()) == NO_ANSWER
+        assert ask(HTTP, unused.getsockname()) == NO_ANSWER
 
 
 def test_a_proxy_that_hangs_up_is_no_answer() -> None:
@@ -65,7 +75,7 @@ def test_a_proxy_that_hangs_up_is_no_answer() -> None:
 
         thread = threading.Thread(target=hang_up)
         thread.start()
-        assert not ask(Probe("tcp", 80), listener.getsockname())
+        assert ask(Probe("tcp", 80), listener.getsockname()) == NO_ANSWER
         thread.join()
 
 
@@ -74,12 +84,13 @@ class Now(Executor):
 
     def __init__(self) -> None:
         self.answers: list[bool] = []
+        self.trouble = NO_ANSWER
         self.asked = 0
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         self.asked += 1
         future: Future[Any] = Future()
-        future.set_result(self.answers.pop(0))
+        future.set_result("" if self.answers.pop(0) else self.trouble)
         return future
 
 
@@ -151,6 +162,20 @@ def test_what_another_process_found_ready_is_ready_until_it_does_not_answer() ->
     patient.pool.answers = [False]
     assert patient.look()
     assert not patient.after(False, False, False)
+
+
+def test_what_it_says_in_place_of_a_good_answer_is_told() -> None:
+    patient = Patient(HTTP)
+    patient.after(False)
+    assert patient.prober.trouble("chat-0-0-0") == ""
+    patient.pool.trouble = "GET /health on port 80 says 503"
+    patient.after(False)
+    assert patient.prober.trouble("chat-0-0-0") == "GET /health on port 80 says 503"
+    patient.after(True)
+    assert patient.prober.trouble("chat-0-0-0") == ""
+    patient.after(False, False, False)
+    patient.time += 1_000
+    assert (patient.prober.silence("chat-0-0-0") or "").startswith("GET /health on port 80 says 503 for 10")
 
 
 def test_silence_while_its_machine_is_cut_off_is_not_held_against_it() -> None:

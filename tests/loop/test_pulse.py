@@ -10,7 +10,7 @@ import pytest
 from orchestrator.backend import Instance, Phase, Probe
 from orchestrator.engines.exposition import EngineLoad
 from orchestrator.engines.vllm import METRICS
-from orchestrator.loop.probes import Prober
+from orchestrator.loop.probes import NO_ANSWER, Prober
 from orchestrator.loop.pulse import EVERY_S, HUNG_S, Pulse
 
 INSTANCE = Instance("chat-0-0-0", "chat", 0, 0, 0, "h", Phase.RUNNING, ports={80: ("127.0.0.1", 1)})
@@ -98,7 +98,7 @@ def silence(*answers: tuple[float, bool], silent_s: float | None = SILENT_S) -> 
     for seconds, answer in answers:
         end = time + seconds
         while time < end:
-            pool.next = answer
+            pool.next = "" if answer else NO_ANSWER
             prober.is_ready(INSTANCE, [Probe(port=80, silent_s=silent_s)], before=False)
             time += 1.0
     return prober.silence(INSTANCE.name)

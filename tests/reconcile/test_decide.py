@@ -9,7 +9,7 @@ import pytest
 from backends.sim import Script
 from orchestrator.backend import Port
 from orchestrator.engines.failures import Failure, Kind
-from orchestrator.reconcile import JobState, Observed, Retry, Start, Stop, Wanted, reconcile
+from orchestrator.reconcile import JobState, Observed, Record, Retry, Start, Stop, Wanted, reconcile
 from tests.reconcile.world import ANSWERS, PATIENT, World
 
 
@@ -525,6 +525,24 @@ def test_a_service_that_never_answers_fails_with_the_port() -> None:
     world.settle()
     assert world.state() == "failed"
     assert "no answer on port 8000 within 60 s" in world.runs["chat"].reason
+
+
+def test_a_service_that_answers_badly_fails_with_what_it_says() -> None:
+    world = World(scripts={"chat": Script(ready_s=1e6)})
+    world.apply(probe=ANSWERS, retry=Retry(PATIENT.on, attempts=1))
+    world.step()
+    world.step()
+    run = world.runs["chat"]
+    found = {name: list(place.instances()) for name, place in world.places.items()}
+    said = "GET /health on port 8000 says 503"
+    step = reconcile(
+        run,
+        list(world.jobs[run.id].values()),
+        Observed(found, troubles={"chat-0-0-0": said}),
+        now=world.clock() + timedelta(hours=1),
+    )
+    stopped = [a.job.message for a in step.actions if isinstance(a, Record) and a.job.stop_asked_at]
+    assert stopped == [f"{said} after 60 s"]
 
 
 def test_a_record_that_was_lost_is_rebuilt_from_what_runs() -> None:
