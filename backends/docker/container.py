@@ -285,6 +285,9 @@ def to_instance(container: Json, *, address: str = "127.0.0.1") -> Instance:
     )
 
 
+_OUT_OF_MEMORY = "killed: out of memory"
+
+
 def _phase(container: Json) -> tuple[Phase, Reason, str]:
     state = container["State"]
     status, code = state["Status"], state["ExitCode"]
@@ -294,7 +297,8 @@ def _phase(container: Json) -> tuple[Phase, Reason, str]:
             return Phase.EXITED, "no-start", state.get("Error", "")
         return (Phase.EXITED, "stopped", "") if asked else (Phase.PENDING, "", "created")
     if status == "restarting":
-        return Phase.RUNNING, "", f"restarting after {exit_text(code)}"
+        ended = _OUT_OF_MEMORY if state.get("OOMKilled") else exit_text(code)
+        return Phase.RUNNING, "", f"restarting after {ended}"
     if status in ("running", "paused"):
         return Phase.RUNNING, "", "paused" if status == "paused" else ""
     if asked:
@@ -304,7 +308,7 @@ def _phase(container: Json) -> tuple[Phase, Reason, str]:
     if code == 0:
         return Phase.EXITED, "", ""
     if state.get("OOMKilled"):
-        return Phase.EXITED, "oom", "killed: out of memory"
+        return Phase.EXITED, "oom", _OUT_OF_MEMORY
     return Phase.EXITED, "error", state.get("Error") or exit_text(code)
 
 

@@ -199,6 +199,14 @@ def test_end_is_told_by_what_the_engine_says(
     assert (seen.phase, seen.reason) == expected
 
 
+@pytest.mark.parametrize(
+    ("killed", "told"),
+    [(True, "restarting after killed: out of memory"), (False, "restarting after exit code 137 (SIGKILL)")],
+)
+def test_a_restart_after_the_kernel_s_kill_says_so(killed: bool, told: str) -> None:
+    assert to_instance(answer("restarting", ExitCode=137, OOMKilled=killed)).message == told
+
+
 @pytest.mark.parametrize("code", [0, 1, 137, 143])
 @pytest.mark.parametrize("status", ["exited", "created"])
 def test_asked_to_stop_is_stopped_whatever_the_code(status: str, code: int) -> None:
