@@ -40,7 +40,7 @@ def tokens_of(tail: bytes) -> Tokens | None:
 
 @dataclass(slots=True)
 class Account:
-    """Sums of one key with one service; ``untold`` answers did not say what they used."""
+    """Sums of one key with one service; ``untold`` answers that came did not say what they used."""
 
     requests: int = 0
     failed: int = 0
@@ -55,5 +55,5 @@ class Account:
         if tokens is not None:
             self.prompt_tokens += tokens.prompt
             self.output_tokens += tokens.output
-        else:
+        elif status < 400:  # what was refused used nothing
             self.untold += 1

@@ -280,6 +280,7 @@ def test_usage_is_read_from_the_end(tail: bytes, tokens: Tokens | None) -> None:
 def test_accounts_add_up() -> None:
     account = Account()
     account.add(200, Tokens(3, 5))
-    account.add(502, None)
-    assert account == Account(requests=2, failed=1, prompt_tokens=3, output_tokens=5, untold=1)
+    account.add(429, None)
+    account.add(200, None)
+    assert account == Account(requests=3, failed=1, prompt_tokens=3, output_tokens=5, untold=1)
     assert digest_of("a") == digest_of(b"a")
