@@ -231,11 +231,14 @@ def _unable(reason: str) -> str:
 
     >>> _unable("process cannot run container images, which image needs")
     "configure a backend that can, such as docker, or leave 'image' out"
+    >>> _unable("docker cannot run the nodes of one replica on several machines, which nodes needs")
+    "configure a backend that can, such as ssh or kubernetes, or leave 'nodes' out"
     """
     if f" cannot {Can.BARE.value}," in reason:
         return "add image to the spec, or default_image to that backend's configuration"
     found = re.fullmatch(r".+ cannot .+, which (\S+) needs", reason)
-    return f"configure a backend that can, such as docker, or leave {found[1]!r} out" if found else ""
+    such = "ssh or kubernetes" if f" cannot {Can.NODES.value}," in reason else "docker"
+    return f"configure a backend that can, such as {such}, or leave {found[1]!r} out" if found else ""
 
 
 def _full(reason: str) -> str:
