@@ -25,6 +25,7 @@ from orchestrator.reconcile import (
     ApplyGroup,
     DeleteGroup,
     Forget,
+    ForgetJob,
     Gate,
     GroupSeen,
     Guest,
@@ -735,7 +736,7 @@ def _key(effect: Effect) -> str:
 
 def _run_id(write: Write) -> str:
     match write:
-        case Record(job, _):
+        case Record(job, _) | ForgetJob(job):
             return job.run_id
         case Turn(run, _) | Forget(run, _):
             return run.id

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 
 from orchestrator.backend import Instance, Leave, Phase
 from orchestrator.errors import AuthFailed, BackendError, NoCapacity, Quota, Temporary
+from orchestrator.reconcile.history import outlived
 from orchestrator.reconcile.ledger import Ledger, word_of
 from orchestrator.reconcile.precedence import REFUSED_S
 from orchestrator.reconcile.retry import Again, GiveUp, failures_in_a_row, next_attempt, told
@@ -544,6 +545,12 @@ class Pass(Ledger[Action]):
             for instance in sorted(ended, key=lambda i: i.attempt)[:-KEPT_ATTEMPTS]:
                 if instance.name not in self.observed.busy:
                     self.actions.append(Remove(self.jobs[instance.name].backend, instance.name))
+        if self.run.type == "service":
+            self.actions += outlived(
+                list(self.jobs.values()), policy=self.run.template.retry,
+                places=len(self.run.template.places), is_current=self._is_current,
+                is_gone=lambda job: self._is_known(job) and job.name not in self.seen,
+            )  # fmt: skip
 
     # Small pieces ----------------------------------------------------------------------------
 

@@ -421,6 +421,14 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetJob:
+    """Drop a launch that ended long ago from the record; its events stay."""
+
+    job: Job
+    event: None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Told:
     """Write down what a launch told; nothing else of it changes."""
 
@@ -479,9 +487,9 @@ class DeleteGroup:
     grace_s: float
 
 
-Write = Record | Turn | Forget | Told
+Write = Record | Turn | Forget | ForgetJob | Told
 GroupAction = Record | Turn | Forget | ApplyGroup | DeleteGroup
-Action = Record | Turn | Forget | Start | Stop | Remove | Release
+Action = Record | Turn | Forget | ForgetJob | Start | Stop | Remove | Release
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,6 +291,8 @@ class Store:
                 drop.run_many(connection, dropped)
             sql.put_runs.run_many(connection, list(settled.runs.values()))
             sql.put_jobs.run_many(connection, [row for of in settled.jobs.values() for row in of.values()])
+            forgotten = [{"run_id": id, "name": each} for id, of in settled.forgotten.items() for each in of]
+            sql.drop_jobs.run_many(connection, forgotten)
             sql.put_events.run_many(connection, settled.events)
             for kept in settled.kept:
                 connection.execute(statement_of(kept, self.database.engine.dialect))
@@ -317,6 +319,8 @@ class _Statements:
         held = sa.select(runs.c.name).where(runs.c.id == sa.bindparam("id"), runs.c.type == "fleet")
         self.drop_fleets = prepared(fleets.delete().where(fleets.c.name == held.scalar_subquery()))
         self.drop_cordons = prepared(cordons.delete().where(cordons.c.place == held.scalar_subquery()))
+        mine_by_name = (jobs.c.run_id == sa.bindparam("run_id")) & (jobs.c.name == sa.bindparam("name"))
+        self.drop_jobs = prepared(jobs.delete().where(mine_by_name))
         kept = ("id", "name", "created_at")
         self.put_runs = prepared(_upsert(dialect, runs, keep=kept))
         self.put_jobs = prepared(_upsert(dialect, jobs, keep=("run_id", "name")))

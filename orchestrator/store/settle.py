@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.errors import StateMoved
-from orchestrator.reconcile.values import Forget, Record, Told, Turn, Write
+from orchestrator.reconcile.values import Forget, ForgetJob, Record, Told, Turn, Write
 from orchestrator.store.rows import event_row, job_row, run_row
 from orchestrator.store.values import Kept
 
@@ -39,6 +39,14 @@ class PutJob:
 
 
 @dataclass(frozen=True, slots=True)
+class DropJob:
+    """Delete a job of a run that is there; one that is gone is no error."""
+
+    run_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class DropRun:
     """Delete a run and its jobs."""
 
@@ -53,14 +61,14 @@ class Batch:
     ``expected`` holds the serials at which runs were read, where the caller minds.
     """
 
-    puts: tuple[PutRun | PutJob | DropRun, ...]
+    puts: tuple[PutRun | PutJob | DropJob | DropRun, ...]
     events: tuple[Mapping[str, Any], ...]
     expected: Mapping[str, int]
     kept: tuple[Kept, ...] = ()
 
     def run_ids(self) -> set[str]:
         """Return the ids of every run this batch speaks of."""
-        return {p.run_id if isinstance(p, PutJob) else p.id for p in self.puts} | set(self.expected)
+        return {p.run_id if isinstance(p, PutJob | DropJob) else p.id for p in self.puts} | set(self.expected)
 
     def run_names(self) -> set[str]:
         """Return the names that new runs would take."""
@@ -73,18 +81,18 @@ def batch_of(writes: Iterable[Write], expected: Mapping[str, int], kept: Iterabl
     Raises:
         ValueError: a time has no zone.
     """
-    puts: list[PutRun | PutJob | DropRun] = []
+    puts: list[PutRun | PutJob | DropJob | DropRun] = []
     events = []
     for write in writes:
         if not isinstance(write, Told):
             puts.append(_put(write))
         if write.event is not None:
-            project = None if isinstance(write, Record | Told) else write.run.project
+            project = None if isinstance(write, Record | ForgetJob | Told) else write.run.project
             events.append({**event_row(write.event), "project": project})
     return Batch(tuple(puts), tuple(events), expected, tuple(kept))
 
 
-def _put(write: Turn | Record | Forget) -> PutRun | PutJob | DropRun:
+def _put(write: Turn | Record | Forget | ForgetJob) -> PutRun | PutJob | DropJob | DropRun:
     match write:
         case Turn(run, event):
             changed_at = event.at if event else run.updated_at or run.since
@@ -93,6 +101,8 @@ def _put(write: Turn | Record | Forget) -> PutRun | PutJob | DropRun:
             return PutJob(job.run_id, job.name, job_row(job))
         case Forget(run, _):
             return DropRun(run.id, run.name)
+        case ForgetJob(job):
+            return DropJob(job.run_id, job.name)
 
 
 @dataclass(slots=True)
@@ -103,6 +113,8 @@ class Settled:
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     jobs: dict[str, dict[str, Mapping[str, Any]]] = field(default_factory=dict)
     """By run, then by launch."""
+    forgotten: dict[str, set[str]] = field(default_factory=dict)
+    """Jobs that are deleted, by run."""
     events: list[dict[str, Any]] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     refused: dict[int, StateMoved] = field(default_factory=dict)
@@ -177,7 +189,7 @@ def _moved(batch: Batch, world: _World) -> StateMoved | None:
                 if not serial and world.holder(name):
                     return StateMoved(f"another run called {name!r} was made meanwhile", fix=_FIX)
                 world.serials[id], world.names[name] = serial + 1, id
-            case PutJob(run_id, name, _):
+            case PutJob(run_id, name) | DropJob(run_id, name):
                 if not world.serial(run_id):
                     return StateMoved(f"the run of {name!r} was deleted since it was read", fix=_FIX)
             case DropRun(id, name):
@@ -195,9 +207,14 @@ def _write(batch: Batch, settled: Settled, world: _World) -> None:
                 settled.runs[id] = {**row, "serial": world.serial(id)}
             case PutJob(run_id, name, row):
                 settled.jobs.setdefault(run_id, {})[name] = row
+                settled.forgotten.get(run_id, set()).discard(name)
+            case DropJob(run_id, name):
+                settled.jobs.get(run_id, {}).pop(name, None)
+                settled.forgotten.setdefault(run_id, set()).add(name)
             case DropRun(id, _):
                 settled.runs.pop(id, None)
                 settled.jobs.pop(id, None)
+                settled.forgotten.pop(id, None)
                 settled.dropped.append(id)
     settled.events.extend({**event} for event in batch.events)
     settled.kept.extend(batch.kept)

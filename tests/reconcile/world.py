@@ -13,6 +13,7 @@ from orchestrator.errors import BackendError, Temporary
 from orchestrator.reconcile import (
     Action,
     Forget,
+    ForgetJob,
     Job,
     JobState,
     Observed,
@@ -119,7 +120,7 @@ class World:
             step = self.reconcile(run, jobs, observed, now=self.clock())
             actions += step.actions
         for action in actions:
-            if isinstance(action, Record | Turn | Forget):
+            if isinstance(action, Record | Turn | Forget | ForgetJob):
                 self.write(action)
         self.asked += actions
         return actions
@@ -163,6 +164,8 @@ class World:
                 self.jobs.setdefault(job.run_id, {})[job.name] = job
             case Turn(run, _):
                 self.runs[run.name] = replace(run, serial=run.serial + 1)
+            case ForgetJob(job):
+                del self.jobs[job.run_id][job.name]
             case Forget(run, _):
                 del self.runs[run.name]
                 self.jobs.pop(run.id, None)

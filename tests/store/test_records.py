@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from orchestrator.errors import NotFound, StateMoved
-from orchestrator.reconcile.values import Forget, JobState, RunState, Turn, Wanted
+from orchestrator.reconcile.values import Forget, ForgetJob, JobState, RunState, Turn, Wanted
 from orchestrator.store import current_runs, open_store
 from orchestrator.store.records import Store
 from orchestrator.store.values import Volume
@@ -117,6 +117,19 @@ def test_a_forgotten_run_leaves_its_events_and_frees_its_name(store: Store) -> N
         "deleted",
         "queued",
     ]
+
+
+def test_a_forgotten_job_leaves_the_others_and_its_events(store: Store) -> None:
+    chat, embed = a_run("chat"), a_run("embed")
+    jobs = [a_job(chat), a_job(chat, attempt=1), a_job(embed)]
+    store.commit(
+        [made(chat), made(embed), *(recorded(job, chat) for job in jobs[:2]), recorded(jobs[2], embed)]
+    )
+
+    store.commit([ForgetJob(jobs[0]), ForgetJob(jobs[0])])
+
+    assert [job.name for job in store.jobs()] == ["chat-0-0-1", "embed-0-0-0"]
+    assert len(store.events()) == 5
 
 
 @pytest.mark.parametrize("late", ["turn", "record", "forget"])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import StateMoved
-from orchestrator.reconcile.values import Forget, Run, RunState, Write
+from orchestrator.reconcile.values import Forget, ForgetJob, Run, RunState, Write
 from orchestrator.store.settle import Batch, DropRun, PutRun, Settled, batch_of, settle
 from tests.store.values import a_job, a_run, an_event, recorded, turned
 
@@ -38,6 +38,9 @@ class Tables:
         for run_id, rows in settled.jobs.items():
             assert run_id in self.runs, "a job without its run breaks the foreign key"
             self.jobs.update({(run_id, name): dict(row) for name, row in rows.items()})
+        for run_id, names in settled.forgotten.items():
+            for name in names:
+                self.jobs.pop((run_id, name), None)
         self.events += settled.events
         for place in range(len(group)):
             moved = settled.refused.get(place)
@@ -58,6 +61,11 @@ _write: st.SearchStrategy[Write] = st.one_of(
     ),
     st.builds(
         lambda run, attempt: recorded(a_job(run, attempt=attempt), run),
+        st.sampled_from(_RUNS),
+        st.integers(0, 1),
+    ),
+    st.builds(
+        lambda run, attempt: ForgetJob(a_job(run, attempt=attempt)),
         st.sampled_from(_RUNS),
         st.integers(0, 1),
     ),
