@@ -17,7 +17,17 @@ import pytest
 
 from orchestrator.gateway.server import Limits, listening
 from tests.gateway.clients import Stage, chat, completion, dial, in_a_loop, request, stage, until, web
-from tests.gateway.upstream import COMPLETION, STREAM_HEAD, Asked, Upstream, engine, event, saying, silent
+from tests.gateway.upstream import (
+    COMPLETION,
+    STREAM_HEAD,
+    Asked,
+    Upstream,
+    engine,
+    event,
+    plain,
+    saying,
+    silent,
+)
 
 
 async def keep_asking(here: Stage, stop: asyncio.Event) -> list[int]:
@@ -277,6 +287,29 @@ async def test_a_drain_lets_streams_end_and_takes_no_new_request() -> None:
     assert (answer.status, answer.whole) == (200, True)
     assert answer.headers["connection"] == "close"
     assert answer.body.endswith(b"[DONE]\n\n")
+
+
+@in_a_loop
+async def test_a_request_on_a_connection_that_just_came_is_answered_while_a_gateway_ends() -> None:
+    asked = request("/services/web/", method="GET")
+    async with (
+        Upstream(saying(plain(b"hello"))) as replica,
+        stage(web(replica.port)) as here,
+        here.connection() as fresh,
+        here.connection() as half,
+        here.connection() as used,
+    ):
+        await used.send(asked)
+        await used.answer()
+        await half.send(asked[:-2])
+        await until(lambda: len(here.gateway.inbounds) == 3)
+        closing = asyncio.create_task(here.gateway.close(drain_s=10.0))
+        assert await used.is_closed()
+        await fresh.send(asked)
+        await half.send(asked[-2:])
+        answers = [await client.answer() for client in (fresh, half)]
+        await closing
+    assert [(a.status, a.headers["connection"]) for a in answers] == [(200, "close")] * 2
 
 
 async def troubles_of_closing(turns: int) -> list[str]:

@@ -216,11 +216,11 @@ class Gateway:
         """Take no new connection, let what runs end for ``drain_s`` seconds, then cut it."""
         assert self._server is not None
         self.is_draining = True
+        patience_s = self.limits.drain_s if drain_s is None else drain_s
         await accept_no_more(self._server)
         for inbound in list(self.inbounds):
-            if inbound.exchange is None:
-                inbound.transport.close()
-        if not await self._all_leave(self.limits.drain_s if drain_s is None else drain_s):
+            inbound.retire(patience_s)
+        if not await self._all_leave(patience_s):
             for exchange in list(self.exchanges):
                 exchange.expire()
             await self._all_leave(LAST_WORDS_S)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 NEVER = float("inf")
 LINGER_S = 2.0
+LAST_REQUEST_S = 1.0
+"""How long a gateway that ends waits for the request of a connection that has had none answered: a
+client sends it at once, and takes a close before the answer for a failure."""
 
 
 class Inbound(asyncio.Protocol):
@@ -25,7 +28,7 @@ class Inbound(asyncio.Protocol):
 
     __slots__ = (
         "_buffer", "_choked", "_chunks", "_ending", "_held", "_left", "_reading", "deadline", "exchange",
-        "gateway", "peer", "transport",
+        "gateway", "is_fresh", "peer", "transport",
     )  # fmt: skip
     transport: asyncio.Transport
 
@@ -34,6 +37,8 @@ class Inbound(asyncio.Protocol):
         self.exchange: Exchange | None = None
         self.deadline = NEVER
         self.peer = ""
+        self.is_fresh = True
+        """Whether no request of it was answered yet."""
         self._buffer = b""
         self._reading: Request | None = None
         """The request whose body has not come whole."""
@@ -144,7 +149,7 @@ class Inbound(asyncio.Protocol):
 
     def finished(self, *, close: bool) -> None:
         """Part from the request that has been answered, and look for the next."""
-        self.exchange = None
+        self.exchange, self.is_fresh = None, False
         if close or self._reading is not None or self.gateway.is_draining:
             self._end()
             return
@@ -187,6 +192,15 @@ class Inbound(asyncio.Protocol):
         self.gateway.count_refused(status)
         self.transport.write(answer(status, error_object(status, what), close=True))
         self.transport.close()
+
+    def retire(self, patience_s: float) -> None:
+        """Close the connection, where no request is under way, or about to come within ``patience_s``."""
+        if self.exchange is not None:
+            return
+        if patience_s > 0 and (self.is_fresh or self._buffer):
+            self.deadline = min(self.deadline, self.gateway.now + min(patience_s, LAST_REQUEST_S))
+        else:
+            self.transport.close()
 
     def expire(self) -> None:
         """Close a connection on which nothing came in time."""
