@@ -20,6 +20,7 @@ from threading import Event as Flag
 from typing import Literal, Protocol, runtime_checkable
 
 from orchestrator.errors import AuthFailed, ModelyardError
+from orchestrator.units import format_usd
 
 LABEL = "modelyard.dev/"
 """Prefix of the labels on everything a backend creates."""
@@ -152,7 +153,7 @@ class Offer:
         >>> Offer("rack", "r1", 64, 2**39, count=8, divisible=True, own_usd_hour=1.5).costs_usd_hour(count=2)
         3.0
         """
-        return (self.price_usd_hour + self.own_usd_hour * max(1, count)) * nodes
+        return round((self.price_usd_hour + self.own_usd_hour * max(1, count)) * nodes, 6)
 
     def with_disk(self, need_bytes: int) -> Offer:
         """Return it with a disk that holds ``need_bytes``, at its price, where its size may be chosen.
@@ -202,7 +203,7 @@ class Rent:
         'g6.xlarge spot in us-east-1b at $0.8048/h'
         """
         kind = f"{self.instance_type} spot" if self.spot else self.instance_type
-        return f"{kind} in {self.zone or self.region} at ${self.price_usd_hour:g}/h"
+        return f"{kind} in {self.zone or self.region} at ${format_usd(self.price_usd_hour)}/h"
 
 
 @dataclass(frozen=True, slots=True)

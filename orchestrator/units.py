@@ -95,3 +95,21 @@ def format_duration(seconds: float) -> str:
         elif parts:
             break
     return "".join(parts[:2]) or "0s"
+
+
+def exact_usd(amount: float) -> str:
+    """Return dollars as a spec takes them: every digit to a millionth, and no exponent.
+
+    >>> exact_usd(1.4), exact_usd(1234567.0), exact_usd(0.000125)
+    ('1.4', '1234567', '0.000125')
+    """
+    return f"{amount:.6f}".rstrip("0").rstrip(".")
+
+
+def format_usd(amount: float, digits: int = 4) -> str:
+    """Return dollars in so many digits, or whole ones where there are more.
+
+    >>> format_usd(17.688, 3), format_usd(1762.4, 3), format_usd(1234567.0), format_usd(0)
+    ('17.7', '1,762', '1,234,567', '0')
+    """
+    return f"{amount:.{digits}g}" if amount < 10**digits - 0.5 else f"{amount:,.0f}"

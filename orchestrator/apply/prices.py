@@ -9,6 +9,7 @@ from orchestrator.apply.planning import Plan, RunPlan
 from orchestrator.backend import Offer
 from orchestrator.errors import PlanRefused, Unreachable
 from orchestrator.planner.plan import Choice
+from orchestrator.units import format_usd
 
 PLAN_AGAIN = "plan again, and review what changed"
 
@@ -50,8 +51,8 @@ def check_prices(plans: Sequence[Plan], offers: Sequence[Offer], silent: Mapping
             # a rate that has not moved is 1 to the last bit, and 0.2 * 0.2 / 0.2 is more than 0.2
             costs = choice.price_usd_hour * (_rate(offer, choice) / _rate(choice.offer, choice))
             if costs > cap_usd_hour(plan, choice):
-                what = f"{name} costs ${costs:g}/h for {plan.name!r}, more than the plan's"
-                raise PlanRefused(f"{what} ${cap_usd_hour(plan, choice):g}/h", fix=PLAN_AGAIN)
+                what = f"{name} costs ${format_usd(costs)}/h for {plan.name!r}, more than the plan's"
+                raise PlanRefused(f"{what} ${format_usd(cap_usd_hour(plan, choice))}/h", fix=PLAN_AGAIN)
 
 
 def chosen(plan: Plan) -> tuple[Choice, ...]:

@@ -14,7 +14,7 @@ from orchestrator.planner.throughput.device import peak_flops, product_format
 from orchestrator.planner.throughput.work import work
 from orchestrator.planner.tune import Trained
 from orchestrator.spec.models import Traffic
-from orchestrator.units import format_bytes
+from orchestrator.units import format_bytes, format_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ def explain_tuning(trained: Trained, choice: Choice) -> tuple[Line, ...]:
     cost = choice.usd_per_million_tokens
     if not cost:
         return lines
-    how = f"${choice.price_usd_hour:.4g}/h / 3,600 s / {speed.tokens_s:,.0f} tokens/s x 10^6"
-    return (*lines, Line("cost", f"${cost:.3g}/M tokens", how))
+    how = f"${format_usd(choice.price_usd_hour)}/h / 3,600 s / {speed.tokens_s:,.0f} tokens/s x 10^6"
+    return (*lines, Line("cost", f"${format_usd(cost, 3)}/M tokens", how))
 
 
 def _memory(served: Served) -> tuple[Line, ...]:
@@ -109,5 +109,5 @@ def _cost(served: Served, choice: Choice) -> tuple[Line, ...]:
     cost, speed = choice.usd_per_million_tokens, served.speed
     if not cost or speed is None:
         return ()
-    how = f"${choice.price_usd_hour:.4g}/h / 3,600 s / {speed.output_tokens_s:,.0f} tokens/s x 10^6"
-    return (Line("cost", f"${cost:.3g}/M tokens", how),)
+    how = f"${format_usd(choice.price_usd_hour)}/h / 3,600 s / {speed.output_tokens_s:,.0f} tokens/s x 10^6"
+    return (Line("cost", f"${format_usd(cost, 3)}/M tokens", how),)

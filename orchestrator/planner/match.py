@@ -279,4 +279,5 @@ def own_price(offer: Offer, demand: Demand) -> str | None:
 def price(offer: Offer, demand: Demand) -> str | None:
     """Refuse what costs more than ``max_price``. Last, so that its count is of offers that would do."""
     limit = demand.max_price_usd_hour
-    return OVER_PRICE if limit is not None and offer.price_usd_hour * demand.nodes > limit else None
+    costs = round(offer.price_usd_hour * demand.nodes, 6)  # as an offer's costs are told
+    return OVER_PRICE if limit is not None and costs > limit else None

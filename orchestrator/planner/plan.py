@@ -13,6 +13,7 @@ from orchestrator.errors import NothingFits, Position, Refusal, WhyNot
 from orchestrator.planner.demand import Demand
 from orchestrator.planner.index import Matched, OfferIndex
 from orchestrator.planner.match import TOO_FULL
+from orchestrator.units import exact_usd, format_usd
 
 Action = Literal["create", "update", "replace", "rerun", "unchanged"]
 Sort = Literal["price", "throughput", "latency"]
@@ -176,7 +177,8 @@ def advise(demand: Demand, matched: Matched) -> str:
     for _, offer in matched.over_price.cheapest(demand.costs_usd_hour):
         price, count = demand.costs_usd_hour(offer), demand.takes(offer)
         name = f"{count} × {offer.accelerator}" if count else offer.instance_type
-        return f"{name} at ${price:g}/h on {offer.backend} would fit with max_price {price:g}"
+        at = f"{name} at ${format_usd(price)}/h on {offer.backend}"
+        return f"{at} would fit with max_price {exact_usd(price)}"
     if not matched.refused:
         return "configure a backend: no place offers anything"
     return _advice(matched.refused)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -18,7 +18,7 @@ from orchestrator.engines import EngineLaunch, trainer
 from orchestrator.engines.buckets import PACKAGES, is_bucket, scheme_of
 from orchestrator.engines.nodes import HOME
 from orchestrator.engines.tuning import Dataset, Tuned, TuningJob
-from orchestrator.errors import NothingFits, Position
+from orchestrator.errors import NothingFits, Position, Refusal, WhyNot
 from orchestrator.planner.choose import TOO_LITTLE
 from orchestrator.planner.choose_training import TrainingCandidate, TrainingMissed, choose_training
 from orchestrator.planner.compose import environment
@@ -26,7 +26,7 @@ from orchestrator.planner.course import Course, Smaller, course_of, smaller_of
 from orchestrator.planner.cpu import is_cpu, with_cpus
 from orchestrator.planner.demand import Demand
 from orchestrator.planner.groups import Groups, affordable, any_of, group, refusals, spanning
-from orchestrator.planner.index import OfferIndex, OfferSet
+from orchestrator.planner.index import Matched, OfferIndex, OfferSet
 from orchestrator.planner.match import OVER_PRICE
 from orchestrator.planner.parallelism import is_native
 from orchestrator.planner.plan import SHOWN, Choice, Placed, advise, backends_of, tries_of
@@ -35,6 +35,7 @@ from orchestrator.planner.sizing.values import GENERATES, Method, Tuning
 from orchestrator.planner.sources import data_source, model_source, output_mount, placed
 from orchestrator.planner.throughput import TrainingSpeed, training_throughput
 from orchestrator.planner.throughput.work import Work, work
+from orchestrator.planner.why import by_price, over_price
 from orchestrator.spec.forms import nearest
 from orchestrator.spec.models import Task, Train
 from orchestrator.spec.rules import Finding
@@ -273,13 +274,19 @@ def place_training(
         accelerators = {**accelerators, **found}
     options, missed = _options(question, demand, groups, accelerators)
     refused = refusals(matched, groups.refused)
+
+    def why_not() -> tuple[WhyNot, ...]:
+        return by_price([*groups.dear, *_dearer(question, demand, matched, accelerators)])
+
     if not options:
+        dearer = why_not()
         raise NothingFits(
             f"no offer fits {what}",
             needs=_needs(question),
             refused=refused,
+            why_not=dearer,
             where=where,
-            fix=_fix(missed, groups.declined) or advise(asked, replace(matched, refused=refused)),
+            fix=_fix(missed, groups.declined, dearer) or _general(asked, matched, refused),
         )
     ranked = sorted(
         ((option, place, choice) for option in options for place, choice in option.choices()),
@@ -294,7 +301,7 @@ def place_training(
     fitting = sum(len(option.offers) for option in options)
     tries = tries_of((offer for _, offer in best.cheapest()), demand)
     placed = Placed(
-        choices, fitting, refused, backends_of(tries), tries,
+        choices, fitting, refused, backends_of(tries), tries, why_not,
         tries_usd_hour=tuple(map(best.cost, tries)),
     )  # fmt: skip
     smaller = smaller_of(
@@ -331,6 +338,7 @@ def _options(
             able = affordable(spanned, count=candidate.count, nodes=candidate.nodes, demand=demand)
             if spanned and not able:
                 refusal = OVER_PRICE
+                groups.dear.append(_dear(candidate, spanned))
             fit = _fit_of(question, candidate, counted) if able else None
             if isinstance(fit, _Fit):
                 options.append(_Option(fit, able))
@@ -444,10 +452,33 @@ def _needs(question: TuningQuestion) -> str:
     )
 
 
-def _fix(missed: list[TrainingMissed], declined: Counter[str]) -> str:
-    """Return what the trainer asks for, else what the set that lacks least would need."""
+def _dearer(
+    question: TuningQuestion, demand: Demand, matched: Matched, accelerators: Mapping[str, Accelerator]
+) -> Iterator[WhyNot]:
+    """Yield the groups that hold the run and are refused for their price alone."""
+    groups = group(matched.over_price, demand, accelerators)
+    options, _ = _options(question, replace(demand, max_price_usd_hour=None), groups, accelerators)
+    return (_dear(option.fit.candidate, option.offers) for option in options)
+
+
+def _dear(candidate: TrainingCandidate, offers: OfferSet) -> WhyNot:
+    prices = [offer.costs_usd_hour(count=candidate.count, nodes=candidate.nodes) for offer in offers]
+    return over_price(candidate.accelerator.name, candidate.count, prices)
+
+
+def _general(demand: Demand, matched: Matched, refused: tuple[Refusal, ...]) -> str:
+    if matched.over_price:
+        return "what is over max_price does not hold it either: allow more places"
+    return advise(demand, replace(matched, refused=refused))
+
+
+def _fix(missed: list[TrainingMissed], declined: Counter[str], dearer: Sequence[WhyNot]) -> str:
+    """Return what the trainer asks for, the price, else what the set that lacks least would need."""
     if declined:
         return max(declined, key=lambda said: (declined[said], said))
+    if dearer:
+        least = min(dearer, key=lambda each: (each.price_usd_hour, each.accelerator, each.count))
+        return f"{least.count} × {least.accelerator} would hold it with {least.change}"
     short = [m for m in missed if m.short_bytes]
     if not short:
         return ""

@@ -12,9 +12,10 @@ from orchestrator.planner.choose import Missed, contradictions
 from orchestrator.planner.demand import AcceleratorDemand
 from orchestrator.planner.match import OVER_PRICE
 from orchestrator.planner.parallelism import OPEN, Degrees, Layout, indivisible, layout_for, spread
-from orchestrator.planner.sets import Price, serving_answer
+from orchestrator.planner.sets import AcceleratorSet, Price, serving_answer
 from orchestrator.planner.sizing import Measured, ServingJob
 from orchestrator.planner.sizing.weights import published_format
+from orchestrator.units import exact_usd, format_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def over_price(accelerator: str, count: int, prices: Sequence[float]) -> WhyNot:
     'max_price 1.4'
     """
     least = min(prices)
-    return WhyNot(accelerator, count, len(prices), least, OVER_PRICE, f"max_price {least:g}")
+    return WhyNot(accelerator, count, len(prices), least, OVER_PRICE, f"max_price {exact_usd(least)}")
 
 
 def by_price(lines: Iterable[WhyNot]) -> tuple[WhyNot, ...]:
@@ -61,7 +62,8 @@ def elsewhere(
 ) -> str:
     """Return the cheapest row of the price list whose machines would hold the model, "" for none.
 
-    A row that costs more than ``most_usd_hour`` would be refused as well, and is not named.
+    A row that costs more than ``most_usd_hour`` would be refused as well, and is not named. One with
+    another number of accelerators than ``wanted`` is named where no other will do, with that change.
 
     >>> from orchestrator.catalog import accelerators, model, prices
     >>> llama = model("meta-llama/Llama-3.1-8B-Instruct")
@@ -81,20 +83,30 @@ def elsewhere(
     ]
     if not priced:
         return ""
-    each, price = min(priced, key=lambda pair: (pair[1].usd_hour, pair[0].accelerator.name, pair[0].count))
+    asked = [pair for pair in priced if wanted is None or _has_asked(pair[0], wanted)]
+    each, price = min(
+        asked or priced, key=lambda pair: (pair[1].usd_hour, pair[0].accelerator.name, pair[0].count)
+    )
     many = f"{each.nodes} × " if each.nodes > 1 else ""
-    return f"{many}{each.count} × {each.accelerator.name} would hold it: {_price_text(price)}"
+    change = "" if asked else f" with gpu {each.accelerator.name}:{each.count}"
+    return f"{many}{each.count} × {each.accelerator.name} would hold it{change}: {_price_text(price)}"
+
+
+def _has_asked(each: AcceleratorSet, wanted: AcceleratorDemand) -> bool:
+    """Return whether a set has the number of accelerators that is asked for, and their memory in total."""
+    return wanted.count.holds(each.count) and wanted.has_total(each.accelerator.visible_bytes * each.count)
 
 
 def _is_wanted(device: Accelerator, wanted: AcceleratorDemand) -> bool:
     named = not wanted.names or device.name in wanted.names
-    return named and (not wanted.vendors or device.vendor in wanted.vendors)
+    made = not wanted.vendors or device.vendor in wanted.vendors
+    return named and made and wanted.vram_bytes.holds(device.visible_bytes)
 
 
 def _price_text(price: Price) -> str:
     row = price.row
     place = " ".join(part for part in (row.provider, row.region, row.instance_type) if part)
-    return f"{place} at ${price.usd_hour:.4g}/h, price as of {row.as_of or 'no known day'}"
+    return f"{place} at ${format_usd(price.usd_hour)}/h, price as of {row.as_of or 'no known day'}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from orchestrator.errors import WhyNot
 from orchestrator.planner.explain import Line, explain, explain_tuning
 from orchestrator.render.table import columns, plural
 from orchestrator.spec.models import Service
+from orchestrator.units import format_usd
 
 SHOWN = 12
 """Kinds of machine a person is shown; the rest is counted."""
@@ -43,7 +44,7 @@ def _table(lines: Sequence[WhyNot]) -> Iterator[str]:
 
 
 def _cells(line: WhyNot) -> list[str]:
-    offers = f"{plural(line.offers, 'offer')} from ${line.price_usd_hour:.4g}/h"
+    offers = f"{plural(line.offers, 'offer')} from ${format_usd(line.price_usd_hour)}/h"
     helps = f"would do with {line.change}" if line.change else ""
     return [f"{line.count} × {line.accelerator}", offers, line.reason, helps]
 

@@ -15,7 +15,7 @@ from orchestrator.render.problems import problem_object
 from orchestrator.render.table import columns, plural, to_json
 from orchestrator.spec.models import Service
 from orchestrator.spec.parts import Change
-from orchestrator.units import GIB, format_duration
+from orchestrator.units import GIB, format_duration, format_usd
 
 if TYPE_CHECKING:  # their modules are heavy, and most plans serve no model
     from orchestrator.planner.serve import Served
@@ -245,7 +245,7 @@ def _offer_cells(choice: Choice) -> list[str]:
 
 def _token_price(choice: Choice) -> str:
     cost = choice.usd_per_million_tokens
-    return f"${cost:.2g}/M tokens" if cost else ""
+    return f"${format_usd(cost, 2)}/M tokens" if cost else ""
 
 
 def holds(offer: Offer, count: int | None = None) -> str:
@@ -263,7 +263,7 @@ def price_text(usd_hour: float) -> str:
     >>> price_text(0), price_text(1.861)
     ('$0/h', '$1.861/h')
     """
-    return f"${usd_hour:.4g}/h"
+    return f"${format_usd(usd_hour)}/h"
 
 
 def count_text(plans: Sequence[Plan]) -> str:

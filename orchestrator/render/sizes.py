@@ -15,7 +15,7 @@ from orchestrator.planner.sizing import ServingJob, Size, TrainingJob
 from orchestrator.planner.sizing.profiles import CURRENT
 from orchestrator.planner.sizing.weights import published_format
 from orchestrator.render.table import plural, table, to_json
-from orchestrator.units import GIB, format_bytes
+from orchestrator.units import GIB, format_bytes, format_usd
 
 SHOWN = 8
 """Sets a person is shown; the rest is counted."""
@@ -174,19 +174,10 @@ def _cells(each: AcceleratorSet) -> list[str]:
         _format(each),
         f"{used:.0%}",
         f"{each.speed.tokens_s:,.0f}" if each.speed else "-",
-        f"${_usd(price.usd_hour, 4)}/h" if price else "-",
-        _usd(cost, 3) if cost else "-",
+        f"${format_usd(price.usd_hour)}/h" if price else "-",
+        format_usd(cost, 3) if cost else "-",
         f"{price.row.provider} {price.row.instance_type}" if price else "-",
     ]
-
-
-def _usd(amount: float, digits: int) -> str:
-    """Return dollars in so many digits, or whole ones where there are more.
-
-    >>> _usd(17.688, 3), _usd(1762.4, 3)
-    ('17.7', '1,762')
-    """
-    return f"{amount:.{digits}g}" if amount < 10**digits - 0.5 else f"{amount:,.0f}"
 
 
 def _format(each: AcceleratorSet) -> str:

@@ -9,7 +9,7 @@ from orchestrator.apply.imagined import UNPRICED_USD_HOUR
 from orchestrator.apply.suggesting import Offered, Suggestion, devices
 from orchestrator.errors import ModelError, ModelyardError, NothingFits, SpecError
 from orchestrator.render.plans import memory_text, price_text
-from orchestrator.units import GIB
+from orchestrator.units import GIB, format_usd
 
 
 def suggestion_text(suggestion: Suggestion, *, commented: bool) -> str:
@@ -57,9 +57,9 @@ def _merit(plan: RunPlan) -> str:
     usd = choice.usd_per_million_tokens if choice else None
     if choice and choice.price_usd_hour >= UNPRICED_USD_HOUR:
         return "the catalog has no price of it"
-    return (
-        "the least for the whole" if plan.trained else f"${usd:.3g}/M tokens" if usd else "the least an hour"
-    )
+    if plan.trained:
+        return "the least for the whole"
+    return f"${format_usd(usd, 3)}/M tokens" if usd else "the least an hour"
 
 
 def _why(error: ModelyardError) -> Iterator[str]:

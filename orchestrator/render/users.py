@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.render.table import table, to_json
+from orchestrator.units import format_usd
 from orchestrator.wire import NotedDeed, ProjectBody, SyncStatus, TokenView
 
 
@@ -35,7 +36,7 @@ def projects_text(projects: Sequence[ProjectBody]) -> str:
         [
             each.name,
             "-" if each.limits.gpus is None else str(each.limits.gpus),
-            "-" if each.limits.usd_hour is None else f"${each.limits.usd_hour:g}/h",
+            "-" if each.limits.usd_hour is None else f"${format_usd(each.limits.usd_hour)}/h",
             "all" if each.limits.backends is None else ", ".join(each.limits.backends) or "none",
         ]
         for each in projects

@@ -14,6 +14,7 @@ from orchestrator.reconcile import Job, JobState, Run, Template, Wanted
 from orchestrator.reconcile.serving import price_of
 from orchestrator.spec.models import Fleet, Service, Spec, spec_of
 from orchestrator.store.values import Limits, Project
+from orchestrator.units import format_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,9 @@ def require_limits(
         known = jobs([up.id for up in after if up.id])
         costs = sum(_usd_hour(up, known.get(up.id, ()), prices, held=held) for up in after)
         if costs > limits.usd_hour:
+            most = format_usd(limits.usd_hour)
             raise Denied(
-                f"project {project.name!r} would cost ${costs:g}/h and may cost ${limits.usd_hour:g}/h",
+                f"project {project.name!r} would cost ${format_usd(costs)}/h and may cost ${most}/h",
                 fix="stop a run, ask for less, or have an admin raise the limit",
             )
 

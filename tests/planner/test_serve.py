@@ -23,6 +23,7 @@ from orchestrator.planner.parallelism import Degrees, Layout
 from orchestrator.planner.plan import SHOWN, Placed, Sort
 from orchestrator.planner.serve import Question, Served, place_model
 from orchestrator.planner.throughput.work import work
+from orchestrator.planner.why import elsewhere
 from orchestrator.spec.models import Model, Service, Traffic
 from orchestrator.units import GB, GIB
 
@@ -329,6 +330,28 @@ def test_where_nothing_fits_the_cheapest_row_of_the_price_list_is_named() -> Non
 
 def wanted(name: str, count: int = 1) -> AcceleratorDemand:
     return AcceleratorDemand(frozenset({name}), count=Span(count, count))
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_price_list_is_read_for_as_many_accelerators_as_are_asked_for(count: int) -> None:
+    job = serve.ServingJob(precision="bf16", context=8192)
+    asked = wanted("L40S-48GB", count)
+    said = elsewhere(facts_of("Qwen/Qwen3-32B"), job, asked, accelerators(), prices())
+    if count == 1:  # it is too small: what will do is another number
+        assert " would hold it with gpu L40S-48GB:" in said
+    else:
+        assert said.startswith("4 × L40S-48GB would hold it: ")
+
+
+@pytest.mark.parametrize(
+    ("usd", "said"), [(1.4, "1.4"), (1234567.25, "1234567.25"), (3 * 0.1, "0.3"), (1e-5, "0.00001")]
+)
+def test_a_price_to_allow_is_written_as_a_spec_takes_it(usd: float, said: str) -> None:
+    one = offer("H100-80GB", price=usd)
+    with pytest.raises(NothingFits) as caught:
+        placed([one], max_price_usd_hour=usd / 2)
+    assert (caught.value.fix or "").endswith(f"with max_price {said}")
+    assert placed([one], max_price_usd_hour=float(said))
 
 
 @pytest.mark.parametrize(

@@ -170,3 +170,29 @@ def test_405b_is_planned_or_told_what_it_lacks(nodes: int, gpu: str) -> None:
     with pytest.raises(NothingFits) as caught:
         plan_everywhere(asked)
     assert "GiB a device" in (caught.value.fix or "")
+
+
+def test_a_run_that_only_max_price_keeps_out_is_told_the_price() -> None:
+    def machine(name: str, accelerator: str, vram_bytes: int, usd: float) -> Offer:
+        return Offer(
+            "lab", name, 64, 512 * GIB, accelerator=accelerator, vendor="nvidia", count=1,
+            vram_bytes=vram_bytes, compute_capability=(8, 9), price_usd_hour=usd,
+        )  # fmt: skip
+
+    small, large = (
+        machine("small", "T4-16GB", 15_843_721_216, 3.0),
+        machine("large", "H100-80GB", 85_028_634_624, 12.5),
+    )
+    text = SFT.format(dataset="trl-lib/Capybara", adapter="lora", batch=16, more="max_price: 2")
+    there = replace(world(), offers=lambda: [small, large], places={"lab": ABLE})
+    with pytest.raises(NothingFits) as caught:
+        plan_documents(read(text), there)
+    assert caught.value.fix == "1 × H100-80GB would hold it with max_price 12.5"
+    assert [each.change for each in caught.value.why_not] == ["max_price 12.5"]
+    (plan,) = plan_documents(read(text.replace("max_price: 2", "max_price: 12.5")), there)
+    assert isinstance(plan, RunPlan)
+
+    there = replace(there, offers=lambda: [small])
+    with pytest.raises(NothingFits) as caught:
+        plan_documents(read(text), there)
+    assert "does not hold it either" in (caught.value.fix or "")
