@@ -380,7 +380,10 @@ class _Making:
             "maxReplicas": scaling.most,
             "metrics": [{"type": "Pods", "pods": metric}],
         }
-        return self._object("autoscaling/v2", "HorizontalPodAutoscaler", self.name, spec)
+        hpa = self._object("autoscaling/v2", "HorizontalPodAutoscaler", self.name, spec)
+        # else KEDA's webhook refuses the ScaledObject that takes this one's place: it is deleted after that
+        hpa["metadata"]["annotations"] = {"validations.keda.sh/hpa-ownership": "false"}
+        return hpa
 
     def _keda(self, scaled: Json) -> Json:
         scaling = self._scaling()

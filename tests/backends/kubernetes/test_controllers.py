@@ -480,6 +480,7 @@ def test_set_waits_for_the_quota_of_all_its_nodes(queued: Queued) -> None:
 HOST = os.environ.get("MODELYARD_TEST_HOST", "127.0.0.1")
 """Where the operator of the cluster reaches this machine."""
 DEPLOYMENTS = ("apps/v1", "Deployment")
+HPA = ("autoscaling/v2", "HorizontalPodAutoscaler")
 
 
 class Series:
@@ -558,6 +559,23 @@ def test_service_follows_its_queue_from_none_to_many_and_back(site: Place, serie
     lab.until(lambda: not lab.pods("web"))
     (query,) = series.asked
     assert query.startswith(f'sum(vllm:num_requests_waiting{{namespace="{lab.space}",pod=~"web-')
+
+
+def test_service_changes_from_one_autoscaler_to_another_and_back(site: Place, series: Series) -> None:
+    keda = autoscaled(site, series)
+    hpa = Site(keda.root, keda.config, keda.space, autoscaler="hpa")
+    series.value = 4
+    hpa.apply(scaled())
+
+    def scalers() -> set[str]:
+        found, _ = keda.root.list(path_of(*HPA, keda.space))
+        return {one["metadata"]["name"] for one in found}
+
+    assert keda.place.rehearse(scaled()) == ["ScaledObject web: is made"]
+    keda.apply(scaled())
+    watched(keda.root, path_of(*HPA, keda.space), lambda: scalers() == {"keda-hpa-web"})
+    hpa.apply(scaled())
+    watched(keda.root, path_of(*HPA, keda.space), lambda: scalers() == {"web"})
 
 
 def test_replicas_that_span_nodes_follow_their_queue(site: Place, series: Series) -> None:

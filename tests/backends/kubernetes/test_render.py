@@ -304,6 +304,12 @@ def test_replicas_are_left_out_when_another_controller_writes_them() -> None:
     assert render_group(SCALED, Settings()).objects[0]["spec"]["replicas"] == 2
 
 
+def test_autoscaler_of_ours_does_not_keep_a_scaled_object_out() -> None:
+    """KEDA's webhook refuses one beside a HorizontalPodAutoscaler without this mark (its verifyHpas)."""
+    hpa = next(one for one in render_group(SCALED, SETTINGS["hpa"]).objects if "Autoscaler" in one["kind"])
+    assert hpa["metadata"]["annotations"] == {"validations.keda.sh/hpa-ownership": "false"}
+
+
 @pytest.mark.parametrize("nodes", [2, 16, 128])
 def test_pods_of_the_longest_run_in_a_set_have_names(nodes: int) -> None:
     """JobSet's webhook adds rank and five characters to its own name, and refuses more than a label holds."""
