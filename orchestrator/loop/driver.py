@@ -615,7 +615,8 @@ class Loop:
             is_over = not isinstance(error, Temporary)
             self.figures.acted(verb, effect.backend, "refused" if is_over else "postponed")
             if isinstance(effect, ApplyGroup) and not isinstance(error, Temporary):
-                self._refused[effect.group.name] = effect.group.digest(), str(error)
+                words = f"{error.what} ({error.fix})" if error.fix else error.what
+                self._refused[effect.group.name] = effect.group.digest(), words
             if isinstance(effect, Start) and (record := start_failed(effect.job, error, now=self._clock())):
                 return record
             if isinstance(error, Temporary):

@@ -159,7 +159,7 @@ class _Pass(Ledger[GroupAction]):
 
     def _refused(self, words: str) -> None:
         if self.status is None:
-            self._turn(RunState.FAILED, cause="refused", reason=words)
+            self._turn(RunState.FAILED, cause="refused", reason=words, message=words)
         else:  # what was there before goes on
             self._turn(_state_of(self.status, self.run), reason=f"rollout failed: {words}")
 

@@ -36,12 +36,20 @@ class Ledger(Generic[Act]):
         self.actions.append(Record(job, event))
 
     def _turn(
-        self, state: RunState, *, cause: str = "", reason: str = "", ready: int = 0, answered: bool = False
+        self,
+        state: RunState,
+        *,
+        cause: str = "",
+        reason: str = "",
+        message: str = "",
+        ready: int = 0,
+        answered: bool = False,
     ) -> None:
         """Write the run down where anything of it is new, with an event where its state or reason is.
 
         That a reason is over is no event of its own.
 
+        ``message`` is what the event says beside its cause, where no launch of the run says it;
         ``ready`` counts the replicas that answer, of whatever spec; ``answered`` says that one of
         the present spec does.
         """
@@ -51,7 +59,9 @@ class Ledger(Generic[Act]):
             return
         self.run = fresh
         changed = state is not run.state or reason not in ("", run.reason)
-        event = self._event(run.name, run.state.value, state.value, cause or reason) if changed else None
+        event = (
+            self._event(run.name, run.state.value, state.value, cause or reason, message) if changed else None
+        )
         self.actions.append(Turn(fresh, event))
 
     def _event(self, subject: str, before: str, after: str, cause: str, message: str = "") -> RunEvent:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from backends.sim import Script, Sim
-from orchestrator.backend import Instance, Launch, Probe
-from orchestrator.errors import AuthFailed, BackendError
+from backends.sim import Script, Sim, SimCluster
+from orchestrator.backend import Group, GroupStatus, Instance, Launch, Probe
+from orchestrator.errors import AuthFailed, BackendError, Rejected
 from orchestrator.loop import Hooks, Loop, pulse
 from orchestrator.reconcile import JobState, RunEvent, RunState, Turn, Wanted
 from orchestrator.reconcile.values import before_of
@@ -59,6 +59,22 @@ def test_a_place_out_of_reach_is_asked_again_later(store: Store) -> None:
     drive(store, sim, "sft")
     back.join()
     assert (state(store, "sft"), sim.starts["sft-0-0-0"]) == (RunState.SUCCEEDED, 1)
+
+
+class Refusing(SimCluster):
+    """A cluster that takes no group."""
+
+    def apply_group(self, group: Group, *, secrets: Mapping[str, str]) -> GroupStatus:
+        raise Rejected(f"no namespace for {group.name}, of {len(secrets)}", backend="sim", fix="create it")
+
+
+def test_a_refused_group_is_told_with_its_remedy_in_one_line(store: Store) -> None:
+    put(store, "sft")
+    drive(store, Refusing(), "sft")
+    told = "no namespace for sft, of 0 (create it)"
+    assert (state(store, "sft"), store.run("sft").reason) == (RunState.FAILED, told)
+    (_, last) = store.events("sft")[-1]
+    assert (last.after, last.cause, last.message) == ("failed", "refused", told)
 
 
 class Expired(Sim):
