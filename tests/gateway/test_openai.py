@@ -88,7 +88,7 @@ async def test_what_is_refused_is_raised_as_what_it_is() -> None:
                 await client.completions.create(model="llama", prompt="x")
             assert int(often.value.response.headers["retry-after"]) > 0
         async with client_of(here, "my-own") as client:
-            with pytest.raises(openai.AuthenticationError, match="a key is needed"):
+            with pytest.raises(openai.AuthenticationError, match="no such key: revoked, or not copied whole"):
                 await client.models.list()
         async with client_of(here, "my-bob") as client:
             with pytest.raises(openai.PermissionDeniedError, match="does not open service 'chat'"):

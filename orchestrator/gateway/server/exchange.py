@@ -32,6 +32,7 @@ HELD_BYTES = 256 * 1024
 
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS"))
 _BEARER = b"bearer "
+_NEEDED = "a key is needed, as Authorization: Bearer"
 _TRACE = (b"traceparent", b"tracestate")
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 
@@ -127,11 +128,14 @@ class Exchange:
             self._look_for_model()
 
     def _find_key(self) -> Key | None:
+        secret = self._secret()
+        return self.inbound.gateway.keys.find(secret) if secret else None
+
+    def _secret(self) -> bytes:
         taken = self.request.taken
         given = taken.get(b"authorization", b"")
         secret = given[len(_BEARER) :].strip() if given[: len(_BEARER)].lower() == _BEARER else b""
-        secret = secret or taken.get(b"x-api-key", b"")
-        return self.inbound.gateway.keys.find(secret) if secret else None
+        return secret or taken.get(b"x-api-key", b"")
 
     def _say_models(self, path: str) -> None:
         routes = self.inbound.gateway.routes
@@ -576,7 +580,8 @@ class Exchange:
 
     def _refuse_key(self) -> None:
         fix = "" if self.inbound.gateway.keys.by_digest else "; none exists yet: modelyard gateway key NAME"
-        self.refuse(401, f"a key is needed, as Authorization: Bearer{fix}", "invalid_api_key")
+        what = "no such key: revoked, or not copied whole" if self._secret() else _NEEDED
+        self.refuse(401, f"{what}{fix}", "invalid_api_key")
 
     def _refuse_size(self) -> None:
         if self._status:
