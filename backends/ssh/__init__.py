@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from backends.machine import Device
 from backends.ssh.connection import Connection
-from backends.ssh.host import HostDocker
+from backends.ssh.host import HostDocker, listen
 from backends.ssh.memory import Claim, Memory
 from backends.ssh.options import ENGINE_SOCKET, Reader
 from backends.ssh.placement import Gang, Room, candidates, gang_name, gang_of, spread
@@ -284,7 +284,7 @@ class Ssh:
         """Yield the names of launches that the hosts report on; "" after each (re)connection."""
         heard: queue.Queue[str] = queue.Queue()
         threads = [
-            threading.Thread(target=_listen, args=(host, closed, heard.put), daemon=True)
+            threading.Thread(target=listen, args=(host, closed, heard.put), daemon=True)
             for host in self._hosts.values()
         ]
         for thread in threads:
@@ -489,16 +489,6 @@ def _state_folder() -> Path:
     import platformdirs  # pulled in where a backend of this type is configured
 
     return platformdirs.user_state_path("modelyard") / "ssh"
-
-
-def _listen(host: HostDocker, closed: Flag, tell: Callable[[str], None]) -> None:
-    """Hand on what one host's engine reports; one that refuses us is tried again after a while."""
-    while not closed.is_set():
-        try:
-            for name in host.watch(closed):
-                tell(name)
-        except BackendError:
-            closed.wait(10.0)
 
 
 def _with_accelerators(whole: Offer, room: Room, kind: Sequence[Device]) -> Offer:

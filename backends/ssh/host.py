@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network
+from threading import Event as Flag
 from typing import Any, Literal
 
 from backends.docker import Docker
@@ -444,3 +445,13 @@ def troubles(survey: Survey) -> Iterator[Trouble]:
         yield Trouble(fault, "install the vendor's driver there and restart it, or see the vendor's tool")
     if survey.apart_s >= CLOCK_S:
         yield Trouble(f"its clock is {survey.apart_s:.0f} s from this machine's", CLOCK_FIX)
+
+
+def listen(host: HostDocker, closed: Flag, tell: Callable[[str], None]) -> None:
+    """Hand on what one host's engine reports; one that is gone or refuses us is tried again after a while."""
+    while not closed.is_set():
+        try:
+            for name in host.watch(closed):
+                tell(name)
+        except BackendError:
+            closed.wait(10.0)

@@ -57,7 +57,7 @@ class Memory:
         """Write down what ``host`` says now, unless that is what it said before."""
         text = json.dumps([plain_of(one) for one in instances], indent=0)
         path = self._path(host)
-        if _read(path) == text:
+        if text_of(path) == text:
             os.utime(path)  # it was heard: whoever asks since when it is silent wants to know
             return
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class Memory:
 
     def last(self, host: str) -> tuple[Instance, ...] | None:
         """Return what ``host`` said last, or None when it never said anything."""
-        text = _read(self._path(host))
+        text = text_of(self._path(host))
         return None if text is None else tuple(instance_of(one) for one in json.loads(text))
 
     def heard_at(self, host: str) -> datetime | None:
@@ -82,7 +82,7 @@ class Memory:
 
         Of one that never answered the loop knows what the record has on it, and leaves that alone.
         """
-        sent = (_read(self._claim_path(launch)) or "").split("\n")
+        sent = (text_of(self._claim_path(launch)) or "").split("\n")
         return host in sent or any(one.name == launch for one in self.last(host) or ())
 
     @contextlib.contextmanager
@@ -115,7 +115,8 @@ class Memory:
         return self._folder / "claims" / quote(name, safe="")
 
 
-def _read(path: Path) -> str | None:
+def text_of(path: Path) -> str | None:
+    """Return what a file holds, None where there is none."""
     try:
         return path.read_text()
     except FileNotFoundError:

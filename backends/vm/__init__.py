@@ -17,7 +17,7 @@ from threading import Event as Flag
 from typing import ClassVar, TypeVar
 
 from backends.ssh.connection import Connection
-from backends.ssh.host import HostDocker
+from backends.ssh.host import HostDocker, listen
 from backends.ssh.memory import Memory
 from backends.ssh.options import Hold, Host, Login, Reader
 from backends.ssh.placement import Gang, gang_name, gang_of
@@ -336,7 +336,7 @@ class RentedMachines:
         while not closed.is_set():
             for machine, host in list(self._hosts.items()):
                 if machine not in listening:
-                    thread = threading.Thread(target=_listen, args=(host, closed, heard.put), daemon=True)
+                    thread = threading.Thread(target=listen, args=(host, closed, heard.put), daemon=True)
                     listening[machine] = thread
                     thread.start()
             with contextlib.suppress(queue.Empty):
@@ -803,16 +803,6 @@ def _is_open(address: str, port: int) -> bool:
             return True
     except OSError:
         return False
-
-
-def _listen(host: HostDocker, closed: Flag, tell: Callable[[str], None]) -> None:
-    """Hand on what one machine's engine reports, until it is gone or does not know us."""
-    while not closed.is_set():
-        try:
-            for name in host.watch(closed):
-                tell(name)
-        except BackendError:
-            closed.wait(10.0)
 
 
 def _left(belonging: Belonging) -> Machine:

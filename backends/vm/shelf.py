@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
-from backends.ssh.memory import instance_of, plain_of
+from backends.ssh.memory import instance_of, plain_of, text_of
 from orchestrator.backend import Instance, LogLine
 from orchestrator.errors import BackendError
 
@@ -111,12 +111,12 @@ class Shelf:
     def ended(self) -> Sequence[Instance]:
         """Return the launches that are kept, ordered by name."""
         found = sorted((self._folder / "ended").glob("*.json"))
-        texts = (text for path in found if (text := _read(path)) is not None)
+        texts = (text for path in found if (text := text_of(path)) is not None)
         return [instance_of(json.loads(text)) for text in texts]
 
     def output(self, launch: str, *, since: datetime | None, tail: int | None) -> Iterator[LogLine]:
         """Yield the output that is kept of a launch."""
-        lines = [_line(text) for text in (_read(self._ended(launch, "log")) or "").splitlines()]
+        lines = [_line(text) for text in (text_of(self._ended(launch, "log")) or "").splitlines()]
         if since is not None:
             lines = [line for line in lines if line.at is None or line.at >= since]
         yield from lines if tail is None else lines[max(0, len(lines) - tail) :]
@@ -153,7 +153,8 @@ class Shelf:
 
     def furnished(self) -> set[str]:
         """Return the gangs for which something was made."""
-        return {text for path in (self._folder / "furnished").glob("*") if (text := _read(path)) is not None}
+        found = (text_of(path) for path in (self._folder / "furnished").glob("*"))
+        return {text for text in found if text is not None}
 
     def unfurnish(self, gang: str) -> None:
         """Forget a gang whose belongings are gone."""
@@ -163,13 +164,6 @@ class Shelf:
 def _line(text: str) -> LogLine:
     words, at, stream = json.loads(text)
     return LogLine(words, datetime.fromisoformat(at) if at else None, stream)
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return None
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from orchestrator.engines.written import Written, written
 from orchestrator.errors import ModelyardError, SpecError
 from orchestrator.importers import Imported
 from orchestrator.importers.draft import write
+from orchestrator.spec.interpolation import AnyVariables
 from orchestrator.spec.load import Document, read
 from orchestrator.spec.models import Gpu, Model, Service, Task
 from orchestrator.spec.values import MAX_NAME
@@ -63,26 +64,14 @@ class Suggestion:
     offered: Offered | None = None
 
 
-class _Same(Mapping[str, str]):
-    """An environment in which every variable has a reference to itself as its value."""
-
-    def __getitem__(self, name: str) -> str:
-        return f"${{{{ env.{name} }}}}"
-
-    def __contains__(self, name: object) -> bool:
-        return True
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 1
+def _itself(name: str) -> str:
+    return f"${{{{ env.{name} }}}}"
 
 
 def suggest_all(imported: Imported, *, folder: Path | None, facts: Facts) -> tuple[Suggestion, ...]:
     """Return the suggestions for all documents of an import, in their order."""
     try:
-        documents = read(imported.text, known_accelerators=known_names(), env=_Same())
+        documents = read(imported.text, known_accelerators=known_names(), env=AnyVariables(_itself))
     except SpecError:  # a reference stands where a number has to: the values are not there to read
         return ()
     behind = imported.behind

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.catalog.hardware import known_names
 from orchestrator.errors import Position, Problem, Problems, SpecError
 from orchestrator.importers.draft import Draft, Path, write
 from orchestrator.importers.theirs import Theirs
+from orchestrator.spec.interpolation import AnyVariables
 from orchestrator.spec.load import read
 from orchestrator.spec.tree import Entries, Entry, Node, Scalar, Source
 
@@ -37,28 +38,12 @@ def settle(theirs: Theirs) -> Imported:
             theirs.refuse((1, 1), "nothing in this file can be imported")
         text = write(theirs.drafts)
         try:
-            read(text, known_accelerators=known_names(), env=_AnyVariables())
+            read(text, known_accelerators=known_names(), env=AnyVariables(lambda _: "1"))
         except SpecError as error:
             _drop_refused(theirs, text, error.problems)
         else:
             behind = {draft.name: draft.behind for draft in theirs.drafts if draft.behind}
             return Imported(text, tuple(sorted(theirs.left_out, key=lambda problem: problem.at)), behind)
-
-
-class _AnyVariables(Mapping[str, str]):
-    """An environment in which every variable is set, for it is not the importer's to ask for them."""
-
-    def __getitem__(self, name: str) -> str:
-        return "1"
-
-    def __contains__(self, name: object) -> bool:
-        return True
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 1
 
 
 def _drop_refused(theirs: Theirs, text: str, refused: Sequence[Problem]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.spec.tree import Entries, Entry, Items, Node, Scalar, Source, resolve
@@ -20,6 +20,29 @@ _REFERENCE = re.compile(r"\$\{\{\s*(.*?)\s*\}\}", re.DOTALL)
 _NAMED = re.compile(r"(env|secrets)\.([A-Za-z_][A-Za-z0-9_-]*)", re.ASCII)
 _SECRET_WORD = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS?)(?:$|_)", re.I)
 _KEEPS_SECRETS = frozenset(("env", "registry_auth"))
+
+
+class AnyVariables(Mapping[str, str]):
+    """An environment in which every variable is set, for those whom its values do not concern.
+
+    >>> AnyVariables(lambda name: name.lower())["HOME"]
+    'home'
+    """
+
+    def __init__(self, value: Callable[[str], str]) -> None:
+        self._value = value
+
+    def __getitem__(self, name: str) -> str:
+        return self._value(name)
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 1
 
 
 def looks_secret(name: str) -> bool:
