@@ -368,8 +368,10 @@ class _Asked:
             helps = (less or not self.runs(device)) and runs(device, precision)
             if helps and self.needs(layout, precision).on(device).fits:
                 # engines make fp8 and int8 while they load; 4-bit weights are made beforehand
-                made = weight_format(precision).bits < 8 <= weight_format(self.first).bits
-                yield Change("model", f"made in {precision}") if made else Change("precision", precision)
+                if weight_format(precision).bits < 8 <= weight_format(self.first).bits:
+                    yield Change("model", f"made in {precision}")
+                elif self.makes(device, precision):
+                    yield Change("precision", precision)
 
     def _holds(self, device: Accelerator, *, nodes: int, count: int) -> bool:
         layout = self.layout(nodes, count, self.first)

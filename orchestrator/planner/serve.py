@@ -506,7 +506,7 @@ def _options(
             if isinstance(fit, _Fit):
                 options.append(_Option(fit, able))
                 left -= able
-            elif fit is not None:
+            elif fit is not None and not (layout.nodes > 1 and place in fell):
                 refusal = fit
                 groups.declined[fit] += len(able)
         if left:
@@ -724,6 +724,8 @@ def _fix(
     if missed:
         best = by_room[0]
         name = f"{best.count} × {best.accelerator.name}"
+        if best.reason.startswith("no "):
+            return f"{name} has {best.reason}: name other accelerators, or weights in another format"
         return f"the largest set offered, {name}, is too small: allow more places"
     if matched.over_price:
         return "what is over max_price does not hold it either: allow more places"

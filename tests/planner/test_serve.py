@@ -332,6 +332,29 @@ def wanted(name: str, count: int = 1) -> AcceleratorDemand:
     return AcceleratorDemand(frozenset({name}), count=Span(count, count))
 
 
+@pytest.mark.parametrize(
+    ("id", "accelerator"),
+    [
+        ("Qwen/Qwen2.5-7B-Instruct-AWQ", "GAUDI3-128GB"),
+        ("Qwen/Qwen2.5-7B-Instruct-AWQ", "TPU-V6E"),
+        ("openai/gpt-oss-120b", "GAUDI3-128GB"),
+        ("openai/gpt-oss-120b", "TPU-V6E"),
+    ],
+)
+def test_a_format_that_no_engine_makes_of_the_weights_is_not_advised(id: str, accelerator: str) -> None:
+    with pytest.raises(NothingFits) as caught:
+        placed([offer(accelerator, 8)], question(id), places={"cloud": ABLE - {Can.NODES}})
+    assert not [each.change for each in caught.value.why_not if each.change]
+    assert f"8 × {accelerator} has no " in (caught.value.fix or "")
+
+
+def test_an_engine_of_one_node_is_told_what_one_node_lacks() -> None:
+    asked = replace(question(), engine="nim", secrets=(("HF_TOKEN", "x"), ("NGC_API_KEY", "x")))
+    with pytest.raises(NothingFits) as caught:
+        placed([offer("T4-16GB")], asked)
+    assert [(each.reason, each.offers) for each in caught.value.refused] == [("too little device memory", 1)]
+
+
 @pytest.mark.parametrize("count", [1, 4])
 def test_the_price_list_is_read_for_as_many_accelerators_as_are_asked_for(count: int) -> None:
     job = serve.ServingJob(precision="bf16", context=8192)
