@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from conftest import ENGINE
 from orchestrator import errors
 from orchestrator.backend import Can
-from orchestrator.cli import COMMANDS
+from orchestrator.cli import COMMANDS, run
 from tests.house import tables
 from tests.places import plan_everywhere
 
@@ -51,6 +52,29 @@ def test_tests_that_start_containers_take_turns() -> None:
 
     assert strays(found, ENGINE) == []
     assert strays(found, re.compile("tests/backends/")) != []
+
+
+def shown() -> dict[str, list[str]]:
+    """Return what pages show of a command's output, by the command."""
+    pages = (page.read_text() for page in (ROOT / "docs").rglob("*.md"))
+    blocks = (
+        block for page in pages for block in re.findall(r"^```console\n\$ (.*?)^```$", page, re.M | re.S)
+    )
+    return {(lines := block.splitlines())[0]: lines[1:] for block in blocks}
+
+
+@pytest.mark.parametrize("command", sorted(shown()))
+def test_a_command_prints_what_its_page_shows(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("STATE_HOME", "CACHE_HOME", "CONFIG_HOME"):
+        monkeypatch.setenv(f"XDG_{name}", str(tmp_path))
+    assert run(shlex.split(command)[1:]) == 0
+    printed = iter(capsys.readouterr().out.splitlines())
+    for line in shown()[command]:
+        if line != "..." and "older than" not in line:  # which prices are old depends on the day
+            wanted = line.removesuffix("...")
+            assert any(each == line or (wanted != line and each.startswith(wanted)) for each in printed), line
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
