@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 from orchestrator.api.holdings import Holdings
 from orchestrator.api.planning import Planner
 from orchestrator.api.protocol import Plans
-from orchestrator.apply import NOTHING_LOST, Consent, Deletion, FleetPlan, VolumePlan, require_consent
+from orchestrator.apply import (
+    NOTHING_LOST,
+    Consent,
+    Deletion,
+    FleetPlan,
+    RunPlan,
+    VolumePlan,
+    require_consent,
+)
 from orchestrator.apply.drift import Drift, drifts
 from orchestrator.apply.recording import record
 from orchestrator.backend import ZonedVolumes
@@ -65,8 +73,8 @@ class Local(Holdings, Planner):
         require_consent(plans, consent)
         self._told = self.store.last_serial()
         fleets = [plan for plan in plans if isinstance(plan, FleetPlan) and plan.action != "unchanged"]
+        self._require_ours(plans)
         if fleets:
-            self._require_ours(fleets)
             self.places.expect(())  # back to what is on record: hosts that leave are in no plan
         for fleet in fleets:
             for host, _ in fleet.leaving:
@@ -106,12 +114,16 @@ class Local(Holdings, Planner):
             elif deletion.type == "fleet":
                 self.delete_fleet(deletion.name)
 
-    def _require_ours(self, fleets: Sequence[FleetPlan]) -> None:
-        known = {fleet.name: fleet for fleet in self.store.fleets()}
-        for plan in fleets:
-            if plan.name in known and not self._is_ours(known[plan.name].project):
+    def _require_ours(self, plans: Plans) -> None:
+        """Refuse fleets and volumes that another project has, and runs that would mount such a volume."""
+        fleets = {each.name for each in self.store.fleets() if not self._is_ours(each.project)}
+        volumes = {each.name for each in self.store.volumes() if not self._is_ours(each.project)}
+        for plan in plans:
+            kind, taken = ("fleet", fleets) if isinstance(plan, FleetPlan) else ("volume", volumes)
+            names = _mounted(plan) if isinstance(plan, RunPlan) else {plan.name}
+            if strange := sorted(taken & names) if not isinstance(plan, Deletion) else []:
                 raise UsageError(
-                    f"another project has a fleet called {plan.name!r}", fix="choose another name for yours"
+                    f"another project has a {kind} called {strange[0]!r}", fix="choose another name for yours"
                 )
 
     def drift(self) -> tuple[Drift, ...]:
@@ -129,3 +141,11 @@ class Local(Holdings, Planner):
         )
         theirs = {run.name for run in self.store.runs() if not self._is_ours(run.project)}
         return tuple(drift for drift in found if drift.run not in theirs)
+
+
+def _mounted(plan: RunPlan) -> set[str]:
+    """Return the names of the volumes that a run would mount."""
+    if plan.template is None:
+        return set()
+    launches = (plan.template.launch, plan.template.follower or plan.template.launch)
+    return {mount.source for launch in launches for mount in launch.mounts if mount.kind != "folder"}

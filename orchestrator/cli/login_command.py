@@ -14,6 +14,11 @@ from orchestrator.errors import Denied, Unreachable, UsageError
 if TYPE_CHECKING:
     import httpx
 
+_NOBODY = UsageError(
+    "nobody can log in at this server: it believes no issuer",
+    fix="ask an admin for a token, from modelyard token create; server --oidc names issuers",
+)
+
 app = typer.Typer(rich_markup_mode=None)
 
 
@@ -52,7 +57,7 @@ def _asked_for(http: httpx.Client) -> str:
     """Return the word that an issuer gives about a person, who confirms it in a browser (RFC 8628)."""
     issuers = _answer(http.get("/v1/login"))["issuers"]
     if not issuers:
-        raise UsageError("nobody can log in here", fix="ask an admin for a token: modelyard token create")
+        raise _NOBODY
     about = _answer(http.get(f"{issuers[0]['issuer'].rstrip('/')}/.well-known/openid-configuration"))
     client = {"client_id": issuers[0]["client_id"]}
     device = _answer(
@@ -81,6 +86,8 @@ def _asked_for(http: httpx.Client) -> str:
 
 
 def _answer(answer: httpx.Response) -> Any:
+    if (answer.status_code, answer.request.url.path) == (404, "/v1/login"):
+        raise _NOBODY
     if answer.status_code >= 400:
         from orchestrator.wire import PROBLEM, error_of
 

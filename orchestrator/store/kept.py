@@ -13,7 +13,7 @@ from orchestrator.store.values import Fleet, Kept, Sealed, Uncordoned, Volume
 
 
 def statement_of(kept: Kept, dialect: sa.Dialect) -> sa.Executable:
-    """Return the statement that writes ``kept`` down, in place of what has its name."""
+    """Return the statement that writes ``kept`` down, in place of what has its name; whose that is stays."""
     match kept:
         case Volume():
             return _put(dialect, volumes, kept.name, _asked(kept) | {"backend": kept.backend})
@@ -38,4 +38,5 @@ def _asked(kept: Volume | Fleet) -> dict[str, Any]:
 
 def _put(dialect: sa.Dialect, table: sa.Table, name: str, row: dict[str, Any]) -> sa.Executable:
     put = insert_for(dialect, table).values(name=name, **row)
-    return put.on_conflict_do_update(index_elements=["name"], set_=row)
+    changes = {key: value for key, value in row.items() if key != "project"}  # whose it is stays
+    return put.on_conflict_do_update(index_elements=["name"], set_=changes)

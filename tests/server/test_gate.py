@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -272,6 +273,35 @@ def test_a_project_is_held_to_its_limits(served: Served, limits: dict[str, objec
     with pytest.raises(Denied, match=said):
         client.apply(plans)
     assert client.runs() == []
+
+
+CACHE = "type: volume\nname: cache\nsize: {}\n"
+
+
+def test_a_volume_is_no_other_projects_to_take_or_to_mount(served: Served) -> None:
+    access, now = served.site.store.access, served.site.clock()
+    for name in ("lab", "other"):
+        access.put_project(Project(name, now))
+    lab, other = (served.client("operator", name, of=name) for name in ("lab", "other"))
+    lab.apply(lab.plan(read(CACHE.format("1GB"))))
+
+    for spec in (CACHE.format("1GB"), HELLO + "image: a\nvolumes: ['cache:/data']\n"):
+        with pytest.raises(UsageError, match="another project has a volume called 'cache'"):
+            other.apply(other.plan(read(spec)))
+
+    assert (list(lab.kept_volumes()), list(other.kept_volumes()), other.runs()) == (["cache"], [], [])
+    lab.apply(lab.plan(read(HELLO + "image: a\nvolumes: ['cache:/data']\n")))
+
+
+def test_whose_a_volume_is_stays_when_who_sees_all_changes_it(served: Served) -> None:
+    served.site.store.access.put_project(Project("lab", served.site.clock()))
+    lab, api = served.client("operator", "lab", of="lab"), served.site.api(None)
+    lab.apply(lab.plan(read(CACHE.format("1GB") + "tags: {team: a}\n")))
+
+    api.apply(api.plan(read(CACHE.format("1GB") + "tags: {team: b}\n")))
+
+    (volume,) = served.site.store.volumes()
+    assert (volume.project, json.loads(volume.spec)["tags"]) == ("lab", {"team": "b"})
 
 
 def test_a_project_is_held_to_its_dollars(serve: Callable[..., Served], tmp_path: Path) -> None:

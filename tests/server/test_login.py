@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -159,3 +160,12 @@ def test_a_file_that_would_let_anybody_in_is_refused(tmp_path: Path, text: str) 
     path.write_text(text)
     with pytest.raises(ConfigError):
         read_believed(path)
+
+
+@pytest.mark.parametrize("how", [(), ("--id-token-file", os.devnull)], ids=["a person", "a pipeline"])
+def test_a_server_that_believes_no_issuer_says_so(afar: Cli, how: tuple[str, ...]) -> None:
+    result = afar("login", *how)
+
+    assert result.code == 64
+    assert "nobody can log in at this server: it believes no issuer" in result.err
+    assert "modelyard token create" in result.err
