@@ -11,7 +11,6 @@ from backends.kubernetes.names import DIGEST
 Json = Mapping[str, Any]
 
 _LONGEST = 60
-_NOT_SAID = frozenset({"apiVersion", "kind", "metadata", "status"})
 
 
 def changes(live: Json | None, planned: Json) -> list[str]:

@@ -191,3 +191,12 @@ def test_a_fault_is_caught(
 
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         test(served, tmp_path)
+
+
+def test_dollars_that_nobody_counts_are_caught(
+    serve: Callable[..., Served], tmp_path: Path, monkeypatch: Patch
+) -> None:
+    counts_no_dollars(monkeypatch)
+
+    with pytest.raises(pytest.fail.Exception):
+        test_gate.test_a_project_is_held_to_its_dollars(serve, tmp_path)
