@@ -106,10 +106,19 @@ def exact_usd(amount: float) -> str:
     return f"{amount:.6f}".rstrip("0").rstrip(".")
 
 
+def format_figure(value: float, digits: int) -> str:
+    """Return a figure in so many digits, or whole where it has more; there is no exponent above.
+
+    >>> format_figure(0.01234, 2), format_figure(103.7, 2), format_figure(1762.4, 3)
+    ('0.012', '104', '1,762')
+    """
+    return f"{value:.{digits}g}" if value < 10**digits - 0.5 else f"{value:,.0f}"
+
+
 def format_usd(amount: float, digits: int = 4) -> str:
     """Return dollars in so many digits, or whole ones where there are more.
 
     >>> format_usd(17.688, 3), format_usd(1762.4, 3), format_usd(1234567.0), format_usd(0)
     ('17.7', '1,762', '1,234,567', '0')
     """
-    return f"{amount:.{digits}g}" if amount < 10**digits - 0.5 else f"{amount:,.0f}"
+    return format_figure(amount, digits)

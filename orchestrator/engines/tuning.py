@@ -348,6 +348,10 @@ def findings(job: TuningJob, engine: str, lengths: Sequence[str]) -> Iterator[Fi
         yield Finding(
             "train.model", f"{engine} does not load from {job.source.scheme}://", "mount it as a folder"
         )
+    if job.model.bidirectional and job.method != "reward":
+        what = f"{job.model.architecture} is an encoder, and {job.method} tunes what generates"
+        fix = "train it with Sentence Transformers, by an image and commands of your own"
+        yield Finding("train.model", what, fix)
     if job.model.quantization and job.tuned.type == "none":
         what = f"weights published in {job.model.quantization} cannot be trained themselves"
         yield Finding("train.adapter", what, "use an adapter: lora or qlora")

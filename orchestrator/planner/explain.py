@@ -14,7 +14,7 @@ from orchestrator.planner.throughput.device import peak_flops, product_format
 from orchestrator.planner.throughput.work import work
 from orchestrator.planner.tune import Trained
 from orchestrator.spec.models import Traffic
-from orchestrator.units import format_bytes, format_usd
+from orchestrator.units import format_bytes, format_figure, format_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +74,12 @@ def _speed(served: Served, traffic: Traffic) -> tuple[Line, ...]:
     peak = peak_flops(device, format_) * ranks
     sheet = f"{device.bandwidth_gbs:,.0f} GB/s" + (f" × {ranks}" if ranks > 1 else "")
     at = f"{peak / 1e12:,.0f} TFLOP/s in {_told(device, format_)}"
-    prompt = f"{flop / peak:.2g} s for {flop / 1e12:,.1f} TFLOP at {at}"
+    prompt = f"{format_figure(flop / peak, 2)} s for {flop / 1e12:,.1f} TFLOP at {at}"
     range_ = f"{speed.low:,.0f} to {speed.high:,.0f} in four of five cases, bound by {speed.bound_by}"
     cautions = tuple(Line("caution", "", caution) for caution in speed.cautions)
     if served.facts.pools:
         return (
-            Line("answer", f"{speed.ttft_s:.2g} s", prompt),
+            Line("answer", f"{format_figure(speed.ttft_s, 2)} s", prompt),
             Line("input", f"{speed.output_tokens_s:,.0f} tokens/s", range_),
             *cautions,
         )
@@ -90,7 +90,7 @@ def _speed(served: Served, traffic: Traffic) -> tuple[Line, ...]:
             f"({speed.sequences:.0f} requests at {context:,} tokens)",
         ),
         Line("each token", f"{speed.tpot_s * 1e3:.1f} ms", f"{least_s * 1e3:.1f} ms at {sheet}"),
-        Line("first token", f"{speed.ttft_s:.2g} s", prompt),
+        Line("first token", f"{format_figure(speed.ttft_s, 2)} s", prompt),
         Line(
             "output", f"{speed.output_tokens_s:,.0f} tokens/s",
             range_ + (f"; measured: {speed.measured}" if speed.measured else ""),

@@ -286,7 +286,8 @@ def place_training(
             refused=refused,
             why_not=dearer,
             where=where,
-            fix=_fix(missed, groups.declined, dearer) or _general(asked, matched, refused),
+            fix=_fix(missed, groups.declined, dearer, is_quantized=question.job.tuning == "qlora")
+            or _general(asked, matched, refused),
         )
     ranked = sorted(
         ((option, place, choice) for option in options for place, choice in option.choices()),
@@ -472,7 +473,9 @@ def _general(demand: Demand, matched: Matched, refused: tuple[Refusal, ...]) -> 
     return advise(demand, replace(matched, refused=refused))
 
 
-def _fix(missed: list[TrainingMissed], declined: Counter[str], dearer: Sequence[WhyNot]) -> str:
+def _fix(
+    missed: list[TrainingMissed], declined: Counter[str], dearer: Sequence[WhyNot], *, is_quantized: bool
+) -> str:
     """Return what the trainer asks for, the price, else what the set that lacks least would need."""
     if declined:
         return max(declined, key=lambda said: (declined[said], said))
@@ -484,4 +487,6 @@ def _fix(missed: list[TrainingMissed], declined: Counter[str], dearer: Sequence[
         return ""
     near = min(short, key=lambda m: (m.short_bytes, m.count, m.accelerator.name))
     lacks = f"{near.count} × {near.accelerator.name} lacks {near.short_bytes / GIB:.1f} GiB a device"
+    if is_quantized:
+        return f"{lacks}: try a shorter sequence_length, or allow larger accelerators"
     return f"{lacks}: try adapter: qlora, or a shorter sequence_length"

@@ -15,7 +15,7 @@ from orchestrator.render.problems import problem_object
 from orchestrator.render.table import columns, plural, to_json
 from orchestrator.spec.models import Service
 from orchestrator.spec.parts import Change
-from orchestrator.units import GIB, format_duration, format_usd
+from orchestrator.units import GIB, format_duration, format_figure, format_usd
 
 if TYPE_CHECKING:  # their modules are heavy, and most plans serve no model
     from orchestrator.planner.serve import Served
@@ -87,9 +87,10 @@ def _served(served: Served, spec: Work) -> Iterator[str]:
     yield f"  memory   {memory_text(served.size)}"
     if served.speed:
         s = served.speed
-        what, when = ("input", f"an answer in {s.ttft_s:.2g} s")
+        first = f"{format_figure(s.ttft_s, 2)} s"
+        what, when = "input", f"an answer in {first}"
         if not facts.pools:
-            what, when = "output", f"first token {s.ttft_s:.2g} s, then {s.tpot_s * 1000:.0f} ms each"
+            what, when = "output", f"first token {first}, then {s.tpot_s * 1000:.0f} ms each"
         yield (
             f"  speed    about {s.output_tokens_s:,.0f} {what} tokens/s ({s.low:,.0f} to {s.high:,.0f}) · "
             f"{when} · bound by {s.bound_by}"
@@ -146,7 +147,7 @@ def _course(trained: Trained, price_usd_hour: float | None) -> str:
         told.append(f"at most {format_duration(max(60, course.hours * 3600))}")
         told += [f"${course.hours * price_usd_hour:,.2f}"] if price_usd_hour else []
     elif course.step_s is not None:
-        told.append(f"at most {course.step_s:.2g} s each")
+        told.append(f"at most {format_figure(course.step_s, 2)} s each")
     told.append(f"a checkpoint every {plural(course.save_steps, 'step')}")
     return " · ".join(told)
 

@@ -15,7 +15,7 @@ from orchestrator.planner.sizing import ServingJob, Size, TrainingJob
 from orchestrator.planner.sizing.profiles import CURRENT
 from orchestrator.planner.sizing.weights import published_format
 from orchestrator.render.table import plural, table, to_json
-from orchestrator.units import GIB, format_bytes, format_usd
+from orchestrator.units import GIB, format_bytes, format_figure, format_usd
 
 SHOWN = 8
 """Sets a person is shown; the rest is counted."""
@@ -137,9 +137,10 @@ def _speed_text(asked: AcceleratorSet) -> str:
         what = "input tokens/s"
     text = f"about {speed.tokens_s:,.0f} {what} ({speed.low:,.0f} to {speed.high:,.0f})"
     if speed.first_token_s is not None and speed.each_token_s is not None:
-        text += f" · first token {speed.first_token_s:.2g} s, then {speed.each_token_s * 1000:.0f} ms each"
+        first = format_figure(speed.first_token_s, 2)
+        text += f" · first token {first} s, then {speed.each_token_s * 1000:.0f} ms each"
     elif speed.first_token_s is not None:
-        text += f" · an answer in {speed.first_token_s:.2g} s"
+        text += f" · an answer in {format_figure(speed.first_token_s, 2)} s"
     return text
 
 

@@ -196,3 +196,28 @@ def test_a_run_that_only_max_price_keeps_out_is_told_the_price() -> None:
     with pytest.raises(NothingFits) as caught:
         plan_documents(read(text), there)
     assert "does not hold it either" in (caught.value.fix or "")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"), [("lora", "try adapter: qlora"), ("qlora", "larger accelerators")]
+)
+def test_what_is_advised_is_not_there_already(adapter: str, said: str) -> None:
+    small = Offer(
+        "lab", "small", 64, 512 * GIB, accelerator="L4-24GB", vendor="nvidia", count=1,
+        vram_bytes=23_580_639_232, compute_capability=(8, 9), price_usd_hour=1.0,
+    )  # fmt: skip
+    text = SFT.format(dataset="trl-lib/Capybara", adapter=adapter, batch=16, more="")
+    there = replace(world(), offers=lambda: [small], places={"lab": ABLE})
+    with pytest.raises(NothingFits) as caught:
+        plan_documents(read(text.replace("Qwen2.5-7B", "Qwen2.5-72B-Instruct")), there)
+    assert said in (caught.value.fix or "")
+    assert ("qlora" in (caught.value.fix or "")) == (adapter == "lora")
+
+
+def test_an_encoder_is_not_tuned_as_what_generates() -> None:
+    text = SFT.format(dataset="trl-lib/Capybara", adapter="lora", batch=16, more="")
+    text = text.replace("Qwen/Qwen2.5-7B", "BAAI/bge-base-en-v1.5").replace("4096", "512")
+    with pytest.raises(SpecError) as caught:
+        plan_documents(read(text), world())
+    (problem,) = caught.value.problems
+    assert problem.what == "train.model: BertModel is an encoder, and sft tunes what generates"
