@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -174,5 +175,10 @@ def rotate_secrets(config: Config = None) -> None:
     A SQLite record makes a new key itself. A shared one takes the first of the keys in
     MODELYARD_SECRET_KEY, which are parted by commas; the others only open what they sealed.
     """
+    if os.environ.get("MODELYARD_URL") and not os.environ.get("MODELYARD_DATABASE_URL"):
+        raise UsageError(
+            "secrets are sealed anew where the record is, and MODELYARD_URL names a server elsewhere",
+            fix="on the server's machine, with its MODELYARD_DATABASE_URL and without MODELYARD_URL",
+        )
     with open_record(config) as api:
         typer.echo(f"sealed anew: {api.store.secrets.rotate()}", err=True)

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 
 from orchestrator.errors import Denied, ModelyardError, NotFound, StateMoved, StoreBusy, UsageError
 from orchestrator.server.site import Site
-from orchestrator.server.users import Caller, Role, caller_of
+from orchestrator.server.users import Caller, Lapsed, Role, caller_of
 from orchestrator.store.values import Answer, Deed
 from orchestrator.wire import PROBLEM, problem_of, status_of
 
@@ -71,7 +71,12 @@ class Gated(APIRoute):
         async def handle(request: Request) -> Response:
             site: Site = request.app.state.site
             project = request.path_params.get("project")
-            caller = await run_in_threadpool(identify, site, request)
+            try:
+                caller = await run_in_threadpool(identify, site, request)
+            except Lapsed as error:
+                if request.method not in _SAFE:
+                    await _note(site, request, error.caller, action, _outcome(error))
+                raise
             request.state.caller = caller
             try:
                 await run_in_threadpool(permit, site, caller, role, project)

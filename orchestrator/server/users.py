@@ -53,6 +53,14 @@ class Caller:
         return self.role >= role and self.project in (EVERYWHERE, project)
 
 
+class Lapsed(Denied):
+    """A token that opens nothing any more; ``caller`` is whose it was."""
+
+    def __init__(self, what: str, caller: Caller) -> None:
+        super().__init__(what, fix="ask an admin for another, or modelyard login")
+        self.caller = caller
+
+
 def new_token(
     name: str, *, project: str, role: str, now: datetime, lasts_s: int | None = None
 ) -> tuple[Token, str]:
@@ -66,17 +74,19 @@ def caller_of(header: str | None, access: Access, *, now: datetime) -> Caller | 
     """Return who sent an Authorization header, None where it is not there or no token.
 
     Raises:
-        Denied: it was a token once; says why it no longer is.
+        Lapsed: it was a token once; says why it no longer is.
     """
     found = _TOKEN.fullmatch((header or "").removeprefix("Bearer ").strip())
     token = access.token(found[1]) if found else None
     if found is None or token is None or not hmac.compare_digest(token.digest, _digest(found[2])):
         return None
+    caller = Caller(token.id, token.name, token.project, Role.named(token.role))
     if token.revoked_at is not None:
-        raise Denied(f"token {token.name!r} was revoked", fix="ask an admin for another")
+        raise Lapsed(f"token {token.name!r} was revoked", caller)
     if token.expires_at is not None and token.expires_at <= now:
-        raise Denied(f"token {token.name!r} expired at {token.expires_at.isoformat(timespec='seconds')}")
-    return Caller(token.id, token.name, token.project, Role.named(token.role))
+        at = token.expires_at.isoformat(timespec="seconds")
+        raise Lapsed(f"token {token.name!r} expired at {at}", caller)
+    return caller
 
 
 def _digest(secret: str) -> str:

@@ -275,6 +275,21 @@ def test_a_project_is_held_to_its_limits(served: Served, limits: dict[str, objec
     assert client.runs() == []
 
 
+def test_who_changes_something_with_a_token_that_lapsed_is_told_of(served: Served) -> None:
+    access, now = served.site.store.access, served.site.clock()
+    token = served.token("operator", "main")
+    (kept,) = access.tokens()
+    access.revoke(kept.id, now=now)
+    headers, at = {"Authorization": f"Bearer {token}"}, f"{served.url}/v1/projects/main"
+
+    assert served.http.get(f"{at}/runs", headers=headers).status_code == 403
+    assert served.http.delete(f"{at}/runs/web", headers=headers).status_code == 403
+
+    (deed,) = [deed for _, deed in access.deeds()]
+    assert (deed.who, deed.action, deed.subject) == (f"operator ({kept.id})", "delete", "web")
+    assert deed.outcome == "403 Lapsed"
+
+
 CACHE = "type: volume\nname: cache\nsize: {}\n"
 
 

@@ -94,6 +94,18 @@ def test_who_may_not_list_projects_is_told_of_none(served: Served) -> None:
     assert "secret-lab" not in str(refused.value)
 
 
+def test_secrets_are_not_sealed_anew_in_a_record_that_nobody_meant(
+    afar: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MODELYARD_DATABASE_URL")
+    monkeypatch.setenv("XDG_STATE_HOME", str(afar.folder / "state"))
+
+    result = afar("secret", "rotate")
+
+    assert (result.code, "MODELYARD_URL names a server elsewhere" in result.err) == (64, True), result.err
+    assert not (afar.folder / "state").exists()
+
+
 def test_the_audit_log_is_read_from_anywhere(afar: Cli, served: Served) -> None:
     afar("project", "set", "lab")
     text = afar("audit").out
