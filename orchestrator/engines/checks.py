@@ -36,6 +36,13 @@ def architecture(job: ServingJob, engine: str, version: str) -> str | None:
     return f"{engine} {version} {'no longer serves' if name in known.ended else 'does not serve'} {name}"
 
 
+def encodes(job: ServingJob) -> str | None:
+    """Say that an encoder is asked to generate."""
+    if job.model.bidirectional and not job.model.pools:
+        return f"{job.model.architecture} is an encoder and generates nothing"
+    return None
+
+
 def generates(job: ServingJob, engine: str) -> str | None:
     """Say that the engine only generates, and this model pools."""
     if not job.model.pools:
@@ -131,8 +138,11 @@ def utilization(job: ServingJob) -> str | None:
 
 
 def batch(job: ServingJob) -> str | None:
-    """Say that fewer tokens are batched than sequences are decoded at once."""
+    """Say that fewer tokens are batched than sequences are decoded at once, or than an encoder reads."""
     seqs, tokens = job.max_num_seqs, job.max_num_batched_tokens
+    prompt = job.context_tokens or job.model.context or 0
+    if job.model.bidirectional and tokens and tokens < prompt:
+        return f"{tokens} batched tokens are fewer than a prompt of {prompt}, which an encoder reads whole"
     if not seqs or not tokens or tokens >= seqs:
         return None
     return f"{tokens} batched tokens are fewer than {seqs} sequences at once"

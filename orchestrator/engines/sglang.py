@@ -147,6 +147,7 @@ class Sglang(Optioned):
             images.refuses(job, self.name)
             or checks.gfx(job, GFX, self.name)
             or checks.borrowed(job, self.name, self.versions[0])
+            or checks.encodes(job)
             or checks.world(job)
             or checks.divides(job)
             or _spread(job)

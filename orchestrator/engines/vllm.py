@@ -211,6 +211,7 @@ def refusal(job: ServingJob, engine: str = "vllm") -> str | None:
         images.refuses(job, engine)
         or checks.gfx(job, GFX, engine)
         or checks.converted(job, "vllm", Vllm.versions[0])
+        or checks.encodes(job)
         or checks.world(job)
         or checks.divides(job)
         or _experts(job)

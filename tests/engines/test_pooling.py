@@ -81,3 +81,15 @@ def test_vllm_serves_a_generator_without_its_head(architecture: str, is_served: 
 def test_a_user_may_say_that_a_model_pools(name: str, args: tuple[str, ...], pools: bool | None) -> None:
     assert engine(name).states(args).pools is pools
     assert engine(name).refuses(job(LLAMA_8B, args=args)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"args": ("--runner", "generate")}, "XLMRobertaModel is an encoder and generates nothing"),
+        ({"max_num_batched_tokens": 256}, "256 batched tokens are fewer than a prompt of 8192"),
+    ],
+)
+def test_what_no_encoder_can_do_is_refused(changes: dict[str, object], reason: str) -> None:
+    assert (engine("vllm").refuses(job(BGE_M3, **changes)) or "").startswith(reason)
+    assert engine("vllm").refuses(job(BGE_M3, max_num_batched_tokens=8192)) is None
