@@ -8,7 +8,7 @@ from dataclasses import replace
 from orchestrator.api.protocol import Plans, Rehearsal
 from orchestrator.apply.planning import Plan, RunPlan
 from orchestrator.backend import Backend, Can, Rehearser
-from orchestrator.errors import AuthFailed, BackendError, Quota, SpecError, Temporary
+from orchestrator.errors import AuthFailed, BackendError, Misconfigured, Quota, SpecError, Temporary
 from orchestrator.reconcile import Template, group_from
 
 
@@ -53,8 +53,9 @@ def rehearse(plans: Plans, places: Mapping[str, Backend]) -> dict[str, Rehearsal
             phrases = place.rehearse(group_from(template, name=plan.name, kind=plan.spec.type))
         except BackendError as error:
             if not isinstance(error, Temporary):  # not now is no refusal
+                what = error.what.removeprefix(f"backend {place.name!r}: ")
                 found[plan.name] = Rehearsal(
-                    place.name, refusal=error.what, fix=error.fix, exit_code=_exit_code(error)
+                    place.name, refusal=what, fix=error.fix, exit_code=_exit_code(error)
                 )
         else:
             found[plan.name] = Rehearsal(place.name, tuple(phrases))
@@ -89,5 +90,6 @@ def _rehearsed(plan: RunPlan, said: Rehearsal) -> RunPlan:
 
 
 def _exit_code(error: BackendError) -> int:
-    """Return what a command ends with: a permission or a quota that lacks is no fault of the spec."""
-    return error.exit_code if isinstance(error, AuthFailed | Quota) else SpecError.exit_code
+    """Return what a command ends with: what an account or the configuration lacks is no fault of the spec."""
+    kinds = AuthFailed | Misconfigured | Quota
+    return error.exit_code if isinstance(error, kinds) else SpecError.exit_code

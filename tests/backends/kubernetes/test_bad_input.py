@@ -75,7 +75,13 @@ def place(config: str, tmp_path: Path) -> Iterator[Place]:
 def test_no_kubeconfig_is_a_matter_of_configuration(place: Place) -> None:
     said = place.apply(WEB, code=78, kubeconfig=str(place.folder / "none"))
     assert f"backend 'lab': no kubeconfig at {place.folder / 'none'}" in said
-    assert "fix     set kubeconfig for this backend, or KUBECONFIG" in said
+    assert "(set kubeconfig for this backend, or KUBECONFIG)" in said
+
+
+def test_run_whose_kubeconfig_is_gone_is_refused_for_that(place: Place) -> None:
+    place.apply(WEB, code=0)
+    said = place.apply(WEB, code=78, kubeconfig=str(place.folder / "none"))
+    assert f"backend 'lab' refuses it: no kubeconfig at {place.folder / 'none'}" in said
 
 
 @pytest.mark.parametrize(
