@@ -14,10 +14,14 @@ RECORDED_MODULES = "5.23.0"
 
 @dataclass(frozen=True, slots=True)
 class Architectures:
-    """Class names as in a ``config.json``: those served, and those an older version served."""
+    """Class names as in a ``config.json``: those served, and those an older version served.
+
+    ``whole`` are those among the served that are not cut into pipeline stages.
+    """
 
     served: frozenset[str]
     ended: frozenset[str]
+    whole: frozenset[str]
 
 
 @functools.cache
@@ -29,11 +33,15 @@ def load(engine: str, version: str) -> Architectures:
 
     >>> "LlamaForCausalLM" in load("vllm", "0.33.0").served
     True
+    >>> "BertModel" in load("vllm", "0.33.0").whole
+    True
     """
     file = Path(__file__).with_name("recorded") / f"{engine}-{version}.architectures.txt"
     names = file.read_text().split()
     ended = frozenset(name[1:] for name in names if name.startswith("!"))
-    return Architectures(frozenset(n for n in names if not n.startswith("!")) - ended, ended)
+    whole = frozenset(name[1:] for name in names if name.startswith("|"))
+    served = whole | {name for name in names if name[0] not in "!|"}
+    return Architectures(served - ended, ended, whole - ended)
 
 
 def modules(architecture: str) -> tuple[str, ...]:

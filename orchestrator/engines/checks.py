@@ -77,6 +77,14 @@ def borrows(job: ServingJob, engine: str, version: str) -> str | None:
     return f"{engine} has no code for {job.model.architecture}, it runs through transformers and is slower"
 
 
+def staged(job: ServingJob, engine: str, version: str) -> str | None:
+    """Say that the engine cannot cut this kind of model into pipeline stages."""
+    name = job.model.architecture
+    if job.pipeline == 1 or name not in architectures.load(engine, version).whole:
+        return None
+    return f"{engine} {version} does not cut {name} into pipeline stages"
+
+
 def gated(job: Fetched) -> str | None:
     """Say that a gated model's token is missing, where weights still have to be fetched."""
     if not job.model.gated_access or job.source.scheme != "hub" or job.fetch_bytes == 0:

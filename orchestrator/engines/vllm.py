@@ -214,6 +214,7 @@ def refusal(job: ServingJob, engine: str = "vllm") -> str | None:
         or checks.encodes(job)
         or checks.world(job)
         or checks.divides(job)
+        or checks.staged(job, "vllm", Vllm.versions[0])
         or _experts(job)
         or checks.source(job, ("hub", "folder", "s3", "gs"), engine)
         or _weights(job, engine)

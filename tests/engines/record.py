@@ -8,7 +8,8 @@ Run by the engine's interpreter, never by ours::
 
 Only facts are kept. Options are one JSON object per line: names, how many values follow, defaults,
 what a value is read as, closed choices, and ``known`` ones that an image of one's own may add to.
-Architectures are one class name per line; ``!`` marks one that was taken out.
+Architectures are one class name per line; ``!`` marks one that was taken out, ``|`` one that is not cut
+into pipeline stages.
 """
 
 from __future__ import annotations
@@ -202,8 +203,22 @@ def vllm_architectures() -> Iterator[str]:
     """Yield the class names in vLLM's registry, and those it says it no longer has."""
     os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
     registry: Any = importlib.import_module("vllm.model_executor.models.registry")
-    yield from registry._VLLM_MODELS
+    yield from (f"|{name}" if is_whole(name) else name for name in registry._VLLM_MODELS)
     yield from (f"!{name}" for name in registry._PREVIOUSLY_SUPPORTED_MODELS)
+
+
+def is_whole(name: str) -> bool:
+    """Say whether vLLM's class of that name is known not to be cut into pipeline stages.
+
+    A class whose file needs a package that is not there, such as torchvision, says nothing.
+    """
+    registry: Any = importlib.import_module("vllm.model_executor.models.registry")
+    interfaces: Any = importlib.import_module("vllm.model_executor.models.interfaces")
+    try:
+        return not interfaces.supports_pp(registry.ModelRegistry.models[name].load_model_cls())
+    except ImportError as missing:
+        print(f"{name}: {missing}"[:200], file=sys.__stderr__)
+        return False
 
 
 def transformers_modules() -> Iterator[dict[str, Any]]:

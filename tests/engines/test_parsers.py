@@ -145,6 +145,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "sliding_window": 128,
         "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]},
     },
+    # its first two positions are padding: the context is two less
+    "XLMRobertaModel": {
+        "model_type": "xlm-roberta",
+        "max_position_embeddings": 8194,
+        "position_embedding_type": "absolute",
+        "type_vocab_size": 1,
+    },
 }
 """What a ``config.json`` says beyond its dimensions, by architecture, as published on the hub."""
 
@@ -167,6 +174,8 @@ def config_json(folder: Path, model: ModelFacts) -> str:
         "torch_dtype": "bfloat16",
         **KINDS[model.architecture],
     }
+    if not model.quantization:
+        config.pop("quantization_config", None)
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
 
@@ -174,7 +183,7 @@ def config_json(folder: Path, model: ModelFacts) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_vllm_configures_every_kind_of_model(tmp_path: Path) -> None:
-    """Experts, latent attention, sliding windows, and weights in AWQ, fp8 and mxfp4."""
+    """Experts, latent attention, sliding windows, weights in AWQ, fp8 and mxfp4, and what pools."""
     interpreter("vllm")
     kinds = [m for m in MODELS if m.architecture in KINDS]
     folders = {m.id: config_json(tmp_path / str(n), m) for n, m in enumerate(kinds)}

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.catalog.values import ModelFacts
 from orchestrator.engines import engine
 from orchestrator.engines.arguments import parse
-from tests.engines.jobs import BGE_M3, LLAMA_8B, QWEN_EMBEDDING, job
+from tests.engines.jobs import BGE_M3, H100, LLAMA_8B, QWEN_EMBEDDING, job
 
 
 def options(name: str, model: ModelFacts, **changes: object) -> dict[str, tuple[str, ...]]:
@@ -93,3 +93,13 @@ def test_a_user_may_say_that_a_model_pools(name: str, args: tuple[str, ...], poo
 def test_what_no_encoder_can_do_is_refused(changes: dict[str, object], reason: str) -> None:
     assert (engine("vllm").refuses(job(BGE_M3, **changes)) or "").startswith(reason)
     assert engine("vllm").refuses(job(BGE_M3, max_num_batched_tokens=8192)) is None
+
+
+@pytest.mark.parametrize("name", ["XLMRobertaModel", "Gemma3nForCausalLM", "WhisperForConditionalGeneration"])
+def test_vllm_cuts_no_model_into_stages_whose_class_is_whole(name: str) -> None:
+    model = replace(LLAMA_8B, architecture=name)
+    why = engine("vllm").refuses(job(model, H100, count=2, pipeline=2))
+    assert why == f"vllm 0.33.0 does not cut {name} into pipeline stages"
+    tensor = engine("vllm").refuses(job(model, H100, count=2, tensor=2))
+    assert tensor is None or "stages" not in tensor
+    assert engine("vllm").refuses(job(LLAMA_8B, H100, count=2, pipeline=2)) is None
