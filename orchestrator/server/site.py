@@ -81,7 +81,7 @@ class Site:
             hooks=Hooks(event=self._written, serving=lambda: self.serving()), look_s=None, share=self._share,
             refresh=self.places.refresh,
         )  # fmt: skip
-        self.feed = Feed(self.store.last_serial, self.loop.wake)
+        self.feed = Feed(self.store.glance(), self.loop.wake)
         self._driver = threading.Thread(target=self._drive, name="loop", daemon=True)
         self._herald = threading.Thread(target=self._be_there, name="herald", daemon=True)
 

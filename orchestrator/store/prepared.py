@@ -17,7 +17,7 @@ class Prepared:
 
     def __init__(self, statement: ClauseElement, dialect: sa.Dialect) -> None:
         compiled = statement.compile(dialect=dialect)
-        self._text = str(compiled)
+        self.text = str(compiled)
         # Constants of the statement are parameters too.
         self._fixed = {name: value for name, value in compiled.params.items() if value is not None}
         order = getattr(compiled, "positiontup", None)
@@ -25,14 +25,15 @@ class Prepared:
 
     def run(self, connection: sa.Connection, **values: Any) -> sa.CursorResult[Any]:
         """Execute once."""
-        return connection.exec_driver_sql(self._text, self._arguments(values))
+        return connection.exec_driver_sql(self.text, self.arguments(values))
 
     def run_many(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         """Execute for every row; no rows, no statement."""
         if rows:
-            connection.exec_driver_sql(self._text, [self._arguments(row) for row in rows])
+            connection.exec_driver_sql(self.text, [self.arguments(row) for row in rows])
 
-    def _arguments(self, values: Mapping[str, Any]) -> Any:
+    def arguments(self, values: Mapping[str, Any]) -> Any:
+        """Return ``values`` and the statement's constants as the driver takes them."""
         given = {**self._fixed, **values} if self._fixed else values
         if self._order is None:
             return given
