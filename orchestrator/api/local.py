@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import uuid
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from pathlib import Path
-from types import MappingProxyType
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from orchestrator.api.holdings import Holdings
-from orchestrator.api.planning import Planner
 from orchestrator.api.protocol import Plans
 from orchestrator.apply import (
     NOTHING_LOST,
@@ -33,23 +28,8 @@ if TYPE_CHECKING:  # the store imports SQLAlchemy, which a plan on a fresh machi
     from orchestrator.loop import Hooks
 
 
-class Local(Holdings, Planner):
-    """The answers of this process: nothing has to be started first. Its arguments are those of ``Opened``."""
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        config: Path | None,
-        environ: Mapping[str, str] = os.environ,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        project: str | None = None,
-        wishes: Mapping[str, object] = MappingProxyType({}),
-    ) -> None:
-        Holdings.__init__(
-            self, url, config=config, environ=environ, clock=clock, project=project, wishes=wishes
-        )
-        Planner.__init__(self, self, environ=environ, clock=clock)
+class Local(Holdings):
+    """The answers of this process: nothing has to be started first."""
 
     def apply(
         self,

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from orchestrator.api.planning import Planner
 from orchestrator.api.protocol import Offers, Plans, Rehearsal
 from orchestrator.api.rehearsal import rehearse
 from orchestrator.apply import FleetRecord
@@ -32,7 +33,7 @@ if TYPE_CHECKING:  # the store imports SQLAlchemy, which a plan on a fresh machi
     from orchestrator.store.records import Store
 
 
-class Opened:
+class Opened(Planner):
     """The record, opened when it is first needed, and the places, built when they are first asked.
 
     A plan that changes nothing touches neither.
@@ -57,8 +58,7 @@ class Opened:
         project: str | None = None,
         wishes: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
-        self._environ = environ
-        self._clock = clock
+        super().__init__(environ=environ, clock=clock)
         self._wishes = wishes
         self._url = url
         self._config = config

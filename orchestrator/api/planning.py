@@ -79,17 +79,15 @@ class Asked(Protocol):
         """Return what a run of training left; nothing where it is not on record."""
 
 
-class Planner:
-    """The part of the api that decides: the same in process and from afar.
+class Planner(Asked):
+    """The part of the api that decides: the same in process and from afar. It asks itself, as ``Asked`` says.
 
     Args:
-        asked: Whoever keeps the record and the places.
         environ: The user's environment: tokens of the hub, and what a plan may not hold.
         clock: The time, in UTC.
     """
 
-    def __init__(self, asked: Asked, *, environ: Mapping[str, str], clock: Callable[[], datetime]) -> None:
-        self._keeper = asked
+    def __init__(self, *, environ: Mapping[str, str], clock: Callable[[], datetime]) -> None:
         self._environ = environ
         self._clock = clock
         self._found = Offers(())
@@ -133,7 +131,7 @@ class Planner:
 
     def _rehearse(self, plans: Plans, world: World) -> Mapping[str, Rehearsal]:
         asked = to_rehearse(plans, world.places)
-        return self._keeper.rehearse(asked) if asked else {}
+        return self.rehearse(asked) if asked else {}
 
     def resolve_models(self, documents: Sequence[Document]) -> dict[str, LockedModel]:
         """Return the commits that the documents' models are at now, by run; asks the hub."""
@@ -150,7 +148,7 @@ class Planner:
             return model.revision
         if self._offline:
             raise UsageError("a lock asks the hub, and HF_HUB_OFFLINE forbids it", fix="unset HF_HUB_OFFLINE")
-        hub = Hub.from_environment(self._keeper.mirrors().environment(self._environ))
+        hub = Hub.from_environment(self.mirrors().environment(self._environ))
         return commit_of(model.id, revision=model.revision, hub=hub)
 
     def save(
@@ -177,12 +175,11 @@ class Planner:
     def resume(self, path: str) -> tuple[Plans, Consent]:
         """Return the plans of a file and what they may lose, or refuse when they no longer hold."""
         saved = read_plan(path, origin=origin(), now=self._clock())
-        keeper = self._keeper
         plans = resume(
-            saved, runs=keeper.record_of(None), volumes=keeper.kept_volumes(), fleets=keeper.fleet_records()
+            saved, runs=self.record_of(None), volumes=self.kept_volumes(), fleets=self.fleet_records()
         )
         if is_priced(plans):
-            found = self._keeper.offers()
+            found = self.offers()
             check_prices(plans, found.offers, found.silent)
         return plans, saved.consent
 
@@ -207,7 +204,7 @@ class Planner:
         return [resolved(document, self._left) for document in documents]
 
     def _left(self, name: str) -> Sequence[Artifact]:
-        found = self._keeper.left_by(name)
+        found = self.left_by(name)
         self._bases |= {place(each): (each.base_id, each.base_revision or None) for each in found}
         return found
 
@@ -227,11 +224,11 @@ class Planner:
         names = None if scope.prune else [document.spec.name for document in documents]
         fleets = [document.spec for document in documents if isinstance(document.spec, Fleet)]
         return World(
-            runs=self._keeper.record_of(names),
-            volumes=self._keeper.kept_volumes() if has_volumes else {},
-            fleets=self._keeper.fleet_records() if fleets or scope.prune else {},
-            expected=self._keeper.expect(fleets) if fleets else frozenset(),
-            places=self._keeper.abilities(),
+            runs=self.record_of(names),
+            volumes=self.kept_volumes() if has_volumes else {},
+            fleets=self.fleet_records() if fleets or scope.prune else {},
+            expected=self.expect(fleets) if fleets else frozenset(),
+            places=self.abilities(),
             offers=self._offered,
             names=lambda name: [device.name for device in candidates(name)],
             facts=lambda model: self._facts(model, locked.get((model.id, model.revision))),
@@ -242,16 +239,16 @@ class Planner:
             scope=scope,
             unset=self._unset,
             datasets=self._dataset,
-            mirrors=self._keeper.mirrors(),
+            mirrors=self.mirrors(),
             rank_of=self._rank,
         )
 
     def _unset(self, document: Document, spec: Work | Fleet) -> Sequence[Problem]:
-        return unset(document, spec, environ=self._environ, secrets=self._keeper.secret_names)
+        return unset(document, spec, environ=self._environ, secrets=self.secret_names)
 
     def _offered(self) -> Sequence[Offer]:
         """Return what there is to choose from; where nothing is, a place that is silent is why."""
-        self._found = self._keeper.offers()
+        self._found = self.offers()
         if refusal := self._found.refusal():
             raise refusal
         return self._found.offers
@@ -268,7 +265,7 @@ class Planner:
         is_base = (model.id, model.revision) in self._bases.values()
         if (is_base or (locked and locked.asked in (None, "main"))) and (known := published(model.id)):
             return replace(known, revision=model.revision)
-        hub = Hub.from_environment(self._keeper.mirrors().environment(self._environ))
+        hub = Hub.from_environment(self.mirrors().environment(self._environ))
         return resolve(model.id, revision=model.revision, hub=hub, offline=self._offline)
 
     def _rank(self, adapter: Adapter) -> int | None:
@@ -279,7 +276,7 @@ class Planner:
     def _dataset(self, id: str, split: str, config: str | None) -> DatasetFacts | Unknown:
         from orchestrator.facts import Hub, resolve_dataset  # only for training
 
-        hub = Hub.from_environment(self._keeper.mirrors().environment(self._environ))
+        hub = Hub.from_environment(self.mirrors().environment(self._environ))
         return resolve_dataset(id, split=split, config=config, hub=hub, offline=self._offline)
 
     @property

@@ -129,7 +129,7 @@ class Remote(Planner):
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        super().__init__(self, environ=environ, clock=clock)
+        super().__init__(environ=environ, clock=clock)
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"MODELYARD_URL is no address of a server: {url!r}", fix="https://HOST")
         self._project = project
