@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from orchestrator.api import Plans
@@ -57,7 +58,7 @@ def require_limits(
     after = _after(runs, plans)
     _require_backends(limits, after, plans)
     held = _held(after)
-    paid = [up for up in after if not held.intersection(up.template.backends[:1])]
+    paid = [up for up in after if not _goes_to(up.template, held)]
     gpus = sum(up.most * gpus_of(up.template) for up in paid)
     if limits.gpus is not None and gpus > limits.gpus:
         raise Denied(
@@ -99,6 +100,11 @@ def _held(after: Sequence[_Up]) -> set[str]:
     return {up.template.launch.run for up in after if up.template.holding is not None}
 
 
+def _goes_to(template: Template, fleets: Set[str]) -> bool:
+    """Return whether a replica goes to one of these fleets first."""
+    return not fleets.isdisjoint(template.backends[:1])
+
+
 def _most(spec: Spec, template: Template) -> int:
     """Return the most replicas that a run may come to have, or machines that a fleet may."""
     if isinstance(spec, Fleet):
@@ -125,6 +131,14 @@ def gpus_of(template: Template) -> int:
     return template.nodes * max(rented, template.launch.resources.accelerators)
 
 
+_Kind = tuple[str, str, str | None, str, bool, str | None]
+
+
+def _kind(backend: str, of: Offer | Rent) -> _Kind:
+    """Return what tells a kind of machine that is rented from all others."""
+    return backend, of.region, of.zone, of.instance_type, of.spot, of.reservation
+
+
 class Prices:
     """What places and machines cost by the hour.
 
@@ -133,15 +147,19 @@ class Prices:
     """
 
     def __init__(self, offers: Sequence[Offer]) -> None:
-        self._offers = offers
+        self._at: dict[str, list[Offer]] = defaultdict(list)
+        self._of_kind: dict[_Kind, list[Offer]] = defaultdict(list)
+        for offer in offers:
+            self._at[offer.backend].append(offer)
+            self._of_kind[_kind(offer.backend, offer)].append(offer)
 
-    def usd_hour_of(self, template: Template, *, planned: float = 0.0, held: Collection[str] = ()) -> float:
+    def usd_hour_of(self, template: Template, *, planned: float = 0.0, held: Set[str] = frozenset()) -> float:
         """Return the most that one replica may cost, or of a fleet one machine, wherever it is tried.
 
         ``planned`` stands in for places that offer nothing now. What goes to a fleet of ``held`` first
         costs nothing: its machines are counted already.
         """
-        if held and template.backends[:1] and template.backends[0] in held:
+        if _goes_to(template, held):
             return 0.0
         wanted, each = template.launch.resources, planned / template.nodes
         nodes = 1 if template.holding is not None else template.nodes
@@ -158,26 +176,20 @@ class Prices:
             return self._machine(place, rent)
         prices = [
             offer.costs_usd_hour(count=wanted.accelerators)
-            for offer in self._offers
-            if offer.backend == place
-            and (not wanted.accelerators or offer.accelerator == wanted.accelerator)
+            for offer in self._at.get(place, ())
+            if (not wanted.accelerators or offer.accelerator == wanted.accelerator)
             and (offer.divisible or _is_enough(offer, wanted))
         ]
         return max(prices, default=planned)
 
     def _machine(self, backend: str, rent: Rent) -> float:
         """Return what a kind of machine costs now, and what was planned for it where it is not offered."""
-        kind = backend, rent.region, rent.zone, rent.instance_type, rent.spot, rent.reservation
-        prices = [
-            offer.with_disk(rent.disk_bytes).price_usd_hour
-            for offer in self._offers
-            if (offer.backend, offer.region, offer.zone, offer.instance_type, offer.spot, offer.reservation)
-            == kind
-        ]
+        found = self._of_kind.get(_kind(backend, rent), ())
+        prices = (offer.with_disk(rent.disk_bytes).price_usd_hour for offer in found)
         return min(prices, default=rent.price_usd_hour)
 
 
-def _usd_hour(up: _Up, jobs: Sequence[Job], prices: Prices, *, held: Collection[str]) -> float:
+def _usd_hour(up: _Up, jobs: Sequence[Job], prices: Prices, *, held: Set[str]) -> float:
     """Return what a run costs: its replicas that have a place there, the others at their dearest try."""
     template, wanted = up.template, up.template.launch.resources
     if template.holding is not None:
