@@ -70,16 +70,15 @@ def _clashes(document: Document, spec: Work, targets: Mapping[str, Sequence[str]
     files: dict[str, str] = {}
     folders = {str(above): path for mount, path in mounts.items() for above in PurePosixPath(mount).parents}
     for path, said in targets.items():
-        for each in said:
-            target = plain_path(each, spec.working_dir or "")
+        placed = [plain_path(each, spec.working_dir or "") for each in said]
+        for target in placed:
             above = [str(folder) for folder in PurePosixPath(target).parents]
             if wrong := _clash(target, above, mounts, closed, files, folders):
                 what, first = wrong
                 fix = f"give each its own path; the first is at {document.at(first)}"
                 yield document.problem(path, f"{path}: {what}", fix)
                 break  # of a folder many would
-        for each in said:
-            target = plain_path(each, spec.working_dir or "")
+        for target in placed:
             files.setdefault(target, path)
             folders.update(dict.fromkeys(map(str, PurePosixPath(target).parents), path))
 
@@ -102,10 +101,10 @@ def _clash(
     for folder in above:
         if folder in files:
             return f"a file below {folder}, which is a file", files[folder]
+        if folder in closed:
+            return f"a file below {folder}, which is read-only", mounts[folder]
         if folder in mounts:
-            return (
-                (f"a file below {folder}, which is read-only", mounts[folder]) if folder in closed else None
-            )
+            return None  # it is put into what is mounted there
     return None
 
 
