@@ -104,6 +104,15 @@ class ModelyardError(Exception):
         head = f"{self.where}: {self.what}" if self.where else self.what
         return f"{head}\n  fix     {self.fix}" if self.fix else head
 
+    @property
+    def line(self) -> str:
+        """What happened and what to do about it, for where there is one line.
+
+        >>> UsageError("no files given", fix="name them with -f").line
+        'no files given (name them with -f)'
+        """
+        return f"{self.what} ({self.fix})" if self.fix else self.what
+
 
 class Temporary(ModelyardError):
     """Mixed into errors that may pass by themselves.

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.api.opened import why_silent
 from orchestrator.api.protocol import FleetView, Item, Orphan, Stray, Unowned
 from orchestrator.api.runs import Runs
 from orchestrator.apply import require_unused
 from orchestrator.backend import Backend, Check, Host, HostKeeper, Leave, Machine, Phase, Renter, Volume
-from orchestrator.errors import BackendError, Misconfigured, ModelyardError, NotFound, Unreachable, UsageError
+from orchestrator.errors import BackendError, Misconfigured, ModelyardError, NotFound, UsageError
 from orchestrator.reconcile import Job, Run, Wanted
 from orchestrator.spec.interpolation import is_secret_name
 from orchestrator.store.values import Cordon
 
 if TYPE_CHECKING:  # the store imports SQLAlchemy, which a plan on a fresh machine does without
     from orchestrator.loop import Hooks
+
+Place = TypeVar("Place", bound=Backend)
 
 GRACE = timedelta(minutes=10)
 """A machine this young may be somebody's who is just about to write it down."""
@@ -59,32 +61,29 @@ class Holdings(Runs):
     def orphans(self) -> Unowned[Orphan]:
         """Return instances that carry our labels and belong to no run on record."""
         known = {run.name for run in self.store.runs()}
-        found: list[Orphan] = []
-        silent: dict[str, BackendError] = {}
-        for name, backend in self.places.items():
-            try:
-                found += [Orphan(name, i) for i in backend.instances() if i.run not in known]
-            except BackendError as error:
-                if self.places.is_required(name) or not isinstance(error, Unreachable):
-                    silent[name] = error
-        return self._unowned(found, silent)
 
-    def _unowned(self, found: Sequence[Item], silent: Mapping[str, BackendError]) -> Unowned[Item]:
+        def ask(name: str, place: Backend) -> list[Orphan]:
+            return [Orphan(name, i) for i in place.instances() if i.run not in known]
+
+        return self._unowned(self.places, ask)
+
+    def _unowned(
+        self, places: Mapping[str, Place], ask: Callable[[str, Place], Sequence[Item]]
+    ) -> Unowned[Item]:
+        """Return what places say to a question, and those of which nothing is known."""
+        found: list[Item] = []
+        silent: dict[str, BackendError] = {}
+        for name, place in places.items():
+            try:
+                found += ask(name, place)
+            except BackendError as error:
+                if self._is_missed(name, error):
+                    silent[name] = error
         codes = {error.exit_code for error in silent.values()}
         code = BackendError.exit_code if len(codes) > 1 else next(iter(codes), 0)
         if code == Misconfigured.exit_code and len(silent) < len(self.places):
             code = BackendError.exit_code  # one of many: the configuration did for the others
         return Unowned(tuple(found), {name: why_silent(name, e) for name, e in silent.items()}, code)
-
-    def _answering(self) -> Iterator[tuple[str, Backend]]:
-        for name, backend in self.places.items():
-            try:
-                backend.instances()
-            except Unreachable:
-                if self.places.is_required(name):
-                    raise
-                continue
-            yield name, backend
 
     def remove_orphans(self, orphans: Sequence[Orphan]) -> None:
         """Stop those that run, and remove them all."""
@@ -102,20 +101,15 @@ class Holdings(Runs):
         runs = {run.name: run for run in self.store.runs()}
         jobs = {job.name: job for job in self.store.jobs()}
         now = self._clock()
-        found: list[Stray] = []
-        silent: dict[str, BackendError] = {}
-        for name, renter in renters.items():
-            try:
-                machines = renter.machines()
-            except BackendError as error:
-                silent[name] = error
-                continue
-            found += [
+
+        def ask(name: str, renter: Renter) -> list[Stray]:
+            return [
                 Stray(name, machine, why)
-                for machine in machines
+                for machine in renter.machines()
                 if (why := why_stray(machine, runs.get(machine.run), jobs.get(machine.launch), now=now))
             ]
-        return self._unowned(found, silent)
+
+        return self._unowned(renters, ask)
 
     def terminate(self, strays: Sequence[Stray]) -> None:
         """End them, and all that belongs to them."""

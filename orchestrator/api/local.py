@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.api.holdings import Holdings
@@ -19,8 +19,8 @@ from orchestrator.apply import (
 )
 from orchestrator.apply.drift import Drift, drifts
 from orchestrator.apply.recording import record
-from orchestrator.backend import ZonedVolumes
-from orchestrator.errors import UsageError
+from orchestrator.backend import Instance, ZonedVolumes
+from orchestrator.errors import BackendError, UsageError
 from orchestrator.reconcile import Wanted
 from orchestrator.store.values import MAIN
 
@@ -112,7 +112,7 @@ class Local(Holdings):
         found = drifts(
             self.store.runs(),
             self.store.jobs(),
-            instances={name: backend.instances() for name, backend in self._answering()},
+            instances=self._instances(),
             volumes=[(volume.backend, volume.name) for volume in volumes],
             held={
                 name: {volume.name for volume in self.places[name].volumes()}
@@ -121,6 +121,17 @@ class Local(Holdings):
         )
         theirs = {run.name for run in self.store.runs() if not self._is_ours(run.project)}
         return tuple(drift for drift in found if drift.run not in theirs)
+
+    def _instances(self) -> Mapping[str, Sequence[Instance]]:
+        """Return what every place holds; one that is tried unasked may not be there."""
+        found: dict[str, Sequence[Instance]] = {}
+        for name, backend in self.places.items():
+            try:
+                found[name] = backend.instances()
+            except BackendError as error:
+                if self._is_missed(name, error):
+                    raise
+        return found
 
 
 def _mounted(plan: RunPlan) -> set[str]:

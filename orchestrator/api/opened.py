@@ -185,13 +185,17 @@ class Opened(Planner):
             try:
                 found += [self._priced(_spelled(offer)) for offer in backend.offers()]
             except BackendError as error:
-                if self.places.is_required(name) or not isinstance(error, Unreachable):
+                if self._is_missed(name, error):
                     silent[name] = why_silent(name, error)
                 if isinstance(error, AuthFailed):
                     denied |= {name}
                 if isinstance(error, Misconfigured):
                     wrong |= {name}
         return Offers(tuple(found), silent, denied, wrong)
+
+    def _is_missed(self, place: str, error: BackendError) -> bool:
+        """Return whether anybody has to hear of it: what is tried unasked may not be there."""
+        return self.places.is_required(place) or not isinstance(error, Unreachable)
 
     def _priced(self, offer: Offer) -> Offer:
         """Return an offer with what its machine costs, and what the owner counts for one of his own."""
@@ -270,5 +274,4 @@ def why_silent(place: str, error: BackendError) -> str:
     >>> why_silent("lab", BackendError("backend 'lab': no kubeconfig", fix="set KUBECONFIG"))
     'no kubeconfig (set KUBECONFIG)'
     """
-    what = error.what.removeprefix(f"backend {place!r}: ")
-    return f"{what} ({error.fix})" if error.fix else what
+    return error.line.removeprefix(f"backend {place!r}: ")

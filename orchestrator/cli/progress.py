@@ -113,8 +113,7 @@ class Reporter:
         """Say once why nothing is known of a backend, and so nothing is done there."""
         if (backend, error.what) not in self._told:
             self._told.add((backend, error.what))
-            fix = f" ({error.fix})" if error.fix else ""
-            self._say(f"backend {backend}  does not tell what it holds: {error.what}{fix}; trying again")
+            self._say(f"backend {backend}  does not tell what it holds: {error.line}; trying again")
 
     def _say(self, text: str) -> None:
         with self._lock:

@@ -615,8 +615,7 @@ class Loop:
             is_over = not isinstance(error, Temporary)
             self.figures.acted(verb, effect.backend, "refused" if is_over else "postponed")
             if isinstance(effect, ApplyGroup) and not isinstance(error, Temporary):
-                words = f"{error.what} ({error.fix})" if error.fix else error.what
-                self._refused[effect.group.name] = effect.group.digest(), words
+                self._refused[effect.group.name] = effect.group.digest(), error.line
             if isinstance(effect, Start) and (record := start_failed(effect.job, error, now=self._clock())):
                 return record
             if isinstance(error, Temporary):

@@ -98,12 +98,11 @@ def start_failed(job: Job, error: BackendError, *, now: datetime) -> Record | No
         reason = "denied"
     else:
         reason = "rejected"
-    message = f"{error.what} ({error.fix})" if error.fix else error.what
-    ended = replace(job, state=JobState.FAILED, reason=reason, message=message, finished_at=now)
+    ended = replace(job, state=JobState.FAILED, reason=reason, message=error.line, finished_at=now)
     run = job.name.rsplit("-", 3)[0]
     event = RunEvent(
         job.run_id, run, now, job.name, job.state.value, "failed", reason,
-        action=f"{job.name}:failed", message=message,
+        action=f"{job.name}:failed", message=error.line,
     )  # fmt: skip
     return Record(ended, event)
 
