@@ -12,13 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
-from orchestrator.backend import (
-    Backend,
-    Can,
-    Check,
-    HeldMachine,
-    Holder,
-)
+from orchestrator.backend import Backend, Can, Check, HeldMachine, Holder
 from orchestrator.errors import ConfigError, Misconfigured, NotFound, Position, Problem, Problems, SpecError
 from orchestrator.planner.mirrors import Mirrors
 from orchestrator.spec.models import Fleet

@@ -17,7 +17,8 @@ from orchestrator.api.opened import Opened
 from orchestrator.api.protocol import Goal, RunView
 from orchestrator.backend import Forwarder, LogLine
 from orchestrator.errors import NotFound, StateMoved, UsageError
-from orchestrator.reconcile import Job, JobState, Run, RunEvent, Turn, Wanted
+from orchestrator.reconcile import Job, JobState, Run, RunEvent, Wanted
+from orchestrator.reconcile.values import asking, by_hand
 from orchestrator.store.leases import this_owner
 
 if TYPE_CHECKING:  # the store imports SQLAlchemy, which a plan on a fresh machine does without
@@ -312,21 +313,17 @@ class Runs(Opened):
         self._told = self.store.last_serial()
         while True:
             runs = [self._run(name) for name in names]
-            turns = [self._asked(run, wanted) for run in runs if run.wanted not in (wanted, Wanted.DELETE)]
+            turns = [
+                asking(run, wanted, at=self._clock(), cause=by_hand(wanted))
+                for run in runs
+                if run.wanted not in (wanted, Wanted.DELETE)
+            ]
             try:
                 if turns:
                     self.store.commit(turns, expected={turn.run.id: turn.run.serial for turn in turns})
                 return
             except StateMoved:
                 continue  # a loop wrote in between: ask of what it wrote
-
-    def _asked(self, run: Run, wanted: Wanted) -> Turn:
-        asked = run.asked(wanted)
-        before, after = run.state.value, asked.state.value
-        return Turn(
-            asked,
-            RunEvent(run.id, run.name, self._clock(), run.name, before, after, f"{wanted.value} asked for"),
-        )
 
 
 def _place(job: Job) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from orchestrator.apply.unset import unset
 from orchestrator.errors import Problem, SpecError, StateMoved
 from orchestrator.reconcile import Run, RunEvent, RunState, Template, Turn, Wanted
 from orchestrator.reconcile.adapters import refused_in
-from orchestrator.reconcile.values import before_of
+from orchestrator.reconcile.values import asking, before_of
 from orchestrator.store.values import MAIN, Fleet, Kept, Uncordoned, Volume
 
 if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without
@@ -195,11 +195,7 @@ def _moves(old: Template, new: Template) -> bool:
 
 
 def _ending(run: Run, reason: str, now: datetime, message: str) -> Turn:
-    asked = run.asked(Wanted.DELETE)
-    before, after = run.state.value, asked.state.value
-    return Turn(
-        asked, RunEvent(run.id, run.name, now, run.name, before, after, f"prune: {reason}", message=message)
-    )
+    return asking(run, Wanted.DELETE, at=now, cause=f"prune: {reason}", message=message)
 
 
 def _captured(

@@ -9,7 +9,7 @@ from typing import Literal
 from orchestrator.errors import UsageError
 from orchestrator.reconcile import Run, Wanted
 from orchestrator.spec.parts import Change
-from orchestrator.spec.values import NAME
+from orchestrator.spec.values import NAME, NAME_RULE
 from orchestrator.store.values import Fleet, Volume
 
 
@@ -27,8 +27,7 @@ class Scope:
         if self.prune and not self.name:
             raise UsageError("--prune without a set: nobody knows what it may delete", fix="add --set NAME")
         if self.name and not NAME.fullmatch(self.name):
-            rule = "lower case letters, digits and dashes, beginning with a letter"
-            raise UsageError(f"{self.name!r} is no name for a set", fix=rule)
+            raise UsageError(f"{self.name!r} is no name for a set", fix=NAME_RULE)
 
 
 NO_SET = Scope()

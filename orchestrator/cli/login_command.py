@@ -14,11 +14,6 @@ from orchestrator.errors import Denied, Unreachable, UsageError
 if TYPE_CHECKING:
     import httpx
 
-_NOBODY = UsageError(
-    "nobody can log in at this server: it believes no issuer",
-    fix="ask an admin for a token, from modelyard token create; server --oidc names issuers",
-)
-
 app = typer.Typer(rich_markup_mode=None)
 
 
@@ -57,7 +52,7 @@ def _asked_for(http: httpx.Client) -> str:
     """Return the word that an issuer gives about a person, who confirms it in a browser (RFC 8628)."""
     issuers = _answer(http.get("/v1/login"))["issuers"]
     if not issuers:
-        raise _NOBODY
+        raise _nobody()
     about = _answer(http.get(f"{issuers[0]['issuer'].rstrip('/')}/.well-known/openid-configuration"))
     client = {"client_id": issuers[0]["client_id"]}
     device = _answer(
@@ -85,9 +80,16 @@ def _asked_for(http: httpx.Client) -> str:
     raise Denied("nobody confirmed it in time", fix="log in again")
 
 
+def _nobody() -> UsageError:
+    return UsageError(
+        "nobody can log in at this server: it believes no issuer",
+        fix="ask an admin for a token, from modelyard token create; server --oidc names issuers",
+    )
+
+
 def _answer(answer: httpx.Response) -> Any:
     if (answer.status_code, answer.request.url.path) == (404, "/v1/login"):
-        raise _NOBODY
+        raise _nobody()
     if answer.status_code >= 400:
         from orchestrator.wire import PROBLEM, error_of
 

@@ -106,6 +106,7 @@ def set_project(
     config: Config = None,
 ) -> None:
     """Make a project, or give it these limits in place of those it has."""
+    from orchestrator.spec.values import NAME_RULE
     from orchestrator.store.values import Limits
     from orchestrator.wire import ProjectBody
 
@@ -113,8 +114,7 @@ def set_project(
     try:
         body = ProjectBody(name=name, limits=limits)
     except ValueError:
-        rule = "lower case letters, digits and dashes, beginning with a letter"
-        raise UsageError(f"{name!r} is no name for a project", fix=rule) from None
+        raise UsageError(f"{name!r} is no name for a project", fix=NAME_RULE) from None
     with open_office(config) as office:
         office.put_project(body)
 

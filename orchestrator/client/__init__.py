@@ -56,7 +56,7 @@ from orchestrator.errors import (
 from orchestrator.planner.mirrors import Mirrors
 from orchestrator.reconcile import Run, RunEvent, Wanted
 from orchestrator.spec.models import Fleet
-from orchestrator.spec.values import NAME
+from orchestrator.spec.values import NAME, NAME_RULE
 from orchestrator.store.values import MAIN, Artifact
 from orchestrator.store.values import Volume as KeptVolume
 from orchestrator.wire import (
@@ -642,8 +642,7 @@ def from_environment(environ: Mapping[str, str]) -> Remote | None:
         raise UsageError("MODELYARD_TOKEN is no token", fix="it begins with my-")
     project = environ.get("MODELYARD_PROJECT") or MAIN
     if not NAME.fullmatch(project):
-        rule = "lower case letters, digits and dashes, beginning with a letter"
-        raise UsageError(f"MODELYARD_PROJECT: {project!r} is no name of a project", fix=rule)
+        raise UsageError(f"MODELYARD_PROJECT: {project!r} is no name of a project", fix=NAME_RULE)
     return Remote(url, token, project=project, environ=environ)
 
 

@@ -234,9 +234,7 @@ def _options(job: ServingJob) -> list[Option]:
         parts.append(option("--device", "cpu"))
     if job.model.pools:
         parts.append(option("--is-embedding"))
-    if (
-        job.model.bidirectional
-    ):  # nothing of a prompt is kept, and it is read whole (SGLang docs, rerank_models)
+    if job.model.bidirectional:  # nothing of a prompt is kept, it is read whole (SGLang docs, rerank_models)
         parts += [option("--disable-radix-cache"), option("--attention-backend", "triton")]
     return [*parts, *_memory(job), *_parallel(job), *_adapters(job), option("--enable-metrics")]
 

@@ -412,6 +412,22 @@ class Turn:
     event: RunEvent | None
 
 
+def asking(run: Run, wanted: Wanted, *, at: datetime, cause: str, message: str = "") -> Turn:
+    """Return the turn of a run that is asked to end, with the event that says by what."""
+    asked = run.asked(wanted)
+    before, after = run.state.value, asked.state.value
+    return Turn(asked, RunEvent(run.id, run.name, at, run.name, before, after, cause, message=message))
+
+
+def by_hand(wanted: Wanted) -> str:
+    """Return the cause of an event where somebody asked for it.
+
+    >>> by_hand(Wanted.STOP)
+    'stop asked for'
+    """
+    return f"{wanted.value} asked for"
+
+
 @dataclass(frozen=True, slots=True)
 class Forget:
     """Drop a deleted run and its jobs from the record; its events stay."""

@@ -13,7 +13,8 @@ from datetime import datetime, timedelta
 
 from orchestrator.api.activity import last_active
 from orchestrator.errors import ModelyardError, StateMoved
-from orchestrator.reconcile import Job, JobState, Run, RunEvent, Turn, Wanted
+from orchestrator.reconcile import Job, JobState, Run, Wanted
+from orchestrator.reconcile.values import asking
 from orchestrator.server.asking import answer_of
 from orchestrator.server.duty import Duty
 from orchestrator.server.site import Site
@@ -122,11 +123,9 @@ class Reaper(Duty):
         return ""
 
     def _end(self, run: Run, why: str) -> bool:
-        asked = run.asked(Wanted.STOP)
-        before, after = run.state.value, asked.state.value
-        event = RunEvent(run.id, run.name, self._site.clock(), run.name, before, after, f"{IDLE}{why}")
+        turn = asking(run, Wanted.STOP, at=self._site.clock(), cause=f"{IDLE}{why}")
         try:
-            self._site.store.commit([Turn(asked, event)], expected={run.id: run.serial})
+            self._site.store.commit([turn], expected={run.id: run.serial})
         except StateMoved:
             return False  # somebody changed it meanwhile: the next look decides
         self._site.wrote()

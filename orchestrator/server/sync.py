@@ -16,6 +16,7 @@ from orchestrator.apply.lock import Lock, by_lock, models_of, read_lock
 from orchestrator.catalog.hardware import known_names
 from orchestrator.errors import ModelyardError, Problem, SpecError
 from orchestrator.reconcile import RunState, Wanted
+from orchestrator.reconcile.values import by_hand
 from orchestrator.server import sops
 from orchestrator.server.carrying import carry_out
 from orchestrator.server.duty import Duty
@@ -30,7 +31,7 @@ PREFIX = "MODELYARD_SYNC_"
 """Variables of the server that specs of a repository may name begin so; they see no other."""
 WEBHOOK_SECRET = "MODELYARD_SYNC_WEBHOOK_SECRET"
 MOST_S = 3_600.0
-_STOPS = (IDLE, f"{Wanted.STOP.value} asked for")
+_STOPS = (IDLE, by_hand(Wanted.STOP))
 """How the causes of events begin that ask a run to stop."""
 KEPT = 20
 """Commits whose status is remembered."""
@@ -174,11 +175,11 @@ class Syncer(Duty):
 
     def _was_idle(self, run: str) -> bool:
         """Return whether a run that was asked to stop was so for its own policy."""
-        store, after, causes = self._site.store, 0, [""]
-        while page := store.events(run, after=after, project=self._wish.project):
+        after, last = 0, ""
+        while page := self._site.store.events(run, after=after, project=self._wish.project):
             after = page[-1][0]
-            causes += [event.cause for _, event in page if event.cause.startswith(_STOPS)]
-        return causes[-1].startswith(IDLE)
+            last = next((event.cause for _, event in reversed(page) if event.cause.startswith(_STOPS)), last)
+        return last.startswith(IDLE)
 
     def _renew(self, plans: Plans, variables: Mapping[str, str]) -> list[str]:
         """Keep the new values of runs that are otherwise unchanged, for their next start; return those."""

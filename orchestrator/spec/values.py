@@ -21,6 +21,7 @@ from orchestrator.spec.forms import FormError
 from orchestrator.spec.parts import Part, Plain, exact_bytes, replace
 
 NAME = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?", re.ASCII)
+NAME_RULE = "lower case letters, digits and dashes, beginning with a letter"
 MAX_NAME = 41
 """``<name>-<replica>-<node>-<attempt>`` stays a DNS label of 63 characters."""
 
@@ -76,8 +77,7 @@ def _checked_name(name: str) -> str:
     if NAME.fullmatch(name):
         return name
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).lstrip("-0123456789").rstrip("-")
-    rule = "lower case letters, digits and dashes, beginning with a letter"
-    raise FormError(f"{forms.shown(name)} is no name", f"did you mean {slug!r}?" if slug else rule)
+    raise FormError(f"{forms.shown(name)} is no name", f"did you mean {slug!r}?" if slug else NAME_RULE)
 
 
 def plain_path(path: str, base: str = "") -> str:

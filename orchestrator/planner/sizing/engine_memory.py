@@ -39,6 +39,16 @@ class Batch:
     tokens: int
 
 
+def answer_entries(facts: ModelFacts) -> int:
+    """Return the entries of the vector that a sequence ends in: logits, or a vector of the stream's size.
+
+    >>> from orchestrator.catalog import model
+    >>> [answer_entries(model(f"Qwen/Qwen3-{name}")) for name in ("8B", "Embedding-8B")]
+    [151936, 4096]
+    """
+    return facts.hidden if facts.pools else facts.vocab
+
+
 def activation_bytes(
     facts: ModelFacts, job: ServingJob, profile: EngineProfile, batch: Batch, *, weights: str
 ) -> float:
@@ -56,8 +66,7 @@ def activation_bytes(
     products = 3 if facts.gated else 2
     forward = batch.tokens * (products * inner + 4 * h) * element
     stream = batch.tokens * h * element
-    entries = facts.hidden if facts.pools else facts.vocab  # a pooler gives a vector of the stream's size
-    sampler = batch.sequences * entries * profile.sampler_element_bytes + stream
+    sampler = batch.sequences * answer_entries(facts) * profile.sampler_element_bytes + stream
     encoder = _encoder_bytes(facts)
     keeps_workspace = profile.moe_workspace and facts.experts and weights not in OWN_WORKSPACE
     return max(forward, sampler, encoder) + (_workspace_bytes(facts, job, batch) if keeps_workspace else 0.0)

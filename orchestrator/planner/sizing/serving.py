@@ -7,7 +7,13 @@ from dataclasses import dataclass, replace
 
 from orchestrator.catalog.values import Accelerator, ModelFacts
 from orchestrator.planner.sizing.adapters import adapter_parameters
-from orchestrator.planner.sizing.engine_memory import Batch, activation_bytes, graph_bytes, non_torch_bytes
+from orchestrator.planner.sizing.engine_memory import (
+    Batch,
+    activation_bytes,
+    answer_entries,
+    graph_bytes,
+    non_torch_bytes,
+)
 from orchestrator.planner.sizing.formats import KV_ELEMENT_BYTES, weight_format
 from orchestrator.planner.sizing.kv import KvLayout, kv_layout
 from orchestrator.planner.sizing.profiles import BatchTier, EngineProfile, engine_profile
@@ -235,7 +241,7 @@ def serving_needs(facts: ModelFacts, job: ServingJob) -> ServingNeeds:
             for t in tiers
         ),
         context=context,
-        entries=facts.hidden if facts.pools else facts.vocab,
+        entries=answer_entries(facts),
         bidirectional=facts.bidirectional,
     )
 
