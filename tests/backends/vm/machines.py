@@ -12,6 +12,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ class Machines:
         for command in (*config["bootcmd"], *config["runcmd"]):
             path = f"{stubs}:{os.environ['PATH']}"
             subprocess.run(command, check=True, env={"PATH": path, "STUBS": str(stubs)})
-        return f"127.77.{os.getpid() % 250}.{self._addresses}" if self.boots else NOWHERE
+        return loopback(self._addresses) if self.boots else NOWHERE
 
     def book(self, key: str) -> Path:
         """Return the folder in which the machine of a key keeps its book."""
@@ -58,6 +59,11 @@ class Machines:
     def timer(self) -> list[str]:
         """Return how programs that would touch the system were called, in order."""
         return (self.folder / "stubs" / "said").read_text().splitlines()
+
+
+def loopback(number: int) -> str:
+    """Return the loopback address of the machine of this number, of 65,535, in this process."""
+    return str(IPv4Address(f"127.{64 + os.getpid() % 128}.0.0") + number)
 
 
 def end_containers(tags: Mapping[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from typing import cast
 
 import pytest
@@ -12,6 +13,7 @@ from backends.vm.fleet import KEYS
 from backends.vm.port import KeySpent, Order, Provider, Vm
 from orchestrator.backend import Launch, Rent
 from orchestrator.errors import NoCapacity
+from tests.backends.vm.machines import loopback
 
 LAUNCH = Launch("chat-0-0-1", "chat", image="x", rent=Rent("g6.xlarge", "us-east-1"))
 
@@ -49,3 +51,9 @@ def test_a_cloud_whose_machines_all_end_is_asked_a_few_times(remembers: bool) ->
         backend.start(LAUNCH, secrets={}, progress=print)
     assert len(set(cloud.keys)) == len(cloud.keys) == KEYS
     assert refused.value.fix
+
+
+def test_machines_of_tests_are_reached_however_many_there_were() -> None:
+    made = {loopback(number) for number in range(1, 1001)}
+    assert len(made) == 1000
+    assert all(ip_address(one).is_loopback for one in made)
