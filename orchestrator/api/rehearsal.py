@@ -9,7 +9,8 @@ from orchestrator.api.protocol import Plans, Rehearsal
 from orchestrator.apply.planning import Plan, RunPlan
 from orchestrator.backend import Backend, Can, Rehearser
 from orchestrator.errors import AuthFailed, BackendError, Misconfigured, Quota, SpecError, Temporary
-from orchestrator.reconcile import Template, group_from
+from orchestrator.reconcile import Template
+from orchestrator.reconcile.values import group_from
 
 
 def to_rehearse(plans: Plans, abilities: Mapping[str, frozenset[Can]]) -> tuple[RunPlan, ...]:

@@ -18,7 +18,7 @@ from orchestrator.api.protocol import Goal, RunView
 from orchestrator.backend import Forwarder, LogLine
 from orchestrator.errors import NotFound, StateMoved, UsageError
 from orchestrator.reconcile import Job, JobState, Run, RunEvent, Wanted
-from orchestrator.reconcile.values import asking, by_hand
+from orchestrator.reconcile.steps import asking, by_hand
 from orchestrator.store.leases import this_owner
 
 if TYPE_CHECKING:  # the store imports SQLAlchemy, which a plan on a fresh machine does without

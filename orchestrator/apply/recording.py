@@ -14,9 +14,10 @@ from orchestrator.apply.planning import Plan, RunPlan, VolumePlan, loses_work
 from orchestrator.apply.sets import Deletion
 from orchestrator.apply.unset import unset
 from orchestrator.errors import Problem, SpecError, StateMoved
-from orchestrator.reconcile import Run, RunEvent, RunState, Template, Turn, Wanted
+from orchestrator.reconcile import Run, RunEvent, RunState, Template, Wanted
 from orchestrator.reconcile.adapters import refused_in
-from orchestrator.reconcile.values import asking, before_of
+from orchestrator.reconcile.steps import Turn, asking
+from orchestrator.reconcile.values import before_of
 from orchestrator.store.values import MAIN, Fleet, Kept, Uncordoned, Volume
 
 if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without

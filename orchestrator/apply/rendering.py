@@ -12,7 +12,7 @@ from orchestrator.apply.planning import RunPlan, VolumePlan, plan_documents
 from orchestrator.backend import Backend, Group, Renderer, Rendering
 from orchestrator.errors import UsageError
 from orchestrator.planner.mirrors import NO_MIRRORS, Mirrors
-from orchestrator.reconcile import group_from
+from orchestrator.reconcile.values import group_from
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import Model
 

@@ -21,36 +21,27 @@ from orchestrator.loop.pulse import Pulse
 from orchestrator.loop.queue import Queue
 from orchestrator.loop.rest import Rest, is_quiet
 from orchestrator.loop.words import Words
-from orchestrator.reconcile import (
+from orchestrator.reconcile import Job, JobState, Run, RunEvent, Wanted
+from orchestrator.reconcile.decide import reconcile, start_failed
+from orchestrator.reconcile.fleets import Gate, Guest, gate_of, reconcile_fleet
+from orchestrator.reconcile.groups import GroupSeen, reconcile_group
+from orchestrator.reconcile.serving import adapters_of, metrics_of
+from orchestrator.reconcile.steps import (
     ApplyGroup,
     DeleteGroup,
     Forget,
     ForgetJob,
-    Gate,
-    GroupSeen,
-    Guest,
-    Job,
-    JobState,
     Observed,
     Record,
     Release,
     Remove,
-    Run,
-    RunEvent,
     Start,
     Step,
     Stop,
     Told,
     Turn,
-    Wanted,
     Write,
-    gate_of,
-    reconcile,
-    reconcile_fleet,
-    reconcile_group,
-    start_failed,
 )
-from orchestrator.reconcile.serving import adapters_of, metrics_of
 from orchestrator.reconcile.values import Adapter, Loaded
 
 if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from orchestrator.backend import Instance, Phase
-from orchestrator.reconcile import Job, Observed, Run, Wanted
+from orchestrator.reconcile import Job, Run, Wanted
+from orchestrator.reconcile.steps import Observed
 from orchestrator.reconcile.values import Loaded
 
 

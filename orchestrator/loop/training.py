@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.backend import Backend
 from orchestrator.engines.tuning_entry import lines
 from orchestrator.errors import BackendError, NotFound
-from orchestrator.reconcile import Job, Run, RunEvent, Told
+from orchestrator.reconcile import Job, Run, RunEvent
+from orchestrator.reconcile.steps import Told
 from orchestrator.store.values import Artifact
 from orchestrator.units import format_duration
 

@@ -1,67 +1,8 @@
-"""Decide the next steps of every run from what should be, what is, and the time; touches nothing."""
+"""Decide the next steps of every run from what should be, what is, and the time; touches nothing.
 
-from orchestrator.reconcile.decide import reconcile, start_failed
-from orchestrator.reconcile.fleets import Gate, Guest, gate_of, reconcile_fleet
-from orchestrator.reconcile.groups import GroupSeen, GroupStep, group_from, group_of, reconcile_group
-from orchestrator.reconcile.values import (
-    Action,
-    ApplyGroup,
-    DeleteGroup,
-    Forget,
-    ForgetJob,
-    Job,
-    JobState,
-    Observed,
-    Record,
-    Release,
-    Remove,
-    Retry,
-    Run,
-    RunEvent,
-    RunState,
-    Start,
-    Step,
-    Stop,
-    Template,
-    Told,
-    Turn,
-    Wanted,
-    Write,
-)
+This page holds what the record keeps, for those who only pass it on: a plan asks for no pass.
+"""
 
-__all__ = [
-    "Action",
-    "ApplyGroup",
-    "DeleteGroup",
-    "Forget",
-    "ForgetJob",
-    "Gate",
-    "GroupSeen",
-    "GroupStep",
-    "Guest",
-    "Job",
-    "JobState",
-    "Observed",
-    "Record",
-    "Release",
-    "Remove",
-    "Retry",
-    "Run",
-    "RunEvent",
-    "RunState",
-    "Start",
-    "Step",
-    "Stop",
-    "Template",
-    "Told",
-    "Turn",
-    "Wanted",
-    "Write",
-    "gate_of",
-    "group_from",
-    "group_of",
-    "reconcile",
-    "reconcile_fleet",
-    "reconcile_group",
-    "start_failed",
-]
+from orchestrator.reconcile.values import Job, JobState, Retry, Run, RunEvent, RunState, Template, Wanted
+
+__all__ = ["Job", "JobState", "Retry", "Run", "RunEvent", "RunState", "Template", "Wanted"]

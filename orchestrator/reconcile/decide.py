@@ -19,25 +19,27 @@ from orchestrator.reconcile.history import outlived
 from orchestrator.reconcile.ledger import Ledger, word_of
 from orchestrator.reconcile.precedence import REFUSED_S
 from orchestrator.reconcile.retry import Again, GiveUp, failures_in_a_row, next_attempt, told
-from orchestrator.reconcile.values import (
-    CANARY,
-    GIVEN_UP,
+from orchestrator.reconcile.steps import (
     Action,
-    Before,
     Forget,
-    Job,
-    JobState,
     Observed,
     Record,
     Release,
     Remove,
-    Run,
-    RunEvent,
-    RunState,
     Start,
     Step,
     Stop,
     Turn,
+)
+from orchestrator.reconcile.values import (
+    CANARY,
+    GIVEN_UP,
+    Before,
+    Job,
+    JobState,
+    Run,
+    RunEvent,
+    RunState,
     Wanted,
 )
 

@@ -17,7 +17,8 @@ from datetime import datetime, timedelta
 from orchestrator.backend import Instance, Phase, Rent, Resources
 from orchestrator.reconcile.decide import UNKNOWN, Pass
 from orchestrator.reconcile.retry import Again, GiveUp, failures_in_a_row, next_attempt, told
-from orchestrator.reconcile.values import Holding, Job, JobState, Observed, Run, RunState, Step, Wanted
+from orchestrator.reconcile.steps import Observed, Step
+from orchestrator.reconcile.values import Holding, Job, JobState, Run, RunState, Wanted
 
 IDLE = "idle"
 GIVEN_BACK = "idle, and above the least"

@@ -10,26 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Literal
 
 from orchestrator.backend import Group, GroupStatus, Instance, Phase
 from orchestrator.reconcile.ledger import Ledger
-from orchestrator.reconcile.values import (
-    ApplyGroup,
-    DeleteGroup,
-    Forget,
-    GroupAction,
-    Job,
-    JobState,
-    Retry,
-    Run,
-    RunState,
-    Template,
-    Wanted,
-)
-
-Kept = Literal["task", "service", "dev-environment"]
-"""What a cluster keeps."""
+from orchestrator.reconcile.steps import ApplyGroup, DeleteGroup, Forget, GroupAction
+from orchestrator.reconcile.values import Job, JobState, Run, RunState, Wanted, group_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,43 +37,6 @@ class GroupStep:
 
     actions: tuple[GroupAction, ...]
     wake_at: datetime | None = None
-
-
-def group_of(run: Run, *, attempt: int = 0) -> Group:
-    """Return the group that a run is: its template, as often as it says."""
-    assert run.type != "fleet"  # whose machines no cluster keeps
-    return group_from(run.template, name=run.name, kind=run.type, attempt=attempt)
-
-
-def group_from(template: Template, *, name: str, kind: Kept, attempt: int = 0) -> Group:
-    """Return the group of a run of this name and type that was never on record."""
-    follower = template.at(0, 1, attempt) if template.nodes > 1 else None
-    return Group(
-        name=name,
-        template=template.at(0, 0, attempt),
-        kind=kind,
-        replicas=template.replicas,
-        nodes=template.nodes,
-        retries=_retries(template.retry),
-        max_duration_s=None if (limit := template.runs_for_s()) is None else int(limit),
-        follower=follower,
-        surge=template.surge,
-        ends_with_master=template.ends_with_master,
-        scaling=template.scaling,
-        serves=template.serves,
-        said=template.said,
-    )
-
-
-def _retries(policy: Retry) -> int:
-    """Return how often a cluster tries a failed task again; it keeps what is kept up by itself."""
-    if "error" not in policy.on:
-        return 0
-    return UNBOUNDED_RETRIES if policy.attempts is None else policy.attempts
-
-
-UNBOUNDED_RETRIES = 6
-"""Where a spec bounds the time and not the number: the default of a Job (Kubernetes docs)."""
 
 
 def reconcile_group(

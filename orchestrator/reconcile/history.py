@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 
 from orchestrator.reconcile.retry import failures_in_a_row
-from orchestrator.reconcile.values import ForgetJob, Job, Retry
+from orchestrator.reconcile.steps import ForgetJob
+from orchestrator.reconcile.values import Job, Retry
 
 KEPT = 20
 """Attempts at each replica that stay on record, for whoever looks."""

@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Generic, TypeVar
 
-from orchestrator.reconcile.values import Job, Record, Run, RunEvent, RunState, Turn
+from orchestrator.reconcile.steps import Record, Turn
+from orchestrator.reconcile.values import Job, Run, RunEvent, RunState
 
 Act = TypeVar("Act")
 

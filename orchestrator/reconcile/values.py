@@ -1,15 +1,14 @@
-"""What the record holds of a run, and the steps that a pass can ask for."""
+"""What the record holds of a run."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
-from orchestrator.backend import Group, Instance, Launch, Rent, Resources, Scaling
-from orchestrator.engines.failures import Failure
+from orchestrator.backend import Group, Launch, Rent, Resources, Scaling
 
 RunType = Literal["task", "service", "dev-environment", "fleet"]
 """``fleet`` is the run of launches that hold rented machines, and run nothing."""
@@ -17,6 +16,10 @@ GIVEN_UP = "not tried again: "
 """How the reason of a run begins of which a replica was given up while others serve."""
 CANARY = "canary: "
 """Begins the reason of a service that shares its requests with a canary, as was asked for."""
+Kept = Literal["task", "service", "dev-environment"]
+"""What a cluster keeps."""
+UNBOUNDED_RETRIES = 6
+"""Where a spec bounds the time and not the number: the default of a Job (Kubernetes docs)."""
 RetryEvent = Literal["no-capacity", "interruption", "error"]
 
 
@@ -396,159 +399,34 @@ class RunEvent:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """Write down what became of a launch."""
-
-    job: Job
-    event: RunEvent | None
+def group_of(run: Run, *, attempt: int = 0) -> Group:
+    """Return the group that a run is: its template, as often as it says."""
+    assert run.type != "fleet"  # whose machines no cluster keeps
+    return group_from(run.template, name=run.name, kind=run.type, attempt=attempt)
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """Write down what became of a run."""
-
-    run: Run
-    event: RunEvent | None
-
-
-def asking(run: Run, wanted: Wanted, *, at: datetime, cause: str, message: str = "") -> Turn:
-    """Return the turn of a run that is asked to end, with the event that says by what."""
-    asked = run.asked(wanted)
-    before, after = run.state.value, asked.state.value
-    return Turn(asked, RunEvent(run.id, run.name, at, run.name, before, after, cause, message=message))
-
-
-def by_hand(wanted: Wanted) -> str:
-    """Return the cause of an event where somebody asked for it.
-
-    >>> by_hand(Wanted.STOP)
-    'stop asked for'
-    """
-    return f"{wanted.value} asked for"
+def group_from(template: Template, *, name: str, kind: Kept, attempt: int = 0) -> Group:
+    """Return the group of a run of this name and type that was never on record."""
+    follower = template.at(0, 1, attempt) if template.nodes > 1 else None
+    return Group(
+        name=name,
+        template=template.at(0, 0, attempt),
+        kind=kind,
+        replicas=template.replicas,
+        nodes=template.nodes,
+        retries=_retries(template.retry),
+        max_duration_s=None if (limit := template.runs_for_s()) is None else int(limit),
+        follower=follower,
+        surge=template.surge,
+        ends_with_master=template.ends_with_master,
+        scaling=template.scaling,
+        serves=template.serves,
+        said=template.said,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """Drop a deleted run and its jobs from the record; its events stay."""
-
-    run: Run
-    event: RunEvent
-
-
-@dataclass(frozen=True, slots=True)
-class ForgetJob:
-    """Drop a launch that ended long ago from the record; its events stay."""
-
-    job: Job
-    event: None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """Write down what a launch told; nothing else of it changes."""
-
-    event: RunEvent
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Ask a backend to start a launch."""
-
-    backend: str
-    job: Job
-    launch: Launch
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Ask a backend to end a launch."""
-
-    backend: str
-    name: str
-    grace_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Remove:
-    """Ask a backend to forget an ended launch."""
-
-    backend: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Ask a backend to give the machine of an ended launch back, or keep it for ``keep_s``."""
-
-    backend: str
-    name: str
-    keep_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class ApplyGroup:
-    """Ask a cluster to keep a group as it now is."""
-
-    backend: str
-    group: Group
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteGroup:
-    """Ask a cluster to delete a group and all it owns."""
-
-    backend: str
-    name: str
-    grace_s: float
-
-
-Write = Record | Turn | Forget | ForgetJob | Told
-GroupAction = Record | Turn | Forget | ApplyGroup | DeleteGroup
-Action = Record | Turn | Forget | ForgetJob | Start | Stop | Remove | Release
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one pass asks for, in order, and when to look again at the latest.
-
-    ``yields`` says that a launch would have started, and waits for a run of a higher priority.
-    """
-
-    actions: tuple[Action, ...]
-    wake_at: datetime | None = None
-    yields: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """What the backends say of one run: its instances by backend, or None where nothing is known.
-
-    ``busy`` names launches on which an action is under way; they are left alone meanwhile.
-    ``asked`` names launches that this process asked to start: of one that another asked for
-    and that is still pending, nobody can know whether the asking came to its end. ``serving``
-    counts the requests that launches work on, where a gateway of this process knows. ``sick`` are
-    launches that run and do their work no longer, with what shows it; ``words`` is what the output
-    of launches says they ended of. ``ahead`` is a run of a higher priority that is to have the place
-    first, "" where there is none; ``ask_again`` says that a place which had no capacity may have some now.
-    ``loaded`` are the adapters that launches serve. ``lacks`` is what the base of a run without replicas
-    does not do for it; ``is_alone`` says that there is no such base. ``troubles`` is what launches that
-    are not ready said last to their probes.
-    """
-
-    instances: Mapping[str, Sequence[Instance] | None]
-    busy: frozenset[str] = frozenset()
-    asked: frozenset[str] = frozenset()
-    serving: Mapping[str, int] = field(default_factory=dict)
-    sick: Mapping[str, str] = field(default_factory=dict)
-    words: Mapping[str, Failure] = field(default_factory=dict)
-    ahead: str = ""
-    ask_again: bool = False
-    loaded: Mapping[str, Loaded] = field(default_factory=dict)
-    lacks: str = ""
-    is_alone: bool = False
-    troubles: Mapping[str, str] = field(default_factory=dict)
-
-    def is_known(self, backend: str) -> bool:
-        """Return whether ``backend`` answered."""
-        return self.instances.get(backend) is not None
+def _retries(policy: Retry) -> int:
+    """Return how often a cluster tries a failed task again; it keeps what is kept up by itself."""
+    if "error" not in policy.on:
+        return 0
+    return UNBOUNDED_RETRIES if policy.attempts is None else policy.attempts

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from orchestrator.api.activity import last_active
 from orchestrator.errors import ModelyardError, StateMoved
 from orchestrator.reconcile import Job, JobState, Run, Wanted
-from orchestrator.reconcile.values import asking
+from orchestrator.reconcile.steps import asking
 from orchestrator.server.asking import answer_of
 from orchestrator.server.duty import Duty
 from orchestrator.server.site import Site

@@ -9,7 +9,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from orchestrator.errors import StateMoved
-from orchestrator.reconcile import Run, RunEvent, RunState, Turn, Wanted
+from orchestrator.reconcile import Run, RunEvent, RunState, Wanted
+from orchestrator.reconcile.steps import Turn
 from orchestrator.server.duty import Duty
 
 LOOK_S = 15.0

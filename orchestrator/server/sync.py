@@ -16,7 +16,7 @@ from orchestrator.apply.lock import Lock, by_lock, models_of, read_lock
 from orchestrator.catalog.hardware import known_names
 from orchestrator.errors import ModelyardError, Problem, SpecError
 from orchestrator.reconcile import RunState, Wanted
-from orchestrator.reconcile.values import by_hand
+from orchestrator.reconcile.steps import by_hand
 from orchestrator.server import sops
 from orchestrator.server.carrying import carry_out
 from orchestrator.server.duty import Duty

@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.sql import ClauseElement
 
 from orchestrator.errors import ModelyardError, NotFound
-from orchestrator.reconcile.values import Job, Run, RunEvent, RunState, Wanted, Write
+from orchestrator.reconcile.steps import Write
+from orchestrator.reconcile.values import Job, Run, RunEvent, RunState, Wanted
 from orchestrator.store import leases
 from orchestrator.store.access import Access
 from orchestrator.store.codec import from_micros, legible, to_micros

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.errors import StateMoved
-from orchestrator.reconcile.values import Forget, ForgetJob, Record, Told, Turn, Write
+from orchestrator.reconcile.steps import Forget, ForgetJob, Record, Told, Turn, Write
 from orchestrator.store.rows import event_row, job_row, run_row
 from orchestrator.store.values import Kept
 

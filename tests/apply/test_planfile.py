@@ -23,7 +23,8 @@ from orchestrator.backend import Offer
 from orchestrator.catalog.digest import digest
 from orchestrator.errors import PlanRefused, StateMoved, Unreachable, UsageError
 from orchestrator.planner.plan import Choice, Placed
-from orchestrator.reconcile import RunEvent, Turn
+from orchestrator.reconcile import RunEvent
+from orchestrator.reconcile.steps import Turn
 from orchestrator.spec.load import load
 from orchestrator.store import open_store
 from orchestrator.units import GIB

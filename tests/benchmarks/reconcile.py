@@ -7,7 +7,9 @@ import time
 from datetime import UTC, datetime
 
 from orchestrator.backend import Instance, Launch, Phase
-from orchestrator.reconcile import Job, JobState, Observed, Run, RunState, Template, reconcile
+from orchestrator.reconcile import Job, JobState, Run, RunState, Template
+from orchestrator.reconcile.decide import reconcile
+from orchestrator.reconcile.steps import Observed
 
 RUNS = 10_000
 T = datetime(2026, 1, 1, tzinfo=UTC)

@@ -27,7 +27,8 @@ from pathlib import Path
 
 from backends.sim import Sim
 from orchestrator.backend import Launch, Phase
-from orchestrator.reconcile import Retry, Run, RunState, Template, Turn
+from orchestrator.reconcile import Retry, Run, RunState, Template
+from orchestrator.reconcile.steps import Turn
 from orchestrator.store import open_store
 from orchestrator.store.records import Store
 

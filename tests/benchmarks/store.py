@@ -23,7 +23,8 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from orchestrator.reconcile.values import JobState, Record, Run, RunState, Turn
+from orchestrator.reconcile.steps import Record, Turn
+from orchestrator.reconcile.values import JobState, Run, RunState
 from orchestrator.store import open_store
 from orchestrator.store.records import Store
 from orchestrator.store.tables import events, runs

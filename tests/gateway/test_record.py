@@ -24,7 +24,8 @@ from orchestrator.cli import run as modelyard
 from orchestrator.errors import StoreError
 from orchestrator.gateway.keys import PREFIX, new_key
 from orchestrator.gateway.server import Gateway, follow, read
-from orchestrator.reconcile.values import Job, Record, Run, RunEvent, Turn
+from orchestrator.reconcile.steps import Record, Turn
+from orchestrator.reconcile.values import Job, Run, RunEvent
 from orchestrator.store import open_store
 from orchestrator.store.records import Store
 from tests.gateway.clients import completion, dial, in_a_loop, until

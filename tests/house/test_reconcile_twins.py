@@ -11,20 +11,10 @@ from typing import Any
 import pytest
 
 from orchestrator.backend import Instance, Phase
-from orchestrator.reconcile import (
-    Forget,
-    Job,
-    JobState,
-    Observed,
-    Remove,
-    Run,
-    RunEvent,
-    RunState,
-    decide,
-    reconcile,
-)
-from orchestrator.reconcile.decide import Pass
+from orchestrator.reconcile import Job, JobState, Run, RunEvent, RunState, decide
+from orchestrator.reconcile.decide import Pass, reconcile
 from orchestrator.reconcile.precedence import Claim
+from orchestrator.reconcile.steps import Forget, Observed, Remove
 from orchestrator.store import open_store
 from tests.loop import test_queue
 from tests.reconcile import test_decide

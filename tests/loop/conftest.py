@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.backend import Launch, Port, Probe
-from orchestrator.reconcile import Retry, Run, RunState, Template, Turn
+from orchestrator.reconcile import Retry, Run, RunState, Template
+from orchestrator.reconcile.steps import Turn
 from orchestrator.store import open_store
 from orchestrator.store.records import Store
 

@@ -23,7 +23,8 @@ from backends.sim import Script, Sim
 from orchestrator.backend import Backend, Instance, Launch, Phase
 from orchestrator.errors import NotFound
 from orchestrator.loop import Hooks, Loop
-from orchestrator.reconcile import Retry, Run, RunState, Template, Turn, Wanted
+from orchestrator.reconcile import Retry, Run, RunState, Template, Wanted
+from orchestrator.reconcile.steps import Turn
 from orchestrator.store import open_store
 from orchestrator.store.leases import this_owner
 from orchestrator.store.records import Store

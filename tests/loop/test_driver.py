@@ -15,7 +15,8 @@ from backends.sim import Script, Sim, SimCluster
 from orchestrator.backend import Group, GroupStatus, Instance, Launch, Probe
 from orchestrator.errors import AuthFailed, BackendError, Rejected
 from orchestrator.loop import Hooks, Loop, pulse
-from orchestrator.reconcile import JobState, RunEvent, RunState, Turn, Wanted
+from orchestrator.reconcile import JobState, RunEvent, RunState, Wanted
+from orchestrator.reconcile.steps import Turn
 from orchestrator.reconcile.values import before_of
 from orchestrator.store import open_store
 from orchestrator.store.records import Store

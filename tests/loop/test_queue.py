@@ -10,8 +10,9 @@ import pytest
 
 from backends.sim import Script, Sim
 from orchestrator.loop import Loop
-from orchestrator.reconcile import Retry, RunState, Turn
+from orchestrator.reconcile import Retry, RunState
 from orchestrator.reconcile.precedence import ASKED_S, REFUSED_S, claims
+from orchestrator.reconcile.steps import Turn
 from orchestrator.store.records import Store
 from tests.loop.conftest import RETRY, put, state
 

@@ -12,7 +12,8 @@ import pytest
 from backends.sim import Sim
 from orchestrator.loop import Loop, driver
 from orchestrator.loop.rest import Rest
-from orchestrator.reconcile import RunState, Turn, Wanted
+from orchestrator.reconcile import RunState, Wanted
+from orchestrator.reconcile.steps import Turn
 from orchestrator.store.records import Store
 from tests.loop.conftest import put, state
 

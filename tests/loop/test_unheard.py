@@ -12,7 +12,8 @@ import pytest
 from backends.sim import Script, Sim
 from orchestrator.backend import Host, Launch, Progress
 from orchestrator.loop import Loop
-from orchestrator.reconcile import Job, JobState, Record, RunState
+from orchestrator.reconcile import Job, JobState, RunState
+from orchestrator.reconcile.steps import Record
 from orchestrator.store.records import Store
 from tests.loop.conftest import RETRY, put, state
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from backends.sim import Script, Sim
 from orchestrator.backend import Phase
-from orchestrator.reconcile import Record, RunState, Start, Stop, Template, Turn, Wanted
+from orchestrator.reconcile import RunState, Template, Wanted
+from orchestrator.reconcile.steps import Record, Start, Stop, Turn
 from tests.reconcile.world import PATIENT, Reconcile, World
 
 RUNS = ("chat", "embed", "sft")  # few, so that what happens meets

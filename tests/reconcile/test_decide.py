@@ -9,7 +9,9 @@ import pytest
 from backends.sim import Script
 from orchestrator.backend import Port
 from orchestrator.engines.failures import Failure, Kind
-from orchestrator.reconcile import JobState, Observed, Record, Retry, Start, Stop, Wanted, reconcile
+from orchestrator.reconcile import JobState, Retry, Wanted
+from orchestrator.reconcile.decide import reconcile
+from orchestrator.reconcile.steps import Observed, Record, Start, Stop
 from tests.reconcile.world import ANSWERS, PATIENT, World
 
 

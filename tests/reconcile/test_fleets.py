@@ -9,28 +9,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from orchestrator.backend import FLEET, Instance, Launch, Phase, Rent, Resources
-from orchestrator.reconcile import (
-    Gate,
-    Guest,
-    Job,
-    JobState,
-    Observed,
-    Record,
-    Release,
-    Retry,
-    Run,
-    RunState,
-    Start,
-    Step,
-    Stop,
-    Template,
-    Turn,
-    Wanted,
-    fleets,
-    gate_of,
-    reconcile_fleet,
-)
+from orchestrator.reconcile import Job, JobState, Retry, Run, RunState, Template, Wanted, fleets
 from orchestrator.reconcile.decide import Pass
+from orchestrator.reconcile.fleets import Gate, Guest, gate_of, reconcile_fleet
+from orchestrator.reconcile.steps import Observed, Record, Release, Start, Step, Stop, Turn
 from orchestrator.reconcile.values import Holding
 
 T0 = datetime(2026, 11, 29, 12, tzinfo=UTC)

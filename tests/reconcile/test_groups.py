@@ -10,23 +10,10 @@ from typing import Any
 import pytest
 
 from orchestrator.backend import GroupStatus, Instance, Launch, Phase, Reason
-from orchestrator.reconcile import (
-    ApplyGroup,
-    DeleteGroup,
-    Forget,
-    GroupSeen,
-    Job,
-    JobState,
-    Record,
-    Retry,
-    Run,
-    RunState,
-    Template,
-    Turn,
-    Wanted,
-    group_of,
-    reconcile_group,
-)
+from orchestrator.reconcile import Job, JobState, Retry, Run, RunState, Template, Wanted
+from orchestrator.reconcile.groups import GroupSeen, reconcile_group
+from orchestrator.reconcile.steps import ApplyGroup, DeleteGroup, Forget, Record, Turn
+from orchestrator.reconcile.values import group_of
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = T0 + timedelta(hours=1)

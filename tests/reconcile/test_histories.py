@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.reconcile import reconcile
+from orchestrator.reconcile.decide import reconcile
 from tests.reconcile.histories import play, play_all
 
 HISTORIES, STEPS = 300, 60

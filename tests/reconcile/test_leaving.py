@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from backends.sim import Script
-from orchestrator.reconcile import JobState, Observed, Retry, Step, reconcile
+from orchestrator.reconcile import JobState, Retry
+from orchestrator.reconcile.decide import reconcile
+from orchestrator.reconcile.steps import Observed, Step
 from tests.reconcile.world import PATIENT, World
 
 INTERRUPTED = Retry(frozenset({"interruption"}), first_s=1)

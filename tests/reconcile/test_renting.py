@@ -10,23 +10,10 @@ import pytest
 
 from orchestrator.backend import Instance, Launch, Phase, Rent, Resources
 from orchestrator.errors import NoCapacity
-from orchestrator.reconcile import (
-    Action,
-    Job,
-    JobState,
-    Observed,
-    Record,
-    Release,
-    Retry,
-    Run,
-    Start,
-    Template,
-    Turn,
-    Wanted,
-    reconcile,
-    start_failed,
-)
+from orchestrator.reconcile import Job, JobState, Retry, Run, Template, Wanted
+from orchestrator.reconcile.decide import reconcile, start_failed
 from orchestrator.reconcile.retry import Again, GiveUp, next_attempt
+from orchestrator.reconcile.steps import Action, Observed, Record, Release, Start, Turn
 
 T0 = datetime(2026, 11, 1, tzinfo=UTC)
 ZONES = tuple(Rent("g6.xlarge", "us-east-1", f"us-east-1{zone}", price_usd_hour=0.8) for zone in "abc")

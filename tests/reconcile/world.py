@@ -10,27 +10,20 @@ from backends.sim import Hand, Script, Sim
 from orchestrator.backend import Instance, Launch, Leave, Phase, Probe
 from orchestrator.engines.failures import Failure
 from orchestrator.errors import BackendError, Temporary
-from orchestrator.reconcile import (
+from orchestrator.reconcile import Job, JobState, Retry, Run, RunEvent, Template, Wanted
+from orchestrator.reconcile.decide import reconcile, start_failed
+from orchestrator.reconcile.steps import (
     Action,
     Forget,
     ForgetJob,
-    Job,
-    JobState,
     Observed,
     Record,
     Remove,
-    Retry,
-    Run,
-    RunEvent,
     Start,
     Step,
     Stop,
-    Template,
     Turn,
-    Wanted,
     Write,
-    reconcile,
-    start_failed,
 )
 from orchestrator.reconcile.values import before_of
 

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.apply.planfile import _seal
 from orchestrator.errors import StateMoved
-from orchestrator.reconcile import Turn
+from orchestrator.reconcile.steps import Turn
 from orchestrator.reconcile.values import Holding
 from orchestrator.spec.load import load
 from orchestrator.store.values import Limits, Project

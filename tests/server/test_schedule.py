@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from orchestrator.reconcile import RunState, Turn, Wanted
+from orchestrator.reconcile import RunState, Wanted
+from orchestrator.reconcile.steps import Turn
 from orchestrator.server.schedule import Clock, due
 from orchestrator.spec.load import read
 from tests.server.conftest import Served

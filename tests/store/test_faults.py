@@ -16,7 +16,8 @@ import pytest
 import sqlalchemy as sa
 
 from orchestrator.errors import ConfigError, ModelyardError, StoreBusy, StoreError
-from orchestrator.reconcile.values import Run, RunState, Turn
+from orchestrator.reconcile.steps import Turn
+from orchestrator.reconcile.values import Run, RunState
 from orchestrator.store import current_runs, open_store
 from orchestrator.store.peek import peek, sqlite_error
 from orchestrator.store.records import Store

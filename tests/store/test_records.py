@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 import pytest
 
 from orchestrator.errors import NotFound, StateMoved
-from orchestrator.reconcile.values import Forget, ForgetJob, JobState, RunState, Turn, Wanted
+from orchestrator.reconcile.steps import Forget, ForgetJob, Turn
+from orchestrator.reconcile.values import JobState, RunState, Wanted
 from orchestrator.store import current_runs, open_store
 from orchestrator.store.records import Store
 from orchestrator.store.values import Volume

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import StateMoved
-from orchestrator.reconcile.values import Forget, ForgetJob, Run, RunState, Write
+from orchestrator.reconcile.steps import Forget, ForgetJob, Write
+from orchestrator.reconcile.values import Run, RunState
 from orchestrator.store.settle import Batch, DropRun, PutRun, Settled, batch_of, settle
 from tests.store.values import a_job, a_run, an_event, recorded, turned
 

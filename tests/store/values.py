@@ -6,17 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from orchestrator.backend import File, Launch, Mount, Port, Probe, Resources
-from orchestrator.reconcile.values import (
-    Job,
-    JobState,
-    Record,
-    Retry,
-    Run,
-    RunEvent,
-    RunState,
-    Template,
-    Turn,
-)
+from orchestrator.reconcile.steps import Record, Turn
+from orchestrator.reconcile.values import Job, JobState, Retry, Run, RunEvent, RunState, Template
 
 T0 = datetime(2026, 11, 25, 12, 0, 0, 123456, tzinfo=UTC)
 KEY = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="  # "01234567890123456789012345678901", for tests alone

@@ -17,7 +17,8 @@ from orchestrator.gateway.sampling import Told, sample_of
 from orchestrator.gateway.scaling import UP_WINDOW_S, Sample, Scale, decide
 from orchestrator.gateway.server.gateway import Gateway
 from orchestrator.gateway.server.scrape import fetch
-from orchestrator.reconcile.values import Run, RunEvent, Turn, Wanted
+from orchestrator.reconcile.steps import Turn
+from orchestrator.reconcile.values import Run, RunEvent, Wanted
 
 if TYPE_CHECKING:  # it imports SQLAlchemy
     from orchestrator.store.records import Store

@@ -30,7 +30,8 @@ from orchestrator.errors import (
 )
 from orchestrator.facts import resolve
 from orchestrator.places import Place, Places
-from orchestrator.reconcile import Run, RunState, Template, group_from
+from orchestrator.reconcile import Run, RunState, Template
+from orchestrator.reconcile.values import group_from
 from orchestrator.render.plans import diff_text
 from orchestrator.spec.load import load, read
 from tests.backends.kubernetes.test_inventory import SITES, SLICE, gpu_node, offers
