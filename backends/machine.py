@@ -15,8 +15,10 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
+
+from orchestrator.frozen import frozen
 
 MIB = 2**20
 TOOL_TIMEOUT_S = 20.0
@@ -30,7 +32,7 @@ AMD_SMI = ("amd-smi", "static", "--asic", "--bus", "--vram", "--json")
 ROCM_SMI = ("rocm-smi", "--showproductname", "--showmeminfo", "vram", "--showuniqueid", "--showbus", "--json")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Device:
     """One accelerator, named as its vendor's tool spells it.
 
@@ -60,7 +62,7 @@ class Device:
         return next(filter(None, names), f"{self.vendor}-{self.index}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Found:
     """The devices in one tool's answer, and what was wrong with it."""
 
@@ -68,7 +70,7 @@ class Found:
     faults: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Machine:
     """What a machine has for us, inside the limits that this process runs under.
 
@@ -407,7 +409,7 @@ def parse_kfd_node(properties: str, banks: Iterable[str]) -> tuple[dict[str, int
     return _numbers(properties), sum(bank.get("size_in_bytes", 0) for bank in own)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KfdNode:
     """One node of the kernel's compute topology, as texts of its files, and its device's address."""
 

@@ -14,12 +14,13 @@ import enum
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
 from threading import Event as Flag
 from typing import Literal, Protocol, runtime_checkable
 
 from orchestrator.errors import AuthFailed, ModelyardError
+from orchestrator.frozen import frozen
 from orchestrator.units import format_usd
 
 LABEL = "modelyard.dev/"
@@ -53,7 +54,7 @@ SCRATCH_BYTES = 4 * 2**30
 """Logs, kernels that are compiled and temporary files of an engine, beside its model."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Growth:
     """How large the disk of a machine may be asked for, and what it costs.
 
@@ -93,7 +94,7 @@ class Growth:
         return 1 << (steps - 1).bit_length() if self.doubles and steps else steps
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Offer:
     """A kind of instance a backend can give now.
 
@@ -171,7 +172,7 @@ class Offer:
         return replace(self, disk_bytes=size, price_usd_hour=round(self.price_usd_hour + more, 6))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rent:
     """The kind of machine that one launch is rented (``Can.RENT``), as an offer named it.
 
@@ -206,7 +207,7 @@ class Rent:
         return f"{kind} in {self.zone or self.region} at ${format_usd(self.price_usd_hour)}/h"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Port:
     """A port of the container, and the one of the machine it is published on (None: any free one)."""
 
@@ -214,7 +215,7 @@ class Port:
     host: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mount:
     """A named volume or a folder of the machine, seen inside the container at ``target``.
 
@@ -228,7 +229,7 @@ class Mount:
     read_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class File:
     """A small file that is put into the container before it starts.
 
@@ -244,7 +245,7 @@ class File:
     __pydantic_config__ = {"ser_json_bytes": "base64", "val_json_bytes": "base64"}  # noqa: RUF012  # no field
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Probe:
     """A question to a launch that decides whether it is ready.
 
@@ -275,7 +276,7 @@ MODEL = "$(MODELYARD_MODEL)"
 """Stands in a probe for what an engine calls its model."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Resources:
     """What a launch is given: limits, and the accelerators it holds.
 
@@ -295,7 +296,7 @@ class Resources:
     compute_capability: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Launch:
     """A container ready to start: one job's desired state.
 
@@ -380,7 +381,7 @@ Leave = Literal["", "drain", "evict"]
 """How a machine is emptied: ``drain`` moves what is kept up and lets tasks finish, ``evict`` ends them."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Instance:
     """A machine or slot held from a backend, and the launch it runs.
 
@@ -419,7 +420,7 @@ class Instance:
     """Since when ``machine`` does not answer: the rest is as it was last seen, and nothing follows."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LogLine:
     """One line of output; ``at`` is when it was written, where the backend knows."""
 
@@ -428,7 +429,7 @@ class LogLine:
     stream: Literal["stdout", "stderr"] = "stdout"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Volume:
     """A named volume as a backend holds it."""
 
@@ -437,7 +438,7 @@ class Volume:
     used_by: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Check:
     """One thing ``backend check`` looked at: whether it is well, and what to do when it is not."""
 
@@ -454,7 +455,7 @@ class Check:
         return cls(what, False, error.what, error.fix or fix, isinstance(error, AuthFailed))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HostDevice:
     """One accelerator of a host: ``key`` tells it from the others, ``ill`` says what is wrong with it."""
 
@@ -464,7 +465,7 @@ class HostDevice:
     ill: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Host:
     """A machine of one's own, as it is now.
 
@@ -583,7 +584,7 @@ class HostKeeper(Backend, Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Machine:
     """A machine that is rented and carries our deployment's tag; ``launch`` is whom it was rented for.
 
@@ -636,7 +637,7 @@ class ZonedVolumes(Backend, Protocol):
         """Make a named volume in a zone, or find it wherever it is; None leaves the zone to the place."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HeldMachine:
     """A machine of a fleet that is up: what the record has of it.
 
@@ -680,7 +681,7 @@ class Holder(Renter, Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scaling:
     """Between how many replicas a service is kept, and by what.
 
@@ -693,7 +694,7 @@ class Scaling:
     target: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Group:
     """Identical launches kept together: ``replicas`` × ``nodes`` of one template.
 
@@ -726,7 +727,7 @@ class Group:
         return hashlib.sha256((repr(self) + again).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GroupStatus:
     """What a cluster's controllers say about a group.
 
@@ -744,7 +745,7 @@ class GroupStatus:
     digest: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rendering:
     """A group or a volume as text, for a repository or a reviewer; ``notes`` say what it takes."""
 

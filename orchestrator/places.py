@@ -8,12 +8,13 @@ import inspect
 import ipaddress
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from orchestrator.backend import Backend, Can, Check, HeldMachine, Holder
 from orchestrator.errors import ConfigError, Misconfigured, NotFound, Position, Problem, Problems, SpecError
+from orchestrator.frozen import frozen
 from orchestrator.planner.mirrors import Mirrors
 from orchestrator.spec.models import Fleet
 from orchestrator.spec.source import decode, parse
@@ -29,7 +30,7 @@ GROUP = "modelyard.backends"
 """The entry-point group; built-in backends and those of others come the same way."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """One entry of the configuration: a backend's name, its type, and its own options.
 
@@ -261,7 +262,7 @@ Held = Mapping[str, Mapping[str, str]]
 """Hosts of one place on which nothing new starts, each with ``reason`` and ``leave``."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recorded:
     """What the record says of places: the fleets among them, and the hosts held back, by place."""
 

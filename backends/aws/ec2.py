@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from backends.vm.kept import cache_name, kept
 from backends.vm.port import DEPLOYMENT, GANG, KEY, Belonging, KeySpent, Order, Vm
 from orchestrator.backend import LABEL, Check, Offer, Rent
 from orchestrator.errors import BackendError, Busy, NoCapacity, Rejected
+from orchestrator.frozen import frozen
 from orchestrator.units import GIB
 
 SHAPES_S = 86_400
@@ -47,7 +48,7 @@ RUN = LABEL + "run"
 SPENT = "IdempotentInstanceTerminated"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settings:
     """What the configuration says of one account.
 

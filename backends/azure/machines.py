@@ -7,7 +7,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -21,6 +20,7 @@ from backends.vm.port import KeySpent, Order, Vm
 from backends.vm.rest import Gone, Rest, Taken
 from orchestrator.backend import Check, Growth, Offer
 from orchestrator.errors import BackendError, Busy, Misconfigured, Rejected
+from orchestrator.frozen import frozen
 from orchestrator.units import GIB
 
 COMPUTE, NETWORK, SKUS, TAGS = "2024-07-01", "2024-05-01", "2021-07-01", "2021-04-01"
@@ -46,7 +46,7 @@ Sizes between powers of two are paid for as the next one
 (azure.github.io/PSRule.Rules.Azure, "Azure.VM.DiskSizeAlignment")."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settings:
     """What the configuration says of one resource group; ``types`` are patterns of sizes."""
 

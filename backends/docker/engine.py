@@ -13,12 +13,12 @@ import os
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
 from orchestrator.errors import AuthFailed, BackendError, Busy, NotFound, Unreachable
+from orchestrator.frozen import frozen
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -43,7 +43,7 @@ class EngineAuthError(EngineError, AuthFailed):
     """It answered that we may not: 401 or 403, its own or a registry's handed on."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Endpoint:
     """Where an engine listens; ``certificates`` holds ca.pem, cert.pem and key.pem, for TLS."""
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.frozen import frozen
 from orchestrator.units import GIB
 
 MACHINES = "n1-standard-.*", "n1-highmem-.*"
@@ -19,7 +19,7 @@ MACHINES = "n1-standard-.*", "n1-highmem-.*"
 _NAME = re.compile(r"(n1-[a-z]+-\d+)\+([a-z0-9]+)x(\d+)")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gpu:
     """A GPU that can be attached: its type in the API, its memory, and the largest machine for each count."""
 

@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from backends.vm.port import Belonging, KeySpent, Order, Vm
 from backends.vm.rest import Gone, Rest, Taken
 from orchestrator.backend import Check, Growth, Offer
 from orchestrator.errors import BackendError, Busy, Misconfigured, Rejected
+from orchestrator.frozen import frozen
 from orchestrator.units import GIB
 
 SHAPES_S = 86_400
@@ -47,7 +48,7 @@ MOST_DISK_BYTES = 64 * 2**40
 TAKES_GPUS = ("n1-standard-", "n1-highmem-")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settings:
     """What the configuration says of one project; ``types`` are patterns of machine types."""
 

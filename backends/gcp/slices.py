@@ -11,13 +11,14 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal
 
 from backends.vm.labels import tags_of
 from backends.vm.port import LAUNCH, Vm
 from orchestrator.backend import LABEL, Offer
+from orchestrator.frozen import frozen
 from orchestrator.units import GIB
 
 BOOT_S = 300
@@ -28,7 +29,7 @@ GONE = "modelyard-gone"
 """Label of a slice: the ranks of its workers that are done, separated by ``_``."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Generation:
     """What the API calls it, its runtime, its memory, and its machines by the chips that they have."""
 
@@ -60,7 +61,7 @@ STATES: Mapping[str, Literal["pending", "running", "ending", "ended"]] = {
 and in the way of another of its name, until it is deleted."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Slice:
     """A kind of slice: its generation, and how many chips on how many machines."""
 

@@ -8,7 +8,6 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +31,7 @@ from backends.vm.port import DEPLOYMENT, LAUNCH, NAMESPACE, Belonging, Order, Pr
 from backends.vm.rest import Gone, Meaning, Refusal, Rest, Taken, by_status
 from orchestrator.backend import LABEL, Check, Offer
 from orchestrator.errors import BackendError, Busy, NoCapacity, Rejected
+from orchestrator.frozen import frozen
 
 SHAPES_S = 86_400
 """Kinds of slices and their zones are read again after a day."""
@@ -107,7 +107,7 @@ message='There is no more capacity in the zone')
     return Refusal(meaning_of(code, message), code, message)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settings:
     """What the configuration says of TPU machines; ``generations`` are those that are rented."""
 

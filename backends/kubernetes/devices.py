@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+from orchestrator.frozen import frozen
 
 Json = dict[str, Any]
 
 DRIVER = "gpu.nvidia.com"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Device:
     """A whole GPU as its driver describes it, spelt as GPU feature discovery spells it.
 
@@ -24,7 +26,7 @@ class Device:
     is_free: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Devices:
     """The GPUs of each node, by node; ``extended`` names the resources that pods may ask them by."""
 

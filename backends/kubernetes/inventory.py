@@ -6,7 +6,7 @@ import functools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from backends.kubernetes.devices import NO_DEVICES, Device, Devices
@@ -20,6 +20,7 @@ from backends.kubernetes.placement import (
 )
 from backends.kubernetes.settings import Pool, Settings
 from orchestrator.backend import Offer
+from orchestrator.frozen import frozen
 
 Json = dict[str, Any]
 
@@ -53,7 +54,7 @@ _GKE_SHARING = "cloud.google.com/gke-gpu-sharing-strategy"
 _GKE_SLICE = "cloud.google.com/gke-gpu-partition-size"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LeftOut:
     """A node that is not offered, or only in part, and why.
 
@@ -65,7 +66,7 @@ class LeftOut:
     offers: tuple[Offer, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Inventory:
     """Offers of a cluster, and the nodes that were left out."""
 
@@ -73,7 +74,7 @@ class Inventory:
     left_out: tuple[LeftOut, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Facts:
     """What labels say of a node's accelerators; 0 and "" where nobody says it."""
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from backends.kubernetes.settings import Pool, Settings
 from orchestrator.backend import Resources
 from orchestrator.errors import Rejected
+from orchestrator.frozen import frozen
 
 Json = dict[str, Any]
 
@@ -103,7 +103,7 @@ AMD_DEVICES: Mapping[str, str] = MappingProxyType(
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Placement:
     """What a pod spec says about where it may go."""
 

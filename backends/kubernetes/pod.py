@@ -6,7 +6,6 @@ import hashlib
 import math
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from backends.kubernetes.names import fitting, literal
@@ -15,6 +14,7 @@ from backends.kubernetes.questions import question
 from backends.kubernetes.settings import Settings
 from orchestrator.backend import SCRATCH_BYTES, File, Launch, Mount
 from orchestrator.errors import Rejected
+from orchestrator.frozen import frozen
 from orchestrator.units import format_bytes
 
 Json = dict[str, Any]
@@ -48,7 +48,7 @@ _CACHES = {
 """What engines write beside their output; each is moved to a place that is writable."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Needs:
     """A key of a Secret that a pod refers to, and what belongs there."""
 
@@ -57,7 +57,7 @@ class Needs:
     reference: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pod:
     """A pod's spec, the files it mounts by ConfigMap, and the Secrets it refers to."""
 

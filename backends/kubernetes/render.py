@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -28,6 +28,7 @@ from backends.kubernetes.pod import Needs, Pod, pod, port_name, port_numbers, qu
 from backends.kubernetes.settings import Settings
 from orchestrator.backend import Group, Launch
 from orchestrator.errors import Rejected
+from orchestrator.frozen import frozen
 
 Json = dict[str, Any]
 
@@ -45,7 +46,7 @@ INSTALL: Mapping[str, str] = {
 """Where an operator reads how to install what a group takes."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rendered:
     """The objects of one group.
 

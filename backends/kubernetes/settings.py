@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from orchestrator.errors import ConfigError
+from orchestrator.frozen import frozen
 
 Security = Literal["restricted", "baseline", "image-default"]
 Multinode = Literal["leader-worker-set", "statefulset"]
@@ -22,7 +23,7 @@ PROMETHEUS = "http://prometheus-operated.monitoring:9090"
 """Where the Prometheus operator of kube-prometheus-stack answers."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fabric:
     """A fast network between the nodes of one replica, as this site's device plugin names it.
 
@@ -60,7 +61,7 @@ class Fabric:
         return not self.accelerators or accelerator in self.accelerators
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gateway:
     """A Gateway of the cluster that leads to services, beside or instead of Modelyard's own.
 
@@ -87,7 +88,7 @@ class Gateway:
     fail_open: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pool:
     """Machines that an autoscaler makes on demand, which no node shows while there are none.
 
@@ -109,7 +110,7 @@ class Pool:
     spot: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settings:
     """What an operator says of a cluster, for every object that is written there.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,6 +12,7 @@ from backends.kubernetes.client import parse_time
 from backends.kubernetes.names import ATTEMPT, DIGEST, HASH, KIND, LAUNCH, NODES, RUN
 from backends.kubernetes.queue import QUEUE, of_pod
 from orchestrator.backend import LABEL, GroupStatus, Instance, Phase, Reason
+from orchestrator.frozen import frozen
 
 Json = dict[str, Any]
 
@@ -36,7 +37,7 @@ _TAKEN = frozenset({"Evicted", "Preempting", "Preempted", "NodeShutdown", "Termi
 _LOST = frozenset({"NodeLost", "ContainerStatusUnknown"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class World:
     """The objects of ours in a namespace: owners of every kind, and pods.
 

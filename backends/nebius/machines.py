@@ -7,7 +7,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from backends.vm.port import KeySpent, Order, Vm
 from backends.vm.rest import Gone, Taken
 from orchestrator.backend import Check, Growth, Offer, Rent
 from orchestrator.errors import BackendError, Busy, Misconfigured, Rejected
+from orchestrator.frozen import frozen
 from orchestrator.units import GIB
 
 KEPT_S = 86_400
@@ -50,7 +51,7 @@ MORE_GIB = 1024
 """By how much a disk is larger that is asked about beside those of the settings' size, to learn its price."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settings:
     """What the configuration says of one account; each project is in one region."""
 
@@ -63,7 +64,7 @@ class Settings:
     url: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Project:
     """A project of the account: its region, and the tenant that it belongs to."""
 

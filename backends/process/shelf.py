@@ -18,7 +18,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import Any, Literal
 from backends.process import supervise
 from backends.process.output import Changes
 from orchestrator.backend import Instance, Phase
+from orchestrator.frozen import frozen
 
 MARK = "MODELYARD_LAUNCH_FOLDER"
 """Environment variable by which processes of a launch are known when their supervisor is gone."""
@@ -35,7 +36,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 KILL_S = 10.0  # how long a killed process may take to go
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Record:
     """What is written down of a launch before it starts: all that is asked for later, no secrets."""
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -17,6 +16,7 @@ from backends.vm.options import secret
 from backends.vm.rest import Gone, Rest, trusted
 from orchestrator.backend import Growth, Offer
 from orchestrator.errors import Busy, Unreachable
+from orchestrator.frozen import frozen
 
 URL = "https://api.runpod.io"
 
@@ -27,7 +27,7 @@ HOURS_A_MONTH = 730
 REGISTRY = "modelyard-"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Line:
     """A line of a pod's output; ``cursor`` is where the stream goes on after it."""
 

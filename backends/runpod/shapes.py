@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any
 
 from orchestrator.backend import LABEL, Growth, Offer, Rent
+from orchestrator.frozen import frozen
 from orchestrator.units import GIB
 
 GB = 10**9
@@ -41,7 +42,7 @@ ENDED = ("EXITED", "ERROR")
 """A pod that stands still; nothing of it is paid for but a volume, and ours have none."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pod:
     """A pod of ours: its container's state, its labels, and where its ports are reached."""
 

@@ -8,7 +8,7 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -42,6 +42,7 @@ from orchestrator.errors import (
     Rejected,
     Unreachable,
 )
+from orchestrator.frozen import frozen
 from orchestrator.units import GIB
 
 _ERRORS: Mapping[Refuse, Callable[..., BackendError]] = {
@@ -67,7 +68,7 @@ _TOLD: Mapping[Refuse, str] = {
 _TICK_S = 0.05  # how often a blocked reader looks whether its injected clock was moved
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Call:
     """One call of a method that changes or reads the world, and the launch it named."""
 

@@ -8,11 +8,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from orchestrator.backend import Instance, Phase, Reason, Resources
+from orchestrator.frozen import frozen
 
 Refuse = Literal["no-capacity", "quota", "auth", "image", "rejected", "busy", "unreachable"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Script:
     """What one launch does, from its start to its end; times are in seconds.
 

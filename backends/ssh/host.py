@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network
 from threading import Event as Flag
@@ -22,6 +22,7 @@ from backends.ssh.placement import Gang, Room, blocks_taken, node_environment
 from backends.ssh.survey import Survey, parse, script
 from orchestrator.backend import LABEL, Check, Host, HostDevice, Instance, Launch, Phase, Progress
 from orchestrator.errors import BackendError, NoCapacity, Rejected, Unreachable
+from orchestrator.frozen import frozen
 from orchestrator.units import format_bytes
 
 NODES = LABEL + "nodes"
@@ -425,7 +426,7 @@ def fell_with(ended: Instance, engine_since: datetime | None) -> bool:
     return ended.exit_code == FOUND_DEAD and finished - engine_since < GOING_DOWN
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Trouble:
     """What is wrong with a host, and what to do about it."""
 

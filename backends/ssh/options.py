@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 from orchestrator.backend import Leave
 from orchestrator.errors import ConfigError
+from orchestrator.frozen import frozen
 
 ENGINE_SOCKET = "/var/run/docker.sock"
 HOST_KEYS = ("strict", "accept-new")
@@ -30,7 +31,7 @@ _HOSTNAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:%-]*")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@\\+-]*")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Login:
     """How to reach a machine over SSH; what is None is left to ``ssh`` and its own configuration."""
 
@@ -45,7 +46,7 @@ class Login:
         return self.hostname.lower(), self.port or 22
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Host:
     """One machine of a backend.
 
@@ -62,7 +63,7 @@ class Host:
     engine_socket: str = ENGINE_SOCKET
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hold:
     """Why nothing new starts on a host, and how what is there is to leave."""
 

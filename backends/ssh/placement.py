@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from backends.devices import choose, of_kind
 from backends.machine import Device
 from orchestrator.backend import Launch, Resources
+from orchestrator.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Room:
     """What a host has, and what of it is free.
 
@@ -119,7 +120,7 @@ def spread(name: str, hosts: Sequence[str]) -> list[str]:
     return sorted(hosts, key=lambda host: hashlib.sha256(f"{host}\0{name}".encode()).digest())
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gang:
     """The nodes of one attempt at one replica, and the hosts they go to, by rank."""
 

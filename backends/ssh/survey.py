@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from backends.machine import (
@@ -27,6 +27,7 @@ from backends.machine import (
     parse_nvidia_minors,
     tpu_devices,
 )
+from orchestrator.frozen import frozen
 
 TOOL_S = 20
 """How long a vendor's tool may take: without the persistence daemon it wakes every GPU first."""
@@ -102,7 +103,7 @@ s end
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Survey:
     """What a host said of itself.
 

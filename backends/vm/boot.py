@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from orchestrator.backend import LABEL
+from orchestrator.frozen import frozen
 
 FOLDER = "/var/lib/modelyard"
 
@@ -34,7 +34,7 @@ TOOLKIT: tuple[str, ...] = (
 (docs.nvidia.com/datacenter/cloud-native/container-toolkit, "Configuring Docker")."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Notice:
     """How a machine learns that it is about to be taken away.
 

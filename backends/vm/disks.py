@@ -6,13 +6,13 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from backends.ssh.host import HostDocker
 from backends.vm.port import Vm
 from orchestrator.backend import LABEL, Launch, Rent, Volume
 from orchestrator.errors import Busy, NoCapacity, Rejected
+from orchestrator.frozen import frozen
 from orchestrator.units import GIB
 
 VOLUME = LABEL + "volume"
@@ -27,7 +27,7 @@ MOVED_S = 60.0
 """How long a disk may take from one machine to the next before the start is put off."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Disk:
     """A disk as its cloud sees it; ``machine`` is where it is attached, ``device`` its path there."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Literal, Protocol, runtime_checkable
 
 from orchestrator.backend import LABEL, Check, Offer, Rent
+from orchestrator.frozen import frozen
 
 DEPLOYMENT = LABEL + "deployment"
 NAMESPACE = LABEL + "namespace"
@@ -29,7 +30,7 @@ class KeySpent(Exception):
     """The machine that was created under a key has ended: another one needs another key."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Order:
     """A machine to be created.
 
@@ -46,7 +47,7 @@ class Order:
     gang: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Vm:
     """A machine as its provider sees it.
 
@@ -74,7 +75,7 @@ class Vm:
         return self.state in ("pending", "running")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Belonging:
     """What was made for machines beside themselves, such as a placement group or an address.
 

@@ -12,7 +12,6 @@ import functools
 import ssl
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import (
@@ -24,6 +23,7 @@ from orchestrator.errors import (
     Rejected,
     Unreachable,
 )
+from orchestrator.frozen import frozen
 
 TRIES = 4
 """How often a call that only looks is sent while the answer is "later"."""
@@ -53,7 +53,7 @@ class Taken(Rejected):
     """What was to be made is there already."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Refusal:
     """An error of a cloud, read: its meaning, its code there, and what it says."""
 

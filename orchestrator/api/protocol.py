@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
@@ -14,6 +14,7 @@ from orchestrator.apply.drift import Drift
 from orchestrator.apply.lock import LockedModel
 from orchestrator.backend import Check, Host, Instance, Leave, LogLine, Machine, Offer, Volume
 from orchestrator.errors import AuthFailed, BackendError, Misconfigured, SpecError, Unreachable
+from orchestrator.frozen import frozen
 from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Job, Run, RunEvent, Wanted
 from orchestrator.spec.load import Document
@@ -30,7 +31,7 @@ is ready), or what the word says. A run that has ended has reached whatever it c
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunView:
     """A run with its jobs, oldest first."""
 
@@ -40,7 +41,7 @@ class RunView:
     """What training left; only where one run is asked for."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Offers:
     """What can be had, and the places that did not answer, with the reason of each.
 
@@ -71,7 +72,7 @@ class Offers:
         return kind(what, fix="see: modelyard backend check")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rehearsal:
     """What a cluster says of a plan: the fields it would change, a phrase each, or why it refuses."""
 
@@ -92,7 +93,7 @@ class Rehearsal:
         return tuple(f"{self.place}: {phrase}" for phrase in said)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Orphan:
     """An instance that carries our labels and whose run nobody has on record."""
 
@@ -100,7 +101,7 @@ class Orphan:
     instance: Instance
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stray:
     """A machine that is paid for, carries our deployment's tag, and serves no run; ``why`` says how."""
 
@@ -112,7 +113,7 @@ class Stray:
 Item = TypeVar("Item", Orphan, Stray)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unowned(Generic[Item]):
     """What nobody owns, and the places that could not be looked at, with the reason of each."""
 
@@ -122,7 +123,7 @@ class Unowned(Generic[Item]):
     """What a command ends with for the places that could not be looked at."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FleetView:
     """A place that is made of hosts, as it is now.
 

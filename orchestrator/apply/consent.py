@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from orchestrator.apply.fleets import FleetPlan
 from orchestrator.apply.planning import Plan, RunPlan, loses_work
 from orchestrator.apply.sets import Deletion
 from orchestrator.errors import UsageError
+from orchestrator.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Consent:
     """What a user allows beyond starting and updating.
 

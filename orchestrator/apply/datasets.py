@@ -7,13 +7,13 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.engines import trainer
 from orchestrator.engines.buckets import is_bucket
 from orchestrator.engines.tuning_entry import CLAIM, read_json
 from orchestrator.errors import Problem, SpecError
+from orchestrator.frozen import frozen
 from orchestrator.planner.tune import TuningQuestion
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import Train
@@ -23,7 +23,7 @@ MOST_BYTES = 4 * 2**30
 _READ = (".jsonl", ".json", ".csv")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Row:
     """One row's columns, and where it stands."""
 

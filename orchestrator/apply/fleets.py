@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from orchestrator.apply.of_spec import OfSpec
 from orchestrator.apply.sets import FleetRecord, Scope, joined, joining
 from orchestrator.backend import FLEET, Launch, Rent
 from orchestrator.errors import Problem, UsageError
+from orchestrator.frozen import frozen
 from orchestrator.planner.plan import Action, Placed
 from orchestrator.reconcile import Retry, Run, Template
 from orchestrator.reconcile.values import Holding, RetryEvent
@@ -19,7 +20,7 @@ from orchestrator.spec.parts import Change
 from orchestrator.spec.values import IntRange
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FleetPlan(OfSpec):
     """What would be done for one fleet.
 

@@ -11,11 +11,12 @@ import json
 import os.path
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from pathlib import Path
 
 from orchestrator.apply.planning import Plan, RunPlan
 from orchestrator.errors import PlanRefused
+from orchestrator.frozen import frozen
 from orchestrator.spec.load import STDIN, Document
 from orchestrator.spec.models import Model, Service, Task
 from orchestrator.store.codec import decode
@@ -25,7 +26,7 @@ SCHEMA = "modelyard/lock/v1"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LockedModel:
     """A model and the commit that the revision a spec asks for was; None where there is no hub."""
 
@@ -34,7 +35,7 @@ class LockedModel:
     commit: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Locked:
     """What one run was resolved to; accelerators are those of one node."""
 
@@ -46,7 +47,7 @@ class Locked:
     nodes: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Lock:
     """What the runs of one folder were resolved to, by name."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from orchestrator.apply.imagined import anywhere, imagined_world, vendor_of
@@ -11,6 +10,7 @@ from orchestrator.apply.lock import model_of
 from orchestrator.apply.planning import RunPlan, plan_documents
 from orchestrator.backend import Can, Launch
 from orchestrator.catalog.references import read_reference
+from orchestrator.frozen import frozen
 from orchestrator.planner.mirrors import Mirrors
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import Fleet, Model, Service, Task, Volume
@@ -22,7 +22,7 @@ ANYTHING = frozenset(Can) - {Can.GROUPS, Can.RENT, Can.KEEP, Can.HOLD}
 """What the imagined place is able to do: nothing is refused, and what names no image needs none."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ImageNeed:
     """An image, what the mirrors make of it, and the runs that start from it."""
 
@@ -36,7 +36,7 @@ class ImageNeed:
         return read_reference(self.reference).digest
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HubNeed:
     """Something of the model hub at a revision, None for its default branch, and the runs that load it."""
 
@@ -46,7 +46,7 @@ class HubNeed:
     runs: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Needs:
     """All that the runs of some documents need, ordered by name."""
 

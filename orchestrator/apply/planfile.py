@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from orchestrator.errors import (
     SpecError,
     UsageError,
 )
+from orchestrator.frozen import frozen
 from orchestrator.planner.ask import Work
 from orchestrator.planner.compose import Inputs
 from orchestrator.planner.plan import Choice, Placed
@@ -51,7 +52,7 @@ _SHORTEST_SECRET = 8
 """Characters below which a value is too common to be found by searching for it."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Origin:
     """What a plan was made with: the program's version and the digest of its catalog."""
 
@@ -59,7 +60,7 @@ class Origin:
     catalog: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Saved:
     """A plan file that was read and found whole; ``steps`` are still to be held to the record."""
 

@@ -25,6 +25,7 @@ from orchestrator.apply.sets import NO_SET, Deletion, FleetRecord, Scope, deleti
 from orchestrator.backend import SCRATCH_BYTES, Can, Launch, Mount, Offer, Rent, Scaling
 from orchestrator.engines.job import Adapters, relisted
 from orchestrator.errors import Denied, ModelError, NothingFits, Problem, Refusal, SpecError, UsageError
+from orchestrator.frozen import frozen
 from orchestrator.planner.ask import Names, Work, demand_of, fleet_demand, runs_bare
 from orchestrator.planner.compose import Inputs, compose, fixed_port, opens_itself
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
@@ -61,7 +62,7 @@ if TYPE_CHECKING:  # catalog, sizing and engines: a third of a plan's time, and 
 _Found = TypeVar("_Found")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class World:
     """What a plan is made against.
 
@@ -98,7 +99,7 @@ class World:
     """The rank that an adapter's weights tell; None where they are not at hand."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunPlan(OfSpec):
     """What would be done for one document that runs containers.
 
@@ -130,7 +131,7 @@ class RunPlan(OfSpec):
     """What the cluster that keeps it has otherwise than it was told, where the spec changes nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class VolumePlan(OfSpec):
     """What would be done for one volume."""
 
@@ -142,7 +143,7 @@ class VolumePlan(OfSpec):
     set_name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Difference:
     """How one document differs from the record, and what applying it would do.
 
@@ -428,7 +429,7 @@ def _rent(offer: Offer, *, shared: bool) -> Rent:
     return replace(rent, cpu=offer.cpu, memory_bytes=offer.memory_bytes) if shared else rent
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Engine:
     """What an engine was found to do for a spec, and where; ``beside`` the run it replaces or not.
 
@@ -510,7 +511,7 @@ def _compare(
     return ("update" if changed else "unchanged"), changed
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Placing:
     """One spec on its way to a place; ``replaced`` is the run whose room it may take over."""
 

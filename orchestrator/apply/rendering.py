@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.apply.fleets import FleetPlan
@@ -11,6 +10,7 @@ from orchestrator.apply.imagined import anywhere, imagined_world, vendor_of
 from orchestrator.apply.planning import RunPlan, VolumePlan, plan_documents
 from orchestrator.backend import Backend, Group, Renderer, Rendering
 from orchestrator.errors import UsageError
+from orchestrator.frozen import frozen
 from orchestrator.planner.mirrors import NO_MIRRORS, Mirrors
 from orchestrator.reconcile.values import group_from
 from orchestrator.spec.load import Document
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.catalog import ModelFacts
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Manifest:
     """One document in a place's own language, and what has to be there for it."""
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from orchestrator.errors import UsageError
+from orchestrator.frozen import frozen
 from orchestrator.reconcile import Run, Wanted
 from orchestrator.spec.parts import Change
 from orchestrator.spec.values import NAME, NAME_RULE
 from orchestrator.store.values import Fleet, Volume
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scope:
     """Under which set documents are applied, and whether what is no longer among them goes.
 
@@ -33,7 +34,7 @@ class Scope:
 NO_SET = Scope()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FleetRecord:
     """A fleet as it is on record, and who is on it.
 
@@ -51,7 +52,7 @@ class FleetRecord:
         return frozenset(self.bound).union(*self.on.values())
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Deletion:
     """What a prune would delete: a run as it is on record, a volume or a fleet."""
 

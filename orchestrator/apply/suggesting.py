@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from orchestrator.backend import Can
 from orchestrator.catalog.hardware import known_names
 from orchestrator.engines.written import Written, written
 from orchestrator.errors import ModelyardError, SpecError
+from orchestrator.frozen import frozen
 from orchestrator.importers import Imported
 from orchestrator.importers.draft import write
 from orchestrator.spec.interpolation import AnyVariables
@@ -33,7 +34,7 @@ _PLACE = "anywhere"
 _CAN = frozenset(Can) - {Can.BARE, Can.GROUPS, Can.SCALES, Can.RENT}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Offered:
     """What the planner says of a suggestion.
 
@@ -50,7 +51,7 @@ class Offered:
     free: RunPlan | ModelyardError
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Suggestion:
     """A document of ours that an engine's command could be; ``text`` is "" where none could be made.
 

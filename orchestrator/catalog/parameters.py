@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 from orchestrator.catalog.values import LayerKind, ModelFacts
+from orchestrator.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Parameters:
     """Where a model's parameters are; ``total`` adds them up.
 

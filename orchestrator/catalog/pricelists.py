@@ -10,7 +10,6 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
 from io import StringIO
 from pathlib import Path
@@ -20,6 +19,7 @@ from orchestrator.catalog.lines import own
 from orchestrator.catalog.pricing import is_price, price_line
 from orchestrator.catalog.values import Accelerator, PriceRow
 from orchestrator.errors import ConfigError, Position, Problem
+from orchestrator.frozen import frozen
 from orchestrator.units import GB, GIB
 
 _MEBIBYTES = re.compile(r"'?SizeInMiB'?:\s*([\d.]+)")
@@ -47,7 +47,7 @@ _N1_HOSTS = {1: "n1-highmem-8", 2: "n1-highmem-16", 4: "n1-highmem-32", 8: "n1-h
 """Older GPUs go with any N1 machine; these are the ones SkyPilot itself chooses."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PriceList:
     """What was read from a price list, and every line that was refused with the reason."""
 
@@ -209,7 +209,7 @@ def read_skypilot(text: str, *, provider: str, as_of: date | None, file: str = "
     return _sorted(found, refused)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Quote:
     """One line's machine and prices, texts as the list has them."""
 

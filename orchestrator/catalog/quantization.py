@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import ModelError
+from orchestrator.frozen import frozen
 
 METHODS = (
     "auto-round", "awq", "awq_marlin", "bitsandbytes", "bnb", "compressed-tensors", "eetq", "exl2",
@@ -25,7 +25,7 @@ _NF4_BITS = 4.5
 _NF4_DOUBLE_BITS = 4.127
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Quantization:
     """How weights were made: ``bits`` per weight with scales, None where the config does not say."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import date
 from typing import Literal
+
+from orchestrator.frozen import frozen
 
 LayerKind = Literal["full", "sliding", "linear", "none"]
 """How a layer mixes tokens. Only ``full`` and ``sliding`` layers keep keys and values that grow
@@ -14,7 +16,7 @@ Attention = Literal["mha", "mla"]
 """``mha`` covers MHA, GQA and MQA (they differ in ``kv_heads`` only)."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Accelerator:
     """One device, as a program sees it.
 
@@ -51,7 +53,7 @@ class Accelerator:
     """Fields that are arithmetic on sourced figures, not read from a source."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class VisionFacts:
     """A vision tower, where the config gives one."""
 
@@ -73,7 +75,7 @@ Norm = Literal["none", "head", "full"]
 """Norms of queries and keys: one weight per head dimension, or one over all heads together."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Heads:
     """The head layout of one kind of layer, where kinds differ in it."""
 
@@ -83,7 +85,7 @@ class Heads:
     v_head_dim: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Trim:
     """The small tensors of an architecture: nothing to a plan, all that an exact count lacks.
 
@@ -111,7 +113,7 @@ class Trim:
     model_other: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModelFacts:
     """What a model is, from its ``config.json``: all that sizing needs, and nothing it computes.
 
@@ -220,7 +222,7 @@ class ModelFacts:
         return Heads(self.heads, self.kv_heads, self.head_dim, self.v_head_dim)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PriceRow:
     """What one kind of instance costs at a provider, as somebody read it on a day.
 
@@ -256,7 +258,7 @@ class PriceRow:
         return self.as_of is not None and self.confidence != "low"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Image:
     """The container image of one engine version for one family of accelerators."""
 

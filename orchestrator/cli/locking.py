@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.errors import NothingFits, UsageError
+from orchestrator.frozen import frozen
 
 if TYPE_CHECKING:
     from orchestrator.api import Api, Plans
@@ -34,7 +34,7 @@ def _tell_silent(api: Api) -> None:
         typer.echo("\n".join(silent_lines(api.silent)), err=True)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Locking:
     """What a command does about the locks beside its files."""
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from orchestrator.frozen import frozen
 
 RECORDED_MODULES = "5.23.0"
 """The version of transformers whose models' modules are recorded."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Architectures:
     """Class names as in a ``config.json``: those served, and those an older version served.
 

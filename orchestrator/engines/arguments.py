@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from orchestrator.engines.flags import Flag, Flags, load
 from orchestrator.engines.job import KvDtype, ServingJob, Spelled, Stated
+from orchestrator.frozen import frozen
 
 _NAME = re.compile(r"--?[A-Za-z][\w.-]*")
 _GLUED = re.compile(r"(-[A-Z])(\d+)")  # -O3
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Option:
     """One option of a command line with its values, none for a switch."""
 
@@ -70,7 +71,7 @@ def render(options: Iterable[Option]) -> tuple[str, ...]:
     return tuple(word for o in options for word in o.render())
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rules:
     """What an engine says about its user's options, by the option's main name.
 
@@ -230,7 +231,7 @@ def kv_dtype(text: str) -> KvDtype:
     return "bf16" if text == "bfloat16" else "auto"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settled:
     """A job with the user's options read into it, and those options as they were given."""
 

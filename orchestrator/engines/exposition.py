@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from orchestrator.engines.job import Metrics
+from orchestrator.frozen import frozen
 
 _LABELS = r'(?:\{(?:[^"\n}]|"(?:[^"\\\n]|\\.)*")*\})?'
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EngineLoad:
     """What one replica's engine tells; None is not told.
 

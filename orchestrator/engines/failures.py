@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+from orchestrator.frozen import frozen
 
 Kind = Literal["device-memory", "config", "denied", "download", "disk", "driver"]
 
@@ -14,7 +15,7 @@ LINES = 80
 MOST_TOLD = 200
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Failure:
     """What an engine ended of, and the line that says so.
 

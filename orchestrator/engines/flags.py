@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.frozen import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class Flag:
     """One option: its first long name, whether values follow, and what the parser checks.
 
@@ -27,7 +28,7 @@ class Flag:
     known: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Flags:
     """All options of one version of an engine, by every spelling."""
 

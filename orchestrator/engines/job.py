@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from orchestrator.backend import MODEL, File, Launch, Mount, Port, Probe
+from orchestrator.frozen import frozen
 
 if TYPE_CHECKING:  # the record names an engine's failures, and a small plan reads no catalog
     from orchestrator.catalog.values import Accelerator, ModelFacts
@@ -22,7 +23,7 @@ LOAD_BYTES_S = 125 * 2**20
 """Planning rate of reading weights from disk: the baseline of an AWS gp3 volume (EBS user guide)."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Source:
     """Where the weights come from.
 
@@ -56,7 +57,7 @@ class Source:
         return scheme if found else "hub"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Adapter:
     """LoRA weights served beside the base model; ``rank`` is None when unknown."""
 
@@ -65,7 +66,7 @@ class Adapter:
     rank: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Adapters:
     """How an engine takes adapters while it runs.
 
@@ -114,7 +115,7 @@ def relisted(command: Sequence[str], flag: str, named: Sequence[str]) -> tuple[s
     return tuple(words)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServingJob:
     """One replica of a served model, sized: all that an engine needs to write its command.
 
@@ -189,7 +190,7 @@ class ServingJob:
         return room_for(adapter.rank for adapter in self.adapters)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stated:
     """What a user's own options say of a job's fields of the same name; None where they are silent.
 
@@ -210,7 +211,7 @@ class Stated:
     """Whether the model is told to pool rather than to generate."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Metrics:
     """Where an engine tells its load, and under which names; every spelling its versions used.
 
@@ -229,7 +230,7 @@ class Metrics:
     steps: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Profile:
     """What the container has to be allowed: its user, and where it writes.
 
@@ -241,7 +242,7 @@ class Profile:
     writable: tuple[str, ...] = ("/tmp",)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EngineLaunch:
     """A serving job as one container: everything the engine decides about a ``Launch``.
 
@@ -402,7 +403,7 @@ class Fetched(Protocol):
         """Return pairs of variable and reference."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Spelled:
     """How people start an engine themselves, and which of its options a spec has a field for.
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from orchestrator.catalog.values import Accelerator
 from orchestrator.engines.job import ServingJob
+from orchestrator.frozen import frozen
 
 BF16_FROM = (8, 0)
 """Compute capability from which NVIDIA devices multiply bfloat16 (CUDA C++ programming guide)."""
@@ -34,7 +34,7 @@ _MADE_IN: Mapping[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Method:
     """Where one quantization method works, in one engine.
 
@@ -51,7 +51,7 @@ class Method:
     others: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Choice:
     """The method a job comes down to: ``None`` for plain weights; ``online`` when made at load."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from orchestrator.frozen import frozen
 
 _COMPUTED = re.compile(r"\$\(\([^()]*(?:\([^()]*\)[^()]*)*\)\)|\$\([^()]*(?:\([^()]*\)[^()]*)*\)|`[^`]*`")
 """What a shell puts in by running something: it has no value here."""
@@ -21,7 +23,7 @@ _LEADING = frozenset(
 """Words that may stand before a program and change nothing about it."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Command:
     """One simple command: its words with known variables filled in, and the names that were."""
 

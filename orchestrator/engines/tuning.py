@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -24,6 +24,7 @@ from orchestrator.engines import (
 )
 from orchestrator.engines.flags import Flags
 from orchestrator.engines.job import FETCH_BYTES_S, LOAD_BYTES_S, EngineLaunch, Source
+from orchestrator.frozen import frozen
 from orchestrator.spec.rules import Finding
 from orchestrator.units import GIB
 
@@ -38,7 +39,7 @@ STEP_S = 60
 """Allowed for the step that runs when the signal comes; a checkpoint is written after it."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Dataset:
     """Data to train on: a hub id, or a folder or jsonl file at ``path`` inside the container."""
 
@@ -56,7 +57,7 @@ class Dataset:
         return (self.path or "").endswith((".jsonl", ".json"))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tuned:
     """What is trained: every weight (``none``), or an adapter over frozen weights."""
 
@@ -72,7 +73,7 @@ class Tuned:
         return self.alpha if self.alpha is not None else 2.0 * self.rank
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TuningJob:
     """One training run, sized: all that a trainer needs to write its command and configuration.
 
@@ -136,7 +137,7 @@ class TuningJob:
 Columns = frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SpelledTraining:
     """How people start a trainer themselves, and which of its settings a spec has a field for.
 

@@ -8,19 +8,20 @@ is pushed). What was said last is kept beside what is kept of models.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from orchestrator.errors import HubUnreachable, ModelError
 from orchestrator.facts.hub import Hub, Shelf, connected, refuse
+from orchestrator.frozen import frozen
 
 WAIT_S = 5.0
 """A plan does not wait longer for what it can do without."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DatasetFacts:
     """A data set as its hub describes it; columns and rows are None where the card does not say."""
 
@@ -31,7 +32,7 @@ class DatasetFacts:
     rows: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unknown:
     """Nobody could say what a data set holds; ``why`` in a few words."""
 

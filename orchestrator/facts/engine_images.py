@@ -7,12 +7,12 @@ import json
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.catalog.references import read_reference
 from orchestrator.errors import Denied, ModelyardError, NotFound, Unreachable
+from orchestrator.frozen import frozen
 
 if TYPE_CHECKING:
     import docker
@@ -67,7 +67,7 @@ def digest_of(client: docker.APIClient, reference: str) -> str:
     return str(told["Descriptor"]["digest"])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Saved:
     """An image as a file: what ``docker load`` calls it, and the file's size and SHA-256."""
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from orchestrator.catalog.values import LayerKind, ModelFacts
 from orchestrator.errors import ModelError
+from orchestrator.frozen import frozen
 
 _MAGIC = b"GGUF"
 _MOST = 10_000_000  # entries of a table or an array; a damaged count must not fill the memory
@@ -59,7 +60,7 @@ _KEY_TENSORS = {"attn_k.weight", "attn_qkv.weight", "attn_kv_a_mqa.weight"}
 _MIXER_TENSORS = ("ssm_", "shortconv", "time_mix")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gguf:
     """What a GGUF header says: ``metadata`` with lists as their lengths, and bytes by tensor."""
 

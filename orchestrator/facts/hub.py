@@ -19,6 +19,7 @@ from urllib.parse import quote
 from orchestrator.catalog.values import ModelFacts
 from orchestrator.errors import Denied, HubUnreachable, ModelError
 from orchestrator.facts.files import assemble
+from orchestrator.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,7 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 _SMALL_FILE = 64 * 2**20  # configs and indexes; the largest public index is some 10 MB
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hub:
     """Where models are published, and the token to read with (never shown)."""
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeAlias
 
 from orchestrator.errors import ModelError
+from orchestrator.frozen import frozen
 
 _LENGTH_BYTES = 8
 _LARGEST_HEADER = 100_000_000  # the limit of the reference implementation
@@ -32,7 +32,7 @@ Read: TypeAlias = Callable[[int, int], bytes]
 """Returns ``length`` bytes from ``start``, fewer at the end: a file, or a range of a URL."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tensor:
     """One tensor as a header describes it."""
 

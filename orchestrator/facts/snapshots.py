@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from orchestrator.errors import ModelError
 from orchestrator.facts.hub import Hub, connected, refuse
+from orchestrator.frozen import frozen
 
 if TYPE_CHECKING:
     import httpx
@@ -19,7 +19,7 @@ SECOND_COPIES = ("original/", "metal/")
 """Folders in which some publishers keep their weights once more, in a form that no engine here reads."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Snapshot:
     """A commit of a repository, and what was written of it."""
 

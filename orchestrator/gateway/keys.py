@@ -6,10 +6,10 @@ import hashlib
 import json
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from orchestrator.errors import StoreError
+from orchestrator.frozen import frozen
 
 PREFIX = "@gateway/"
 """Begins the names of the secrets that keys are kept under; no run is called so, whose variables are
@@ -18,7 +18,7 @@ START = "my-"
 """What every key begins with, so that scanners for leaked secrets can find it."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Key:
     """Who asks: a name for the accounts, the SHA-256 of the key, and the services it opens.
 
@@ -78,7 +78,7 @@ class KeyShelf(Protocol):
         """Return one of them."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Keys:
     """Every key by its digest."""
 

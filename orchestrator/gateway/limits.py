@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from orchestrator.frozen import frozen
 
 MOST_BUCKETS = 10_000
 """Clients remembered per service; the longest unseen is forgotten first."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rate:
     """A limit of a spec: requests a second for one client under ``prefix``, ``burst`` ahead of it.
 

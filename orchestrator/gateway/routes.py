@@ -7,11 +7,12 @@ import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from types import MappingProxyType
 from typing import Any
 
 from orchestrator.engines.job import Adapters, Metrics
+from orchestrator.frozen import frozen
 from orchestrator.gateway.limits import Rate
 from orchestrator.gateway.scaling import Rule, rule_of
 from orchestrator.reconcile.adapters import refused_in
@@ -32,7 +33,7 @@ FEW_STARTS = 5
 _ESCAPES = re.compile(r"//|\\|%2e|%2f|%5c|%00|/\.{1,2}(?:/|$)", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Replica:
     """One replica that answers: its job's name, and where it listens.
 
@@ -47,7 +48,7 @@ class Replica:
     adapters: frozenset[str] | None = field(default=None, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scaled:
     """How many replicas a service is to have, and by what rule that changes."""
 
@@ -55,7 +56,7 @@ class Scaled:
     replicas: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServiceRoute:
     """One service as the gateway sees it.
 
@@ -122,7 +123,7 @@ class ServiceRoute:
         return path.startswith("/") and _ESCAPES.search(path) is None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Routes:
     """Every service by name, and which of them serves a model; ``serial`` is the record's."""
 

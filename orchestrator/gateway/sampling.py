@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from orchestrator.engines.exposition import EngineLoad
+from orchestrator.frozen import frozen
 from orchestrator.gateway.scaling import Sample
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Told:
     """What one replica's engine told last, and what it had told before; None where it did not answer."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
+from orchestrator.frozen import frozen
 from orchestrator.spec.models import Service
 
 Metric = Literal["queue", "running", "rps", "kv_cache", "ttft"]
@@ -35,7 +35,7 @@ START_S = 60.0
 """How long a replica takes to come, where none has been seen to."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sample:
     """What was seen of a service at one moment, over all its replicas; None is not known.
 
@@ -63,7 +63,7 @@ class Sample:
         return self.queue == 0 and self.running == 0 and not self.rps
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rule:
     """When a service grows and shrinks.
 
@@ -128,7 +128,7 @@ def rule_of(spec: Service) -> Rule | None:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scale:
     """How many replicas there should be, and why."""
 

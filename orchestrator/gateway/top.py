@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from orchestrator.frozen import frozen
 
 _SAMPLE = re.compile(r"^modelyard_gateway_(\w+)\{([^}\n]*)\} (\S+)$", re.MULTILINE)
 _SERVICE = re.compile(r'service="([^"]*)"')
@@ -13,7 +14,7 @@ Told = Mapping[tuple[str, str], float]
 """Sums over all labels but the service, by name and service."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServiceNow:
     """One service: its replicas, its load, and what it cost; rates are over the time between two looks.
 

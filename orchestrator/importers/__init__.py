@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from orchestrator.errors import Problems
+from orchestrator.frozen import frozen
 from orchestrator.importers.settle import Imported, settle
 from orchestrator.importers.theirs import Theirs
 from orchestrator.spec.tree import Node
@@ -28,7 +28,7 @@ TOOLS = ("compose", "dstack", "skypilot")
 """Whose YAML can be read; the module of that name beside this one reads it."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Profiles:
     """A file of defaults beside a configuration, as dstack has it; without a name its default one counts."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from orchestrator.catalog.hardware import known_names
 from orchestrator.errors import Position, Problem, Problems, SpecError
+from orchestrator.frozen import frozen
 from orchestrator.importers.draft import Draft, Path, write
 from orchestrator.importers.theirs import Theirs
 from orchestrator.spec.interpolation import AnyVariables
@@ -14,7 +15,7 @@ from orchestrator.spec.load import read
 from orchestrator.spec.tree import Entries, Entry, Node, Scalar, Source
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Imported:
     """Documents of ours as YAML, and what of the original is not in them, by place."""
 

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import NoReturn
 
 from orchestrator.errors import Position, Problem, SpecError
+from orchestrator.frozen import frozen
 from orchestrator.importers.draft import Draft, Place
 from orchestrator.spec.interpolation import looks_secret
 from orchestrator.spec.tree import Entries, Entry, Items, Node, Scalar, Source, Value
@@ -22,7 +23,7 @@ _WORDS_OF_1_1: Mapping[str, bool] = {
 """What these tools' YAML 1.1 takes for booleans and 1.2 for text (yaml.org/type/bool.html)."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Profile:
     """Keys that a document may leave out, under a name."""
 

@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Self
 
 from orchestrator.backend import Backend, Group, GroupBackend, HostKeeper, Instance, Launch, Phase, Renter
 from orchestrator.errors import BackendError, NoCapacity, NotFound, Rejected, StateMoved, Temporary
+from orchestrator.frozen import frozen
 from orchestrator.loop.adapters import Tender
 from orchestrator.loop.figures import Figures
 from orchestrator.loop.observe import Observer
@@ -67,7 +68,7 @@ def _say_nothing(*_: object) -> None:
     """Stand in for a hook that nobody set."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hooks:
     """What the world outside may want to know; each is called from any thread.
 

@@ -6,16 +6,17 @@ Deciding is most of a pass over many runs, and of nearly all of them nothing has
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 
 from orchestrator.backend import Instance, Phase
+from orchestrator.frozen import frozen
 from orchestrator.reconcile import Job, Run, Wanted
 from orchestrator.reconcile.steps import Observed
 from orchestrator.reconcile.values import Loaded
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rest:
     """A run of which a pass wanted nothing, with all that it was decided from."""
 

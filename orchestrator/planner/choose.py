@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TypeVar
 
 from orchestrator.catalog.values import Accelerator, ModelFacts
 from orchestrator.engines import Kind, kind_of
+from orchestrator.frozen import frozen
 from orchestrator.planner.parallelism import (
     OPEN,
     Degrees,
@@ -60,7 +61,7 @@ def _all_can(_device: Accelerator, _what: object) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Change:
     """One change to a spec: the field, and the value that would admit a set of accelerators."""
 
@@ -71,7 +72,7 @@ class Change:
         return f"{self.field} {self.value}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Candidate:
     """A set of accelerators that holds the model, and the job as it would run there.
 
@@ -99,7 +100,7 @@ class Candidate:
         return needs.job, needs.on(self.accelerator)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Missed:
     """A set of accelerators that does not hold the model: the first reason, and what would help."""
 
@@ -114,7 +115,7 @@ class Missed:
         return self.helps()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Choices:
     """Candidates, best first, and what fell, in the order of accelerators and counts."""
 

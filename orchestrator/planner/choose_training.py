@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from orchestrator.catalog.values import Accelerator, ModelFacts
+from orchestrator.frozen import frozen
 from orchestrator.planner.choose import SLICE, TOO_LITTLE
 from orchestrator.planner.sizing.training import least_training_bytes, size_training
 from orchestrator.planner.sizing.values import Sharding, Size, TrainingJob
@@ -14,7 +15,7 @@ MOST_MICRO_BATCH = 16
 """Sequences at once beyond which a device is no faster and only fuller."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TrainingCandidate:
     """A set of accelerators that holds the run, and the run as it would be there.
 
@@ -33,7 +34,7 @@ class TrainingCandidate:
         return size_training(self.facts, self.accelerator, self.job)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TrainingMissed:
     """A set of accelerators that does not hold the run, and the first reason."""
 
@@ -44,7 +45,7 @@ class TrainingMissed:
     short_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TrainingChoices:
     """Candidates, best first, and what fell, in the order of accelerators and counts."""
 
@@ -52,7 +53,7 @@ class TrainingChoices:
     missed: tuple[TrainingMissed, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Option:
     """A way to run on a number of devices, and the device memory it takes."""
 

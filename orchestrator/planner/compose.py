@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from orchestrator.backend import MODEL, File, Launch, Mount, Offer, Port, Probe, Resources
+from orchestrator.frozen import frozen
 from orchestrator.planner.ask import Work
 from orchestrator.planner.demand import Demand
 from orchestrator.spec.models import DevEnvironment, MountPoint, Service
@@ -17,7 +17,7 @@ DEFAULT_START_S = 600
 """How long a service may take to its first answer where its spec says nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Inputs:
     """What was read from this machine for a spec: its local files, and the digest of them."""
 
@@ -128,7 +128,7 @@ def _ports(spec: Work) -> tuple[Port, ...]:
     return tuple(ports)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FixedPort:
     """A port of the machine that is asked for by number: where in the spec, and how to leave it open."""
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from orchestrator.frozen import frozen
 from orchestrator.planner.throughput.serving import Throughput
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TokenCost:
     """Dollars per million tokens of a replica at its stated load.
 

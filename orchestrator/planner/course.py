@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from orchestrator.catalog import Accelerator, ModelFacts
+from orchestrator.frozen import frozen
 from orchestrator.planner.choose_training import TrainingMissed, choose_training
 from orchestrator.planner.sizing import TrainingJob
 from orchestrator.planner.throughput import TrainingSpeed
@@ -18,7 +19,7 @@ FEWEST_SAVE_STEPS, MOST_SAVE_STEPS = 10, 500
 """Bounds of what is chosen for it; 500 is transformers' own default (TrainingArguments)."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Course:
     """Steps of a run, and the time of each; None where the data or the device is not known.
 
@@ -69,7 +70,7 @@ def _save_steps(args: Mapping[str, object], step_s: float | None) -> int:
     return min(MOST_SAVE_STEPS, max(FEWEST_SAVE_STEPS, round(CHECKPOINT_EVERY_S / step_s)))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Smaller:
     """A cheaper set of accelerators that does not hold the run, and the change with which it would."""
 

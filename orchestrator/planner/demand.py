@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from orchestrator.backend import SCRATCH_BYTES, Can, Offer
+from orchestrator.frozen import frozen
 from orchestrator.spec.parts import exact_bytes
 from orchestrator.units import GB, GIB, format_bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Span:
     """A closed range; None at either end means open.
 
@@ -27,7 +28,7 @@ class Span:
         return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AcceleratorDemand:
     """Which accelerators would do, and how many of them in one node.
 
@@ -69,7 +70,7 @@ IMAGE_BYTES = 28_600_000_000
 """An engine's image as it lies on a disk: that of vLLM, in December 2025 (vllm-project/vllm PR 22377)."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Demand:
     """What one node needs, and where the user allows it to be.
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from orchestrator.catalog import Accelerator
+from orchestrator.frozen import frozen
 from orchestrator.planner.plan import Choice
 from orchestrator.planner.serve import Served
 from orchestrator.planner.sizing import explain_serving, explain_training
@@ -17,7 +16,7 @@ from orchestrator.spec.models import Traffic
 from orchestrator.units import format_bytes, format_figure, format_usd
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Line:
     """One line of a receipt: what it is, what comes out, and how."""
 

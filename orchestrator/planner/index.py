@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from heapq import merge
 from operator import attrgetter
 
 from orchestrator.backend import Offer
 from orchestrator.errors import Refusal
+from orchestrator.frozen import frozen
 from orchestrator.planner.demand import Demand
 from orchestrator.planner.match import OVER_PRICE, STAGES, Stage
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Matched:
     """What is left of the offers for one demand.
 

@@ -8,16 +8,16 @@ combination that exists rather than once for every offer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from orchestrator.backend import Can, Offer
+from orchestrator.frozen import frozen
 from orchestrator.planner.demand import Demand
 from orchestrator.units import GB, GIB, format_bytes
 
 Refuse = Callable[[Offer, Demand], str | None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stage:
     """One reason to refuse, and the offer's fields it depends on.
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from orchestrator.backend import Launch
+from orchestrator.frozen import frozen
 
 ENDPOINT = "HF_ENDPOINT"
 """The variable in which every client of the hub looks for another one (huggingface_hub docs)."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mirrors:
     """What is put in place of registries, and of the model hub; nothing where both are empty.
 

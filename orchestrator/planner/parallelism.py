@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from orchestrator.catalog.values import Accelerator, ModelFacts
+from orchestrator.frozen import frozen
 from orchestrator.planner.sizing.formats import weight_format
 from orchestrator.planner.sizing.values import ServingJob
 
@@ -13,7 +14,7 @@ VOCABULARY_UNIT = 64
 vocab_parallel_embedding.py)."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Layout:
     """How one replica lies on ``nodes`` machines of ``count`` devices each.
 
@@ -44,7 +45,7 @@ class Layout:
         return " x ".join(f"{name} {degree}" for name, degree in degrees if degree > 1) or "one device"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Degrees:
     """Degrees of parallelism that somebody has fixed; None leaves one open, and ``data`` is then 1."""
 

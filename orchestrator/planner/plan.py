@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import islice
 from typing import Literal
 
 from orchestrator.backend import Can, Offer
 from orchestrator.errors import NothingFits, Position, Refusal, WhyNot
+from orchestrator.frozen import frozen
 from orchestrator.planner.demand import Demand
 from orchestrator.planner.index import Matched, OfferIndex
 from orchestrator.planner.match import TOO_FULL
@@ -26,7 +27,7 @@ SHOWN = 5
 """Offers a plan lists; the rest is counted."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Choice:
     """An offer that fits, with what it costs for one replica of the job."""
 
@@ -43,7 +44,7 @@ class Choice:
     """Accelerators of one machine that the job takes; None for as many as the offer has."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Placed:
     """Where one spec can go: the offers that fit, best first, and what fell."""
 

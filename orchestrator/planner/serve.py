@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from itertools import islice
 
 from orchestrator.backend import Mount, Offer
@@ -19,6 +19,7 @@ from orchestrator.engines import Adapter, EngineLaunch, Kind, Source, Stated, en
 from orchestrator.engines import ServingJob as EngineJob
 from orchestrator.engines.job import Precision, room_for
 from orchestrator.errors import NothingFits, Position, WhyNot
+from orchestrator.frozen import frozen
 from orchestrator.planner.choose import (
     TOO_LITTLE,
     Candidate,
@@ -59,7 +60,7 @@ MOST_NODES = 4
 """Machines that one replica may span."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Served:
     """A model as the plan would serve it on one set of accelerators."""
 
@@ -86,7 +87,7 @@ class Served:
         return self.facts.parameters or count_parameters(self.facts)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Question:
     """What is asked: the model, the load, and what the spec says of how."""
 
@@ -236,7 +237,7 @@ def arguments(args: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(words)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Fit:
     """One set of accelerators that holds the model, and the engine that would serve it there."""
 
@@ -313,7 +314,7 @@ class _Fit:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Option:
     """One group of offers on which the model can be served."""
 
@@ -356,7 +357,7 @@ class _Option:
             yield _Ranked(_rank(self, speed, place, choice, sort=sort), self, speed, choice)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Ranked:
     """One offer of a group with its sort key, and how fast it serves."""
 
@@ -561,7 +562,7 @@ def _by_place(found: Choices) -> dict[tuple[str, int], list[Candidate]]:
     return {place: [of[nodes] for nodes in sorted(of)] for place, of in best.items()}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Known:
     """What is known of one question so far, by all that can tell the answers apart."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from orchestrator.engines import ServingJob as EngineJob
 from orchestrator.engines import Source, engine, names
 from orchestrator.engines.job import Precision
 from orchestrator.errors import Refusal
+from orchestrator.frozen import frozen
 from orchestrator.planner.choose import (
     LOADABLE,
     TOO_LITTLE,
@@ -75,7 +76,7 @@ _Prices = Mapping[tuple[str, int], PriceRow]
 """The cheapest row of each accelerator and count."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Price:
     """What a set costs: one row of the price list, as often as there are machines."""
 
@@ -83,7 +84,7 @@ class Price:
     usd_hour: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Speed:
     """What a set makes of a job: tokens a second with their range, and a request's waiting.
 
@@ -99,7 +100,7 @@ class Speed:
     cautions: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AcceleratorSet:
     """``nodes`` machines of ``count`` accelerators each, and a job on all of them.
 
@@ -131,7 +132,7 @@ class AcceleratorSet:
         return self.price.usd_hour / 3600 * 1e6 / self.speed.tokens_s
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sets:
     """Sets that hold a job, best first, and how many fell for which reason."""
 
@@ -156,7 +157,7 @@ def machines(device: Accelerator, devices: int) -> tuple[int, int]:
     return nodes, devices // nodes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answer:
     """The set that was asked about, whether it fits or not, and every set that holds the job."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from orchestrator.backend import Mount
 from orchestrator.engines import Source
 from orchestrator.engines.buckets import is_bucket
+from orchestrator.frozen import frozen
 from orchestrator.spec.models import Adapter, Model, Train
 
 VOLUME = "volume://"
@@ -78,7 +78,7 @@ def output_mount(output: str | None, run: str) -> Mount | None:
     return Mount(output, OUTPUT, "folder" if output.startswith("/") else "volume")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Places:
     """Where a trainer finds the model and the data, where it writes, and what is fetched first.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
 from orchestrator.backend import Mount, Offer
@@ -19,6 +19,7 @@ from orchestrator.engines.buckets import PACKAGES, is_bucket, scheme_of
 from orchestrator.engines.nodes import HOME
 from orchestrator.engines.tuning import Dataset, Tuned, TuningJob
 from orchestrator.errors import NothingFits, Position, Refusal, WhyNot
+from orchestrator.frozen import frozen
 from orchestrator.planner.choose import TOO_LITTLE
 from orchestrator.planner.choose_training import TrainingCandidate, TrainingMissed, choose_training
 from orchestrator.planner.compose import environment
@@ -48,7 +49,7 @@ MOST_NODES = 4
 _TUNINGS: Mapping[str, Tuning] = {"none": "full", "lora": "lora", "qlora": "qlora"}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Trained:
     """A model as the plan would tune it on one set of accelerators."""
 
@@ -75,7 +76,7 @@ class Trained:
         return self.facts.parameters or count_parameters(self.facts)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TuningQuestion:
     """What is asked: the model, the data, and what the spec says of how."""
 
@@ -199,7 +200,7 @@ def tuning_question_of(
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Fit:
     """One set of accelerators that holds the run, as the trainer would run it there."""
 
@@ -209,7 +210,7 @@ class _Fit:
     course: Course
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Option:
     """One group of offers on which the run can take place."""
 

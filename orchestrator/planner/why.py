@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from orchestrator.backend import Offer
 from orchestrator.catalog.values import Accelerator, ModelFacts, PriceRow
 from orchestrator.errors import WhyNot
+from orchestrator.frozen import frozen
 from orchestrator.planner.choose import Missed, contradictions
 from orchestrator.planner.demand import AcceleratorDemand
 from orchestrator.planner.match import OVER_PRICE
@@ -18,7 +19,7 @@ from orchestrator.planner.sizing.weights import published_format
 from orchestrator.units import exact_usd, format_usd
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fallen:
     """Offers of one accelerator and count on which the model is not served, and the first reason."""
 
@@ -109,7 +110,7 @@ def _price_text(price: Price) -> str:
     return f"{place} at ${format_usd(price.usd_hour)}/h, price as of {row.as_of or 'no known day'}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Objection:
     """What of a spec contradicts itself or its model, and the field that says it."""
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, timedelta
 
 from orchestrator.backend import Instance, Phase, Rent, Resources
+from orchestrator.frozen import frozen
 from orchestrator.reconcile.decide import UNKNOWN, Pass
 from orchestrator.reconcile.retry import Again, GiveUp, failures_in_a_row, next_attempt, told
 from orchestrator.reconcile.steps import Observed, Step
@@ -25,7 +26,7 @@ GIVEN_BACK = "idle, and above the least"
 TAKEN = "taken away"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Guest:
     """A launch that is on a fleet, or is to go there, and what it needs."""
 
@@ -38,7 +39,7 @@ class Guest:
         return self.job.name.rsplit("-", 3)[0]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gate:
     """Which of the launches that wait for a fleet may start, and why others never will as things are.
 

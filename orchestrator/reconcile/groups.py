@@ -8,16 +8,17 @@ cluster says it was last told.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from orchestrator.backend import Group, GroupStatus, Instance, Phase
+from orchestrator.frozen import frozen
 from orchestrator.reconcile.ledger import Ledger
 from orchestrator.reconcile.steps import ApplyGroup, DeleteGroup, Forget, GroupAction
 from orchestrator.reconcile.values import Job, JobState, Run, RunState, Wanted, group_of
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GroupSeen:
     """What is known of a run's group.
 
@@ -31,7 +32,7 @@ class GroupSeen:
     refused: tuple[str, str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GroupStep:
     """What one pass asks for, in order, and when to look again at the latest."""
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from orchestrator.frozen import frozen
 from orchestrator.reconcile.values import Job, JobState, Run, RunState, Wanted
 
 ASKED_S = 10.0
@@ -37,7 +37,7 @@ def priority_of(run: Run) -> int:
     return int(json.loads(run.spec).get("priority") or 0)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Claim:
     """A run that wants capacity: where, how urgently, and when it was told last that there is none."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from orchestrator.backend import Rent
+from orchestrator.frozen import frozen
 from orchestrator.reconcile.values import Job, JobState, Retry, RetryEvent
 
 Place = tuple[str, Rent | None]
@@ -26,7 +26,7 @@ _EVENT: dict[str, RetryEvent] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Again:
     """Try again at ``at``, on the backend with this index in the plan's order."""
 
@@ -34,7 +34,7 @@ class Again:
     backend: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GiveUp:
     """Do not try again, and why."""
 

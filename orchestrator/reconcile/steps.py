@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 
 from orchestrator.backend import Group, Instance, Launch
 from orchestrator.engines.failures import Failure
+from orchestrator.frozen import frozen
 from orchestrator.reconcile.values import Job, Loaded, Run, RunEvent, Wanted
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Record:
     """Write down what became of a launch."""
 
@@ -19,7 +20,7 @@ class Record:
     event: RunEvent | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Turn:
     """Write down what became of a run."""
 
@@ -43,7 +44,7 @@ def by_hand(wanted: Wanted) -> str:
     return f"{wanted.value} asked for"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Forget:
     """Drop a deleted run and its jobs from the record; its events stay."""
 
@@ -51,7 +52,7 @@ class Forget:
     event: RunEvent
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ForgetJob:
     """Drop a launch that ended long ago from the record; its events stay."""
 
@@ -59,14 +60,14 @@ class ForgetJob:
     event: None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Told:
     """Write down what a launch told; nothing else of it changes."""
 
     event: RunEvent
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Start:
     """Ask a backend to start a launch."""
 
@@ -75,7 +76,7 @@ class Start:
     launch: Launch
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stop:
     """Ask a backend to end a launch."""
 
@@ -84,7 +85,7 @@ class Stop:
     grace_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Remove:
     """Ask a backend to forget an ended launch."""
 
@@ -92,7 +93,7 @@ class Remove:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Release:
     """Ask a backend to give the machine of an ended launch back, or keep it for ``keep_s``."""
 
@@ -101,7 +102,7 @@ class Release:
     keep_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ApplyGroup:
     """Ask a cluster to keep a group as it now is."""
 
@@ -109,7 +110,7 @@ class ApplyGroup:
     group: Group
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeleteGroup:
     """Ask a cluster to delete a group and all it owns."""
 
@@ -123,7 +124,7 @@ GroupAction = Record | Turn | Forget | ApplyGroup | DeleteGroup
 Action = Record | Turn | Forget | ForgetJob | Start | Stop | Remove | Release
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Step:
     """What one pass asks for, in order, and when to look again at the latest.
 
@@ -135,7 +136,7 @@ class Step:
     yields: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Observed:
     """What the backends say of one run: its instances by backend, or None where nothing is known.
 

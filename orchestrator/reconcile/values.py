@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
 from typing import Literal
 
 from orchestrator.backend import Group, Launch, Rent, Resources, Scaling
+from orchestrator.frozen import frozen
 
 RunType = Literal["task", "service", "dev-environment", "fleet"]
 """``fleet`` is the run of launches that hold rented machines, and run nothing."""
@@ -75,7 +76,7 @@ class JobState(enum.Enum):
 _FINAL_JOB = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.STOPPED})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Retry:
     """When a failed attempt is followed by another.
 
@@ -90,7 +91,7 @@ class Retry:
     most_s: float = 300.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Before:
     """What a run was before its spec was replaced, and worked as: all it takes to make it so again."""
 
@@ -109,7 +110,7 @@ class Before:
         return self.follower if node and self.follower else self.launch
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Holding:
     """How many machines a fleet holds, into how many parts each is divided, and how long an idle one stays.
 
@@ -122,7 +123,7 @@ class Holding:
     idle_s: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Adapter:
     """LoRA weights that replicas serve beside their model: what they are called, and where they are read.
 
@@ -143,7 +144,7 @@ class Adapter:
         return f"{self.name}@{self.revision}" if self.revision else self.name
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Loaded:
     """What an engine was seen to serve beside its model, and why that is not what it should."""
 
@@ -151,7 +152,7 @@ class Loaded:
     trouble: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Template:
     """How a run's launches look and where they may go.
 
@@ -287,7 +288,7 @@ def _given(resources: Resources, rent: Rent) -> Resources:
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Run:
     """The life of one applied spec.
 
@@ -350,7 +351,7 @@ def before_of(run: Run) -> Before | None:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Job:
     """One launch of a run: one replica, one node, one attempt."""
 
@@ -383,7 +384,7 @@ class Job:
     """The adapters that it serves, as ``Adapter.told``, of those that are loaded while it runs."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunEvent:
     """What happened, when, and which action caused it."""
 

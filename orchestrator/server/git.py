@@ -7,10 +7,10 @@ import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import Temporary, UsageError
+from orchestrator.frozen import frozen
 
 TIMEOUT_S = 120
 _SAFE = (
@@ -28,7 +28,7 @@ class GitUnreachable(UsageError, Temporary):
     exit_code = 69
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Source:
     """Where specs lie: a repository, a branch, tag or commit of it, and a folder in it."""
 

@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import termios
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,12 @@ from pydantic import TypeAdapter
 
 from orchestrator.catalog.overlay import use
 from orchestrator.errors import ModelyardError
+from orchestrator.frozen import frozen
 from orchestrator.places import Place, Places, Recorded, read_places
 from orchestrator.wire import problem_of
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Errand:
     """What to run where; ``fleet`` is the place as the record has it, None for one that is configured.
 

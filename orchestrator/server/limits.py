@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
 
 from orchestrator.api import Plans
 from orchestrator.apply import Deletion, FleetPlan, RunPlan, VolumePlan
 from orchestrator.backend import Offer, Rent, Resources
 from orchestrator.errors import Denied
+from orchestrator.frozen import frozen
 from orchestrator.reconcile import Job, JobState, Run, Template, Wanted
 from orchestrator.reconcile.serving import price_of
 from orchestrator.spec.models import Fleet, Service, Spec, spec_of
@@ -18,7 +18,7 @@ from orchestrator.store.values import Limits, Project
 from orchestrator.units import format_usd
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Up:
     """A run that would be up: its launches, its most replicas, and what was planned for each."""
 

@@ -10,13 +10,13 @@ import socket
 import ssl
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from orchestrator.errors import UsageError
+from orchestrator.frozen import frozen
 from orchestrator.server.app import application
 from orchestrator.server.desk import Desk
 from orchestrator.server.duty import Duty
@@ -33,7 +33,7 @@ DRAIN_S = 10
 """How long calls under way may take once the server was told to end."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Door:
     """Where calls come in."""
 

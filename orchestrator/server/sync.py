@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from orchestrator.apply import NOTHING_LOST, Consent, Plan, RunPlan, Scope
 from orchestrator.apply.lock import Lock, by_lock, models_of, read_lock
 from orchestrator.catalog.hardware import known_names
 from orchestrator.errors import ModelyardError, Problem, SpecError
+from orchestrator.frozen import frozen
 from orchestrator.reconcile import RunState, Wanted
 from orchestrator.reconcile.steps import by_hand
 from orchestrator.server import sops
@@ -37,7 +37,7 @@ KEPT = 20
 """Commits whose status is remembered."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wish:
     """What is synced, how often, and what it may lose."""
 

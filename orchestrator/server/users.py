@@ -7,10 +7,10 @@ import hashlib
 import hmac
 import re
 import secrets
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from orchestrator.errors import Denied
+from orchestrator.frozen import frozen
 from orchestrator.store.access import Access
 from orchestrator.store.values import Token
 
@@ -35,7 +35,7 @@ class Role(enum.IntEnum):
         return cls[name.upper()]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Caller:
     """Who asks: the token's id and name, its project and role."""
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from orchestrator.frozen import frozen
 from orchestrator.spec.tree import Entries, Entry, Items, Node, Scalar, Source, resolve
 
 _REFERENCE = re.compile(r"\$\{\{\s*(.*?)\s*\}\}", re.DOTALL)
@@ -82,7 +83,7 @@ def secrets_in(text: str) -> tuple[str, ...]:
     return tuple(found[2] for found in named if found and found[1] == "secrets")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Interpolation:
     """Puts the environment and the run's arguments into trees; what cannot be is a problem."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import BinaryIO
 
 from pydantic import ValidationError
 
 from orchestrator.errors import Position, Problem, Problems
+from orchestrator.frozen import frozen
 from orchestrator.spec.complaints import complain, locate, parse_path
 from orchestrator.spec.forms import nearest, shown
 from orchestrator.spec.interpolation import Interpolation
@@ -24,7 +25,7 @@ STDIN = "<stdin>"
 _RUNS = frozenset(("task", "service", "dev-environment"))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Document:
     """A checked spec, and where it and its fields stand."""
 
@@ -182,7 +183,7 @@ def _is_shown(name: str) -> bool:
 # --- documents ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Reader:
     """Collects documents, and all that is wrong with any of them."""
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema
 
+from orchestrator.frozen import frozen
 from orchestrator.units import format_duration, parse_duration
 
 Mark: TypeAlias = Literal["replace", "in-place"]
@@ -162,7 +162,7 @@ def part_of(annotation: object) -> type[Part] | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Change:
     """One field that differs; ``old`` or ``new`` is None where the field is unset there."""
 

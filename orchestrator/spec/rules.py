@@ -9,10 +9,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from orchestrator.errors import Position
+from orchestrator.frozen import frozen
 from orchestrator.spec.forms import shown
 from orchestrator.spec.interpolation import refers_to_secret
 from orchestrator.spec.models import DevEnvironment, Fleet, Service, Spec, Task, Work
@@ -29,7 +29,7 @@ _IMAGE = re.compile(rf"(?:{_HOST}(?::[0-9]+)?/)?{_NAME}(?:/{_NAME})*(?::{_TAG})?
 _USER = re.compile(r"[a-z_][a-z0-9_-]*\$?|\d{1,10}", re.ASCII | re.I)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finding:
     """What a rule found wrong, at a path such as ``replicas`` or ``volumes[1].path``.
 

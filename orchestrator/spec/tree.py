@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from orchestrator.errors import Position, Problems
+from orchestrator.frozen import frozen
 
 MAX_SHOWN_LINE = 2000
 _BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
@@ -33,7 +34,7 @@ Value: TypeAlias = "str | int | float | bool | list[Value] | dict[str, Value] | 
 """What a tree says, without its places."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scalar:
     """One value; ``text`` is what the file says, ``value`` what it means."""
 
@@ -47,7 +48,7 @@ class Scalar:
     """Whether it is a number that nobody can read, which is a problem already."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Items:
     """A list."""
 
@@ -57,7 +58,7 @@ class Items:
     size: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entry:
     """A key with its place, and its value."""
 
@@ -66,7 +67,7 @@ class Entry:
     node: Node
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entries:
     """A mapping, in the order of the file."""
 

@@ -8,7 +8,6 @@ Sizes are kept in bytes and durations in seconds; an unreadable value says how t
 import posixpath
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from os.path import normpath
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -16,6 +15,7 @@ from typing import Annotated, Literal, Self
 from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, BeforeValidator, Strict, ValidationInfo, model_validator
 
+from orchestrator.frozen import frozen
 from orchestrator.spec import forms
 from orchestrator.spec.forms import FormError
 from orchestrator.spec.parts import Part, Plain, exact_bytes, replace
@@ -26,7 +26,7 @@ MAX_NAME = 41
 """``<name>-<replica>-<node>-<attempt>`` stays a DNS label of 63 characters."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Context:
     """What validation may look at beyond the document.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.errors import StateMoved
+from orchestrator.frozen import frozen
 from orchestrator.reconcile.steps import Forget, ForgetJob, Record, Told, Turn, Write
 from orchestrator.store.rows import event_row, job_row, run_row
 from orchestrator.store.values import Kept
@@ -19,7 +20,7 @@ from orchestrator.store.values import Kept
 _FIX = "run the command again: it decides on what is there now"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PutRun:
     """Insert or update a run; ``was`` is the serial its value was read at, 0 for a new one."""
 
@@ -29,7 +30,7 @@ class PutRun:
     row: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PutJob:
     """Insert or update a job of a run that is there."""
 
@@ -38,7 +39,7 @@ class PutJob:
     row: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DropJob:
     """Delete a job of a run that is there; one that is gone is no error."""
 
@@ -46,7 +47,7 @@ class DropJob:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DropRun:
     """Delete a run and its jobs."""
 
@@ -54,7 +55,7 @@ class DropRun:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Batch:
     """The writes of one caller, all or none, ready for the database.
 

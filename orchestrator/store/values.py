@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 
 from orchestrator.backend import Leave
+from orchestrator.frozen import frozen
 
 MAIN = "main"
 """The project of whoever has named none."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Volume:
     """A volume that a spec asked for: its name, where it is kept, and the spec as canonical JSON."""
 
@@ -25,7 +25,7 @@ class Volume:
     project: str = MAIN
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fleet:
     """A fleet that a spec asked for: its name, and the spec as canonical JSON."""
 
@@ -37,7 +37,7 @@ class Fleet:
     project: str = MAIN
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cordon:
     """A host of a place on which nothing new starts, since when and why; ``leave`` empties it, too."""
 
@@ -48,7 +48,7 @@ class Cordon:
     leave: Leave = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Uncordoned:
     """A host of a place on which launches start again."""
 
@@ -56,7 +56,7 @@ class Uncordoned:
     host: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sealed:
     """A secret as it is kept: encrypted, with its name sealed in."""
 
@@ -69,7 +69,7 @@ Kept = Volume | Fleet | Uncordoned | Sealed
 """What is written down beside runs, in one transaction with them."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limits:
     """What a project may hold at once; None is no limit, ``backends`` None is every one."""
 
@@ -78,7 +78,7 @@ class Limits:
     backends: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Project:
     """A name space with limits: its runs, volumes, secrets and tokens."""
 
@@ -87,7 +87,7 @@ class Project:
     limits: Limits = Limits()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Token:
     """Who may ask, as it is kept: ``digest`` is the SHA-256 of the secret part, in hex.
 
@@ -104,7 +104,7 @@ class Token:
     revoked_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Deed:
     """One call that changed something: who, from where, what, and how it ended."""
 
@@ -118,7 +118,7 @@ class Deed:
     spec_hash: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answer:
     """What was answered to a call with an idempotency key; ``digest`` is that of what was asked."""
 
@@ -127,7 +127,7 @@ class Answer:
     body: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Artifact:
     """What a run of training left, and what it was made from.
 

@@ -6,10 +6,10 @@ import asyncio
 import math
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.engines.exposition import EngineLoad
+from orchestrator.frozen import frozen
 from orchestrator.gateway.affinity import Prefixes
 from orchestrator.gateway.keys import Keys
 from orchestrator.gateway.limits import Buckets
@@ -33,7 +33,7 @@ TICK_S = 0.1
 """How exact time-outs are; one look at every connection."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limits:
     """What the gateway holds clients and replicas to; seconds, bytes and counts.
 
@@ -154,7 +154,7 @@ class Gateway:
     def __init__(
         self,
         *,
-        limits: Limits = Limits(),  # frozen
+        limits: Limits = Limits(),  # noqa: B008  # frozen
         trusted: frozenset[str] = frozenset(),
         scheme: str = "http",
         log: Callable[[Told], None] | None = None,

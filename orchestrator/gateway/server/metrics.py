@@ -7,10 +7,10 @@ import json
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.engines.exposition import EngineLoad
+from orchestrator.frozen import frozen
 from orchestrator.gateway.routes import Replica
 from orchestrator.gateway.usage import Account, Tokens
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.gateway.server.gateway import Desk
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Told:
     """One request that is over; never what it said or was answered."""
 

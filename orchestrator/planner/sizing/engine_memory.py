@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from orchestrator.catalog.values import ModelFacts
+from orchestrator.frozen import frozen
 from orchestrator.planner.sizing.profiles import EngineProfile
 from orchestrator.planner.sizing.values import ServingJob
 from orchestrator.units import GIB
@@ -31,7 +31,7 @@ NATIVE_PATCHES = 65_536
 (preprocessor_config.json: 12,845,056 pixels in patches of 14, 16,777,216 in patches of 16)."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Batch:
     """The largest batch an engine prepares for: sequences, and tokens in one step."""
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from orchestrator.catalog.values import Accelerator, ModelFacts
+from orchestrator.frozen import frozen
 from orchestrator.planner.sizing.formats import weight_format
 from orchestrator.planner.sizing.parameters import count_parts
 from orchestrator.planner.sizing.serving import ServingNeeds, serving_needs
@@ -14,7 +13,7 @@ from orchestrator.planner.sizing.weights import published_format
 from orchestrator.units import format_bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Step:
     """One line of a receipt: what it is, how it comes about, and the bytes on one device."""
 

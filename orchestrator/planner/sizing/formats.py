@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
+
+from orchestrator.frozen import frozen
 
 Scope = Literal["all", "linear", "experts"]
 """Which weights are stored in the format; the rest stay in 16 bits.
@@ -16,7 +17,7 @@ tower. ``experts``: routed experts only.
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WeightFormat:
     """A way to store weights: ``bits`` per touched weight with its scales and zeros included.
 

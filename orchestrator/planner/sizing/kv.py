@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import accumulate
 
 from orchestrator.catalog.values import LayerKind, ModelFacts
+from orchestrator.frozen import frozen
 from orchestrator.planner.sizing.stages import split_layers
 
 INDEXED_RATIO = 4
@@ -18,7 +18,7 @@ SIMILAR_GROUPS = 1.25
 (vLLM, v1/core/kv_cache_utils.py)."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KvLayout:
     """The KV cache of one rank of the worst pipeline stage.
 

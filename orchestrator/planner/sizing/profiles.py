@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
+from orchestrator.frozen import frozen
 from orchestrator.units import GIB
 
 Base = Literal["total", "static", "free", "none"]
@@ -19,7 +20,7 @@ Base = Literal["total", "static", "free", "none"]
 are loaded, ``none`` no pool is reserved."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BatchTier:
     """Batch limits an engine sets on devices with at least ``from_bytes`` of memory."""
 
@@ -28,7 +29,7 @@ class BatchTier:
     max_num_batched_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EngineProfile:
     """How one engine, from version ``since`` on, spends device memory.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from orchestrator.catalog.values import Accelerator, ModelFacts
+from orchestrator.frozen import frozen
 from orchestrator.planner.sizing.adapters import adapter_parameters
 from orchestrator.planner.sizing.engine_memory import (
     Batch,
@@ -32,7 +33,7 @@ WHOLE_PROMPT_LIMIT = 32_768
 """Contexts beyond this were cut into chunks of 512 tokens by vLLM 0.6 (its engine arguments)."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Setting:
     """Batch limits a device of a tier may run with, and what they cost.
 
@@ -47,7 +48,7 @@ class _Setting:
     wanted_bytes: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServingNeeds:
     """What one replica needs on each of its devices, before any device is named.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from orchestrator.frozen import frozen
 from orchestrator.units import GIB
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Optimizer:
     """States per trained parameter: how many of the state's own type, and bytes of fixed types.
 
@@ -53,7 +53,7 @@ def optimizer(name: str) -> Optimizer:
     raise ValueError(f"unknown optimizer {name!r}; known are {', '.join(OPTIMIZERS)}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TrainerProfile:
     """How a framework holds a run: what it adds, and how far its allocator rounds up.
 

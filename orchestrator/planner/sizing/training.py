@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.values import Accelerator, ModelFacts
+from orchestrator.frozen import frozen
 from orchestrator.planner.sizing.adapters import adapter_parameters, adapter_targets
 from orchestrator.planner.sizing.formats import weight_format
 from orchestrator.planner.sizing.kv import kv_layout
@@ -48,7 +49,7 @@ NO_ROOM_TO_GENERATE = "the share that generates is less than 16-bit weights and 
 """Why a device that holds the training itself holds no run that learns from its own answers."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _States:
     """Bytes one device holds between steps."""
 

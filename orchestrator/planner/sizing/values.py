@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Literal
 
+from orchestrator.frozen import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class Measured:
     """Values that were measured, in bytes per device; each overrides its formula.
 
@@ -27,7 +29,7 @@ class Measured:
         return Measured(**{n: getattr(other, n) if v is None else v for n, v in mine.items()})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServingJob:
     """One replica of a served model: how it is cut, what it must hold, how the engine is set.
 
@@ -89,7 +91,7 @@ def compares(method: Method, reference: bool | None = None) -> bool:
     return method != "grpo" if reference is None else reference
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TrainingJob:
     """One training run as its framework will hold it.
 
@@ -151,7 +153,7 @@ class TrainingJob:
         return length * self.micro_batch * pairs
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeviceMemory:
     """Bytes on one device, the fullest of the replica, at the moment it is fullest.
 
@@ -177,7 +179,7 @@ class DeviceMemory:
         return self.weights_bytes + self.activations_bytes + self.non_torch_bytes + self.adapter_bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Size:
     """The memory of one job on one kind of device, and whether it fits.
 

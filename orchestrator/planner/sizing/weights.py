@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.values import ModelFacts
 from orchestrator.errors import ModelError
+from orchestrator.frozen import frozen
 from orchestrator.planner.sizing.formats import FORMATS, Scope, WeightFormat, is_known, weight_format
 from orchestrator.planner.sizing.parameters import count_parts, expert_layers, speculative_parameters
 from orchestrator.planner.sizing.stages import split_layers
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WeightBytes:
     """Bytes of each part in a format, over the whole replica, before anything divides them."""
 

@@ -9,10 +9,11 @@ prints it again, from 503 serving and 247 training rows of public measurements
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from orchestrator.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Silicon:
     """The shares of a data sheet's figures that good kernels reach.
 
@@ -23,7 +24,7 @@ class Silicon:
     flops: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EngineSpeed:
     """What a serving engine adds to the device's own time.
 
@@ -52,7 +53,7 @@ class EngineSpeed:
     graph_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stack:
     """What a training stack reaches of the bf16 dense peak, recomputation counted as work.
 
@@ -65,7 +66,7 @@ class Stack:
     gathers: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServingFactors:
     """Efficiency factors of serving.
 
@@ -168,7 +169,7 @@ SERVING = ServingFactors(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TrainingFactors:
     """Efficiency factors of training.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from orchestrator.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Measured:
     """One measured run of a replica: what ran where under which load, and what came out.
 

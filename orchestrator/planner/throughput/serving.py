@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from orchestrator.catalog.values import Accelerator, ModelFacts
+from orchestrator.frozen import frozen
 from orchestrator.planner.sizing.formats import KV_ELEMENT_BYTES
 from orchestrator.planner.sizing.kv import kv_layout
 from orchestrator.planner.sizing.profiles import version_key
@@ -33,7 +34,7 @@ from orchestrator.units import GIB
 BoundBy = Literal["bandwidth", "compute", "interconnect", "overhead"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Throughput:
     """A replica's speed at a stated load, all its accelerators together.
 
@@ -59,7 +60,7 @@ class Throughput:
     cautions: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ceiling:
     """What a replica cannot surpass at a load: tokens a second at most, seconds at least."""
 
@@ -68,7 +69,7 @@ class Ceiling:
     tpot_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Replica:
     """A model on its accelerators under its load: what every pass is computed from."""
 
@@ -114,7 +115,7 @@ class _Replica:
         return layout.request_bytes(round(self.context))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Pass:
     """The parts of one pass through the model, in seconds.
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 from orchestrator.catalog.values import Accelerator, ModelFacts
+from orchestrator.frozen import frozen
 from orchestrator.planner.sizing.kv import kv_layout
 from orchestrator.planner.sizing.values import GENERATES, Method, compares
 from orchestrator.planner.throughput.device import bandwidth, by_architecture, peak_flops
@@ -35,7 +35,7 @@ UNMEASURED_SPREAD = 2.0
 _MEASURED: frozenset[Method] = frozenset({"sft", "pretrain"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Passes:
     """What a method does with one example: of a pair of answers both count.
 
@@ -90,7 +90,7 @@ def passes(method: Method, *, reference: bool | None = None, rollout_share: floa
     return ONE
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TrainingSpeed:
     """A training run's speed, all its accelerators together.
 
@@ -139,7 +139,7 @@ def training_flops(
     return products * model.active, attention * model.attention_flops(sequence_length / 2)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Run:
     """One training run's shape: the inputs of a micro batch."""
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from orchestrator.catalog.parameters import parameters
 from orchestrator.catalog.values import LayerKind, ModelFacts
+from orchestrator.frozen import frozen
 from orchestrator.planner.sizing.weights import weight_bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Work:
     """A model as work per token.
 
