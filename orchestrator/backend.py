@@ -732,6 +732,8 @@ class GroupStatus:
     """What a cluster's controllers say about a group.
 
     ``digest`` is that of the group as it was last applied, "" where the backend does not keep it.
+    ``stalled`` says that what was asked for last did not come up in the time it was given; the
+    controllers go on trying, and what was there before stays.
     """
 
     name: str
@@ -743,6 +745,7 @@ class GroupStatus:
     reason: Reason = ""
     message: str = ""
     digest: str = ""
+    stalled: bool = False
 
 
 @frozen

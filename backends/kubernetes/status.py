@@ -387,7 +387,13 @@ def _kept_up(run: str, owner: Json, instances: tuple[Instance, ...]) -> GroupSta
         len(members) >= nodes and all(m.phase is Phase.RUNNING and m.ready is not False for m in members)
         for members in replicas.values()
     )
-    return replace(status, ready_replicas=ready)
+    return replace(status, ready_replicas=ready, stalled=_is_stalled(owner))
+
+
+def _is_stalled(owner: Json) -> bool:
+    """Return whether a Deployment has seen no progress for its ``progressDeadlineSeconds``."""
+    said = owner.get("status", {}).get("conditions") or ()
+    return any(c["type"] == "Progressing" and c.get("reason") == "ProgressDeadlineExceeded" for c in said)
 
 
 def labels_of_template(owner: Json) -> Mapping[str, str]:

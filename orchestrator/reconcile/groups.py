@@ -128,9 +128,10 @@ class _Pass(Ledger[GroupAction]):
         else:
             ready = status.ready_replicas if self.run.type != "task" else 0
             state = _state_of(status, self.run)
-            told = (
-                "" if state is RunState.READY else status.message
-            )  # what keeps it from there, as it changes
+            # what keeps it from there, as it changes
+            told = "" if state is RunState.READY else status.message
+            if status.stalled and state is not RunState.READY:
+                told = f"rollout failed: {told or 'what was asked for did not come up in its time'}"
             self._turn(state, reason=told, ready=ready, answered=ready > 0)
 
     def _ended(self, status: GroupStatus) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.api.goals import has_missed, has_reached
 from orchestrator.backend import GroupStatus, Instance, Launch, Phase, Reason
 from orchestrator.reconcile import Job, JobState, Retry, Run, RunState, Template, Wanted
 from orchestrator.reconcile.groups import GroupSeen, reconcile_group
@@ -72,6 +73,22 @@ def test_group_that_is_not_there_is_handed_over() -> None:
 @pytest.mark.parametrize("wanted", Wanted)
 def test_what_is_unknown_or_under_way_changes_nothing(seen: GroupSeen, wanted: Wanted) -> None:
     assert step(run(wanted=wanted), seen) == []
+
+
+def test_a_group_that_does_not_come_up_in_its_time_is_a_failed_rollout_until_it_does() -> None:
+    pending = instance(phase=Phase.PENDING, message="0/1 nodes are available", ready=False)
+    waits = replace(status(run(), pending, phase=Phase.PENDING), message="0/1 nodes are available")
+    of, _ = settled(run(), GroupSeen(True, waits))
+    assert (of.state, of.reason) == (RunState.STARTING, "0/1 nodes are available")
+    assert not has_reached(of, "ready")
+    of, _ = settled(of, GroupSeen(True, replace(waits, stalled=True)))
+    assert (of.state, of.reason) == (RunState.STARTING, "rollout failed: 0/1 nodes are available")
+    assert has_reached(of, "ready")
+    assert has_missed(of, "ready")
+    of, _ = settled(of, GroupSeen(True, replace(waits, stalled=True, message="")))
+    assert of.reason == "rollout failed: what was asked for did not come up in its time"
+    of, _ = settled(of, GroupSeen(True, replace(status(run(), instance()), stalled=True)))
+    assert (of.state, of.reason) == (RunState.READY, "")
 
 
 def test_second_pass_does_nothing() -> None:

@@ -646,6 +646,28 @@ port: 8080
 """
 
 
+def test_apply_ends_where_what_it_brought_does_not_come_up_in_its_time(tmp_path: Path) -> None:
+    config = whole_cluster()
+    root = admin(config)
+    with namespace(config) as space:
+        program = Program(tmp_path, config, space)
+        program("apply", "-y", "-f", program.write("web.yaml", WEB))
+        changed = program.write("web.yaml", WEB.replace("localhost/busybox:1", "localhost/none:1"))
+        kept, path = path_of("apps/v1", "Deployment", space), path_of("apps/v1", "Deployment", space, "web")
+        applying = program.start("apply", "-y", "-f", changed)
+        watched(root, kept, lambda: "localhost/none:1" in json.dumps(root.get(path)["spec"]))
+        hurry = {"spec": {"progressDeadlineSeconds": 2}}
+        root.send("PATCH", path, hurry, "application/merge-patch+json", fieldManager="tests")
+        said, _ = applying.communicate(timeout=WAIT_S)
+        assert applying.returncode == 1, said
+        assert "rollout failed: " in said
+        assert "localhost/none:1" in said
+        assert program.runs()["web"]["ready"] == 2
+        program("apply", "-y", "--force-conflicts", "-f", program.write("web.yaml", WEB))
+        assert program.runs()["web"]["state"] == "ready"
+        program("delete", "-y", "web")
+
+
 def test_pod_that_is_evicted_while_its_successor_starts_comes_back_with_its_files(tmp_path: Path) -> None:
     config = whole_cluster()
     root = admin(config)

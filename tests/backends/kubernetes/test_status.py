@@ -177,6 +177,20 @@ def test_refused_pods_of_a_deployment_are_told() -> None:
 
 
 @pytest.mark.parametrize(
+    ("reason", "is_true", "stalled"),
+    [
+        ("ProgressDeadlineExceeded", "False", True),
+        ("ReplicaSetUpdated", "True", False),
+        ("DeploymentPaused", "Unknown", False),
+    ],
+)
+def test_a_deployment_that_does_not_get_on_is_told(reason: str, is_true: str, stalled: bool) -> None:
+    said = {"type": "Progressing", "status": is_true, "reason": reason}
+    (status,) = World([job(conditions=[said]) | {"kind": "Deployment"}], []).groups()
+    assert status.stalled is stalled
+
+
+@pytest.mark.parametrize(
     ("status", "says", "kind"),
     [
         (401, "Unauthorized", AuthFailed),
