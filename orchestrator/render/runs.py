@@ -33,6 +33,8 @@ def _run_cells(view: RunView, now: datetime) -> list[str]:
     replicas = f"{run.ready}/{run.template.replicas}" if run.type != "task" else "-"
     if (holding := run.template.holding) and holding.most > holding.least:
         replicas = f"{run.ready}/{holding.least}..{holding.most}"
+    if (scaling := run.template.scaling) and run.ready > run.template.replicas:  # the cluster's own doing
+        replicas = f"{run.ready}/{scaling.least}..{scaling.most}"
     age = format_duration((now - (run.created_at or run.since)).total_seconds())
     return [
         run.name, run.type, run.state.value, replicas, ",".join(backends) or "-", age,
