@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator import errors
-from orchestrator.api import Orphan, Rehearsal, RunView, Stray
+from orchestrator.api import Rehearsal, RunView
+from orchestrator.api.protocol import Found, Item
 from orchestrator.backend import Check, File, Launch, Leave, LogLine, Offer, Volume
 from orchestrator.errors import ModelyardError, Position, Problem, Refusal, SpecError, Temporary, WhyNot
 from orchestrator.reconcile import RunEvent, Wanted
@@ -163,12 +164,21 @@ class SecretValue(_Body):
     value: str = Field(max_length=1_000_000)
 
 
-class Orphans(_Body):
-    """Instances that nobody owns, and the places that could not be looked at."""
+class FoundPage(_Body, Generic[Item]):
+    """What places were looked through for, and those that could not be, with the reason of each."""
 
-    items: list[Orphan]
+    items: list[Item]
     silent: dict[str, str] = {}
     exit_code: int = 0
+
+    @classmethod
+    def of(cls, found: Found[Item]) -> Self:
+        """Return the page that says what was found."""
+        return cls(items=list(found.items), silent=dict(found.silent), exit_code=found.exit_code)
+
+    def found(self) -> Found[Item]:
+        """Return what the page says."""
+        return Found(tuple(self.items), self.silent, self.exit_code)
 
 
 class CordonRequest(_Body):
@@ -176,14 +186,6 @@ class CordonRequest(_Body):
 
     reason: str = Field("", max_length=1_000)
     leave: Leave = ""
-
-
-class Strays(_Body):
-    """Machines that are paid for and serve no run, and the places that could not be looked at."""
-
-    items: list[Stray]
-    silent: dict[str, str] = {}
-    exit_code: int = 0
 
 
 class ProjectBody(_Body):

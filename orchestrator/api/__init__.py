@@ -8,6 +8,7 @@ from orchestrator.api.planning import Planner, origin
 from orchestrator.api.protocol import (
     Api,
     FleetView,
+    Found,
     Goal,
     Offers,
     Orphan,
@@ -15,13 +16,13 @@ from orchestrator.api.protocol import (
     Rehearsal,
     RunView,
     Stray,
-    Unowned,
 )
 from orchestrator.api.runs import spec_of_run
 
 __all__ = [
     "Api",
     "FleetView",
+    "Found",
     "Goal",
     "Local",
     "Offers",
@@ -31,7 +32,6 @@ __all__ = [
     "Rehearsal",
     "RunView",
     "Stray",
-    "Unowned",
     "has_arrived",
     "has_missed",
     "has_reached",

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.api.opened import why_silent
-from orchestrator.api.protocol import FleetView, Item, Orphan, Stray, Unowned
+from orchestrator.api.protocol import FleetView, Found, Item, Orphan, Stray
 from orchestrator.api.runs import Runs
 from orchestrator.apply import require_unused
 from orchestrator.backend import Backend, Check, Host, HostKeeper, Leave, Machine, Phase, Renter, Volume
@@ -58,18 +58,18 @@ class Holdings(Runs):
         found.append(("config", Check("is read", True, where)))
         return found + self.check()
 
-    def orphans(self) -> Unowned[Orphan]:
+    def orphans(self) -> Found[Orphan]:
         """Return instances that carry our labels and belong to no run on record."""
         known = {run.name for run in self.store.runs()}
 
         def ask(name: str, place: Backend) -> list[Orphan]:
             return [Orphan(name, i) for i in place.instances() if i.run not in known]
 
-        return self._unowned(self.places, ask)
+        return self._looked_through(self.places, ask)
 
-    def _unowned(
+    def _looked_through(
         self, places: Mapping[str, Place], ask: Callable[[str, Place], Sequence[Item]]
-    ) -> Unowned[Item]:
+    ) -> Found[Item]:
         """Return what places say to a question, and those of which nothing is known."""
         found: list[Item] = []
         silent: dict[str, BackendError] = {}
@@ -83,7 +83,7 @@ class Holdings(Runs):
         code = BackendError.exit_code if len(codes) > 1 else next(iter(codes), 0)
         if code == Misconfigured.exit_code and len(silent) < len(self.places):
             code = BackendError.exit_code  # one of many: the configuration did for the others
-        return Unowned(tuple(found), {name: why_silent(name, e) for name, e in silent.items()}, code)
+        return Found(tuple(found), {name: why_silent(name, e) for name, e in silent.items()}, code)
 
     def remove_orphans(self, orphans: Sequence[Orphan]) -> None:
         """Stop those that run, and remove them all."""
@@ -93,11 +93,11 @@ class Holdings(Runs):
                 backend.stop(orphan.instance.name, grace_s=10.0)
             backend.remove(orphan.instance.name)
 
-    def strays(self) -> Unowned[Stray]:
+    def strays(self) -> Found[Stray]:
         """Return machines that are paid for and serve no run on record, ordered by place and id."""
         renters = {name: place for name, place in self.places.items() if isinstance(place, Renter)}
         if not renters:
-            return Unowned(())
+            return Found(())
         runs = {run.name: run for run in self.store.runs()}
         jobs = {job.name: job for job in self.store.jobs()}
         now = self._clock()
@@ -109,7 +109,7 @@ class Holdings(Runs):
                 if (why := why_stray(machine, runs.get(machine.run), jobs.get(machine.launch), now=now))
             ]
 
-        return self._unowned(renters, ask)
+        return self._looked_through(renters, ask)
 
     def terminate(self, strays: Sequence[Stray]) -> None:
         """End them, and all that belongs to them."""

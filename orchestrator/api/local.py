@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.api.holdings import Holdings
-from orchestrator.api.protocol import Plans
+from orchestrator.api.protocol import Found, Plans
 from orchestrator.apply import (
     NOTHING_LOST,
     Consent,
@@ -19,8 +20,8 @@ from orchestrator.apply import (
 )
 from orchestrator.apply.drift import Drift, drifts
 from orchestrator.apply.recording import record
-from orchestrator.backend import Instance, ZonedVolumes
-from orchestrator.errors import BackendError, UsageError
+from orchestrator.backend import Backend, ZonedVolumes
+from orchestrator.errors import UsageError
 from orchestrator.reconcile import Wanted
 from orchestrator.store.values import MAIN
 
@@ -106,32 +107,24 @@ class Local(Holdings):
                     f"another project has a {kind} called {strange[0]!r}", fix="choose another name for yours"
                 )
 
-    def drift(self) -> tuple[Drift, ...]:
+    def drift(self) -> Found[Drift]:
         """Return where the places differ from the record, which is left as it is."""
-        volumes = self.kept_volumes().values()
-        found = drifts(
-            self.store.runs(),
-            self.store.jobs(),
-            instances=self._instances(),
-            volumes=[(volume.backend, volume.name) for volume in volumes],
-            held={
-                name: {volume.name for volume in self.places[name].volumes()}
-                for name in sorted({volume.backend for volume in volumes})
-            },
-        )
-        theirs = {run.name for run in self.store.runs() if not self._is_ours(run.project)}
-        return tuple(drift for drift in found if drift.run not in theirs)
+        runs, jobs = self.store.runs(), self.store.jobs()
+        theirs = {run.name for run in runs if not self._is_ours(run.project)}
+        kept: dict[str, list[str]] = {}
+        for volume in self.kept_volumes().values():
+            kept.setdefault(volume.backend, []).append(volume.name)
 
-    def _instances(self) -> Mapping[str, Sequence[Instance]]:
-        """Return what every place holds; one that is tried unasked may not be there."""
-        found: dict[str, Sequence[Instance]] = {}
-        for name, backend in self.places.items():
-            try:
-                found[name] = backend.instances()
-            except BackendError as error:
-                if self._is_missed(name, error):
-                    raise
-        return found
+        def ask(name: str, place: Backend) -> list[Drift]:
+            held = {volume.name for volume in place.volumes()} if name in kept else set()
+            volumes = [(name, volume) for volume in kept.get(name, ())]
+            found = drifts(
+                runs, jobs, instances={name: place.instances()}, volumes=volumes, held={name: held}
+            )
+            return [drift for drift in found if drift.run not in theirs]
+
+        found = self._looked_through({**self.places, **{name: self.places[name] for name in kept}}, ask)
+        return replace(found, items=tuple(sorted(found.items)))
 
 
 def _mounted(plan: RunPlan) -> set[str]:

@@ -110,12 +110,12 @@ class Stray:
     why: str
 
 
-Item = TypeVar("Item", Orphan, Stray)
+Item = TypeVar("Item", Orphan, Stray, Drift)
 
 
 @frozen
-class Unowned(Generic[Item]):
-    """What nobody owns, and the places that could not be looked at, with the reason of each."""
+class Found(Generic[Item]):
+    """What places were looked through for, and those that could not be, with the reason of each."""
 
     items: tuple[Item, ...]
     silent: Mapping[str, str] = field(default_factory=dict)
@@ -189,7 +189,7 @@ class Api(Protocol):
     def finish_deletions(self, plans: Plans, *, hooks: Hooks | None = None) -> None:
         """See the runs off that the plans delete, then delete the plans' volumes."""
 
-    def drift(self) -> tuple[Drift, ...]:
+    def drift(self) -> Found[Drift]:
         """Return where the places differ from the record, which is left as it is."""
 
     def follow(
@@ -252,13 +252,13 @@ class Api(Protocol):
     def diagnose(self) -> list[tuple[str, Check]]:
         """Look whether this installation, its record and every place are well."""
 
-    def orphans(self) -> Unowned[Orphan]:
+    def orphans(self) -> Found[Orphan]:
         """Return instances that carry our labels and belong to no run on record."""
 
     def remove_orphans(self, orphans: Sequence[Orphan]) -> None:
         """Stop and remove them."""
 
-    def strays(self) -> Unowned[Stray]:
+    def strays(self) -> Found[Stray]:
         """Return machines that are paid for and serve no run on record."""
 
     def terminate(self, strays: Sequence[Stray]) -> None:

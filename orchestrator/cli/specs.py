@@ -196,7 +196,9 @@ def drift(json: Json = False, detailed_exitcode: Detailed = False, config: Confi
     from orchestrator.render.drift import drift_json, drift_text
 
     typer.echo(drift_json(found) if json else drift_text(found))
-    if detailed_exitcode and found:
+    if found.silent:  # what is there nobody knows
+        raise typer.Exit(found.exit_code)
+    if detailed_exitcode and found.items:
         raise typer.Exit(CHANGES)
 
 

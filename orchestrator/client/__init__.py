@@ -17,6 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from orchestrator.api import (
     FleetView,
+    Found,
     Goal,
     Offers,
     Orphan,
@@ -25,7 +26,6 @@ from orchestrator.api import (
     Rehearsal,
     RunView,
     Stray,
-    Unowned,
     has_arrived,
     origin,
 )
@@ -69,18 +69,17 @@ from orchestrator.wire import (
     DeedPage,
     Ending,
     EventPage,
+    FoundPage,
     Kept,
     Lines,
     NewToken,
     NotedDeed,
     OfferPage,
-    Orphans,
     PlacedVolume,
     ProjectBody,
     Rehearsals,
     RunPage,
     SecretValue,
-    Strays,
     SyncStatus,
     TokenRequest,
     TokenView,
@@ -255,9 +254,9 @@ class Remote(Planner):
             elif deletion.type == "fleet":
                 self.delete_fleet(deletion.name)
 
-    def drift(self) -> tuple[Drift, ...]:
+    def drift(self) -> Found[Drift]:
         """Return where the places differ from the record."""
-        return tuple(self._list(Drift, "GET", "drift"))
+        return self._body(FoundPage[Drift], "GET", "drift").found()
 
     def follow(
         self, names: Sequence[str], goal: Goal, *, hooks: Hooks | None = None, timeout_s: float | None = None
@@ -424,23 +423,21 @@ class Remote(Planner):
         found = self._list(Checked, "GET", "checks", params={"all": "true"})
         return [where, *((each.place, each.check) for each in found)]
 
-    def orphans(self) -> Unowned[Orphan]:
+    def orphans(self) -> Found[Orphan]:
         """Return instances that carry our labels and belong to no run on record."""
-        page = self._body(Orphans, "GET", "orphans")
-        return Unowned(tuple(page.items), page.silent, page.exit_code)
+        return self._body(FoundPage[Orphan], "GET", "orphans").found()
 
     def remove_orphans(self, orphans: Sequence[Orphan]) -> None:
         """Stop and remove them."""
-        self._ask("POST", "orphans/removal", Orphans(items=list(orphans)))
+        self._ask("POST", "orphans/removal", FoundPage[Orphan](items=list(orphans)))
 
-    def strays(self) -> Unowned[Stray]:
+    def strays(self) -> Found[Stray]:
         """Return machines that are paid for and serve no run on record."""
-        page = self._body(Strays, "GET", "machines/strays")
-        return Unowned(tuple(page.items), page.silent, page.exit_code)
+        return self._body(FoundPage[Stray], "GET", "machines/strays").found()
 
     def terminate(self, strays: Sequence[Stray]) -> None:
         """End them, and all that belongs to them."""
-        self._ask("POST", "machines/termination", Strays(items=list(strays)))
+        self._ask("POST", "machines/termination", FoundPage[Stray](items=list(strays)))
 
     def volumes(self) -> list[tuple[str, Volume]]:
         """Return every volume with its backend."""

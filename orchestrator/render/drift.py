@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 
+from orchestrator.api.protocol import Found
 from orchestrator.apply.drift import Drift
+from orchestrator.render.runs import silent_lines
 from orchestrator.render.table import table, to_json
 
 
-def drift_text(found: Sequence[Drift]) -> str:
-    """Return what differs as a table, or that nothing does."""
-    if not found:
-        return "no drift"
-    rows = [(d.run or "-", d.subject, d.backend, d.kind, d.detail) for d in found]
-    return table(["RUN", "WHAT", "BACKEND", "DRIFT", "DETAIL"], rows)
+def drift_text(found: Found[Drift]) -> str:
+    """Return what differs as a table, or that nothing does, and the places that could not be looked at."""
+    rows = [(d.run or "-", d.subject, d.backend, d.kind, d.detail) for d in found.items]
+    seen = table(["RUN", "WHAT", "BACKEND", "DRIFT", "DETAIL"], rows) if rows else "no drift"
+    return "\n".join([seen, *silent_lines(found.silent)])
 
 
-def drift_json(found: Sequence[Drift]) -> str:
+def drift_json(found: Found[Drift]) -> str:
     """Return what differs as ``modelyard/drift/v1``."""
-    return to_json("modelyard/drift/v1", {"drift": [asdict(d) for d in found]})
+    differs = [asdict(drift) for drift in found.items]
+    return to_json("modelyard/drift/v1", {"drift": differs, "silent": dict(found.silent)})

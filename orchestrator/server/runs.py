@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import Path, Query, Request, Response
 
-from orchestrator.api import FleetView, Plans, RunView, origin
+from orchestrator.api import FleetView, Orphan, Plans, RunView, Stray, origin
 from orchestrator.apply import Consent, FleetPlan, FleetRecord, RunPlan, Scope
 from orchestrator.apply.drift import Drift
 from orchestrator.apply.inputs import clone_command, digest_of
@@ -38,16 +38,15 @@ from orchestrator.wire import (
     CordonRequest,
     Ending,
     EventPage,
+    FoundPage,
     Kept,
     Lines,
     OfferPage,
-    Orphans,
     PlacedVolume,
     PlanRequest,
     Rehearsals,
     RunPage,
     SecretValue,
-    Strays,
     SyncStatus,
     Told,
     light,
@@ -360,21 +359,20 @@ def checks(project: Project, request: Request, all: bool = False) -> list[Checke
 
 
 @gate.route_for("GET", "/drift", Role.VIEWER)
-def drift(project: Project, request: Request) -> list[Drift]:
+def drift(project: Project, request: Request) -> FoundPage[Drift]:
     """Return where the places differ from the record."""
-    return list(site_of(request).api(project).drift())
+    return FoundPage[Drift].of(site_of(request).api(project).drift())
 
 
 @gate.route_for("GET", "/orphans", Role.ADMIN)
-def orphans(project: Project, request: Request) -> Orphans:
+def orphans(project: Project, request: Request) -> FoundPage[Orphan]:
     """Return instances that carry our labels and belong to no run on record."""
     _require_everywhere(request)
-    found = site_of(request).api(project).orphans()
-    return Orphans(items=list(found.items), silent=dict(found.silent), exit_code=found.exit_code)
+    return FoundPage[Orphan].of(site_of(request).api(project).orphans())
 
 
 @gate.route_for("POST", "/orphans/removal", Role.ADMIN)
-def remove_orphans(project: Project, gone: Orphans, request: Request) -> Applied:
+def remove_orphans(project: Project, gone: FoundPage[Orphan], request: Request) -> Applied:
     """Stop and remove instances, if nobody owns them still."""
     _require_everywhere(request)
     api = site_of(request).api(project)
@@ -385,15 +383,14 @@ def remove_orphans(project: Project, gone: Orphans, request: Request) -> Applied
 
 
 @gate.route_for("GET", "/machines/strays", Role.ADMIN)
-def strays(project: Project, request: Request) -> Strays:
+def strays(project: Project, request: Request) -> FoundPage[Stray]:
     """Return machines that are paid for and serve no run on record."""
     _require_everywhere(request)
-    found = site_of(request).api(project).strays()
-    return Strays(items=list(found.items), silent=dict(found.silent), exit_code=found.exit_code)
+    return FoundPage[Stray].of(site_of(request).api(project).strays())
 
 
 @gate.route_for("POST", "/machines/termination", Role.ADMIN)
-def terminate(project: Project, gone: Strays, request: Request) -> Applied:
+def terminate(project: Project, gone: FoundPage[Stray], request: Request) -> Applied:
     """End machines, if they serve no run still."""
     _require_everywhere(request)
     api = site_of(request).api(project)

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from backends.sim import Sim
 from orchestrator.backend import HostKeeper, Renter
 from orchestrator.places import Place, Places
+from tests.apply.scenes import WEB
 from tests.cli.conftest import CONFIG, Cli
 
 HELLO = "type: task\nname: hello\nimage: python:3.12-slim\ncommands: [echo hi]\n"
@@ -92,6 +94,17 @@ def test_orphans_of_the_others_are_listed(cli: Cli, wrong: tuple[str, int]) -> N
     assert cli("gc", "--remove", "-y").err == "removed 1\n"
 
 
+def test_drift_of_the_others_is_found(cli: Cli, wrong: tuple[str, int]) -> None:
+    cli("apply", "-y", "-f", cli.write("web.yaml", WEB))
+    Sim(state=cli.folder / "sim.jsonl").remove("web-0-0-0")
+    said = cli("drift", "--detailed-exitcode")
+    assert said.code == (77 if wrong[1] == 77 else 69)  # what is there nobody knows, so not 2
+    assert "ready on record, and not there" in said.out
+    assert "nothing is known of lab: " in said.out
+    told = json.loads(cli("drift", "--json").out)
+    assert ([each["subject"] for each in told["drift"]], list(told["silent"])) == (["web-0-0-0"], ["lab"])
+
+
 def test_a_check_looks_at_all_of_them(cli: Cli, wrong: tuple[str, int]) -> None:
     said = cli("backend", "check")
     assert said.code in (69, 77)
@@ -99,7 +112,7 @@ def test_a_check_looks_at_all_of_them(cli: Cli, wrong: tuple[str, int]) -> None:
     assert wrong[0].partition(" (")[0] in said.out
 
 
-@pytest.mark.parametrize("command", ["offers", "gc", "plan -f hello.yaml"])
+@pytest.mark.parametrize("command", ["offers", "gc", "drift", "plan -f hello.yaml"])
 def test_the_only_place_ends_the_command(cli: Cli, command: str) -> None:
     (cli.folder / "config.yaml").write_text("backends: [{type: docker, name: lab, hots: x}]\n")
     cli.write("hello.yaml", HELLO)
