@@ -346,6 +346,15 @@ def status_of(error: ModelyardError) -> int:
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 400)
 
 
+def outcome_of(error: ModelyardError) -> str:
+    """Return how the audit log says that a call ended.
+
+    >>> outcome_of(errors.Denied("not yours"))
+    '403 Denied'
+    """
+    return f"{status_of(error)} {type(error).__name__}"
+
+
 def problem_of(error: ModelyardError, *, status: int | None = None) -> dict[str, Any]:
     """Return an error as a problem document, with every part it has.
 

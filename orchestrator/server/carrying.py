@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from orchestrator.api import Plans
-from orchestrator.apply import Consent
+from orchestrator.apply import Consent, RunPlan
 from orchestrator.server.limits import require_limits
 from orchestrator.server.site import Site
+
+
+def named_in_audit(plans: Plans) -> tuple[str, str]:
+    """Return what the audit log says of plans that are carried out: what they change, and its spec hashes."""
+    changed = [plan for plan in plans if plan.action != "unchanged"]
+    hashes = ",".join(plan.spec_hash[:16] for plan in changed if isinstance(plan, RunPlan))
+    return ",".join(plan.name for plan in changed)[:500], hashes[:2_000]
 
 
 def carry_out(

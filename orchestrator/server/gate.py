@@ -25,7 +25,7 @@ from orchestrator.errors import Denied, ModelyardError, NotFound, StateMoved, St
 from orchestrator.server.site import Site
 from orchestrator.server.users import Caller, Lapsed, Role, caller_of
 from orchestrator.store.values import Answer, Deed
-from orchestrator.wire import PROBLEM, problem_of, status_of
+from orchestrator.wire import PROBLEM, outcome_of, problem_of
 
 MAX_BODY_BYTES = 64 * 2**20
 REMEMBER = timedelta(days=1)
@@ -75,14 +75,14 @@ class Gated(APIRoute):
                 caller = await run_in_threadpool(identify, site, request)
             except Lapsed as error:
                 if request.method not in _SAFE:
-                    await _note(site, request, error.caller, action, _outcome(error))
+                    await _note(site, request, error.caller, action, outcome_of(error))
                 raise
             request.state.caller = caller
             try:
                 await run_in_threadpool(permit, site, caller, role, project)
             except Denied as error:  # who tries what they may not is told of as well
                 if request.method not in _SAFE:
-                    await _note(site, request, caller, action, _outcome(error))
+                    await _note(site, request, caller, action, outcome_of(error))
                 raise
             if request.method in _SAFE:
                 return await inner(request)
@@ -178,7 +178,7 @@ async def _changing(
         response = await inner(request)
         outcome = str(response.status_code)
     except ModelyardError as error:
-        outcome = _outcome(error)
+        outcome = outcome_of(error)
         raise
     except (HTTPException, RequestValidationError) as error:
         outcome = str(getattr(error, "status_code", 422))
@@ -191,10 +191,6 @@ async def _changing(
     if once is not None:
         await once.keep(site, response)
     return response
-
-
-def _outcome(error: ModelyardError) -> str:
-    return f"{status_of(error)} {type(error).__name__}"
 
 
 async def _note(site: Site, request: Request, caller: Caller, action: str, outcome: str) -> None:

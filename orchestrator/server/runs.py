@@ -22,7 +22,7 @@ from orchestrator.planner.compose import Inputs
 from orchestrator.planner.mirrors import Mirrors
 from orchestrator.reconcile import RunEvent, Wanted
 from orchestrator.server import streams
-from orchestrator.server.carrying import carry_out
+from orchestrator.server.carrying import carry_out, named_in_audit
 from orchestrator.server.gate import Gate, caller, require_serial, site_of
 from orchestrator.server.site import Hosted, Site
 from orchestrator.server.sync import Syncer
@@ -112,10 +112,7 @@ def apply(project: Project, sent: Application, request: Request) -> Applied:
     site = site_of(request)
     plans, consent = opened(site, site.api(project), sent)
     _require_for_fleets(caller(request), plans, project)
-    request.state.subject = ",".join(plan.name for plan in plans if plan.action != "unchanged")
-    request.state.spec_hash = ",".join(
-        plan.spec_hash[:16] for plan in plans if isinstance(plan, RunPlan) and plan.action != "unchanged"
-    )[:2_000]
+    request.state.subject, request.state.spec_hash = named_in_audit(plans)
     return Applied(runs=list(carry_out(site, project, plans, consent, sent.variables)))
 
 

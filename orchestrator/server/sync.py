@@ -18,14 +18,14 @@ from orchestrator.frozen import frozen
 from orchestrator.reconcile import RunState, Wanted
 from orchestrator.reconcile.steps import by_hand
 from orchestrator.server import sops
-from orchestrator.server.carrying import carry_out
+from orchestrator.server.carrying import carry_out, named_in_audit
 from orchestrator.server.duty import Duty
 from orchestrator.server.git import Checkout, Source
 from orchestrator.server.idle import IDLE
 from orchestrator.server.site import Site
 from orchestrator.spec.load import Document, load
-from orchestrator.store.values import MAIN
-from orchestrator.wire import SyncState, SyncStatus
+from orchestrator.store.values import MAIN, Deed
+from orchestrator.wire import SyncState, SyncStatus, outcome_of
 
 PREFIX = "MODELYARD_SYNC_"
 """Variables of the server that specs of a repository may name begin so; they see no other."""
@@ -160,10 +160,24 @@ class Syncer(Duty):
         variables = sops.values(self._checkout.folder, environ=self._site.environ) | self._variables()
         if all(plan.action == "unchanged" for plan in plans):
             return self._renew(plans, variables), left
-        carry_out(self._site, wish.project, plans, wish.consent, variables, message=f"commit {commit}")
+        try:
+            carry_out(self._site, wish.project, plans, wish.consent, variables, message=f"commit {commit}")
+        except ModelyardError as error:
+            self._note(plans, commit, outcome_of(error))
+            raise
+        self._note(plans, commit, "200")
         renewed = self._renew(plans, variables)  # only now: a commit that is refused changes nothing
         api.finish_deletions(plans)
         return [plan.name for plan in plans if plan.action != "unchanged" or plan.name in renewed], left
+
+    def _note(self, plans: Plans, commit: str, outcome: str) -> None:
+        """Write a line of the audit log: a commit changes runs as a call does."""
+        subject, hashes = named_in_audit(plans)
+        deed = Deed(
+            self._now(), f"commit {commit}", str(self._wish.source), self._wish.project, "sync",
+            subject, outcome, hashes,
+        )  # fmt: skip
+        self._site.store.access.note_deed(deed)
 
     def _ended_by_itself(self, plan: Plan) -> bool:
         """Return whether a plan would only start again what failed, or what its own policy stopped."""

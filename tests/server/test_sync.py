@@ -91,6 +91,10 @@ def test_a_commit_is_applied_once_and_stands_in_every_event(
     assert again.changed == []
     (event,) = [e for _, e in served.site.store.events("hello") if e.cause.startswith("apply")]
     assert event.message == f"commit {commit}"
+    (deed,) = [deed for _, deed in served.site.store.access.deeds("main") if deed.action == "sync"]
+    assert (deed.who, deed.subject, deed.outcome) == (f"commit {commit}", "hello", "200")
+    assert deed.address == f"git+{repository.root}@main//specs"
+    assert deed.spec_hash == served.site.store.run("hello").spec_hash[:16]
     assert [status.commit for status in syncer.history()] == [commit]
 
 
