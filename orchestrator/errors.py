@@ -34,6 +34,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from orchestrator.frozen import frozen
+
 
 @dataclass(frozen=True, order=True)
 class Position:
@@ -47,7 +49,7 @@ class Position:
         return f"{self.file}:{self.line}:{self.column}"
 
 
-@dataclass(frozen=True)
+@frozen
 class Problem:
     """One thing wrong with a source file.
 
@@ -175,7 +177,7 @@ class HubUnreachable(ModelError, Temporary):
         self.retry_after_s = retry_after_s
 
 
-@dataclass(frozen=True)
+@frozen
 class Refusal:
     """How many offers fell for one reason."""
 
@@ -183,7 +185,7 @@ class Refusal:
     offers: int
 
 
-@dataclass(frozen=True)
+@frozen
 class WhyNot:
     """One kind of machine that does not do: the first reason, and the smallest change that helps.
 

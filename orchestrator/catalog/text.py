@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import ModelError
+from orchestrator.frozen import frozen
 
 _LARGEST = 2**31 - 1  # no dimension of any model comes near; a number above it is a slip or an attack
 
 
-@dataclass(frozen=True)
+@frozen
 class Text:
     """The language model's part of a config, with the top level to fall back on."""
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from orchestrator.catalog.text import Text
 from orchestrator.catalog.values import VisionFacts
 from orchestrator.errors import ModelError
+from orchestrator.frozen import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class _Tower:
     """A vision config, the whole config around it, and the width of the text it feeds."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -166,7 +165,7 @@ def _kinds(header: Gguf, layers: int) -> tuple[LayerKind, ...]:
     return () if set(kinds) <= {"full"} or set(kinds) == {"none"} else tuple(kinds)
 
 
-@dataclass(frozen=True)
+@frozen
 class _Keys:
     """A model's sizes in the metadata, under its architecture's prefix."""
 

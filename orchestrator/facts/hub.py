@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -102,7 +102,7 @@ def _facts(commit: _Commit, hub: Hub) -> ModelFacts:
     )
 
 
-@dataclass(frozen=True)
+@frozen
 class _Commit:
     """One commit's files, as ``Files``; without a client only what is kept can be read."""
 
@@ -145,7 +145,7 @@ class _Commit:
         return raw
 
 
-@dataclass(frozen=True)
+@frozen
 class Shelf:
     """What is kept of one model or data set: which commit a name meant, and the files of commits."""
 

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
@@ -22,6 +21,7 @@ from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp
 
 from orchestrator.errors import Denied, ModelyardError, NotFound, StateMoved, StoreBusy, UsageError
+from orchestrator.frozen import frozen
 from orchestrator.server.site import Site
 from orchestrator.server.users import Caller, Lapsed, Role, caller_of
 from orchestrator.store.values import Answer, Deed
@@ -203,7 +203,7 @@ async def _note(site: Site, request: Request, caller: Caller, action: str, outco
     await run_in_threadpool(site.store.access.note_deed, deed)
 
 
-@dataclass(frozen=True)
+@frozen
 class _Once:
     """A call that is carried out once, however often it comes with its key.
 

@@ -9,7 +9,6 @@ import signal
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from orchestrator.errors import Busy, ModelyardError, UsageError
+from orchestrator.frozen import frozen
 from orchestrator.reconcile import Job
 from orchestrator.server.asking import environment, program, request
 from orchestrator.server.gate import Gate, Unknown, authenticate, problem
@@ -235,7 +235,7 @@ class _Keys(asyncio.Protocol):
         self.has_room.set()
 
 
-@dataclass(frozen=True)
+@frozen
 class _Child:
     """A command that runs, and the ends of its pipes or its terminal."""
 
