@@ -40,11 +40,17 @@ def render(
             "-o", "--out", help="Write it there: a file, or for kubernetes a folder.", show_default=False
         ),
     ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option("--backend", help="The place of type kubernetes to write for.", show_default=False),
+    ] = None,
     config: Config = None,
 ) -> None:
     """Write what files say as native manifests; asks no place and no record."""
     if what and to == "compose":
         raise UsageError("compose knows no roles", fix="modelyard render rbac")
+    if backend and to == "compose":
+        raise UsageError("compose is written for no place", fix="leave --backend out")
     if not file and not what:
         raise UsageError("render takes files", fix="-f PATH")
     if not to and not what:
@@ -53,4 +59,4 @@ def render(
     if to == "compose":
         write_compose(documents, out, config=config)
     else:
-        write_kubernetes(documents, out, config=config, access=what == "rbac")
+        write_kubernetes(documents, out, config=config, backend=backend, access=what == "rbac")

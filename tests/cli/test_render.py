@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,52 @@ def test_kubernetes_is_rendered_as_its_place_is_configured(cli: Cli) -> None:
 
     assert "namespace: ml\n" in done.out
     assert "kueue.x-k8s.io/queue-name: team\n" in done.out
+
+
+TWO = """\
+backends:
+  - {type: kubernetes, name: dev, namespace: dev}
+  - {type: kubernetes, name: prod, namespace: live}
+"""
+
+
+def test_a_document_is_rendered_for_the_place_that_it_names(cli: Cli) -> None:
+    config = str(cli.write("config.yaml", TWO))
+    volume = "---\ntype: volume\nname: data\nbackend: prod\n"
+    here = str(cli.write("here.yaml", HELLO.replace("hello", "here") + "backends: [docker]\n"))
+    there = str(
+        cli.write("there.yaml", HELLO.replace("hello", "there") + "backends: [docker, prod]\n" + volume)
+    )
+
+    done = cli("render", "-f", here, "-f", there, "--to", "kubernetes", "--config", config)
+
+    assert re.findall("^  namespace: (.*)$", done.out, re.M) == ["dev", "live", "live"]
+    named = cli("render", "rbac", "-f", here, "--backend", "prod", "--config", config)
+    assert set(re.findall("^  namespace: (.*)$", named.out, re.M)) == {"live"}
+    assert named.err == ""
+    assert (
+        cli("render", "rbac", "--config", config).err == "rbac: for backend 'dev', --backend names another\n"
+    )
+
+
+def test_a_place_that_is_no_cluster_is_refused(cli: Cli) -> None:
+    config = str(cli.write("config.yaml", TWO))
+
+    done = cli("render", "rbac", "--backend", "live", "--config", config)
+
+    assert (done.code, "no backend 'live' of type kubernetes" in done.err) == (64, True)
+    assert "one of dev, prod" in done.err
+
+
+def test_what_bears_the_same_name_is_written_too(cli: Cli) -> None:
+    both = HELLO.replace("hello", "rbac") + "---\ntype: volume\nname: rbac\n"
+    out = cli.folder / "manifests"
+
+    done = cli("render", "rbac", "-f", cli.write("both.yaml", both), "-o", str(out))
+
+    assert done.code == 0
+    kinds = re.findall("^kind: (.*)$", (out / "rbac.yaml").read_text(), re.M)
+    assert {"ServiceAccount", "Job", "PersistentVolumeClaim"} <= set(kinds)
 
 
 def test_two_processes_render_the_same_bytes(tmp_path: Path) -> None:
