@@ -448,6 +448,10 @@ class Kubernetes:
             return
         if labels_of(found).get(VOLUME) != label_value(name):
             raise self._not_ours("PersistentVolumeClaim", claim)
+        if who := _keeper(found):
+            raise Rejected(
+                f"PersistentVolumeClaim {claim!r} is kept by {who}", backend=self.name, fix="delete it there"
+            )
         if users := self._users().get(claim):
             raise Rejected(
                 f"volume {name!r} is in use by {', '.join(sorted(users))}", backend=self.name,
@@ -562,6 +566,7 @@ class Kubernetes:
         """Return what is there; ``explained``: also what keeps controllers from making pods."""
         owners = [one for version, kind in OWNERS for one in self._listed(version, kind, MANAGED)]
         owners = [o for o in owners if not _is_controlled(o) and "deletionTimestamp" not in o["metadata"]]
+        owners = [o for o in owners if not _keeper(o)]  # rendered, and another's to write and to delete
         world = World(owners, self._listed("v1", "Pod", MANAGED))
         if not explained:
             return world
@@ -633,13 +638,11 @@ class Kubernetes:
         found = self._cluster.get(path_of_object(one))
         if found is None:
             return None
-        marks = {**(found["metadata"].get("annotations") or {}), **labels_of(found)}
-        for mark, who in GITOPS.items():
-            if mark in marks:
-                raise Rejected(
-                    f"{one['kind']} {one['metadata']['name']!r} is kept by {who}", backend=self.name,
-                    fix="change it there, or choose another name",
-                )  # fmt: skip
+        if who := _keeper(found):
+            raise Rejected(
+                f"{one['kind']} {one['metadata']['name']!r} is kept by {who}", backend=self.name,
+                fix="change it there, or choose another name",
+            )  # fmt: skip
         if labels_of(found).get(RUN) != label_value(run):
             raise self._not_ours(one["kind"], one["metadata"]["name"])
         return found
@@ -670,7 +673,8 @@ class Kubernetes:
         found = False
         for version, kind in kinds:
             for one in self._listed(version, kind, f"{chosen},!{LAUNCH}"):
-                if (kind, one["metadata"]["name"]) not in kept and not _is_controlled(one):
+                is_kept = (kind, one["metadata"]["name"]) in kept or _keeper(one)
+                if not is_kept and not _is_controlled(one):
                     found = self._cluster.delete(path_of_object(one)) or found
         return found
 
@@ -841,6 +845,12 @@ def _is_over(job: Json) -> bool:
 def _is_controlled(one: Json) -> bool:
     """Return whether a controller made the object: it is deleted with its owner."""
     return any(owner.get("controller") for owner in one["metadata"].get("ownerReferences") or ())
+
+
+def _keeper(one: Json) -> str:
+    """Return who else writes an object again, "" where nobody does."""
+    marks = {**(one["metadata"].get("annotations") or {}), **labels_of(one)}
+    return next((who for mark, who in GITOPS.items() if mark in marks), "")
 
 
 def _storage(claim: Json) -> float:

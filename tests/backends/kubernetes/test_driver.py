@@ -216,6 +216,26 @@ def test_object_that_argo_keeps_is_left_alone(place: Kubernetes, root: Cluster) 
         apply(place, SERVICE)
 
 
+def test_what_argo_keeps_is_no_run_of_ours_and_is_not_deleted(place: Kubernetes, root: Cluster) -> None:
+    apply(place, SERVICE, HF_TOKEN="x")
+    place.create_volume("data", size_bytes=None)
+    space = place.settings.namespace
+    mark = {
+        "metadata": {"annotations": {"argocd.argoproj.io/tracking-id": "app:apps/Deployment:ml/llama-70b"}}
+    }
+    for version, kind, name in (
+        ("apps/v1", "Deployment", "llama-70b"),
+        ("v1", "PersistentVolumeClaim", "data"),
+    ):
+        root.send("PATCH", path_of(version, kind, space, name), mark, "application/merge-patch+json")
+
+    assert list(place.groups()) == []
+    place.delete_group("llama-70b", grace_s=0)
+    assert get(root, place, "apps/v1", "Deployment", "llama-70b")
+    with pytest.raises(Rejected, match="kept by Argo CD"):
+        place.delete_volume("data")
+
+
 def test_missing_custom_resource_says_where_to_get_it(place: Kubernetes) -> None:
     if place._has(LEADER_WORKER_SET):
         pytest.skip("the cluster has LeaderWorkerSets")
