@@ -13,7 +13,20 @@ from orchestrator.api.opened import why_silent
 from orchestrator.api.protocol import FleetView, Found, Item, Orphan, Stray
 from orchestrator.api.runs import Runs
 from orchestrator.apply import require_unused
-from orchestrator.backend import Backend, Check, Host, HostKeeper, Leave, Machine, Phase, Renter, Volume
+from orchestrator.backend import (
+    Backend,
+    Can,
+    Check,
+    GroupBackend,
+    Host,
+    HostKeeper,
+    Instance,
+    Leave,
+    Machine,
+    Phase,
+    Renter,
+    Volume,
+)
 from orchestrator.errors import BackendError, Misconfigured, ModelyardError, NotFound, UsageError
 from orchestrator.reconcile import Job, Run, Wanted
 from orchestrator.spec.interpolation import is_secret_name
@@ -26,6 +39,9 @@ Place = TypeVar("Place", bound=Backend)
 
 GRACE = timedelta(minutes=10)
 """A machine this young may be somebody's who is just about to write it down."""
+
+ORPHAN_GRACE_S = 10.0
+"""How long what nobody owns has to end."""
 
 
 class Holdings(Runs):
@@ -63,7 +79,7 @@ class Holdings(Runs):
         known = {run.name for run in self.store.runs()}
 
         def ask(name: str, place: Backend) -> list[Orphan]:
-            return [Orphan(name, i) for i in place.instances() if i.run not in known]
+            return [Orphan(name, i) for i in _instances(place) if i.run not in known]
 
         return self._looked_through(self.places, ask)
 
@@ -90,8 +106,11 @@ class Holdings(Runs):
         for orphan in orphans:
             backend = self.places[orphan.backend]
             if orphan.instance.phase is not Phase.EXITED:
-                backend.stop(orphan.instance.name, grace_s=10.0)
+                backend.stop(orphan.instance.name, grace_s=ORPHAN_GRACE_S)
             backend.remove(orphan.instance.name)
+        for name, run in sorted({(orphan.backend, orphan.instance.run) for orphan in orphans}):
+            if keeper := _keeper_of_groups(self.places[name]):
+                keeper.delete_group(run, grace_s=ORPHAN_GRACE_S)
 
     def strays(self) -> Found[Stray]:
         """Return machines that are paid for and serve no run on record, ordered by place and id."""
@@ -296,6 +315,22 @@ class Holdings(Runs):
     def delete_secret(self, name: str) -> None:
         """Forget a secret."""
         self.store.secrets.of(self._project).delete(name)
+
+
+def _keeper_of_groups(place: Backend) -> GroupBackend | None:
+    """Return a place as what keeps whole groups, None where it keeps none."""
+    return place if Can.GROUPS in place.can and isinstance(place, GroupBackend) else None
+
+
+def _instances(place: Backend) -> Sequence[Instance]:
+    """Return what a place holds; what ended of a group that goes on is as its group is.
+
+    A cluster starts it again, and it goes with the whole of its group only.
+    """
+    found = place.instances()
+    keeper = _keeper_of_groups(place)
+    going = {} if keeper is None else {g.name: g.phase for g in keeper.groups()}
+    return [replace(i, phase=going.get(i.run, i.phase)) if i.phase is Phase.EXITED else i for i in found]
 
 
 def why_stray(machine: Machine, run: Run | None, job: Job | None, *, now: datetime) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,22 @@ def test_a_run_that_was_stopped_is_not_put_back(site: Site) -> None:
     told = site.program("plan", "-f", site.spec)
     assert "web  service  rerun" in told
     assert "drift" not in told
+
+
+def test_a_run_that_no_record_knows_is_removed_with_all_it_owns(site: Site) -> None:
+    shutil.rmtree(site.program.folder / "state")
+    template = site.deployment()["spec"]["template"]
+    if not site.root.list(path_of("v1", "Pod", site.space))[0]:  # no controller makes any
+        meta = {**template["metadata"], "name": "web-a"}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template["spec"]}
+        site.root.send("POST", path_of("v1", "Pod", site.space), pod)
+
+    assert "web-0-0-0" in site.program("gc")
+    assert "still running" in site.program("gc", "--remove", "-y")
+    assert site.deployment()
+    site.program("gc", "--remove", "--running", "-y")
+
+    assert site.deployment() is None
 
 
 def test_a_saved_plan_puts_back_what_was_reviewed(site: Site) -> None:
