@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from orchestrator.catalog.values import Accelerator, ModelFacts
 from orchestrator.engines import Kind, kind_of
+from orchestrator.engines.job import KvDtype
 from orchestrator.frozen import frozen
 from orchestrator.planner.parallelism import (
     OPEN,
@@ -39,6 +40,9 @@ Makes = Callable[[Accelerator, str], bool]
 
 Takes = Callable[[Accelerator, Layout], bool]
 """Whether an engine serves the model cut so on a device."""
+
+Keeps = Callable[[Accelerator, KvDtype], bool]
+"""Whether an engine keeps the KV cache in a format on a device."""
 
 T = TypeVar("T", bound=Hashable)
 
@@ -133,6 +137,7 @@ def choose(
     least_context: int = 4096,
     makes: Makes = _all_can,
     takes: Takes = _all_can,
+    keeps: Keeps = _all_can,
     fixed: Degrees = OPEN,
     slices: Collection[tuple[str, int, int]] = (),
 ) -> Choices:
@@ -149,14 +154,17 @@ def choose(
         max_nodes: Nodes one replica may span.
         least_context: Tokens a request must be able to hold where ``job`` states no context.
         makes: Whether an engine makes a format that was not published, on a device.
-        takes: Whether an engine spreads data ranks over a device as a layout says.
+        takes: Whether an engine serves the model on a device as a layout cuts it.
+        keeps: Whether an engine keeps the KV cache in a format, on a device.
         fixed: Degrees of parallelism that are not to be found here.
         slices: Machines that are one and can be had, as accelerator, nodes and devices of each.
 
     Raises:
         ValueError: as ``serving_needs``.
     """
-    asked = _Asked(facts, job, tuple(sorted(set(counts))), max_nodes, least_context, makes, takes, fixed)
+    asked = _Asked(
+        facts, job, tuple(sorted(set(counts))), max_nodes, least_context, makes, takes, keeps, fixed
+    )
     devices = sorted(accelerators, key=lambda a: (a.visible_bytes, a.name))
     candidates: list[Candidate] = []
     missed: list[Missed] = []
@@ -220,11 +228,13 @@ class _Asked:
         least_context: int,
         makes: Makes,
         takes: Takes,
+        keeps: Keeps,
         fixed: Degrees,
     ) -> None:
         self.facts = facts
         self.makes = makes
         self.takes = takes
+        self.keeps = keeps
         self.fixed = fixed
         self.counts = counts
         self.max_nodes = max_nodes
@@ -355,22 +365,26 @@ class _Asked:
                 yield Change("nodes", str(machines))
 
     def _same_devices(self, device: Accelerator, layout: Layout) -> Iterator[Change]:
-        if self.runs(device):
+        lacks = not self.runs(device)
+        taken = not lacks and self.takes(device, layout)
+        if taken:
             if self.states_context and self.job.context:
                 needs = self.needs(layout, self.first)
                 most = min(self.job.context, self.facts.context or self.job.context)
                 shorter = longest_context(self.facts, needs, device, most=most)
                 if shorter:
                     yield Change("context", str(shorter))
-            if self.job.kv_cache == "auto" and self.needs(layout, self.first, "fp8").on(device).fits:
+            halved = self.job.kv_cache == "auto" and self.needs(layout, self.first, "fp8").on(device).fits
+            if halved and self.keeps(device, "fp8"):
                 yield Change("kv_cache", "fp8")
         for precision in ("bf16", "fp8", "int8", "int4"):
             less = weight_format(precision).bits < weight_format(self.first).bits
-            helps = (less or not self.runs(device)) and runs(device, precision)
+            helps = (less or lacks) and runs(device, precision)
             if helps and self.needs(layout, precision).on(device).fits:
                 # engines make fp8 and int8 while they load; 4-bit weights are made beforehand
                 if weight_format(precision).bits < 8 <= weight_format(self.first).bits:
-                    yield Change("model", f"made in {precision}")
+                    if taken or lacks:  # else it is not the format alone that an engine says no to
+                        yield Change("model", f"made in {precision}")
                 elif self.makes(device, precision):
                     yield Change("precision", precision)
 
@@ -378,7 +392,7 @@ class _Asked:
         layout = self.layout(nodes, count, self.first)
         if isinstance(layout, str) or not self.runs(device) or not is_slice(device, nodes * count):
             return False
-        return self.needs(layout, self.first).on(device).fits
+        return self.needs(layout, self.first).on(device).fits and self.takes(device, layout)
 
 
 def longest_context(facts: ModelFacts, needs: ServingNeeds, device: Accelerator, *, most: int) -> int:

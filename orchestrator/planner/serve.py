@@ -17,7 +17,7 @@ from orchestrator.backend import Mount, Offer
 from orchestrator.catalog import Accelerator, ModelFacts, PriceRow, count_parameters
 from orchestrator.engines import Adapter, EngineLaunch, Kind, Source, Stated, engine, kind_of
 from orchestrator.engines import ServingJob as EngineJob
-from orchestrator.engines.job import Precision, room_for
+from orchestrator.engines.job import KvDtype, Precision, room_for
 from orchestrator.errors import NothingFits, Position, WhyNot
 from orchestrator.frozen import frozen
 from orchestrator.planner.choose import (
@@ -25,6 +25,7 @@ from orchestrator.planner.choose import (
     Candidate,
     Change,
     Choices,
+    Keeps,
     Makes,
     Takes,
     choose,
@@ -485,7 +486,7 @@ def _options(
     found = choose(
         question.facts, question.job, [accelerators[name] for name in devices],
         counts=counts, max_nodes=MOST_NODES, least_context=_least_context(question), makes=_maker(question),
-        takes=_taker(question), fixed=question.degrees, slices=groups.slices,
+        takes=_taker(question), keeps=_keeper(question), fixed=question.degrees, slices=groups.slices,
     )  # fmt: skip
     fell = {(m.accelerator.name, m.count): m for m in reversed(found.missed) if m.nodes == 1}
     best = _by_place(found)
@@ -526,7 +527,7 @@ def _maker(question: Question) -> Makes:
 
 
 def _taker(question: Question) -> Takes:
-    """Return whether an engine spreads the model so, asked once per kind of device and layout."""
+    """Return whether an engine serves the model cut so, asked once per kind of device and layout."""
 
     def takes(device: Accelerator, layout: Layout) -> bool:
         return _is_served(question, replace(
@@ -535,6 +536,15 @@ def _taker(question: Question) -> Takes:
         ))  # fmt: skip
 
     return once_per_kind(takes)
+
+
+def _keeper(question: Question) -> Keeps:
+    """Return whether an engine keeps the KV cache so, asked once per kind of device."""
+
+    def keeps(device: Accelerator, kv_cache: KvDtype) -> bool:
+        return _is_served(question, replace(_bare(question, device), kv_dtype=kv_cache))
+
+    return once_per_kind(keeps)
 
 
 def _bare(question: Question, device: Accelerator) -> EngineJob:

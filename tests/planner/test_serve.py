@@ -348,6 +348,26 @@ def test_a_format_that_no_engine_makes_of_the_weights_is_not_advised(id: str, ac
     assert f"8 × {accelerator} has no " in (caught.value.fix or "")
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "count", "engine", "context", "change"),
+    [
+        ("V100-32GB", 1, "auto", 8192, ""),  # four would hold it, and vLLM needs capability 7.5
+        ("TRAINIUM2-96GB", 1, "auto", 40960, ""),  # nobody has an image for it
+        ("MI210-64GB", 1, "sglang", 40960, ""),  # SGLang is not built for gfx90a
+        ("W7900-48GB", 2, "auto", None, "gpu W7900-48GB:4"),  # no fp8 KV cache on gfx1100
+    ],
+)
+def test_a_change_with_which_no_engine_serves_is_not_advised(
+    accelerator: str, count: int, engine: str, context: int | None, change: str
+) -> None:
+    asked = replace(question("Qwen/Qwen3-32B", context=context), engine=engine)
+    offers = [offer(accelerator, count), offer("K80-12GB", 4)]
+    with pytest.raises(NothingFits) as caught:
+        placed(offers, asked, places={"cloud": ABLE - {Can.NODES}})
+    assert {each.accelerator: each.change for each in caught.value.why_not}[accelerator] == change
+    assert ("would hold it with" in (caught.value.fix or "")) is bool(change)
+
+
 def test_an_engine_of_one_node_is_told_what_one_node_lacks() -> None:
     asked = replace(question(), engine="nim", secrets=(("HF_TOKEN", "x"), ("NGC_API_KEY", "x")))
     with pytest.raises(NothingFits) as caught:
