@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from threading import Event as Flag
-from typing import Any
+from typing import Any, get_type_hints
 
 from backends.kubernetes.client import Cluster, parse_time, path_of, path_of_object
 from backends.kubernetes.compare import changes
@@ -43,6 +43,7 @@ from backends.kubernetes.settings import (
     Security,
     Tasks,
     read_settings,
+    typed,
 )
 from backends.kubernetes.status import STOPPED, World, condition, labels_of
 from orchestrator.backend import (
@@ -170,6 +171,11 @@ class Kubernetes:
         fabrics: Sequence[Mapping[str, Any]] = (),
         pools: Sequence[Mapping[str, Any]] = (),
     ) -> None:
+        own = {
+            "kubeconfig": kubeconfig, "context": context, "force_conflicts": force_conflicts,
+            "pod_network": pod_network, "timeout_s": timeout_s, "volume_size": volume_size,
+        }  # fmt: skip
+        typed(f"backend {name!r}: ", own, get_type_hints(Kubernetes.__init__))
         try:
             volume_bytes = parse_bytes(volume_size)
         except ValueError as error:
@@ -185,9 +191,9 @@ class Kubernetes:
                 "priority_class": priority_class, "default_image": default_image,
                 "cache_claim": cache_claim, "storage_class": storage_class, "volume_access": volume_access,
                 "volume_bytes": volume_bytes, "images": images or {}, "env": env or {},
-                "secrets": secrets or {}, "pull_secrets": tuple(pull_secrets),
-                "node_selector": node_selector or {}, "tolerations": tuple(tolerations),
-                "fabrics": tuple(fabrics), "pools": tuple(pools),
+                "secrets": secrets or {}, "pull_secrets": pull_secrets or (),
+                "node_selector": node_selector or {}, "tolerations": tolerations or (),
+                "fabrics": fabrics or (), "pools": pools or (),
             },
         )  # fmt: skip
         self._cluster = Cluster(name, kubeconfig=kubeconfig, context=context, timeout_s=timeout_s)

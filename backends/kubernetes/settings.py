@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from orchestrator.errors import ConfigError
 from orchestrator.frozen import frozen
@@ -198,7 +199,9 @@ def read_settings(name: str, options: Mapping[str, Any]) -> Settings:
     >>> read_settings("lab", {"namespace": "ml", "fabrics": [{"resource": "rdma/ib"}]}).fabrics[0].count
     1
     """
-    given = dict(options)
+    given = typed(f"backend {name!r}: ", options, get_type_hints(Settings))
+    # a prefix ends where a part of an image's name does
+    given["images"] = {k.rstrip("/"): v.rstrip("/") for k, v in given.get("images", {}).items()}
     if given.get("fabrics"):
         given["fabrics"] = tuple(_part(name, "fabrics", Fabric, fabric) for fabric in given["fabrics"])
     if given.get("gateway") is not None:
@@ -207,6 +210,11 @@ def read_settings(name: str, options: Mapping[str, Any]) -> Settings:
         given["pools"] = tuple(_part(name, "pools", Pool, pool) for pool in given["pools"])
     settings = Settings(**given)
     _check_choices(name, settings)
+    if settings.security == "restricted" and settings.user_id == 0:
+        raise ConfigError(
+            f"backend {name!r}: user_id is 0, and Pod Security 'restricted' refuses it",
+            fix="name another user, or set security: baseline",
+        )
     for fabric in settings.fabrics:
         _check_fabric(name, fabric, settings.security)
     for variable, place in settings.secrets.items():
@@ -228,11 +236,61 @@ def _part(name: str, option: str, kind: type[_Part], given: Any) -> _Part:
             near = difflib.get_close_matches(str(key), known, 1)
             fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise ConfigError(f"backend {name!r}: {option} has no {key!r}", fix=fix)
+    given = typed(f"backend {name!r}: {option}.", given, get_type_hints(kind))
     try:
         return kind(**given)
     except TypeError as error:
         missing = str(error).rpartition(": ")[2]
         raise ConfigError(f"backend {name!r}: {option} lacks {missing}", fix="give each of them") from None
+
+
+_SAID: Mapping[Any, str] = {
+    str: "text", int: "a whole number", float: "a number", bool: "true or false",
+}  # fmt: skip
+
+
+def typed(where: str, given: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as their types say: what YAML reads in a table of words as a number is a word.
+
+    Raises:
+        ConfigError: one is another kind of value than it takes.
+
+    >>> typed("lab: ", {"env": {"A": 1, "B": True}}, {"env": Mapping[str, str]})
+    {'env': {'A': '1', 'B': 'true'}}
+    """
+    return {option: _typed(f"{where}{option}", value, hints[option]) for option, value in given.items()}
+
+
+def _typed(what: str, value: Any, hint: Any) -> Any:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is UnionType:
+        return None if value is None else _typed(what, value, inner[0])
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{what} takes keys and values, not {value!r}", fix="write {key: value}")
+        return {str(k): _word(f"{what}.{k}", v) if inner[1] is str else v for k, v in value.items()}
+    if origin is Sequence:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ConfigError(f"{what} takes a list, not {value!r}", fix="write it in brackets: [...]")
+        return tuple(_typed(f"{what}[{number}]", one, inner[0]) for number, one in enumerate(value))
+    if hint in _SAID and not isinstance(value, (int, float) if hint is float else hint):
+        raise ConfigError(
+            f"{what} takes {_SAID[hint]}, not {value!r}", fix="see the reference of the backend"
+        )
+    if isinstance(value, bool) and hint in (int, float):
+        raise ConfigError(
+            f"{what} takes {_SAID[hint]}, not {value!r}", fix="see the reference of the backend"
+        )
+    return value
+
+
+def _word(what: str, value: Any) -> str:
+    """Return what stands in a table of words as one: ``true`` and ``1`` need no quotes there."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str | int):
+        raise ConfigError(f"{what} takes text, not {value!r}", fix="write it in quotes")
+    return str(value)
 
 
 def _check_choices(name: str, settings: Settings) -> None:

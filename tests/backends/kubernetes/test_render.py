@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from backends.kubernetes import Kubernetes
 from backends.kubernetes.names import fitting, literal
-from backends.kubernetes.pod import HOME
+from backends.kubernetes.pod import HOME, image_of
 from backends.kubernetes.render import LEADER_WORKER_SET, render_group, render_volume, to_yaml
 from backends.kubernetes.settings import Fabric, Gateway, Pool, Settings, read_settings
 from orchestrator.backend import File, Group, Mount, Port, Probe, Resources
@@ -26,6 +27,7 @@ from tests.backends.kubernetes.samples import (
     SERVE,
     SERVICE,
     SPANNING,
+    TASK,
     TRAIN,
     WORKPLACE,
 )
@@ -655,12 +657,45 @@ def test_dev_environment_has_one_node() -> None:
         {"gateway": {"namespace": "gateways"}},
         {"pools": [{"name": "x"}]},
         {"secrets": {"HF_TOKEN": "no-key"}},
+        {"user_id": 0},
+        {"user_id": "1000"},
+        {"namespace": None},
+        {"pull_secrets": "registry-lan"},
+        {"tolerations": {"key": "gpu", "operator": "Exists"}},
+        {"tolerations": ["gpu"]},
+        {"env": ["HF_ENDPOINT"]},
+        {"node_selector": {"version": 1.10}},
+        {"disruption_budget": "no"},
+        {"fabrics": {"resource": "rdma/ib"}},
+        {"fabrics": [{"resource": "rdma/ib", "count": "8"}]},
+        {"pools": [{"name": "x", "labels": {"pool": "x"}, "cpu": 8, "memory_bytes": "64GiB"}]},
     ],
 )
 def test_settings_that_contradict_are_refused_with_a_fix(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as refused:
         read_settings("lab", options)
     assert refused.value.fix
+
+
+@pytest.mark.parametrize("option", [{"timeout_s": "30"}, {"pod_network": "no"}, {"volume_size": 10}])
+def test_an_option_of_another_kind_is_refused_with_a_fix(option: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Kubernetes("lab", **option)
+    assert refused.value.fix
+
+
+def test_words_need_no_quotes_and_prefixes_no_exact_end() -> None:
+    read = read_settings(
+        "lab",
+        {
+            "node_selector": {"gpu": True, "generation": 3},
+            "env": {"HF_HUB_OFFLINE": 1},
+            "images": {"docker.io/": "reg.lan/hub/"},
+        },
+    )
+    assert read.node_selector == {"gpu": "true", "generation": "3"}
+    assert read.env == {"HF_HUB_OFFLINE": "1"}
+    assert image_of(TASK, read) == "reg.lan/hub/library/python:3.12-slim"
 
 
 @pytest.mark.parametrize("run", ["x" * 41, "y" * 80, "A_b", "ok"])
