@@ -6,7 +6,7 @@ import base64
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -20,7 +20,15 @@ from backends.kubernetes.devices import NO_DEVICES, Devices
 from backends.kubernetes.gateway import HTTP_ROUTE, INFERENCE_POOL
 from backends.kubernetes.inventory import Inventory, amount_of, inventory
 from backends.kubernetes.names import HASH, LAUNCH, MANAGER, RUN, VOLUME, fitting, label_value, selector
-from backends.kubernetes.pod import CONTAINER, image_of, mounted, registry_secret, secret_name, whole_image
+from backends.kubernetes.pod import (
+    CONTAINER,
+    image_of,
+    mounted,
+    registry_secret,
+    secret_name,
+    taken,
+    whole_image,
+)
 from backends.kubernetes.queue import KUEUE, QUEUE, held_back
 from backends.kubernetes.rbac import missing_rules, render_rbac
 from backends.kubernetes.refusals import Refused
@@ -262,14 +270,18 @@ class Kubernetes:
         run = group.template.run
         self._require(rendered.requires)
         made = [*rendered.objects, *self._secrets(group.template, secrets)]
-        for one in made:
-            self._require_ours(one, run)
+        there = [self._require_ours(one, run) for one in made]
+        used: set[tuple[str, str]] = set()
         if group.kind == "task":
             self._delete_others(run, made[:1], OWNERS)  # what it holds, its successor needs
+        else:
+            used = {key for pod in self._living(run) for key in taken(pod)}
+            made = [_with_used(one, live, used) for one, live in zip(made, there, strict=True)]
         self._write(rendered, made)
         if group.kind != "task":
             self._delete_others(run, made, OWNERS)
-        self._delete_others(run, [*made, *self._still_mounted(run)], DEPENDENTS)
+        kept = [{"kind": "Secret", "metadata": {"name": name}} for name in sorted({n for n, _ in used})]
+        self._delete_others(run, [*made, *kept, *self._still_mounted(run)], DEPENDENTS)
         found = next((status for status in self.groups() if status.name == label_value(run)), None)
         if found is None:  # somebody deletes it as we write it
             raise Busy(f"what was applied of run {run!r} is gone again", backend=self.name)
@@ -691,12 +703,16 @@ class Kubernetes:
         those of a revision that ``kubectl rollout undo`` leads back to.
         """
         chosen = ",".join(f"{k}={v}" for k, v in selector(run).items())
-        pods = self._listed("v1", "Pod", chosen)
-        held = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+        held = self._living(run)
         with suppress(AuthFailed):  # an older role: the pods that are there are looked at
             held += [one for version, kind in REVISIONS for one in self._listed(version, kind, chosen)]
         names = {name for one in held for name in mounted(one)}
         return [{"kind": "ConfigMap", "metadata": {"name": name}} for name in sorted(names)]
+
+    def _living(self, run: str) -> list[Json]:
+        """Return the pods of a run that nobody told to go."""
+        pods = self._listed("v1", "Pod", ",".join(f"{k}={v}" for k, v in selector(run).items()))
+        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
     def _secrets(self, launch: Launch, values: Mapping[str, str]) -> list[Json]:
         """Return the Secrets of a run: those variables that the operator keeps nowhere else."""
@@ -851,6 +867,18 @@ def _is_over(job: Json) -> bool:
 def _is_controlled(one: Json) -> bool:
     """Return whether a controller made the object: it is deleted with its owner."""
     return any(owner.get("controller") for owner in one["metadata"].get("ownerReferences") or ())
+
+
+def _with_used(one: Json, live: Json | None, used: Collection[tuple[str, str]]) -> Json:
+    """Return an object, a Secret with the keys that it has and that pods are started with.
+
+    While a service rolls, a container of the revision before may end and has to start again.
+    """
+    if one["kind"] != "Secret" or live is None:
+        return one
+    name = one["metadata"]["name"]
+    before = {k: v for k, v in (live.get("data") or {}).items() if (name, k) in used}
+    return {**one, "data": {**before, **one["data"]}}
 
 
 def _keeper(one: Json) -> str:

@@ -496,6 +496,21 @@ def mounted(one: Json) -> set[str]:
     return {volume["configMap"]["name"] for volume in volumes if "configMap" in volume}
 
 
+def taken(one: Json) -> set[tuple[str, str]]:
+    """Return the keys of Secrets that a pod's variables are taken from, and ``.dockerconfigjson`` to pull by.
+
+    >>> token = {"name": "A", "valueFrom": {"secretKeyRef": {"name": "web-secrets", "key": "A"}}}
+    >>> taken({"spec": {"containers": [{"env": [token]}], "imagePullSecrets": [{"name": "reg"}]}}) == {
+    ...     ("web-secrets", "A"), ("reg", ".dockerconfigjson")}
+    True
+    """
+    spec = one["spec"]
+    variables = (each for container in spec["containers"] for each in container.get("env") or ())
+    found = [(each.get("valueFrom") or {}).get("secretKeyRef") for each in variables]
+    pulls = {(each["name"], ".dockerconfigjson") for each in spec.get("imagePullSecrets") or ()}
+    return {(each["name"], each["key"]) for each in found if each} | pulls
+
+
 def _key(file: File) -> str:
     """Return the key of a file: its name to be read, and a hash because two may share it."""
     digest = hashlib.sha256(file.target.encode()).hexdigest()[:6]

@@ -107,6 +107,36 @@ def test_secret_is_in_its_secret_and_nowhere_else(place: Kubernetes, root: Clust
     assert "hunter2" not in json.dumps(get(root, place, "apps/v1", "Deployment", "llama-70b"))
 
 
+def test_secret_that_a_spec_drops_stays_while_a_pod_is_started_with_it(
+    place: Kubernetes, root: Cluster
+) -> None:
+    def taking(*variables: str) -> Group:
+        secrets = tuple((name, f"${{{{ secrets.{name} }}}}") for name in variables)
+        return replace(SERVICE, replicas=0, template=replace(SERVICE.template, secrets=secrets))
+
+    def keys() -> set[str]:
+        found = get(root, place, "v1", "Secret", "llama-70b-secrets")
+        return set(found["data"]) if found else set()
+
+    pods = path_of("v1", "Pod", place.settings.namespace)
+    apply(place, taking("OLD", "BOTH", "UNUSED"), OLD="x", BOTH="x", UNUSED="x")
+    template = get(root, place, "apps/v1", "Deployment", "llama-70b")["spec"]["template"]
+    variables = [one for one in template["spec"]["containers"][0]["env"] if one["name"] != "UNUSED"]
+    container = {**template["spec"]["containers"][0], "env": variables}
+    pod = {"metadata": {**template["metadata"], "name": "old"}, "spec": {**template["spec"]}}
+    root.send("POST", pods, {**pod, "spec": {**pod["spec"], "containers": [container]}})
+
+    apply(place, taking("BOTH", "NEW"), BOTH="y", NEW="y")
+    assert keys() == {"OLD", "BOTH", "NEW"}
+    apply(place, taking())
+    assert keys() == {"OLD", "BOTH", "NEW"}
+    root.delete(f"{pods}/old", grace_s=0)
+    apply(place, taking("NEW"), NEW="y")
+    assert keys() == {"NEW"}
+    apply(place, taking())
+    assert keys() == set()
+
+
 def test_changed_count_is_patched_in_place(place: Kubernetes, root: Cluster) -> None:
     apply(place, SERVICE)
     before = get(root, place, "apps/v1", "Deployment", "llama-70b")
