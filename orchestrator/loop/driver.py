@@ -16,7 +16,7 @@ from orchestrator.errors import BackendError, NoCapacity, NotFound, Rejected, St
 from orchestrator.frozen import frozen
 from orchestrator.loop.adapters import Tender
 from orchestrator.loop.figures import Figures
-from orchestrator.loop.observe import Observer
+from orchestrator.loop.observe import FIRST_PAUSE_S, MOST_PAUSE_S, Observer
 from orchestrator.loop.probes import Prober
 from orchestrator.loop.pulse import Pulse
 from orchestrator.loop.queue import Queue
@@ -60,6 +60,16 @@ LOOK_S = 0.2
 
 AGAIN_S = 0.5
 """How often a server asks for a run that another one drives, in case it is gone."""
+
+
+@frozen
+class _PutOff:
+    """How often a place refused to end something, until when it is not asked again, and its words."""
+
+    tries: int = 0
+    until: datetime = datetime.min.replace(tzinfo=UTC)
+    words: str = ""
+
 
 Effect = Start | Stop | Remove | Release | ApplyGroup | DeleteGroup
 
@@ -140,6 +150,8 @@ class Loop:
         self._begun: set[str] = set()
         """Launches that this process wrote down before anybody could have asked for them."""
         self._refused: dict[str, tuple[str, str]] = {}
+        self._put_off: dict[str, _PutOff] = {}
+        """What places refused to end, by the name that it is under way as."""
         self._leased: dict[str, datetime] = {}
         self._theirs: dict[str, datetime] = {}
         """Runs that others drive, and when to ask for them again."""
@@ -234,9 +246,8 @@ class Loop:
             self._listen(run, jobs.get(run.id, ()))
         if writes and not self._commit(writes, {run.id: run.serial for run in runs}):
             return True
-        for effect in effects:
-            self._carry_out(effect)
-        return bool(writes or effects or moved)
+        carried = [self._carry_out(effect) for effect in effects]
+        return bool(writes or any(carried) or moved)
 
     # Deciding --------------------------------------------------------------------------------
 
@@ -572,15 +583,20 @@ class Loop:
 
         keep_artifacts(self._store, self._backends[job.backend], run, job, now=self._clock())
 
-    def _carry_out(self, effect: Effect) -> None:
+    def _carry_out(self, effect: Effect) -> bool:
+        """Begin an action, if it is not under way; return False where it was refused and has to wait."""
         name = _key(effect)
         if name in self._under_way:
-            return
+            return True
+        if (off := self._put_off.get(name)) and off.until > self._clock():
+            self._wake_by(off.until)
+            return False
         if isinstance(effect, Start):
             self._asked_for |= {name}
         future = self._pool.submit(self._act, effect)
         self._under_way[name] = future
         future.add_done_callback(lambda _: self._woken.set())
+        return True
 
     def _act(self, effect: Effect) -> Write | None:
         """Carry out one action; return what is to be written down of it."""
@@ -615,12 +631,31 @@ class Loop:
                     self._asked_for -= {effect.launch.name}  # the asking came to its end: ask again
                     self._hooks.postponed(effect.launch.name, error.what)
                 self._observer.failed(effect.backend, error)
+            elif not isinstance(effect, Start | ApplyGroup):
+                return self._refused_to_end(effect, error)
             return None
         finally:
             self._observer.changed(effect.backend)
+        self._put_off.pop(_key(effect), None)
         self.figures.acted(verb, effect.backend, "done")
         self._hooks.boundary(f"after {verb}")
         return None
+
+    def _refused_to_end(self, effect: Effect, error: BackendError) -> Told | None:
+        """Put off what a place will not end, each time for longer; return why, where that is new."""
+        name = _key(effect)
+        before = self._put_off.get(name, _PutOff())
+        now = self._clock()
+        pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2.0**before.tries)
+        self._put_off[name] = _PutOff(before.tries + 1, now + timedelta(seconds=pause_s), error.line)
+        run = next((each for each in self._active if _is_of(each.name, name)), None)
+        if run is None or error.line == before.words:
+            return None
+        subject, state = name.removeprefix(_group_key("")), run.state.value
+        event = RunEvent(
+            run.id, run.name, now, subject, state, state, "refused", f"{subject}:refused", error.line
+        )
+        return Told(event)
 
     def _start(self, backend: Backend, launch: Launch) -> None:
         if isinstance(backend, HostKeeper) and backend.env:

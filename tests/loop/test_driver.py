@@ -78,6 +78,39 @@ def test_a_refused_group_is_told_with_its_remedy_in_one_line(store: Store) -> No
     assert (last.after, last.cause, last.message) == ("failed", "refused", told)
 
 
+class Keeping(SimCluster):
+    """A cluster that lets nobody delete a group, until somebody is allowed to."""
+
+    asked = 0
+    denied = True
+
+    def delete_group(self, name: str, *, grace_s: float) -> None:
+        self.asked += 1
+        if self.denied:
+            raise AuthFailed(f"not allowed: verb delete on {name}", backend="sim", fix="render rbac")
+        super().delete_group(name, grace_s=grace_s)
+
+
+def test_what_a_place_refuses_to_end_is_told_once_and_asked_again_later(store: Store) -> None:
+    put(store, "web", type="service")
+    cluster = Keeping()
+    told: list[RunEvent] = []
+    with Loop(store, {"sim": cluster}, owner="me:1:1", hooks=Hooks(event=told.append)) as loop:
+        assert loop.drive(lambda: state(store, "web") is RunState.READY, timeout_s=20)
+        run = store.run("web")
+        store.commit([Turn(run.asked(Wanted.STOP), None)], expected={run.id: run.serial})
+        assert not loop.drive(lambda: state(store, "web").is_final, timeout_s=0.5)
+        assert cluster.asked == 1
+        loop.settle()  # whoever only looks is not kept
+        cluster.denied = False
+        assert loop.drive(lambda: state(store, "web").is_final, timeout_s=20)
+    assert cluster.asked == 2
+    (why,) = [event for event in told if event.cause == "refused"]
+    assert (why.subject, why.after, why.action, why.message) == (
+        "web", "stopping", "web:refused", "not allowed: verb delete on web (render rbac)",
+    )  # fmt: skip
+
+
 class Expired(Sim):
     """A place whose credentials have expired, until somebody signs in again."""
 
