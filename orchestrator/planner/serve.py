@@ -171,8 +171,9 @@ class Question:
 
         ``wanted`` are the accelerators it names, ``accelerators`` the catalog's by name.
         """
-        against = tuple(Objection("args", text) for text in self._against_args())
-        return against + objections(self.facts, self.job, wanted, accelerators, fixed=self.degrees)
+        against = [Objection("args", text) for text in self._against_args()]
+        against += [Objection("traffic", text) for text in self._against_traffic()]
+        return tuple(against) + objections(self.facts, self.job, wanted, accelerators, fixed=self.degrees)
 
     def unread_args(self) -> str | None:
         """Say why no engine can be given the user's arguments, None where one can."""
@@ -192,6 +193,14 @@ class Question:
             yield f"args run {at_once:,} requests at once, fewer than the traffic's {load.concurrency:,}"
         if len(kept) > 1:
             yield f"args keep the KV cache in {stated.kv_dtype}, kv_cache says {model.kv_cache}"
+
+    def _against_traffic(self) -> Iterator[str]:
+        """Yield what of a stated load no request can be; what args hold is told of them."""
+        said = self.traffic.model_fields_set & {"input_tokens", "output_tokens"}
+        longest, asked = self.model.context or self.facts.context, self.request_tokens
+        if said and longest and longest < asked and not (self.facts.pools or self.stated.context_tokens):
+            whose = "a context of" if self.model.context else "the model's"
+            yield f"requests of {asked:,} tokens are beyond {whose} {longest:,}"
 
     def mounts(self) -> tuple[Mount, ...]:
         """Return what the container sees of this machine: a local model and local adapters."""

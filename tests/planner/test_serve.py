@@ -421,6 +421,27 @@ def test_contradictions_are_told_with_their_numbers(
     assert any(said in each.text for each in found)
 
 
+@pytest.mark.parametrize(
+    ("context", "said"),
+    [
+        (8000, ()),
+        (4096, ("requests of 8,000 tokens are beyond a context of 4,096",)),
+        (None, ()),
+    ],
+)
+def test_a_stated_load_that_no_request_can_be_is_told(context: int | None, said: tuple[str, ...]) -> None:
+    load = Traffic(input_tokens=6000, output_tokens=2000)
+    found = replace(question(context=context), traffic=load).objections(None, accelerators())
+    assert tuple(each.text for each in found if each.field == "traffic") == said
+
+
+def test_a_load_beyond_what_the_model_has_is_told_and_one_that_nobody_stated_is_not() -> None:
+    asked = question("Qwen/Qwen3-8B", context=None)
+    (found,) = replace(asked, traffic=Traffic(input_tokens=60000)).objections(None, accelerators())
+    assert found.text == "requests of 60,300 tokens are beyond the model's 40,960"
+    assert question("Qwen/Qwen3-8B", context=1024).objections(None, accelerators()) == ()
+
+
 @pytest.mark.parametrize("name", ["H100-80GB", "L40S-48GB"])
 def test_what_fits_contradicts_nothing(name: str) -> None:
     asked = question()
