@@ -356,10 +356,11 @@ def _volumes(draft: Draft, keys: Keys) -> None:
 
 def _service(draft: Draft, keys: Keys, ports: tuple[Value, ...]) -> None:
     port = keys.entry("ports")
-    if port is not None:
-        draft.put("port", meaning(port.node), port)
-    elif ports:
-        draft.put("port", ports[0], keys.node)
+    served = meaning(port.node) if port is not None else next(iter(ports), None)
+    if served is not None:
+        draft.put("port", served, port or keys.node)
+    if others := [each for each in ports if str(each) != str(served)]:
+        draft.put("ports", others, keys.node)
     _probe(draft, keys)
     replicas = keys.entry("replicas")
     if replicas is not None:

@@ -14,7 +14,7 @@ from orchestrator.errors import SpecError
 from orchestrator.importers import TOOLS, Profiles, import_text
 from orchestrator.importers.settle import Imported
 from orchestrator.spec.load import Document, read
-from orchestrator.spec.models import Placement
+from orchestrator.spec.models import Placement, Service
 from tests.places import is_fleet, offers, world
 
 HERE = Path(__file__).parent
@@ -151,6 +151,22 @@ def test_skypilots_accelerators_are_read_in_every_form(shown: str, gpu: object) 
     assert isinstance(resources, dict)
     assert resources.get("gpu") == gpu
     assert bool(found.left_out) == (gpu is None)
+
+
+@pytest.mark.parametrize(
+    ("ports", "service", "ours"),
+    [
+        ("[8080, 9000-9001]", "{readiness_probe: /}", [8080, 9000, 9001]),
+        ("8080", "{readiness_probe: /}", [8080]),
+        ("[8081, 8080]", "{ports: 8080}", [8080, 8081]),
+    ],
+)
+def test_every_port_of_skypilots_service_is_ours(ports: str, service: str, ours: list[int]) -> None:
+    text = f"resources: {{ports: {ports}}}\nservice: {service}\nrun: x\n"
+    found = import_text(text, tool="skypilot", file="x.yaml")
+    spec = read(found.text)[0].spec
+    assert isinstance(spec, Service)
+    assert [each.container_port for each in (spec.port, *spec.ports) if each] == ours
 
 
 def test_dstacks_key_of_a_registry_is_a_secret_of_ours() -> None:
