@@ -287,8 +287,7 @@ def place_training(
             refused=refused,
             why_not=dearer,
             where=where,
-            fix=_fix(missed, groups.declined, dearer, is_quantized=question.job.tuning == "qlora")
-            or _general(asked, matched, refused),
+            fix=_fix(question, missed, groups.declined, dearer) or _general(asked, matched, refused),
         )
     ranked = sorted(
         ((option, place, choice) for option in options for place, choice in option.choices()),
@@ -365,16 +364,24 @@ def _fit_of(question: TuningQuestion, candidate: TrainingCandidate, counted: Wor
     return _Fit(candidate, replace(written, save_steps=course.save_steps), speed, course)
 
 
-def _written(question: TuningQuestion, candidate: TrainingCandidate) -> TuningJob:
-    job = candidate.job
-    device = None if is_cpu(candidate.accelerator) else candidate.accelerator
-    trained = _trained_parameters(question, candidate)
+def _written_for(question: TuningQuestion, accelerator: Accelerator) -> TuningJob:
+    """Return what the spec says of the run as its trainer is asked for one device of a kind."""
+    device = None if is_cpu(accelerator) else accelerator
     return replace(
         question.written,
         accelerator=device,
+        precision="fp32" if device is None else "bf16" if is_native(device, "bf16") else "fp16",
+        micro_batch=question.train.batch_size,
+    )
+
+
+def _written(question: TuningQuestion, candidate: TrainingCandidate) -> TuningJob:
+    job = candidate.job
+    trained = _trained_parameters(question, candidate)
+    return replace(
+        _written_for(question, candidate.accelerator),
         count=candidate.count,
         nodes=candidate.nodes,
-        precision="fp32" if device is None else "bf16" if is_native(device, "bf16") else "fp16",
         micro_batch=job.micro_batch,
         accumulation=candidate.accumulation,
         checkpointing=job.checkpointing != "none",
@@ -475,7 +482,10 @@ def _general(demand: Demand, matched: Matched, refused: tuple[Refusal, ...]) -> 
 
 
 def _fix(
-    missed: list[TrainingMissed], declined: Counter[str], dearer: Sequence[WhyNot], *, is_quantized: bool
+    question: TuningQuestion,
+    missed: list[TrainingMissed],
+    declined: Counter[str],
+    dearer: Sequence[WhyNot],
 ) -> str:
     """Return what the trainer asks for, the price, else what the set that lacks least would need."""
     if declined:
@@ -484,10 +494,14 @@ def _fix(
         least = min(dearer, key=lambda each: (each.price_usd_hour, each.accelerator, each.count))
         return f"{least.count} × {least.accelerator} would hold it with {least.change}"
     short = [m for m in missed if m.short_bytes]
+    short.sort(key=lambda m: (m.short_bytes, m.count, m.accelerator.name))
     if not short:
         return ""
-    near = min(short, key=lambda m: (m.short_bytes, m.count, m.accelerator.name))
+    reasons = [trainer(question.engine).refuses(_written_for(question, m.accelerator)) for m in short]
+    if None not in reasons:  # a smaller run would not take place there either
+        return f"{question.engine}: {reasons[0]}"
+    near = short[reasons.index(None)]
     lacks = f"{near.count} × {near.accelerator.name} lacks {near.short_bytes / GIB:.1f} GiB a device"
-    if is_quantized:
+    if question.job.tuning == "qlora":
         return f"{lacks}: try a shorter sequence_length, or allow larger accelerators"
     return f"{lacks}: try adapter: qlora, or a shorter sequence_length"

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.apply import RunPlan, plan_documents
 from orchestrator.backend import Offer
+from orchestrator.catalog import accelerator
 from orchestrator.errors import NothingFits, SpecError
 from orchestrator.planner.plan import SHOWN
 from orchestrator.render.plans import plan_json, plan_text
@@ -212,6 +213,30 @@ def test_what_is_advised_is_not_there_already(adapter: str, said: str) -> None:
         plan_documents(read(text.replace("Qwen2.5-7B", "Qwen2.5-72B-Instruct")), there)
     assert said in (caught.value.fix or "")
     assert ("qlora" in (caught.value.fix or "")) == (adapter == "lora")
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "said"),
+    [
+        (["V100-32GB"], "trl: trl needs compute capability 7.5, V100-32GB has 7.0"),
+        (["TRAINIUM2-96GB"], "trl: there is no image of trl for neuron, name one"),
+        (["TRAINIUM2-96GB", "L4-24GB"], "1 × L4-24GB lacks "),  # which lacks more, and could train
+    ],
+)
+def test_no_smaller_run_is_advised_where_the_trainer_runs_none(accelerators: list[str], said: str) -> None:
+    offers = [
+        Offer(
+            "lab", name, 64, 512 * GIB, accelerator=name, vendor=device.vendor, count=1,
+            vram_bytes=device.visible_bytes, compute_capability=device.capability, price_usd_hour=1.0,
+        )
+        for name in accelerators
+        for device in [accelerator(name)]
+    ]  # fmt: skip
+    text = SFT.format(dataset="trl-lib/Capybara", adapter="lora", batch=16, more="")
+    there = replace(world(), offers=lambda: offers, places={"lab": ABLE})
+    with pytest.raises(NothingFits) as caught:
+        plan_documents(read(text.replace("Qwen2.5-7B", "Qwen2.5-72B-Instruct")), there)
+    assert (caught.value.fix or "").startswith(said)
 
 
 def test_an_encoder_is_not_tuned_as_what_generates() -> None:
