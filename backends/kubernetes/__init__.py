@@ -271,6 +271,7 @@ class Kubernetes:
         self._require(rendered.requires)
         made = [*rendered.objects, *self._secrets(group.template, secrets)]
         there = [self._require_ours(one, run) for one in made]
+        self._clear(run, made, there)
         used: set[tuple[str, str]] = set()
         if group.kind == "task":
             self._delete_others(run, made[:1], OWNERS)  # what it holds, its successor needs
@@ -295,6 +296,9 @@ class Kubernetes:
         refused: list[BackendError] = []
         for one in rendered.objects:
             live = self._require_ours(one, group.template.run)
+            if live and _is_in_the_way(one, live):
+                found.append(f"{one['kind']} {one['metadata']['name']}: is made anew")
+                continue
             planned, held = self._cluster.rehearse(one, force=self._force)
             phrases = changes(live, planned)
             found += phrases
@@ -661,9 +665,37 @@ class Kubernetes:
                 f"{one['kind']} {one['metadata']['name']!r} is kept by {who}", backend=self.name,
                 fix="change it there, or choose another name",
             )  # fmt: skip
-        if labels_of(found).get(RUN) != label_value(run):
+        if labels_of(found).get(RUN) != label_value(run) and not self._is_of_our_set(found, run):
             raise self._not_ours(one["kind"], one["metadata"]["name"])
         return found
+
+    def _is_of_our_set(self, found: Json, run: str) -> bool:
+        """Return whether an object was made by the controller of a run's LeaderWorkerSet."""
+        version, kind = OWNERS[-1]
+        names = [
+            owner["name"]
+            for owner in found["metadata"].get("ownerReferences") or ()
+            if owner.get("controller") and owner["kind"] == kind
+        ]
+        owner = self._cluster.get(self._path(version, kind, names[0])) if names else None
+        return bool(names) and (owner is None or labels_of(owner).get(RUN) == label_value(run))
+
+    def _clear(self, run: str, made: Sequence[Json], there: Sequence[Json | None]) -> None:
+        """Take away the Services of a run that cannot become those that are made.
+
+        Raises:
+            Busy: one goes with its owner, and is not gone yet.
+        """
+        for one, live in zip(made, there, strict=True):
+            if live is None or not _is_in_the_way(one, live):
+                continue
+            if not _is_controlled(live):
+                self._cluster.delete(path_of_object(one))
+                continue
+            self._delete_others(run, made, OWNERS)
+            if self._cluster.get(path_of_object(one)):
+                what = f"Service {one['metadata']['name']!r} goes with what kept run {run!r} before"
+                raise Busy(what, backend=self.name)
 
     def _not_ours(self, kind: str, name: str) -> Rejected:
         return Rejected(
@@ -879,6 +911,14 @@ def _with_used(one: Json, live: Json | None, used: Collection[tuple[str, str]]) 
     name = one["metadata"]["name"]
     before = {k: v for k, v in (live.get("data") or {}).items() if (name, k) in used}
     return {**one, "data": {**before, **one["data"]}}
+
+
+def _is_in_the_way(one: Json, live: Json) -> bool:
+    """Return whether what is there cannot become ``one``: a Service has addresses, or has none, for good."""
+    if one["kind"] != "Service":
+        return False
+    headless = (each["spec"].get("clusterIP") == "None" for each in (one, live))
+    return _is_controlled(live) or len(set(headless)) > 1
 
 
 def _keeper(one: Json) -> str:

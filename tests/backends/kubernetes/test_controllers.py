@@ -26,7 +26,7 @@ from backends.kubernetes.queue import KUEUE
 from backends.kubernetes.rbac import render_rbac
 from backends.kubernetes.render import JOB_SET, LEADER_WORKER_SET, SCALED_OBJECT
 from orchestrator.backend import Group, GroupStatus, Launch, Phase, Port, Probe, Resources, Scaling
-from orchestrator.errors import Rejected
+from orchestrator.errors import Busy, Rejected
 from tests.backends.kubernetes import rules
 from tests.backends.kubernetes.cluster import account, admin, having, namespace, watched
 
@@ -171,6 +171,22 @@ def test_number_of_replicas_moves_and_the_rest_stays(site: Place) -> None:
     lab.place.delete_group("wide", grace_s=1)
     lab.until(lambda: not lab.pods("wide"))
     assert lab.place.groups() == []
+
+
+def test_service_that_spans_nodes_no_longer_takes_the_place_of_its_set(site: Place) -> None:
+    lab = site(LEADER_WORKER_SET)
+    services = path_of("v1", "Service", lab.space)
+    headless = lambda: (lab.root.get(f"{services}/wide") or {}).get("metadata")  # noqa: E731
+    lab.apply(spanning(replicas=1))
+    lab.until(headless, path=services)
+    alone = replace(spanning(replicas=1, spec_hash="second"), nodes=1, follower=None)
+    assert "Service wide: is made anew" in lab.place.rehearse(alone)
+    with pytest.raises(Busy, match="goes with what kept"):
+        lab.apply(alone)
+    lab.until(lambda: not headless(), path=services)
+    lab.apply(alone)
+    lab.until(lambda: lab.status("wide").ready_replicas == 1)
+    lab.place.delete_group("wide", grace_s=1)
 
 
 # --- JobSet

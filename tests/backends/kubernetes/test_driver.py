@@ -146,6 +146,22 @@ def test_changed_count_is_patched_in_place(place: Kubernetes, root: Cluster) -> 
     assert after["spec"]["template"] == before["spec"]["template"]
 
 
+def test_service_that_cannot_become_another_is_made_anew(
+    config: str, place: Kubernetes, root: Cluster
+) -> None:
+    paired = Kubernetes("lab", kubeconfig=config, namespace=place.settings.namespace, multinode="statefulset")
+    has_address = []
+    for nodes in (1, 2, 1):
+        group = replace(SPANNING, nodes=nodes)
+        told = paired.rehearse(group)
+        apply(paired, group, HF_TOKEN="x")
+        service = get(root, place, "v1", "Service", "llama-405b")
+        has_address.append(
+            (service["spec"]["clusterIP"] != "None", "Service llama-405b: is made anew" in told)
+        )
+    assert has_address == [(True, False), (False, True), (True, True)]
+
+
 def test_changed_image_rolls_in_place(place: Kubernetes, root: Cluster) -> None:
     apply(place, SERVICE)
     before = get(root, place, "apps/v1", "Deployment", "llama-70b")["metadata"]
