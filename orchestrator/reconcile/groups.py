@@ -163,6 +163,9 @@ class _Pass(Ledger[GroupAction]):
             started_at=instance.started_at,
             ready_at=(job.ready_at if job else None) or (self.now if state is JobState.READY else None),
             finished_at=instance.finished_at,
+            # of a life before, whose place was not known to be a cluster
+            stop_asked_at=None,
+            stop_cause="",
             address=instance.address,
             ports=instance.ports,
         )

@@ -98,6 +98,14 @@ def test_second_pass_does_nothing() -> None:
     assert step(of, seen, jobs) == []
 
 
+def test_launch_that_was_told_to_stop_in_a_life_before_is_not_stopping() -> None:
+    seen = GroupSeen(True, status(run(), instance()))
+    of, (job,) = settled(run(), seen)
+    before = replace(job, state=JobState.STOPPED, stop_asked_at=T0, stop_cause="asked to stop")
+    (again,) = [a.job for a in step(of, seen, [before]) if isinstance(a, Record)]
+    assert (again.state, again.stop_asked_at, again.stop_cause) == (JobState.READY, None, "")
+
+
 def test_changed_template_is_handed_over_again() -> None:
     before = status(run(), instance())
     scaled = run(template=replace(run().template, replicas=3))
