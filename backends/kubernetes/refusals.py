@@ -85,6 +85,9 @@ def _forbidden(said: str, backend: str) -> BackendError:
         return Rejected(said, backend=backend, fix="set security: restricted for this backend")
     if "error looking up service account" in said:  # a namespace a moment after it was made
         return Busy(said, backend=backend)
+    if "because it is being terminated" in said:
+        fix = "wait until it is gone and make it again, or set another namespace for this backend"
+        return Rejected(said, backend=backend, fix=fix)
     if hook := _HOOK.search(said):  # a policy of the site: whoever asks, the object is refused
         fix = f"ask who runs the cluster what {hook[1]} takes"
         if "field is immutable" in said:  # a queue admits what spans pods by its size

@@ -310,6 +310,21 @@ def test_missing_namespace_is_said(config: str) -> None:
     assert "create it" in (refused.value.fix or "")
 
 
+def test_namespace_that_is_being_deleted_is_said(config: str, place: Kubernetes, root: Cluster) -> None:
+    space = place.settings.namespace
+    stays = {"metadata": {"name": "stays", "finalizers": ["modelyard.dev/tests"]}}
+    root.send("POST", path_of("v1", "ConfigMap", space), stays)
+    root.delete(f"/api/v1/namespaces/{space}")
+    try:
+        with pytest.raises(Rejected, match="because it is being terminated"):
+            apply(place, SERVICE)
+        (check,) = [one for one in place.check() if one.what == "namespace"]
+        assert (check.ok, check.detail) == (False, f"namespace {space!r} is being deleted")
+    finally:
+        gone = {"metadata": {"finalizers": None}}
+        root.send("PATCH", path_of("v1", "ConfigMap", space, "stays"), gone, "application/merge-patch+json")
+
+
 def test_quota_is_told_from_lack_of_room(place: Kubernetes, root: Cluster) -> None:
     space = place.settings.namespace
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}}

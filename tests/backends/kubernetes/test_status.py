@@ -197,6 +197,7 @@ def test_a_deployment_that_does_not_get_on_is_told(reason: str, is_true: str, st
         (403, 'pods is forbidden: User "u" cannot list resource "pods" in API group ""', AuthFailed),
         (403, "pods \"x\" is forbidden: exceeded quota: gpus", Quota),
         (403, 'pods "x" is forbidden: violates PodSecurity "restricted:latest"', Rejected),
+        (403, 'unable to create new content in namespace ml because it is being terminated', Rejected),
         (403, "error looking up service account ml/default", Busy),
         (403, 'admission webhook "vjob.kb.io" denied the request: too large', Rejected),
         (404, 'namespaces "ml" not found', Rejected),
