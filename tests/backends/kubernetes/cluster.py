@@ -29,6 +29,7 @@ from backends.kubernetes.client import Cluster
 from orchestrator.errors import Busy, ModelyardError
 
 START_S = 60.0
+LOOK_S = 5.0
 
 
 def whole_cluster() -> str:
@@ -313,7 +314,10 @@ def token_of(root: Cluster, space: str, name: str = "default") -> str:
 def watched(
     root: Cluster, path: str, holds: Callable[[], object], *, wait_s: float = 90.0, **query: str
 ) -> None:
-    """Wait until ``holds``, which is asked whenever something at ``path`` changes."""
+    """Wait until ``holds``, which is asked whenever something at ``path`` changes, and every few seconds.
+
+    What it speaks of may be said by other objects too, after the last change of these.
+    """
     deadline = time.monotonic() + wait_s
     while True:
         _, version = root.list(path, **query)
@@ -321,7 +325,7 @@ def watched(
             return
         left = deadline - time.monotonic()
         assert left > 0, f"nothing at {path} made it so in {wait_s:g} s"
-        asked = {**query, "watch": "true", "resourceVersion": version, "timeoutSeconds": f"{math.ceil(left)}"}
+        asked = {**query, "watch": "true", "resourceVersion": version, "timeoutSeconds": f"{math.ceil(min(left, LOOK_S))}"}
         with root.lines(path, asked) as events:
             for _ in events:
                 if holds():
