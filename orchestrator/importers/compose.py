@@ -269,14 +269,14 @@ _Port = tuple[int, int | None]
 
 def _ports(keys: Keys) -> Iterator[_Port]:
     """Yield pairs of the container's port and the machine's, published ones before exposed ones."""
-    for node in keys.items("ports"):
-        yield from _port(keys, node)
-    for node in keys.items("expose"):
-        if (text := _filled(node).partition("/")[0]).isdecimal():
-            yield int(text), None
+    published = [port for node in keys.items("ports") for port in _port(keys, node, "ports")]
+    yield from published
+    inside = {inner for inner, _ in published}
+    exposed = (port for node in keys.items("expose") for port in _port(keys, node, "expose"))
+    yield from (port for port in exposed if port[0] not in inside)
 
 
-def _port(keys: Keys, node: Node) -> Iterator[_Port]:
+def _port(keys: Keys, node: Node, key: str) -> Iterator[_Port]:
     if isinstance(node, Entries):
         long = Keys(keys.theirs, node, keys.name("ports"))
         text = f"{long.text('published') or ''}:{long.text('target') or ''}/{long.text('protocol') or 'tcp'}"
@@ -289,7 +289,7 @@ def _port(keys: Keys, node: Node) -> Iterator[_Port]:
     outer = before[-1] if before else ""
     ranges = [_range(part) for part in (inner, outer)]
     if protocol not in ("", "tcp") or not ranges[0] or (outer and len(ranges[0]) != len(ranges[1])):
-        keys.theirs.leave_out(node, f"{keys.name('ports')}: not carried over: {text!r}", "only TCP ports")
+        keys.theirs.leave_out(node, f"{keys.name(key)}: not carried over: {text!r}", "only TCP ports")
         return
     outside: list[int | None] = [*ranges[1]] or [None] * len(ranges[0])
     yield from zip(ranges[0], outside, strict=True)

@@ -113,6 +113,15 @@ def test_composes_resources_are_read(said: str, kept: object, lost: int) -> None
     assert len(found.left_out) == lost
 
 
+def test_what_compose_exposes_is_read_as_what_it_publishes() -> None:
+    said = "ports: ['8080:80', '8081:81'], expose: [80, '81', '90/udp', '7000-7001', 7005]"
+    found = import_text(f"services: {{web: {{image: nginx, {said}}}}}", tool="compose", file="compose.yaml")
+    spec = read(found.text)[0].spec
+    assert isinstance(spec, Service)
+    assert [each.container_port for each in (spec.port, *spec.ports) if each] == [80, 81, 7000, 7001, 7005]
+    assert [each.what for each in found.left_out] == ["services.web.expose: not carried over: '90/udp'"]
+
+
 def test_a_volume_of_somebody_elses_is_left_to_them() -> None:
     text = "services: {a: {image: x, volumes: ['d:/d']}}\nvolumes: {d: {external: true}}"
 

@@ -325,7 +325,8 @@ def watched(
             return
         left = deadline - time.monotonic()
         assert left > 0, f"nothing at {path} made it so in {wait_s:g} s"
-        asked = {**query, "watch": "true", "resourceVersion": version, "timeoutSeconds": f"{math.ceil(min(left, LOOK_S))}"}
+        look_s = f"{math.ceil(min(left, LOOK_S))}"
+        asked = {**query, "watch": "true", "resourceVersion": version, "timeoutSeconds": look_s}
         with root.lines(path, asked) as events:
             for _ in events:
                 if holds():
