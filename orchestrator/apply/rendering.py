@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.apply.fleets import FleetPlan
@@ -62,6 +63,7 @@ def render_documents(
         else:
             assert isinstance(plan, RunPlan)  # nothing is deleted where nothing is on record
             rendering = renderer.manifest(_group(plan))
+            rendering = replace(rendering, notes=(*rendering.notes, *_left_out(plan)))
         made.append(Manifest(plan.name, rendering))
     return tuple(made)
 
@@ -75,6 +77,18 @@ def renderer_of(backend: Backend) -> Renderer:
     if not isinstance(backend, Renderer):
         raise UsageError(f"backend {backend.name!r} writes no manifests", fix="name one of type kubernetes")
     return backend
+
+
+def _left_out(plan: RunPlan) -> Iterator[str]:
+    """Yield what a spec says that its objects do not do by themselves."""
+    assert plan.template is not None
+    if getattr(plan.spec, "schedule", None):
+        yield "its schedule is Modelyard's: these objects run once, when they are applied"
+    asked = getattr(plan.spec, "replicas", None)
+    if asked is not None and asked.min != asked.max and plan.template.scaling is None:
+        count = plan.template.replicas
+        how = "autoscaler of the backend does, by queue, running or kv_cache"
+        yield f"nothing scales these objects, and replicas stay at {count}: {how}"
 
 
 def _group(plan: RunPlan) -> Group:

@@ -93,6 +93,18 @@ def test_a_place_that_is_no_cluster_is_refused(cli: Cli) -> None:
     assert "one of dev, prod" in done.err
 
 
+def test_what_objects_do_not_do_by_themselves_is_told(cli: Cli) -> None:
+    nightly = cli.write("nightly.yaml", HELLO + 'schedule: {cron: "0 3 * * *"}\n')
+    web = "type: service\nname: web\nimage: nginx\nport: 80\nreplicas: 1..4\n"
+    web += "scaling: {metric: rps, target: 9}\n"
+
+    done = cli("render", "-f", nightly, "-f", cli.write("web.yaml", web), "--to", "kubernetes")
+
+    once, stays = done.err.splitlines()
+    assert once == "hello: its schedule is Modelyard's: these objects run once, when they are applied"
+    assert stays.startswith("web: nothing scales these objects, and replicas stay at 1: autoscaler ")
+
+
 def test_what_bears_the_same_name_is_written_too(cli: Cli) -> None:
     both = HELLO.replace("hello", "rbac") + "---\ntype: volume\nname: rbac\n"
     out = cli.folder / "manifests"
