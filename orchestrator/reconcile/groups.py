@@ -130,8 +130,9 @@ class _Pass(Ledger[GroupAction]):
             state = _state_of(status, self.run)
             # what keeps it from there, as it changes
             told = "" if state is RunState.READY else status.message
-            if status.stalled and state is not RunState.READY:
-                told = f"rollout failed: {told or 'what was asked for did not come up in its time'}"
+            if status.stalled:  # what was there before may be ready, and serves on
+                words = status.message or "what was asked for did not come up in its time"
+                told = f"rollout failed: {words}"
             self._turn(state, reason=told, ready=ready, answered=ready > 0)
 
     def _ended(self, status: GroupStatus) -> None:

@@ -87,7 +87,10 @@ def test_a_group_that_does_not_come_up_in_its_time_is_a_failed_rollout_until_it_
     assert has_missed(of, "ready")
     of, _ = settled(of, GroupSeen(True, replace(waits, stalled=True, message="")))
     assert of.reason == "rollout failed: what was asked for did not come up in its time"
-    of, _ = settled(of, GroupSeen(True, replace(status(run(), instance()), stalled=True)))
+    before = replace(status(run(), instance()), stalled=True, message="no such image")
+    of, _ = settled(of, GroupSeen(True, before))
+    assert (of.state, of.reason) == (RunState.READY, "rollout failed: no such image")
+    of, _ = settled(of, GroupSeen(True, status(run(), instance())))
     assert (of.state, of.reason) == (RunState.READY, "")
 
 
