@@ -512,7 +512,7 @@ class Kubernetes:
             return Check(
                 "namespace", False, f"no namespace {namespace!r}", f"kubectl create namespace {namespace}"
             )
-        if found["status"].get("phase") == "Terminating":
+        if found.get("status", {}).get("phase") == "Terminating":
             fix = "wait until it is gone and make it again, or set another namespace for this backend"
             return Check("namespace", False, f"namespace {namespace!r} is being deleted", fix)
         enforced = labels_of(found).get("pod-security.kubernetes.io/enforce", "privileged")
