@@ -80,6 +80,8 @@ class Sshd:
             f"AuthorizedKeysFile {self.folder}/authorized\nPidFile none\nUsePAM no\nStrictModes no\n"
             f"PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n"
             f"MaxStartups 100\n"
+            # bash reads ~/.bashrc below this level, and what that leaves locked when killed is no test's
+            f"SetEnv SHLVL=2\n"
         )
         program = _program("sshd")
         assert program is not None

@@ -358,7 +358,7 @@ def stubbed(own_farm: Farm, kind: str, address: str) -> Sshd:
     folder.mkdir()
     (folder / program).write_text(f"#!/bin/sh\n{does}\n")
     (folder / program).chmod(0o755)
-    return own_farm.add(address=address, extra=f"SetEnv PATH={folder}:/usr/sbin:/usr/bin:/sbin:/bin")
+    return own_farm.add(address=address, extra=f"SetEnv SHLVL=2 PATH={folder}:/usr/sbin:/usr/bin:/sbin:/bin")
 
 
 def test_each_host_that_is_not_well_is_told_with_its_fix(prompt: Cli, rack: Document, own_farm: Farm) -> None:
