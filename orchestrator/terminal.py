@@ -36,9 +36,19 @@ def raw_terminal(resize: Callable[[int, int], None]) -> Iterator[None]:
         yield
         return
 
+    is_telling, is_news = False, False
+
     def tell(*_: object) -> None:
-        size = os.get_terminal_size(descriptor)
-        resize(size.lines, size.columns)
+        """Tell the size; where it changes meanwhile, tell it again, and never from within."""
+        nonlocal is_telling, is_news
+        is_news = True
+        while is_news and not is_telling:
+            is_telling, is_news = True, False
+            try:
+                size = os.get_terminal_size(descriptor)
+                resize(size.lines, size.columns)
+            finally:
+                is_telling = False
 
     before = termios.tcgetattr(descriptor)
     in_main = threading.current_thread() is threading.main_thread()  # only it may set handlers
