@@ -811,3 +811,8 @@ class GroupBackend(Backend, Protocol):
 
     def delete_group(self, name: str, *, grace_s: float) -> None:
         """Delete a group and all it owns; unknown is no error."""
+
+
+def keeper_of_groups(place: Backend) -> GroupBackend | None:
+    """Return a place as what keeps whole groups, None where it keeps none."""
+    return place if Can.GROUPS in place.can and isinstance(place, GroupBackend) else None

@@ -97,6 +97,15 @@ def format_duration(seconds: float) -> str:
     return "".join(parts[:2]) or "0s"
 
 
+def backoff_s(failures: int, *, first_s: float, most_s: float) -> float:
+    """Return how long to wait after so many failures in a row: twice as long each time, up to the most.
+
+    >>> [backoff_s(n, first_s=1, most_s=60) for n in (1, 2, 3, 7, 5_000)]
+    [1.0, 2.0, 4.0, 60, 60]
+    """
+    return min(most_s, first_s * 2.0 ** min(failures - 1, 64))
+
+
 def exact_usd(amount: float) -> str:
     """Return dollars as a spec takes them: every digit to a millionth, and no exponent.
 

@@ -31,7 +31,7 @@ from backends.kubernetes.pod import (
 )
 from backends.kubernetes.queue import KUEUE, QUEUE, held_back
 from backends.kubernetes.rbac import missing_rules, render_rbac
-from backends.kubernetes.refusals import Refused
+from backends.kubernetes.refusals import GOING, Refused
 from backends.kubernetes.render import (
     INSTALL,
     JOB_SET,
@@ -513,8 +513,7 @@ class Kubernetes:
                 "namespace", False, f"no namespace {namespace!r}", f"kubectl create namespace {namespace}"
             )
         if found.get("status", {}).get("phase") == "Terminating":
-            fix = "wait until it is gone and make it again, or set another namespace for this backend"
-            return Check("namespace", False, f"namespace {namespace!r} is being deleted", fix)
+            return Check("namespace", False, f"namespace {namespace!r} is being deleted", GOING)
         enforced = labels_of(found).get("pod-security.kubernetes.io/enforce", "privileged")
         order = ("restricted", "baseline", "image-default")
         admits = order.index("image-default" if enforced == "privileged" else enforced)

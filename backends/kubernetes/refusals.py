@@ -10,6 +10,8 @@ from orchestrator.errors import AuthFailed, BackendError, Busy, Quota, Rejected
 
 _CANNOT = re.compile(r'cannot (\w+) resource "([^"]+)" in API group "([^"]*)"(.*)')
 _HOOK = re.compile(r'admission webhook "([^"]+)" denied')
+GOING = "wait until it is gone and make it again, or set another namespace for this backend"
+"""What to do where a namespace is being deleted."""
 _SCALED = 'subresource "scale"'
 """What the server adds of a manager that wrote a number of replicas: kubectl scale, or an autoscaler."""
 
@@ -86,8 +88,7 @@ def _forbidden(said: str, backend: str) -> BackendError:
     if "error looking up service account" in said:  # a namespace a moment after it was made
         return Busy(said, backend=backend)
     if "because it is being terminated" in said:
-        fix = "wait until it is gone and make it again, or set another namespace for this backend"
-        return Rejected(said, backend=backend, fix=fix)
+        return Rejected(said, backend=backend, fix=GOING)
     if hook := _HOOK.search(said):  # a policy of the site: whoever asks, the object is refused
         fix = f"ask who runs the cluster what {hook[1]} takes"
         if "field is immutable" in said:  # a queue admits what spans pods by its size

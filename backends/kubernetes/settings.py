@@ -273,11 +273,8 @@ def _typed(what: str, value: Any, hint: Any) -> Any:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise ConfigError(f"{what} takes a list, not {value!r}", fix="write it in brackets: [...]")
         return tuple(_typed(f"{what}[{number}]", one, inner[0]) for number, one in enumerate(value))
-    if hint in _SAID and not isinstance(value, (int, float) if hint is float else hint):
-        raise ConfigError(
-            f"{what} takes {_SAID[hint]}, not {value!r}", fix="see the reference of the backend"
-        )
-    if isinstance(value, bool) and hint in (int, float):
+    is_other = hint in _SAID and not isinstance(value, (int, float) if hint is float else hint)
+    if is_other or (isinstance(value, bool) and hint in (int, float)):
         raise ConfigError(
             f"{what} takes {_SAID[hint]}, not {value!r}", fix="see the reference of the backend"
         )

@@ -163,10 +163,10 @@ def hash_of(one: Json) -> str:
     return str(whole or labels_of(one).get(HASH, ""))
 
 
-def condition(one: Json, kind: str) -> Json | None:
-    """Return a condition of an object when it is true."""
+def condition(one: Json, kind: str, status: str = "True") -> Json | None:
+    """Return a condition of an object when it is true, or what else is asked for."""
     for found in one.get("status", {}).get("conditions") or ():
-        if found["type"] == kind and found["status"] == "True":
+        if found["type"] == kind and found["status"] == status:
             return dict(found)
     return None
 
@@ -392,8 +392,8 @@ def _kept_up(run: str, owner: Json, instances: tuple[Instance, ...]) -> GroupSta
 
 def _is_stalled(owner: Json) -> bool:
     """Return whether a Deployment has seen no progress for its ``progressDeadlineSeconds``."""
-    said = owner.get("status", {}).get("conditions") or ()
-    return any(c["type"] == "Progressing" and c.get("reason") == "ProgressDeadlineExceeded" for c in said)
+    stands = condition(owner, "Progressing", "False")
+    return stands is not None and stands.get("reason") == "ProgressDeadlineExceeded"
 
 
 def labels_of_template(owner: Json) -> Mapping[str, str]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from backends.ssh.options import Host, Login
 from backends.ssh.refusals import explained
 from orchestrator.errors import AuthFailed, BackendError, Unreachable
+from orchestrator.units import backoff_s
 
 KEPT_S = 86_400
 """How long an unused connection stays open: whoever was told of a service's port may use it so long."""
@@ -99,7 +100,7 @@ class Connection:
                         self._open()
             except BackendError as error:
                 self._failures += 1
-                pause_s = min(LONGEST_PAUSE_S, 2.0 ** (self._failures - 1))
+                pause_s = backoff_s(self._failures, first_s=1.0, most_s=LONGEST_PAUSE_S)
                 self._refused = (time.monotonic() + pause_s, error)
                 raise
             self._failures, self._refused = 0, None

@@ -15,9 +15,7 @@ from orchestrator.api.runs import Runs
 from orchestrator.apply import require_unused
 from orchestrator.backend import (
     Backend,
-    Can,
     Check,
-    GroupBackend,
     Host,
     HostKeeper,
     Instance,
@@ -26,6 +24,7 @@ from orchestrator.backend import (
     Phase,
     Renter,
     Volume,
+    keeper_of_groups,
 )
 from orchestrator.errors import BackendError, Misconfigured, ModelyardError, NotFound, UsageError
 from orchestrator.reconcile import Job, Run, Wanted
@@ -109,7 +108,7 @@ class Holdings(Runs):
                 backend.stop(orphan.instance.name, grace_s=ORPHAN_GRACE_S)
             backend.remove(orphan.instance.name)
         for name, run in sorted({(orphan.backend, orphan.instance.run) for orphan in orphans}):
-            if keeper := _keeper_of_groups(self.places[name]):
+            if keeper := keeper_of_groups(self.places[name]):
                 keeper.delete_group(run, grace_s=ORPHAN_GRACE_S)
 
     def strays(self) -> Found[Stray]:
@@ -317,18 +316,13 @@ class Holdings(Runs):
         self.store.secrets.of(self._project).delete(name)
 
 
-def _keeper_of_groups(place: Backend) -> GroupBackend | None:
-    """Return a place as what keeps whole groups, None where it keeps none."""
-    return place if Can.GROUPS in place.can and isinstance(place, GroupBackend) else None
-
-
 def _instances(place: Backend) -> Sequence[Instance]:
     """Return what a place holds; what ended of a group that goes on is as its group is.
 
     A cluster starts it again, and it goes with the whole of its group only.
     """
     found = place.instances()
-    keeper = _keeper_of_groups(place)
+    keeper = keeper_of_groups(place)
     going = {} if keeper is None else {g.name: g.phase for g in keeper.groups()}
     return [replace(i, phase=going.get(i.run, i.phase)) if i.phase is Phase.EXITED else i for i in found]
 

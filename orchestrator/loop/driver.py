@@ -44,6 +44,7 @@ from orchestrator.reconcile.steps import (
     Write,
 )
 from orchestrator.reconcile.values import Adapter, Loaded
+from orchestrator.units import backoff_s
 
 if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without
     from orchestrator.loop.training import Follower
@@ -646,8 +647,9 @@ class Loop:
         name = _key(effect)
         before = self._put_off.get(name, _PutOff())
         now = self._clock()
-        pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2.0**before.tries)
-        self._put_off[name] = _PutOff(before.tries + 1, now + timedelta(seconds=pause_s), error.line)
+        tries = before.tries + 1
+        pause_s = backoff_s(tries, first_s=FIRST_PAUSE_S, most_s=MOST_PAUSE_S)
+        self._put_off[name] = _PutOff(tries, now + timedelta(seconds=pause_s), error.line)
         run = next((each for each in self._active if _is_of(each.name, name)), None)
         if run is None or error.line == before.words:
             return None

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-from orchestrator.backend import Backend, Can, GroupBackend, GroupStatus, Instance
+from orchestrator.backend import Backend, Can, GroupStatus, Instance, keeper_of_groups
 from orchestrator.errors import BackendError, ConfigError
+from orchestrator.units import backoff_s
 
 RESYNC_S = 15.0
 """How long a reading is trusted although nobody said that it changed."""
@@ -141,8 +142,8 @@ class Observer:
         reading.stale = False  # before asking: what changes meanwhile makes it stale again
         backend = self.backends[name]
         try:
-            if Can.GROUPS in backend.can and isinstance(backend, GroupBackend):
-                return backend.groups()
+            if keeper := keeper_of_groups(backend):
+                return keeper.groups()
             return backend.instances()
         except BackendError as error:
             return error
@@ -174,7 +175,7 @@ class Observer:
 
     def _wait_s(self, reading: _Reading) -> float:
         if reading.failures:
-            pause = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (reading.failures - 1))
+            pause = backoff_s(reading.failures, first_s=FIRST_PAUSE_S, most_s=MOST_PAUSE_S)
         else:
             pause = 0.0 if reading.stale else RESYNC_S
         return reading.read_at + pause - self.monotonic()
