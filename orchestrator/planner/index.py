@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property
 from heapq import merge
 from operator import attrgetter
 
@@ -43,6 +44,9 @@ class OfferSet(Collection[Offer]):
     def __len__(self) -> int:
         return self._bits.bit_count()
 
+    def __bool__(self) -> bool:
+        return self._bits != 0  # without counting them
+
     def __contains__(self, offer: object) -> bool:
         return any(offer == own for own in self)
 
@@ -53,7 +57,7 @@ class OfferSet(Collection[Offer]):
         return OfferSet(self._index, self._bits | other._bits)
 
     def __sub__(self, other: OfferSet) -> OfferSet:
-        return OfferSet(self._index, self._bits & ~other._bits)
+        return OfferSet(self._index, 0 if other is self else self._bits & ~other._bits)
 
     def ranked(self) -> Iterator[tuple[int, Offer]]:
         """Yield each offer with its rank among all offers of the index."""
@@ -75,16 +79,19 @@ class OfferSet(Collection[Offer]):
             place, offer = ranked
             return cost(offer), self._index.preference_of(offer.backend), place
 
-        own = 0
-        for sample, bits in self._index.grouped(("own_prices",)):
-            own |= bits if sample.own_usd_hour else 0
-        counted = sorted(OfferSet(self._index, self._bits & own).ranked(), key=key)
-        listed = OfferSet(self._index, self._bits & ~own).ranked()
-        return merge(counted, listed, key=key) if counted else listed
+        own = self._bits & self._index.own_bits
+        if not own:
+            return self.ranked()
+        counted = sorted(OfferSet(self._index, own).ranked(), key=key)
+        return merge(counted, OfferSet(self._index, self._bits & ~own).ranked(), key=key)
 
     def by(self, *fields: str) -> Iterator[tuple[Offer, OfferSet]]:
         """Yield the offers that share each combination of ``fields``, with one that has it."""
-        for sample, bits in self._index.grouped(fields):
+        groups = self._index.grouped(fields)
+        if len(groups) == 1:
+            yield groups[0][0], self
+            return
+        for sample, bits in groups:
             if hit := self._bits & bits:
                 yield sample, OfferSet(self._index, hit)
 
@@ -134,8 +141,8 @@ class OfferIndex:
         """Return ``left`` without the offers that ``stage`` refuses, and note those."""
         groups = self._dearer(stage, demand) if stage.by_price else self.grouped(stage.reads)
         for sample, bits in groups:
-            hit = left & bits
-            if hit and (reason := stage.refuse(sample, demand)) is not None:
+            reason = stage.refuse(sample, demand)  # far cheaper than to look which are left
+            if reason is not None and (hit := left & bits):
                 fallen[reason] = fallen.get(reason, 0) | hit
                 left &= ~bits
         return left
@@ -146,6 +153,14 @@ class OfferIndex:
         if first == len(self.offers):
             return []
         return [(self.offers[first], ((1 << len(self.offers)) - 1) & ~((1 << first) - 1))]
+
+    @cached_property
+    def own_bits(self) -> int:
+        """The set of machines that their owner counts at a price."""
+        own = 0
+        for sample, bits in self.grouped(("own_prices",)):
+            own |= bits if sample.own_usd_hour else 0
+        return own
 
     def grouped(self, fields: tuple[str, ...]) -> list[tuple[Offer, int]]:
         """Return one offer for each combination of ``fields``, with the set of all that share it."""

@@ -346,7 +346,7 @@ class _Option:
 
     def floor(self, question: Question, *, sort: Sort) -> tuple[object, ...]:
         """Return a sort key that none of its choices comes before, without computing how fast it is."""
-        least, most = min(price for *_, price in self.priced()), self.fit.ceiling(question)
+        (_, _, least), most = next(self.priced()), self.fit.ceiling(question)
         usd = least / 3600 * 1e6 / most.output_tokens_s if most else 0.0
         candidate = self.fit.candidate
         return bool(candidate.lowered), _aim(most, usd, sort=sort), least, candidate.layout.devices
