@@ -1,16 +1,30 @@
-"""Write the generated tables of the README: ``python -m tests.house.tables``."""
+"""Write what is generated of the README: ``python -m tests.house.tables``."""
 
 from __future__ import annotations
 
 import importlib
+import shlex
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
 from orchestrator.engines import engine, names, trainer, trainers
 from orchestrator.places import GROUP
 
 README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- generated: python -m tests.house.tables -->\n", "<!-- end -->"
+SIZE = "modelyard size meta-llama/Llama-3.1-70B-Instruct --context 8192 --concurrency 16"
+SETS = 5
+
+
+def receipt() -> str:
+    """Return what ``size`` says of a model, the first sets alone, and without what a day changes."""
+    said = CliRunner().invoke(app, shlex.split(SIZE)[1:], catch_exceptions=False).stdout.splitlines()
+    first = said.index("") + 2  # below the heads
+    shown = [*said[: first + SETS], "...", *(line for line in said if line.startswith("refused"))]
+    return "\n".join(["```console", f"$ {SIZE}", *shown, "```"]) + "\n"
 
 
 def tables() -> str:
@@ -45,9 +59,10 @@ def _role(module: str) -> str:
 
 
 def written() -> str:
-    """Return the README with its tables made anew."""
-    before, rest = README.read_text().split(BEGIN)
-    return before + BEGIN + tables() + END + rest.split(END, 1)[1]
+    """Return the README with what is generated made anew."""
+    before, *parts = README.read_text().split(BEGIN)
+    made = zip((receipt(), tables()), parts, strict=True)
+    return before + "".join(BEGIN + text + END + part.split(END, 1)[1] for text, part in made)
 
 
 if __name__ == "__main__":
