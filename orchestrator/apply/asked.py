@@ -6,7 +6,8 @@ import hashlib
 import json
 from dataclasses import replace
 
-from orchestrator.apply.planning import RunPlan, in_place, replicas_kept
+from orchestrator.apply.planning import RunPlan
+from orchestrator.apply.templates import in_place, replicas_kept
 from orchestrator.reconcile import Run
 from orchestrator.spec.models import Service
 

@@ -13,7 +13,6 @@ from orchestrator.apply.adapters import (
     held_adapters,
     held_by,
     known_ranks,
-    loadable,
     shared,
     takes_adapters,
     with_ranks,
@@ -22,8 +21,8 @@ from orchestrator.apply.fleets import FleetPlan, fleet_template, plan_fleet
 from orchestrator.apply.inputs import read_inputs
 from orchestrator.apply.of_spec import OfSpec
 from orchestrator.apply.sets import NO_SET, Deletion, FleetRecord, Scope, deletions, joined, joining
-from orchestrator.backend import SCRATCH_BYTES, Can, Launch, Mount, Offer, Rent, Scaling
-from orchestrator.engines.job import Adapters, relisted
+from orchestrator.apply.templates import in_place, updated
+from orchestrator.backend import SCRATCH_BYTES, Can, Launch, Mount, Offer, Rent
 from orchestrator.errors import Denied, ModelError, NothingFits, Problem, Refusal, SpecError, UsageError
 from orchestrator.frozen import frozen
 from orchestrator.planner.ask import Names, Work, demand_of, fleet_demand, runs_bare
@@ -32,15 +31,14 @@ from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.mirrors import NO_MIRRORS, Mirrors
 from orchestrator.planner.plan import Action, Choice, Placed, Sort, place, tries_of
-from orchestrator.reconcile import Retry, Run, RunState, Template, Wanted
-from orchestrator.reconcile.serving import adapters_of, least_grace_s, metrics_of
+from orchestrator.reconcile import Run, RunState, Template, Wanted
+from orchestrator.reconcile.serving import adapters_of
 from orchestrator.spec.load import Document
 from orchestrator.spec.models import Adapter as AdapterSpec
 from orchestrator.spec.models import (
     DevEnvironment,
     Fleet,
     Model,
-    Rollout,
     Service,
     Task,
     Volume,
@@ -53,7 +51,6 @@ from orchestrator.spec.unheeded import unheeded
 if TYPE_CHECKING:  # catalog, sizing and engines: a third of a plan's time, and only for a model
     from orchestrator.catalog import ModelFacts
     from orchestrator.engines import EngineLaunch
-    from orchestrator.engines.job import Metrics
     from orchestrator.facts.datasets import DatasetFacts, Unknown
     from orchestrator.planner.serve import Served
     from orchestrator.planner.tune import Trained
@@ -652,100 +649,11 @@ def _disk_of(template: Template) -> int:
     return fetched if launch.resources.disk_bytes is None else launch.resources.disk_bytes
 
 
-def updated(
-    template: Template,
-    spec: Work,
-    *,
-    least_grace_s: float = 0.0,
-    kept: int = 0,
-    metrics: Metrics | None = None,
-    takes: Adapters | None = None,
-) -> Template:
-    """Return ``template`` with what a spec may change in place.
-
-    An engine that drains its requests is given at least as long as it takes for that. Of a service
-    that scales, ``kept`` replicas are kept, as far as the spec's range goes: what the load took
-    before, it takes after. ``metrics`` are what its engine tells of its load, for places that scale
-    by it themselves. ``takes`` is how its engine takes adapters while it runs: those that run load and
-    drop what changed, those that start begin with all of them.
-    """
-    launch: Launch = replace(template.launch, stop_grace_s=max(least_grace_s, _grace_s(spec)))
-    follower = template.follower and replace(template.follower, stop_grace_s=launch.stop_grace_s)
-    adapters = template.adapters
-    if takes and isinstance(spec, Service) and spec.model:
-        adapters = loadable(spec.model.adapters, bare=launch.image is None)
-        named = [f"{adapter.name}={adapter.path}" for adapter in adapters]
-        launch = replace(launch, command=relisted(launch.command, takes.flag, named))
-        follower = follower and replace(follower, command=relisted(follower.command, takes.flag, named))
-    replicas = replicas_kept(spec, kept) if isinstance(spec, Service) else 1
-    rollout = spec.rollout if isinstance(spec, Service) else Rollout()
-    return replace(
-        template, launch=launch, follower=follower, adapters=adapters, replicas=replicas,
-        canary=rollout.weight or 0,
-        rollback=rollout.rollback == "auto", retry=_retry(spec),
-        max_duration_s=spec.max_duration, idle_s=spec.idle_duration,
-        order=spec.startup_order if isinstance(spec, Task) else "any",
-        ends_with_master=isinstance(spec, Task) and spec.stop_criteria == "master-done",
-        scaling=_scaling(spec, metrics) if template.scales else None,
-    )  # fmt: skip
-
-
-def in_place(run: Run, spec: Work) -> Template:
-    """Return the template of a run with what ``spec`` changes of it in place."""
-    return updated(
-        run.template, spec, least_grace_s=least_grace_s(run.plan), kept=run.template.replicas,
-        metrics=metrics_of(run.plan), takes=adapters_of(run.plan),
-    )  # fmt: skip
-
-
-def _scaling(spec: Work, metrics: Metrics | None) -> Scaling | None:
-    """Return how a service scales by what its engine tells; None where it does not, or cannot.
-
-    Requests a second are the gateway's to count, and a histogram is no number of a replica.
-    """
-    if not isinstance(spec, Service) or spec.scaling is None:
-        return None
-    series: Sequence[str] = ()
-    if spec.scaling.metric in ("queue", "running", "kv_cache"):
-        series = getattr(metrics, spec.scaling.metric, ())
-    if not series:
-        return None
-    least = spec.replicas.min or 0
-    return Scaling(least, spec.replicas.max or least, series[0], float(spec.scaling.target))
-
-
 def _serves(spec: Work, served: Served) -> tuple[str, ...]:
     """Return what requests call the model, and its adapters, each once."""
     assert isinstance(spec, Service)  # nothing else is served
     model = [spec.model.id, *(adapter.name for adapter in spec.model.adapters)] if spec.model else []
     return tuple(dict.fromkeys(filter(None, [*model, served.launch.model_name])))
-
-
-def replicas_kept(spec: Service, kept: int) -> int:
-    """Return how many replicas there are, before the load has its say.
-
-    >>> service = Service.model_validate({"name": "chat", "replicas": "1..4", "port": 80})
-    >>> replicas_kept(service, 0), replicas_kept(service, 3), replicas_kept(service, 9)
-    (1, 3, 4)
-    """
-    least = spec.replicas.min or 0
-    return max(least, min(kept, spec.replicas.max or least))
-
-
-NO_LIMIT_S = 10 * 365 * 86_400.0
-
-
-def _grace_s(spec: Work) -> float:
-    return NO_LIMIT_S if spec.stop_duration is None else float(spec.stop_duration)
-
-
-def _retry(spec: Work) -> Retry:
-    """Return when an attempt is followed by another; what is kept up is, unless the spec says when."""
-    if spec.retry:
-        return Retry(frozenset(spec.retry.on_events), spec.retry.duration)
-    if isinstance(spec, Service | DevEnvironment):
-        return Retry(frozenset({"no-capacity", "interruption", "error"}), attempts=3)
-    return Retry()
 
 
 def _serving(engine: _Engine | None, choice: Choice, world: World) -> str:
