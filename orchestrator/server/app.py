@@ -12,11 +12,11 @@ from starlette.exceptions import HTTPException
 
 from orchestrator.errors import Denied, ModelyardError, UsageError
 from orchestrator.server import office, runs, sockets
-from orchestrator.server.gate import Unknown, problem, read_body
-from orchestrator.server.login import Doorman
+from orchestrator.server.gate import origin_of, problem, read_body, refuse
+from orchestrator.server.login import Doorman, claimed
 from orchestrator.server.site import Site
 from orchestrator.server.sync import Syncer
-from orchestrator.store.values import Deed
+from orchestrator.server.users import Unknown, shown
 from orchestrator.wire import Exchange, LoginPage, NewToken
 
 OPEN = frozenset({"/healthz", "/readyz", "/openapi.json", "/hooks/sync", "/v1/login"})
@@ -58,7 +58,9 @@ async def _hook(request: Request) -> dict[str, str]:
     syncer: Syncer = request.app.state.syncer
     body = await read_body(request)
     if not syncer.is_from_the_host(request.headers, body):
-        raise Denied("this webhook is not signed with our secret", fix="MODELYARD_SYNC_WEBHOOK_SECRET")
+        error = Denied("this webhook is not signed with our secret", fix="MODELYARD_SYNC_WEBHOOK_SECRET")
+        await refuse(request.app.state.site, request, "sync", error)
+        raise error
     syncer.poke()
     return {"status": "syncing"}
 
@@ -70,15 +72,18 @@ def _issuers(request: Request) -> LoginPage:
 
 
 def _login(word: Exchange, request: Request) -> NewToken:
-    """Exchange an issuer's signed word for a token of ours; it is written down who got one."""
+    """Exchange an issuer's signed word for a token of ours; who got one is written down, and who did not."""
     doorman: Doorman = request.app.state.doorman
     site: Site = request.app.state.site
-    made = doorman.exchange(word.id_token)
-    address = request.client.host if request.client else ""
-    who = f"{made.view.name} ({made.view.id})"
-    site.store.access.note_deed(
-        Deed(site.clock(), who, address, made.view.project, "login", made.view.role, "201")
-    )
+    try:
+        made = doorman.exchange(word.id_token)
+    except Denied as error:
+        said = f"{error.what}{claimed(word.id_token)}"
+        site.audit.refuse("login", error, subject=said, **origin_of(request))
+        raise
+    view = made.view
+    origin = {**origin_of(request), "project": view.project}
+    site.audit.note(shown(view.name, view.id), "login", "201", subject=view.role, **origin)
     return made
 
 

@@ -7,6 +7,7 @@ import hashlib
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
+from functools import partial
 from typing import Any, cast
 
 from cryptography.fernet import Fernet, InvalidToken
@@ -23,8 +24,8 @@ from starlette.types import ASGIApp
 from orchestrator.errors import Denied, ModelyardError, NotFound, StateMoved, StoreBusy, UsageError
 from orchestrator.frozen import frozen
 from orchestrator.server.site import Site
-from orchestrator.server.users import Caller, Lapsed, Role, caller_of
-from orchestrator.store.values import Answer, Deed
+from orchestrator.server.users import NOBODY, Caller, Role, caller_of
+from orchestrator.store.values import Answer
 from orchestrator.wire import PROBLEM, outcome_of, problem_of
 
 MAX_BODY_BYTES = 64 * 2**20
@@ -50,10 +51,6 @@ def problem(error: ModelyardError, *, status: int | None = None) -> JSONResponse
     return JSONResponse(body, status_code=body["status"], media_type=PROBLEM, headers=headers)
 
 
-class Unknown(Denied):
-    """Nobody we know asks; answered with 401 rather than 403."""
-
-
 class Gated(APIRoute):
     """A route with a role; its answers are kept by key, and what it changes is written down.
 
@@ -70,20 +67,8 @@ class Gated(APIRoute):
 
         async def handle(request: Request) -> Response:
             site: Site = request.app.state.site
-            project = request.path_params.get("project")
-            try:
-                caller = await run_in_threadpool(identify, site, request)
-            except Lapsed as error:
-                if request.method not in _SAFE:
-                    await _note(site, request, error.caller, action, outcome_of(error))
-                raise
+            caller = await authenticate(site, request, role, action)
             request.state.caller = caller
-            try:
-                await run_in_threadpool(permit, site, caller, role, project)
-            except Denied as error:  # who tries what they may not is told of as well
-                if request.method not in _SAFE:
-                    await _note(site, request, caller, action, outcome_of(error))
-                raise
             if request.method in _SAFE:
                 return await inner(request)
             await read_body(request)
@@ -92,27 +77,38 @@ class Gated(APIRoute):
         return handle
 
 
-def authenticate(site: Site, request: HTTPConnection, role: Role, project: str | None) -> Caller:
-    """Return who asks.
+async def authenticate(site: Site, request: HTTPConnection, role: Role, action: str) -> Caller:
+    """Return who asks; who may not is written down.
 
     Raises:
         Denied: nobody we know, or somebody who may not.
+        NotFound: there is no such project.
     """
-    caller = identify(site, request)
-    permit(site, caller, role, project)
+    who = NOBODY
+    try:
+        caller = await run_in_threadpool(
+            caller_of, request.headers.get("authorization"), site.store.access, now=site.clock()
+        )
+        who = caller.shown
+        await run_in_threadpool(permit, site, caller, role, request.path_params.get("project"))
+    except Denied as error:
+        await refuse(site, request, action, error, who=who)
+        raise
     return caller
 
 
-def identify(site: Site, request: HTTPConnection) -> Caller:
-    """Return who asks.
-
-    Raises:
-        Unknown: nobody we know.
-    """
-    caller = caller_of(request.headers.get("authorization"), site.store.access, now=site.clock())
-    if caller is None:
-        raise Unknown("no token, or one that nobody gave out", fix="set MODELYARD_TOKEN, or modelyard login")
-    return caller
+async def refuse(
+    site: Site,
+    request: HTTPConnection,
+    action: str,
+    error: ModelyardError,
+    *,
+    who: str = NOBODY,
+    subject: str = "",
+) -> None:
+    """Write down who was refused what."""
+    refuse = partial(site.audit.refuse, action, error, who=who, **origin_of(request))
+    await run_in_threadpool(refuse, subject=subject or _subject(request))
 
 
 def permit(site: Site, caller: Caller, role: Role, project: str | None) -> None:
@@ -184,23 +180,15 @@ async def _changing(
         outcome = str(getattr(error, "status_code", 422))
         raise
     finally:
-        await _note(site, request, caller, action, outcome)
+        spec_hash = getattr(request.state, "spec_hash", "")
+        note = partial(site.audit.note, caller.shown, action, outcome, **origin_of(request))
+        await run_in_threadpool(note, subject=_subject(request), spec_hash=spec_hash)
         site.wrote()
         if once is not None and not outcome.startswith("2"):
             await run_in_threadpool(site.store.access.drop_claim, once.name)  # it may be tried again
     if once is not None:
         await once.keep(site, response)
     return response
-
-
-async def _note(site: Site, request: Request, caller: Caller, action: str, outcome: str) -> None:
-    """Write a line of the audit log."""
-    deed = Deed(
-        site.clock(), f"{caller.name} ({caller.id})", _address(request),
-        str(request.path_params.get("project") or ""), action, _subject(request), outcome,
-        getattr(request.state, "spec_hash", ""),
-    )  # fmt: skip
-    await run_in_threadpool(site.store.access.note_deed, deed)
 
 
 @frozen
@@ -271,13 +259,15 @@ class _Once:
         await run_in_threadpool(keep, self.name, answer, now=now, forget_before=now - REMEMBER)
 
 
-def _address(request: Request) -> str:
-    return request.client.host if request.client else ""
+def origin_of(request: HTTPConnection) -> dict[str, str]:
+    """Return what the audit log says of every call: from where it came, and for which project."""
+    address = request.client.host if request.client else ""
+    return {"address": address, "project": str(request.path_params.get("project") or "")}
 
 
-def _subject(request: Request) -> str:
+def _subject(request: HTTPConnection) -> str:
     named = getattr(request.state, "subject", None)
-    return str(named or " ".join(v for k, v in request.path_params.items() if k != "project"))[:500]
+    return str(named or " ".join(v for k, v in request.path_params.items() if k != "project"))
 
 
 class Gate(APIRouter):

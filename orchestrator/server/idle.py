@@ -20,7 +20,6 @@ from orchestrator.server.duty import Duty
 from orchestrator.server.site import Site
 from orchestrator.spec.models import DevEnvironment, Service, Task, UtilizationPolicy, spec_of
 from orchestrator.spec.models import Volume as VolumeSpec
-from orchestrator.store.values import Deed
 from orchestrator.units import format_duration
 
 LOOK_S, MOST_S = 60.0, 600.0
@@ -149,9 +148,9 @@ class Reaper(Duty):
             elif now - last >= timedelta(seconds=limit_s):
                 self._site.api(None).delete_volume(volume.name)
                 self._site.store.access.forget(key)
-                what = "auto_cleanup_duration"
-                deed = Deed(now, "the server", "", volume.project, what, volume.name, "204")
-                self._site.store.access.note_deed(deed)
+                self._site.audit.note(
+                    "the server", "auto_cleanup_duration", "204", project=volume.project, subject=volume.name
+                )
                 gone.append(volume.name)
         return gone
 

@@ -36,6 +36,10 @@ def _lines(site: Site) -> Iterator[str]:
     yield "# HELP modelyard_events_total Events on record."
     yield "# TYPE modelyard_events_total counter"
     yield f"modelyard_events_total {site.feed.serial}"
+    yield "# HELP modelyard_refused_calls_total Calls that this server refused, by outcome."
+    yield "# TYPE modelyard_refused_calls_total counter"
+    for outcome, many in sorted(site.audit.refused.items()):
+        yield f'modelyard_refused_calls_total{{outcome="{outcome}"}} {many}'
     yield "# HELP modelyard_servers Servers that share this record."
     yield "# TYPE modelyard_servers gauge"
     yield f"modelyard_servers {len(site.peers)}"

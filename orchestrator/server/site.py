@@ -20,6 +20,7 @@ from orchestrator.errors import ModelyardError
 from orchestrator.loop import Hooks, Loop
 from orchestrator.places import Places, Recorded, read_places
 from orchestrator.reconcile import RunEvent
+from orchestrator.server.audit import Audit
 from orchestrator.server.feed import Feed
 from orchestrator.spec.models import Fleet
 from orchestrator.store import open_store
@@ -65,6 +66,7 @@ class Site:
         self.owner = owner or this_owner()
         self.complain = complain
         self.store = open_store(url, secret_key=environ.get("MODELYARD_SECRET_KEY"))
+        self.audit = Audit(self.store.access, clock, complain)
         self.places = Places(read_places(config), recorded=self._recorded_places)
         for name in self.places:
             self.places[name]  # built now: two calls at once must not build one twice
@@ -108,6 +110,7 @@ class Site:
                 thread.join()
         try:
             self.loop.close()
+            self.audit.tell(ended=True)
             self.store.access.leave(self.owner)
         except ModelyardError as error:
             self.complain(f"on the way out: {error.what}")
@@ -183,6 +186,7 @@ class Site:
             if time.monotonic() - said < SAY_S:
                 continue
             said = time.monotonic()
+            self.audit.tell()
             try:
                 self._say_there()
             except ModelyardError as error:

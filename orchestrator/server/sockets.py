@@ -22,10 +22,9 @@ from orchestrator.errors import Busy, ModelyardError, UsageError
 from orchestrator.frozen import frozen
 from orchestrator.reconcile import Job
 from orchestrator.server.asking import environment, program, request
-from orchestrator.server.gate import Gate, Unknown, authenticate, problem
+from orchestrator.server.gate import Gate, authenticate, origin_of, problem
 from orchestrator.server.site import Hosted, Site
-from orchestrator.server.users import Caller, Role
-from orchestrator.store.values import Deed
+from orchestrator.server.users import Role, Unknown
 from orchestrator.wire import STDERR, STDOUT, Command, Keys, Said
 
 gate = Gate("/v1/projects/{project}", ["runs"])
@@ -59,7 +58,7 @@ class GatedSocket:
         site: Site = opened.app.state.site
         project = opened.path_params["project"]
         try:
-            caller = await run_in_threadpool(authenticate, site, opened, self.role, project)
+            caller = await authenticate(site, opened, self.role, self.action)
             job = await run_in_threadpool(_job, site.api(project), opened)
             _require_room(site)
         except ModelyardError as error:
@@ -67,10 +66,10 @@ class GatedSocket:
             await opened.send_denial_response(problem(error, status=status))
             return
         subject = " ".join([job.name, *(v for k, v in opened.path_params.items() if k == "port")])
-        note = _Notes(site, caller, opened, project, self.action, subject)
+        note = partial(site.audit.note, caller.shown, self.action, subject=subject, **origin_of(opened))
         outcome = "left"
         try:
-            await note("101")
+            await run_in_threadpool(note, "101")  # now: a server may be killed before the end
             await opened.accept()
             async with _being_inside(site, job.name.rsplit("-", 3)[0]):
                 outcome = await self._talk(opened, site, job)
@@ -78,7 +77,7 @@ class GatedSocket:
             pass  # it left before the end
         finally:
             site.sockets.release()
-            await asyncio.shield(note(outcome))
+            await asyncio.shield(run_in_threadpool(note, outcome))
 
 
 @contextlib.asynccontextmanager
@@ -99,24 +98,6 @@ def _require_room(site: Site) -> None:
     """
     if not site.sockets.acquire(blocking=False):
         raise Busy("this server carries as many terminals and ports as it can", backend="server")
-
-
-class _Notes:
-    """Writes a caller's deed down: when it begins, since a server may be killed, and when it ends."""
-
-    def __init__(
-        self, site: Site, caller: Caller, opened: WebSocket, project: str, action: str, subject: str
-    ) -> None:
-        self._site = site
-        self._who = f"{caller.name} ({caller.id})"
-        self._address = opened.client.host if opened.client else ""
-        self._project, self._action, self._subject = project, action, subject[:500]
-
-    async def __call__(self, outcome: str) -> None:
-        deed = Deed(
-            self._site.clock(), self._who, self._address, self._project, self._action, self._subject, outcome
-        )
-        await run_in_threadpool(self._site.store.access.note_deed, deed)
 
 
 def _job(api: Hosted, opened: WebSocket) -> Job:

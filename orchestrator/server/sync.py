@@ -24,7 +24,7 @@ from orchestrator.server.git import Checkout, Source
 from orchestrator.server.idle import IDLE
 from orchestrator.server.site import Site
 from orchestrator.spec.load import Document, load
-from orchestrator.store.values import MAIN, Deed
+from orchestrator.store.values import MAIN
 from orchestrator.wire import SyncState, SyncStatus, outcome_of
 
 PREFIX = "MODELYARD_SYNC_"
@@ -173,11 +173,10 @@ class Syncer(Duty):
     def _note(self, plans: Plans, commit: str, outcome: str) -> None:
         """Write a line of the audit log: a commit changes runs as a call does."""
         subject, hashes = named_in_audit(plans)
-        deed = Deed(
-            self._now(), f"commit {commit}", str(self._wish.source), self._wish.project, "sync",
-            subject, outcome, hashes,
+        self._site.audit.note(
+            f"commit {commit}", "sync", outcome, address=str(self._wish.source), project=self._wish.project,
+            subject=subject, spec_hash=hashes,
         )  # fmt: skip
-        self._site.store.access.note_deed(deed)
 
     def _ended_by_itself(self, plan: Plan) -> bool:
         """Return whether a plan would only start again what failed, or what its own policy stopped."""

@@ -124,6 +124,15 @@ class Access:
         with self._database.writing() as connection:
             connection.execute(audit.insert().values(row))
 
+    def forget_refusals(self, *, keep: int) -> None:
+        """Drop the oldest calls that were refused, but for the newest ``keep``; what was done stays."""
+        refused = audit.c.outcome.startswith("4")
+        newest = sa.select(audit.c.serial).where(refused).order_by(audit.c.serial.desc())
+        with self._database.writing() as connection:
+            last = connection.execute(newest.offset(keep).limit(1)).scalar()
+            if last is not None:
+                connection.execute(audit.delete().where(refused, audit.c.serial <= last))
+
     def deeds(
         self, project: str | None = None, *, after: int = 0, limit: int = 1_000
     ) -> list[tuple[int, Deed]]:

@@ -196,7 +196,7 @@ def test_who_may_only_look_may_not_come_in(box: Served) -> None:
         box.client()._channels().forwarded("runs/box/ports/22", {}),
     ):
         pass
-    assert deeds(box) == []
+    assert deeds(box) == [("exec", "box", "403 Denied")]
 
 
 def test_a_server_carries_so_many_and_no_more(box: Served) -> None:
