@@ -14,6 +14,7 @@ if _IS_PROGRAM:
 import difflib  # noqa: E402  # see above, as for the rest
 import gc  # noqa: E402
 import importlib  # noqa: E402
+import os  # noqa: E402
 from typing import Any  # noqa: E402
 
 import typer  # noqa: E402
@@ -64,6 +65,18 @@ COMMANDS = {
 }
 """Every command: the module that holds it, imported when it is used, and its help."""
 
+_THEIRS = {
+    **dict.fromkeys(("ls", "list", "status", "queue", "get"), "ps"),
+    **dict.fromkeys(("run", "up", "start", "serve", "deploy", "launch", "create"), "apply"),
+    **dict.fromkeys(("rm", "remove", "down", "destroy"), "delete"),
+    **dict.fromkeys(("kill", "cancel"), "stop"),
+    **dict.fromkeys(("inspect", "describe"), "show"),
+    **dict.fromkeys(("ssh", "shell"), "attach"),
+    "help": "--help",
+    "version": "--version",
+}
+"""What other tools call a command, or what they have one for."""
+
 # typer carries its own click since 0.26: the root of its usage errors is reached through typer
 _ClickError: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]
 
@@ -85,9 +98,10 @@ class _Lazy(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command, with a suggestion for one that is nearly right."""
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], COMMANDS, 1)
-            fix = f"did you mean {near[0]!r}?" if near else "modelyard --help lists the commands"
+        completing = ctx.resilient_parsing  # a shell wants words, not complaints
+        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not completing:
+            near = _THEIRS.get(args[0]) or next(iter(difflib.get_close_matches(args[0], COMMANDS, 1)), None)
+            fix = f"did you mean {near!r}?" if near else "modelyard --help lists the commands"
             raise UsageError(f"no command {args[0]!r}", fix=fix)
         return super().resolve_command(ctx, args)
 
@@ -138,6 +152,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code after sysexits."""
+    if "_MODELYARD_COMPLETE" in os.environ:  # asked by what 'modelyard completion' printed
+        from typer._completion_classes import completion_init
+
+        completion_init()  # which typer does by itself only for programs with its own options for this
+    if sys.stdout is None:  # closed by whoever called: what is said to nobody is no failure
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # --help pays for pathlib
     try:
         code = app(args=arguments, prog_name="modelyard", standalone_mode=False)
         sys.stdout.flush()

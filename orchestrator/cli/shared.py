@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.errors import ConfigError, UsageError
+from orchestrator.errors import ConfigError, ModelyardError, UsageError
 from orchestrator.units import parse_duration
 
 if TYPE_CHECKING:
@@ -52,8 +52,24 @@ def seconds(option: str, text: str) -> int:
         raise UsageError(f"{option}: {error}", fix="write it as 30s or 10m, for example") from None
 
 
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name.", show_default=False)]
-RunNames = Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs.", show_default=False)]
+def _on_record(begun: str) -> list[str]:
+    """Return the names of runs that begin so, for a shell to complete; none where they cannot be had."""
+    named = os.environ.get("MODELYARD_CONFIG")
+    try:
+        with open_api(Path(named) if named else None) as api:
+            return [view.run.name for view in api.runs() if view.run.name.startswith(begun)]
+    except ModelyardError:
+        return []
+
+
+RunName = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="A run's name.", show_default=False, autocompletion=_on_record),
+]
+RunNames = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN...", help="Names of runs.", show_default=False, autocompletion=_on_record),
+]
 
 _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
 

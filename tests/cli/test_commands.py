@@ -162,6 +162,8 @@ def test_every_problem_of_every_file_is_told_at_once(cli: Cli) -> None:
     ("arguments", "code", "said"),
     [
         (["aplpy"], 64, "did you mean 'apply'?"),
+        (["ls"], 64, "did you mean 'ps'?"),
+        (["help", "plan"], 64, "did you mean '--help'?"),
         (["plan"], 64, "--file"),
         (["plan", "-f", "none.yaml"], 65, "none.yaml"),
         (["show", "none"], 64, "no run 'none'"),

@@ -236,6 +236,14 @@ def test_output_that_cannot_be_written_is_told_in_a_line(cli: Cli) -> None:
     assert (done.returncode, done.stderr) == (74, "the output: No space left on device\n")
 
 
+def test_a_caller_that_closed_the_output_gets_the_exit_code_alone(cli: Cli) -> None:
+    closed = f'exec "{sys.executable}" -m orchestrator.cli ps >&-'
+    done = subprocess.run(
+        ["sh", "-c", closed], stderr=subprocess.PIPE, text=True, cwd=cli.folder, env=os.environ | ENVIRON
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_record_that_can_be_nowhere_is_told_with_its_folder(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "flat").write_text("")
     environ = {k: v for k, v in os.environ.items() if k != "MODELYARD_DATABASE_URL"}
@@ -326,3 +334,31 @@ def test_rendering_a_service_brings_neither_the_record_nor_a_cluster(cli: Cli) -
     assert "kind: Deployment" in done.stdout
     loaded = set(done.stderr.split())
     assert [name for name in UNASKED if name in loaded] == []
+
+
+def test_a_shell_completes_commands_options_values_and_names_of_runs(cli: Cli) -> None:
+    """By the script that is printed for it, in a real bash."""
+    file = cli.write("web.yaml", "type: service\nname: web\ncommands: [serve]\nport: 80\n")
+    assert cli("apply", "-y", "-d", "-f", file).code == 0
+    program = cli.folder / "modelyard"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m orchestrator.cli "$@"\n')
+    program.chmod(0o755)
+    script = cli.program("completion", "bash").out
+
+    def completed(*words: str) -> list[str]:
+        asked = " ".join(f"'{word}'" for word in ("modelyard", *words))
+        ask = f"COMP_WORDS=({asked}); COMP_CWORD={len(words)}; _modelyard_completion modelyard"
+        done = subprocess.run(
+            ["bash", "-c", f'{script}\n{ask}\nprintf "%s\\n" "${{COMPREPLY[@]}}"'],
+            capture_output=True,
+            text=True,
+            env=os.environ | ENVIRON | {"PATH": f"{cli.folder}:{os.environ['PATH']}"},
+        )
+        assert done.stderr == ""
+        return done.stdout.split()
+
+    assert completed("lo") == ["logs", "login"]
+    assert completed("plan", "--so") == ["--sort"]
+    assert completed("plan", "--sort", "") == ["price", "throughput", "latency"]
+    assert completed("stop", "w") == ["web"]
+    assert completed("plna", "")[0] == "plan", "no complaint either: it would stand in the prompt"
