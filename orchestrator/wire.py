@@ -88,10 +88,11 @@ class PlacedVolume(_Body):
 
 
 class Kept(_Body):
-    """The name of a secret, and when it was last set."""
+    """The name of a secret, when it was last set, and the run or fleet that it goes with, if any."""
 
     name: str
     set_at: datetime
+    given_to: str = ""
 
 
 class OfferPage(_Body):

@@ -29,7 +29,7 @@ from orchestrator.backend import (
 from orchestrator.errors import BackendError, Misconfigured, ModelyardError, NotFound, UsageError
 from orchestrator.reconcile import Job, Run, Wanted
 from orchestrator.spec.interpolation import is_secret_name
-from orchestrator.store.values import Cordon
+from orchestrator.store.values import Cordon, SecretName
 
 if TYPE_CHECKING:  # the store imports SQLAlchemy, which a plan on a fresh machine does without
     from orchestrator.loop import Hooks
@@ -293,8 +293,8 @@ class Holdings(Runs):
         with self._loop(hooks) as loop:
             return loop.drive(lambda: not self._on([fleet]).get(fleet, {}).get(host), timeout_s=timeout_s)
 
-    def secrets(self) -> list[tuple[str, datetime]]:
-        """Return the names of the secrets, and when each was last set."""
+    def secrets(self) -> list[SecretName]:
+        """Return the names of the secrets, when each was last set and what it goes with."""
         return self.store.secrets.of(self._project).list()
 
     def set_secret(self, name: str, value: str) -> None:

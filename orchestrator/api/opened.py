@@ -126,7 +126,7 @@ class Opened(Planner):
         """Return the names of the secrets on record."""
         if self._project in (None, MAIN) and "store" not in self.__dict__:
             return {name for name in current_secrets(self._url) if ":" not in name}
-        return {name for name, _ in self.store.secrets.of(self._project).list()}
+        return {each.name for each in self.store.secrets.of(self._project).list()}
 
     def abilities(self) -> Mapping[str, frozenset[Can]]:
         """Return what each place is able to do, preferred ones first."""

@@ -18,7 +18,7 @@ from orchestrator.frozen import frozen
 from orchestrator.planner.plan import Sort
 from orchestrator.reconcile import Job, Run, RunEvent, Wanted
 from orchestrator.spec.load import Document
-from orchestrator.store.values import Artifact
+from orchestrator.store.values import Artifact, SecretName
 
 if TYPE_CHECKING:  # http, ssl and threads: only where runs are driven
     from orchestrator.loop import Hooks
@@ -287,8 +287,8 @@ class Api(Protocol):
     ) -> bool:
         """Drive runs until none has a launch on a host; False when time ran out."""
 
-    def secrets(self) -> list[tuple[str, datetime]]:
-        """Return the names of the secrets, and when each was last set."""
+    def secrets(self) -> list[SecretName]:
+        """Return the names of the secrets, when each was last set and what it goes with."""
 
     def set_secret(self, name: str, value: str) -> None:
         """Keep a secret, encrypted."""

@@ -56,9 +56,12 @@ def record(
     runs = [p for p in plans if isinstance(p, RunPlan) and p.action != "unchanged"]
     secrets = store.secrets.of(project)
     fleets = [p for p in plans if isinstance(p, FleetPlan) and p.action != "unchanged"]
-    captured = _captured([*runs, *fleets], {name for name, _ in secrets.list()}, environ)
+    captured = _captured([*runs, *fleets], {each.name for each in secrets.list()}, environ)
     beside: list[Kept] = [each for plan in plans for each in _kept(plan, now=now, project=project)]
-    beside += [secrets.sealed(name, value, now=now) for name, value in captured.items()]
+    beside += [
+        secrets.sealed(f"{owner}/{name}", value, now=now, given_to=owner)
+        for (owner, name), value in captured.items()
+    ]
     _commit(
         store,
         [plan for plan in plans if _touches_run(plan)],
@@ -201,15 +204,15 @@ def _ending(run: Run, reason: str, now: datetime, message: str) -> Turn:
 
 def _captured(
     plans: Sequence[RunPlan | FleetPlan], known: Collection[str], environ: Mapping[str, str]
-) -> dict[str, str]:
-    """Return the values of bare variables by the secret's name, one name space per run or fleet."""
+) -> dict[tuple[str, str], str]:
+    """Return the values of bare variables by the run or fleet they are given to, and by name."""
     problems: list[Problem] = []
     for plan in plans:
         problems += unset(plan.document, plan.spec, environ=environ, secrets=lambda: known)
     if problems:
         raise SpecError(problems)
     return {
-        f"{plan.name}/{name}": environ[name]
+        (plan.name, name): environ[name]
         for plan in plans
         for name, value in plan.spec.env.items()
         if value is None and name in environ

@@ -245,6 +245,11 @@ def _end(names: list[str], wanted: Wanted, *, yes: bool, detach: bool, json: boo
                 typer.echo(f"{view.run.name}: {view.run.state.value} before, nothing to stop", err=True)
             elif detach:
                 typer.echo(f"{view.run.name}: asked to {wanted.value}", err=True)
+        if wanted is Wanted.DELETE:
+            for name in [each.name for each in api.secrets() if not each.given_to]:
+                if name.partition("/")[0] in names and "/" in name:
+                    stays = f"secret {name} was set by hand and stays: modelyard secret delete {name}"
+                    typer.echo(stays, err=True)
         if json:
             left = {view.run.name: view for view in api.on_record()}
             typer.echo(ended_json([(name, left.get(name)) for name in names]))

@@ -57,7 +57,7 @@ from orchestrator.planner.mirrors import Mirrors
 from orchestrator.reconcile import Run, RunEvent, Wanted
 from orchestrator.spec.models import Fleet
 from orchestrator.spec.values import NAME, NAME_RULE
-from orchestrator.store.values import MAIN, Artifact
+from orchestrator.store.values import MAIN, Artifact, SecretName
 from orchestrator.store.values import Volume as KeptVolume
 from orchestrator.wire import (
     PROBLEM,
@@ -184,7 +184,7 @@ class Remote(Planner):
 
     def secret_names(self) -> Collection[str]:
         """Return the names of the secrets on record."""
-        return {name for name, _ in self.secrets()}
+        return {each.name for each in self.secrets()}
 
     def left_by(self, name: str) -> Sequence[Artifact]:
         """Return what a run of training left; nothing where it is not on record."""
@@ -481,9 +481,10 @@ class Remote(Planner):
                 return False
             self._wait(after, 15.0 if left is None else min(15.0, left))
 
-    def secrets(self) -> list[tuple[str, datetime]]:
-        """Return the names of the secrets, and when each was last set."""
-        return [(kept.name, kept.set_at) for kept in self._list(Kept, "GET", "secrets")]
+    def secrets(self) -> list[SecretName]:
+        """Return the names of the secrets, when each was last set and what it goes with."""
+        found = self._list(Kept, "GET", "secrets")
+        return [SecretName(kept.name, kept.set_at, kept.given_to) for kept in found]
 
     def set_secret(self, name: str, value: str) -> None:
         """Keep a secret, encrypted, where the server is."""

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from orchestrator.errors import StoreError
 from orchestrator.frozen import frozen
+from orchestrator.store.values import SecretName
 
 PREFIX = "@gateway/"
 """Begins the names of the secrets that keys are kept under; no run is called so, whose variables are
@@ -71,7 +72,7 @@ def parse_key(name: str, text: str) -> Key:
 class KeyShelf(Protocol):
     """Where keys are kept: the secrets of a store."""
 
-    def list(self) -> Iterable[tuple[str, object]]:
+    def list(self) -> Iterable[SecretName]:
         """Return the names of all secrets."""
 
     def get(self, name: str) -> str:
@@ -97,7 +98,7 @@ class Keys:
             StoreError: one of them cannot be read.
         """
         found = []
-        for name, _ in shelf.list():
+        for name in (each.name for each in shelf.list()):
             if name.startswith(PREFIX):
                 try:
                     found.append(parse_key(name.removeprefix(PREFIX), shelf.get(name)))

@@ -14,7 +14,7 @@ from orchestrator.reconcile import Job, Run, RunEvent
 from orchestrator.render.plans import holds, offer_object, price_text
 from orchestrator.render.table import columns, table, to_json
 from orchestrator.spec.parts import exact_bytes
-from orchestrator.store.values import Artifact
+from orchestrator.store.values import Artifact, SecretName
 from orchestrator.units import format_bytes, format_duration
 
 
@@ -453,13 +453,13 @@ def volumes_json(volumes: Sequence[tuple[str, Volume]]) -> str:
     return to_json("modelyard/volumes/v1", {"volumes": found})
 
 
-def secrets_text(secrets: Sequence[tuple[str, datetime]]) -> str:
-    """Return the names of secrets and when each was set; values are shown nowhere."""
-    return table(["NAME", "SET"], [[n, _clock_text(at)] for n, at in secrets]) if secrets else "no secrets"
+def secrets_text(secrets: Sequence[SecretName]) -> str:
+    """Return the names of secrets, when each was set and what it goes with; values are shown nowhere."""
+    rows = [[each.name, _clock_text(each.set_at), each.given_to or "-"] for each in secrets]
+    return table(["NAME", "SET", "GIVEN TO"], rows) if secrets else "no secrets"
 
 
-def secrets_json(secrets: Sequence[tuple[str, datetime]]) -> str:
+def secrets_json(secrets: Sequence[SecretName]) -> str:
     """Return the names of secrets as ``modelyard/secrets/v1``."""
-    return to_json(
-        "modelyard/secrets/v1", {"secrets": [{"name": n, "set_at": _time(at)} for n, at in secrets]}
-    )
+    found = [{"name": s.name, "set_at": _time(s.set_at), "given_to": s.given_to} for s in secrets]
+    return to_json("modelyard/secrets/v1", {"secrets": found})

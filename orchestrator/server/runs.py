@@ -464,7 +464,8 @@ def uncordon(project: Project, name: Name, host: Name, request: Request) -> None
 @gate.route_for("GET", "/secrets", Role.VIEWER)
 def secrets(project: Project, request: Request) -> list[Kept]:
     """List the names of secrets; values are shown nowhere."""
-    return [Kept(name=name, set_at=at) for name, at in site_of(request).api(project).secrets()]
+    found = site_of(request).api(project).secrets()
+    return [Kept(name=each.name, set_at=each.set_at, given_to=each.given_to) for each in found]
 
 
 @gate.route_for("PUT", "/secrets/{name:path}", Role.OPERATOR, status=204)

@@ -197,12 +197,12 @@ class Syncer(Duty):
     def _renew(self, plans: Plans, variables: Mapping[str, str]) -> list[str]:
         """Keep the new values of runs that are otherwise unchanged, for their next start; return those."""
         kept, renewed = self._site.store.secrets.of(self._wish.project), []
-        there = {name for name, _ in kept.list()}
+        there = {each.name for each in kept.list()}
         for plan in (p for p in plans if isinstance(p, RunPlan) and p.action == "unchanged"):
             for name in (n for n, value in plan.spec.env.items() if value is None and n in variables):
                 key = f"{plan.name}/{name}"
                 if key in there and kept.get(key) != variables[name]:
-                    kept.set(key, variables[name], now=self._now())
+                    kept.set(key, variables[name], now=self._now(), given_to=plan.name)
                     renewed.append(plan.name)
         return list(dict.fromkeys(renewed))
 

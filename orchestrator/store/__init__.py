@@ -70,7 +70,7 @@ def current_secrets(url: str) -> set[str]:
     if found is not None:
         return found
     with open_store(url) as store:
-        return {name for name, _ in store.secrets.list()}
+        return {each.name for each in store.secrets.list()}
 
 
 def current_fleets(url: str) -> tuple[list[Fleet], list[Cordon]]:

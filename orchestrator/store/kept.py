@@ -16,12 +16,12 @@ def statement_of(kept: Kept, dialect: sa.Dialect) -> sa.Executable:
     """Return the statement that writes ``kept`` down, in place of what has its name; whose that is stays."""
     match kept:
         case Volume():
-            return _put(dialect, volumes, kept.name, _asked(kept) | {"backend": kept.backend})
+            return _put(dialect, volumes, {"name": kept.name}, _asked(kept) | {"backend": kept.backend})
         case Fleet():
-            return _put(dialect, fleets, kept.name, _asked(kept))
-        case Sealed(name, ciphertext, updated_at):
+            return _put(dialect, fleets, {"name": kept.name}, _asked(kept))
+        case Sealed(name, ciphertext, updated_at, given_to):
             row = {"ciphertext": ciphertext, "updated_at": to_micros(updated_at)}
-            return _put(dialect, secrets, name, row)
+            return _put(dialect, secrets, {"name": name, "given_to": given_to}, row)
         case Uncordoned(place, host):
             return cordons.delete().where(cordons.c.place == place, cordons.c.host == host)
 
@@ -36,7 +36,7 @@ def _asked(kept: Volume | Fleet) -> dict[str, Any]:
     }
 
 
-def _put(dialect: sa.Dialect, table: sa.Table, name: str, row: dict[str, Any]) -> sa.Executable:
-    put = insert_for(dialect, table).values(name=name, **row)
-    changes = {key: value for key, value in row.items() if key != "project"}  # whose it is stays
-    return put.on_conflict_do_update(index_elements=["name"], set_=changes)
+def _put(dialect: sa.Dialect, table: sa.Table, key: dict[str, str], row: dict[str, Any]) -> sa.Executable:
+    put = insert_for(dialect, table).values(**key, **row)
+    changes = {column: value for column, value in row.items() if column != "project"}  # whose it is stays
+    return put.on_conflict_do_update(index_elements=list(key), set_=changes)

@@ -34,7 +34,7 @@ from orchestrator.store.rows import (
 )
 from orchestrator.store.secrets import Secrets
 from orchestrator.store.settle import Batch, batch_of, settle
-from orchestrator.store.tables import artifacts, cordons, events, fleets, jobs, runs, volumes
+from orchestrator.store.tables import artifacts, cordons, events, fleets, jobs, runs, secrets, volumes
 from orchestrator.store.values import MAIN, Artifact, Cordon, Fleet, Kept, Uncordoned, Volume
 
 _IN_LIST = 10_000
@@ -239,8 +239,12 @@ class Store:
         return sorted(map(fleet_of, self._rows(sa.select(fleets))), key=lambda fleet: fleet.name)
 
     def forget_fleet(self, name: str) -> None:
-        """Strike out a fleet and the cordons of its hosts; one that is not there is no error."""
+        """Strike out a fleet, the cordons of its hosts and the values it was given.
+
+        One that is not there is no error.
+        """
         with self.database.writing() as connection:
+            connection.execute(secrets.delete().where(secrets.c.given_to == name))
             connection.execute(fleets.delete().where(fleets.c.name == name))
             connection.execute(cordons.delete().where(cordons.c.place == name))
 
@@ -299,7 +303,8 @@ class Store:
             )
             # Deletes first: a name that one batch frees, the next may take.
             dropped = [{"id": id} for id in settled.dropped]
-            for drop in (sql.drop_cordons, sql.drop_fleets, sql.drop_runs):  # a fleet goes with its run
+            # a fleet goes with its run, and so do the values that either was given
+            for drop in (sql.drop_secrets, sql.drop_cordons, sql.drop_fleets, sql.drop_runs):
                 drop.run_many(connection, dropped)
             sql.put_runs.run_many(connection, list(settled.runs.values()))
             sql.put_jobs.run_many(connection, [row for of in settled.jobs.values() for row in of.values()])
@@ -329,6 +334,8 @@ class _Statements:
         self.last_event = prepared(sa.select(newest))
         self.drop_runs = prepared(runs.delete().where(runs.c.id == sa.bindparam("id")))
         held = sa.select(runs.c.name).where(runs.c.id == sa.bindparam("id"), runs.c.type == "fleet")
+        named = sa.select(runs.c.name).where(runs.c.id == sa.bindparam("id")).scalar_subquery()
+        self.drop_secrets = prepared(secrets.delete().where(secrets.c.given_to == named))
         self.drop_fleets = prepared(fleets.delete().where(fleets.c.name == held.scalar_subquery()))
         self.drop_cordons = prepared(cordons.delete().where(cordons.c.place == held.scalar_subquery()))
         mine_by_name = (jobs.c.run_id == sa.bindparam("run_id")) & (jobs.c.name == sa.bindparam("name"))

@@ -22,7 +22,7 @@ from orchestrator.store.codec import from_micros
 from orchestrator.store.database import Database
 from orchestrator.store.kept import statement_of
 from orchestrator.store.tables import secrets
-from orchestrator.store.values import MAIN, Sealed
+from orchestrator.store.values import MAIN, Sealed, SecretName
 
 if TYPE_CHECKING:
     from cryptography.fernet import MultiFernet
@@ -46,18 +46,26 @@ class Secrets:
         prefix = "" if project in (None, MAIN) else f"{project}:"
         return Secrets(self._database, key=self._key, prefix=prefix)
 
-    def set(self, name: str, value: str, *, now: datetime) -> None:
+    def set(self, name: str, value: str, *, now: datetime, given_to: str = "") -> None:
         """Keep ``value`` under ``name``, in place of what was there.
+
+        Given to a run or a fleet, it covers what was set by hand for as long as that is there; set
+        by hand, it also takes the place of what was given.
 
         Raises:
             ConfigError, StoreError, UsageError: as in ``sealed``, or the database failed.
         """
-        sealed = self.sealed(name, value, now=now)
+        sealed = self.sealed(name, value, now=now, given_to=given_to)
+        covered = secrets.c.name == sealed.name, secrets.c.given_to != ""
         with self._database.writing() as connection:
+            if not given_to:
+                connection.execute(secrets.delete().where(*covered))
             connection.execute(statement_of(sealed, self._database.engine.dialect))
 
-    def sealed(self, name: str, value: str, *, now: datetime) -> Sealed:
+    def sealed(self, name: str, value: str, *, now: datetime, given_to: str = "") -> Sealed:
         """Return ``value`` under ``name`` as it is kept, for ``Store.commit``; writes nothing down.
+
+        ``given_to`` is the run or the fleet that it goes with, "" for what is set by hand.
 
         Raises:
             ConfigError: there is no key for a shared store, or it is no key.
@@ -69,10 +77,10 @@ class Secrets:
         name = self._prefix + name
         # The name is sealed in with the value: a row copied over another is noticed.
         sealed = self._fernet(make=True).encrypt(json.dumps([name, value]).encode())
-        return Sealed(name, sealed, now)
+        return Sealed(name, sealed, now, given_to)
 
     def get(self, name: str) -> str:
-        """Return the value under ``name``.
+        """Return the value under ``name``, of two the one that was given to a run or a fleet.
 
         Raises:
             NotFound: there is none.
@@ -80,23 +88,29 @@ class Secrets:
         """
         kept = self._prefix + name
         with self._database.reading() as connection:
-            found = connection.execute(sa.select(secrets.c.ciphertext).where(secrets.c.name == kept)).first()
+            there = sa.select(secrets.c.ciphertext).where(secrets.c.name == kept)
+            found = connection.execute(there.order_by(secrets.c.given_to.desc())).first()
         if found is None:
             raise NotFound(f"no secret {name!r}", fix=f"modelyard secret set {name}")
         return self._open(kept, bytes(found[0]))
 
-    def list(self) -> list[tuple[str, datetime]]:
-        """Return the names, in order, and when each was last set."""
+    def list(self) -> list[SecretName]:
+        """Return the names, in order: one that was set by hand and given to a run, too, twice."""
+        columns = secrets.c.name, secrets.c.updated_at, secrets.c.given_to
         with self._database.reading() as connection:
-            rows = connection.execute(sa.select(secrets.c.name, secrets.c.updated_at)).all()
-        found = ((row.name, from_micros(row.updated_at)) for row in rows)
-        return sorted((name[len(self._prefix) :], at) for name, at in found if self._has(name))
+            rows = connection.execute(sa.select(*columns)).all()
+        found = [
+            SecretName(row.name[len(self._prefix) :], from_micros(row.updated_at), row.given_to)
+            for row in rows
+            if self._has(row.name)
+        ]
+        return sorted(found, key=lambda each: (each.name, each.given_to))
 
     def _has(self, name: str) -> bool:
         return name.startswith(self._prefix) if self._prefix else ":" not in name
 
     def delete(self, name: str) -> None:
-        """Forget ``name``.
+        """Forget ``name``, set by hand and given to a run alike.
 
         Raises:
             NotFound: there is no such secret.
@@ -134,11 +148,13 @@ class Secrets:
         if own is not None:
             _put_keys(own, [_new_key(), *_split(key_of(own, make=True))])
         with self._database.writing() as connection:
-            rows = connection.execute(sa.select(secrets.c.name, secrets.c.ciphertext)).all()
-            for name, sealed in rows:
+            columns = secrets.c.name, secrets.c.given_to, secrets.c.ciphertext
+            rows = connection.execute(sa.select(*columns)).all()
+            for name, given_to, sealed in rows:
                 value = json.dumps([name, self._open(name, bytes(sealed))]).encode()
                 again = self._fernet(make=False).encrypt(value)
-                connection.execute(secrets.update().where(secrets.c.name == name).values(ciphertext=again))
+                this = secrets.c.name == name, secrets.c.given_to == given_to
+                connection.execute(secrets.update().where(*this).values(ciphertext=again))
         if own is not None:
             _put_keys(own, _split(key_of(own, make=False))[:1])
         return len(rows)

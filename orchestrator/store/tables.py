@@ -100,9 +100,13 @@ events = Table(
 secrets = Table(
     "secrets",
     metadata,
-    Column("name", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    # The run or fleet whose apply brought the value, which goes with it; "" for one set by hand.
+    Column("given_to", Text, nullable=False, server_default=""),
     Column("ciphertext", LargeBinary, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("name", "given_to", name="secrets_pkey"),
+    Index("secrets_by_run", "given_to"),
 )
 
 volumes = Table(

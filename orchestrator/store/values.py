@@ -57,12 +57,26 @@ class Uncordoned:
 
 
 @frozen
+class SecretName:
+    """A secret without its value; ``given_to`` as in :class:`Sealed`."""
+
+    name: str
+    set_at: datetime
+    given_to: str = ""
+
+
+@frozen
 class Sealed:
-    """A secret as it is kept: encrypted, with its name sealed in."""
+    """A secret as it is kept: encrypted, with its name sealed in.
+
+    ``given_to`` is the run or the fleet whose apply brought the value, which goes with it; "" for
+    one that was set by hand.
+    """
 
     name: str
     ciphertext: bytes
     updated_at: datetime
+    given_to: str = ""
 
 
 Kept = Volume | Fleet | Uncordoned | Sealed

@@ -293,6 +293,30 @@ def test_a_secret_set_by_hand_is_used(cli: Cli, monkeypatch: pytest.MonkeyPatch)
     assert cli("secret", "list").out == "no secrets\n"
 
 
+def test_a_value_that_apply_was_given_ends_with_its_run_and_one_set_by_hand_does_not(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = cli.write("hello.yaml", HELLO + "env: [HF_TOKEN]\n")
+    monkeypatch.setenv("HF_TOKEN", "hf_canary")
+    assert cli("apply", "-y", "-f", file).code == 0
+    monkeypatch.delenv("HF_TOKEN")
+    assert cli("apply", "-y", "--rerun", "-f", file).code == 0  # it has its value still
+    row = cli("secret", "list").out.splitlines()[1].split()
+    assert (row[0], row[-1]) == ("hello/HF_TOKEN", "hello")
+    deleted = cli("delete", "-y", "hello")
+    assert "secret" not in deleted.err
+    assert cli("secret", "list").out == "no secrets\n"
+    assert cli("apply", "-y", "-f", file).code == 65
+    cli.program("secret", "set", "hello/HF_TOKEN", stdin="by hand\n")
+    assert cli("apply", "-y", "-f", file).code == 0
+    deleted = cli("delete", "-y", "hello")
+    assert deleted.err.splitlines()[-1] == (
+        "secret hello/HF_TOKEN was set by hand and stays: modelyard secret delete hello/HF_TOKEN"
+    )
+    (kept,) = json.loads(cli("secret", "list", "--json").out)["secrets"]
+    assert (kept["name"], kept["given_to"]) == ("hello/HF_TOKEN", "")
+
+
 def test_wait_tells_ready_from_failed_from_too_late(cli: Cli) -> None:
     cli("apply", "-y", "-d", "-f", cli.write("web.yaml", WEB))
     assert cli("wait", "web", "--for", "ready", "--timeout", "20s").code == 0

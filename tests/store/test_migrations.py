@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,12 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from orchestrator.store import current_runs, migrate, open_store, revisions
+from orchestrator.store.codec import to_micros
 from orchestrator.store.records import Store
 from orchestrator.store.rows import run_row
 from orchestrator.store.tables import metadata
+from orchestrator.store.urls import postgres_url
+from orchestrator.store.values import SecretName
 from tests.store.past import left_by
 from tests.store.values import T0, a_job, a_run, made, recorded
 
@@ -106,6 +111,43 @@ def test_a_record_of_every_revision_is_brought_forward_whole(url: str, revision:
         assert [serial for serial, _ in store.events(project="main")] == [1, 2, 3, 4, 5, 6]
         assert {(run.set_name, run.project) for run in store.runs()} == {("", "main")}
         store.commit([made(a_run("new"))])
+
+
+def test_values_that_an_apply_brought_are_told_from_those_set_by_hand(url: str) -> None:
+    left_by(url, "0007", runs=1)
+    applied, later = T0, T0 + timedelta(microseconds=1)
+    with sealing(url) as connection:
+        rows = [
+            ("run-0x/HF", applied), ("run-0x/HAND", later), ("gone/HF", applied), ("gone/HAND", later),
+            ("lab:run-0x/HF", applied), ("HF", applied),
+        ]  # fmt: skip
+        for name, at in rows:
+            row = {"name": name, "at": to_micros(at), "sealed": b"x"}
+            put = "INSERT INTO secrets (name, ciphertext, updated_at) VALUES (:name, :sealed, :at)"
+            connection.execute(sa.text(put), row)
+        told = "UPDATE events SET cause = 'apply: create'"
+        connection.execute(sa.text(told))
+        gone = "INSERT INTO events (serial, run_id, run, at, subject, before, after, cause, action, message)"
+        values = " SELECT 2, 'old', 'gone', at, 'gone', before, after, cause, action, message FROM events"
+        connection.execute(sa.text(gone + values))
+
+    with open_store(url, secret_key=None) as store:
+        assert store.secrets.list() == [
+            SecretName("HF", applied), SecretName("gone/HAND", later), SecretName("run-0x/HAND", later),
+            SecretName("run-0x/HF", applied, "run-0x"),
+        ]  # fmt: skip
+        assert store.secrets.of("lab").list() == [SecretName("run-0x/HF", applied)]
+
+
+@contextmanager
+def sealing(url: str) -> Iterator[sa.Connection]:
+    """Write to a record as it is, whatever its revision."""
+    engine = sa.create_engine(postgres_url(url) if url.startswith("postgresql") else url)
+    try:
+        with engine.begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()
 
 
 def test_a_file_that_was_made_and_not_filled_is_filled(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from orchestrator.catalog.hardware import known_names
 from orchestrator.errors import StateMoved, StoreError
 from orchestrator.spec.load import read
 from orchestrator.store.records import Store
+from orchestrator.store.values import SecretName
 from tests.places import world
 from tests.store.test_faults import everything
 from tests.store.values import T0, a_run, made
@@ -56,6 +57,7 @@ def test_all_is_there(store: Store) -> None:
     assert [volume.name for volume in store.volumes()] == ["cache"]
     assert [fleet.name for fleet in store.fleets()] == ["rack"]
     assert store.secrets.get("hello/HF_TOKEN") == "hf_planted"
+    assert store.secrets.list() == [SecretName("hello/HF_TOKEN", T0, "hello")]
 
 
 def test_a_run_that_moved_leaves_nothing_behind(store: Store) -> None:

@@ -11,12 +11,14 @@ import sqlalchemy as sa
 from cryptography.fernet import Fernet
 
 from orchestrator.errors import ConfigError, NotFound, StoreError
+from orchestrator.reconcile.steps import Forget
 from orchestrator.store import open_store
 from orchestrator.store.records import Store
 from orchestrator.store.secrets import key_file, key_of
 from orchestrator.store.tables import secrets
 from orchestrator.store.urls import sqlite_url
-from tests.store.values import KEY, T0, a_run, made
+from orchestrator.store.values import Fleet, SecretName
+from tests.store.values import KEY, T0, a_run, an_event, made
 
 CANARY = "hf_canary-8d1f0c5e"
 
@@ -26,14 +28,90 @@ def test_a_secret_comes_back_and_is_replaced(store: Store) -> None:
     store.secrets.set("hf", "sécond\n", now=T0 + timedelta(hours=1))
 
     assert store.secrets.get("hf") == "sécond\n"
-    assert store.secrets.list() == [("hf", T0 + timedelta(hours=1))]
+    assert store.secrets.list() == [SecretName("hf", T0 + timedelta(hours=1))]
 
 
 def test_names_are_listed_in_order(store: Store) -> None:
     for name in ("b", "a", "B"):
         store.secrets.set(name, "x", now=T0)
 
-    assert store.secrets.list() == [("B", T0), ("a", T0), ("b", T0)]
+    assert [each.name for each in store.secrets.list()] == ["B", "a", "b"]
+
+
+def test_what_a_run_was_given_goes_with_it_and_what_was_set_by_hand_stays(store: Store) -> None:
+    chat, embed = a_run("chat"), a_run("embed")
+    store.commit([made(chat), made(embed)])
+    store.secrets.set("chat/HAND", "by hand", now=T0)
+    store.secrets.set("chat/HF", "first", now=T0)
+    store.commit(
+        [],
+        kept=[
+            store.secrets.sealed("chat/HF", "second", now=T0, given_to="chat"),
+            store.secrets.sealed("embed/HF", "theirs", now=T0, given_to="embed"),
+            store.secrets.of("lab").sealed("chat2/HF", "a neighbour's", now=T0, given_to="chat2"),
+        ],
+    )
+    assert store.secrets.get("chat/HF") == "second"
+
+    store.commit([Forget(chat, an_event(chat, "deleted"))])
+
+    assert [store.secrets.get(f"chat/{name}") for name in ("HAND", "HF")] == ["by hand", "first"]
+    assert store.secrets.get("embed/HF") == "theirs"
+    assert store.secrets.of("lab").get("chat2/HF") == "a neighbour's"
+    store.commit([Forget(embed, an_event(embed, "deleted"))])
+    with pytest.raises(NotFound):
+        store.secrets.get("embed/HF")
+
+
+def test_what_was_set_by_hand_since_counts_and_stays(store: Store) -> None:
+    chat = a_run("chat")
+    store.commit([made(chat)], kept=[store.secrets.sealed("chat/HF", "given", now=T0, given_to="chat")])
+
+    store.secrets.set("chat/HF", "by hand", now=T0)
+
+    assert store.secrets.list() == [SecretName("chat/HF", T0)]
+    store.commit([Forget(chat, an_event(chat, "deleted"))])
+    assert store.secrets.get("chat/HF") == "by hand"
+
+
+def test_values_of_hosts_go_with_their_fleet(store: Store) -> None:
+    store.commit(
+        [],
+        kept=[
+            Fleet("rack", "{}", "5pec", T0),
+            store.secrets.sealed("rack/PROXY", "given", now=T0, given_to="rack"),
+        ],
+    )
+
+    store.forget_fleet("rack")
+
+    assert store.secrets.list() == []
+
+
+def test_a_deleted_secret_is_gone_however_it_came(store: Store) -> None:
+    store.secrets.set("chat/HF", "by hand", now=T0)
+    store.secrets.set("chat/HF", "given", now=T0, given_to="chat")
+    assert [each.given_to for each in store.secrets.list()] == ["", "chat"]
+
+    store.secrets.delete("chat/HF")
+
+    assert store.secrets.list() == []
+
+
+def test_both_values_of_one_name_are_sealed_anew(url: str) -> None:
+    old, new = KEY, Fernet.generate_key().decode()
+    with open_store(url, secret_key=old) as store:
+        store.secrets.set("chat/HF", "by hand", now=T0)
+        store.commit(
+            [made(a_run("chat"))], kept=[store.secrets.sealed("chat/HF", "given", now=T0, given_to="chat")]
+        )
+    with open_store(url, secret_key=f"{new},{old}") as store:
+        assert store.secrets.rotate() == 2
+    with open_store(url, secret_key=new) as store:
+        assert store.secrets.get("chat/HF") == "given"
+        run = store.run("chat")
+        store.commit([Forget(run, an_event(run, "deleted"))])
+        assert store.secrets.get("chat/HF") == "by hand"
 
 
 def test_a_deleted_secret_is_not_found(store: Store) -> None:
