@@ -104,20 +104,19 @@ class Syncer(Duty):
 
         What ended by itself since a commit was applied starts again only where a person ``asked``.
         """
-        with self._checkout.alone():
-            return self._once(asked=asked)
-
-    def _once(self, *, asked: bool) -> SyncStatus:
         last = next(iter(self.history()), None)
         commit = ""  # a repository that cannot be fetched is no commit's fault
         try:
-            commit = self._checkout.update()
-            changed, left = self._apply(commit, again=asked or not self._is_applied(commit))
+            with self._checkout.alone():
+                commit = self._checkout.update()
+                changed, left = self._apply(commit, again=asked or not self._is_applied(commit))
             status = self._status(commit, "applied", changed=changed, left=left)
-        except ModelyardError as error:
+        except (ModelyardError, OSError) as error:  # a full disk is one of the latter
             again = last is not None and (last.state, last.commit) == ("failed", commit)
             failures = last.failures + 1 if last and again else 1
             status = self._status(commit, "failed", message=self._said(error), failures=failures)
+            if self.is_closed and not commit:
+                return status  # git was told to end: that is no news of the repository
         if last is None or status.changed or _news(last) != _news(status):
             self._remember(status)
         return status
@@ -126,9 +125,10 @@ class Syncer(Duty):
         """Return how long to wait: the interval, and after failures in a row ever longer."""
         return min(MOST_S, self._wish.interval_s * 2.0 ** min(status.failures, 12))
 
-    def _said(self, error: ModelyardError) -> str:
+    def _said(self, error: ModelyardError | OSError) -> str:
         """Return an error with paths as the repository has them."""
-        return str(error).replace(f"{self._checkout.root}/", "")
+        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        return said.replace(f"{self._checkout.root}/", "")
 
     def _is_applied(self, commit: str) -> bool:
         """Return whether the last commit that could be fetched is this one, and was applied."""
@@ -265,6 +265,11 @@ class Syncer(Duty):
     def is_ours(self) -> bool:
         """Whether the next turn is this server's: the first's, or that of whichever was told to sync now."""
         return self._asked or self._hooked or super().is_ours
+
+    def end(self) -> None:
+        """Take no further turn, and end what git does now."""
+        super().end()
+        self._checkout.end()
 
     def poke(self) -> None:
         """Sync now, whatever the clock says, and however often it has failed."""

@@ -545,7 +545,3 @@ def _forget(served: Served) -> None:
 def test_what_names_no_repository_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         Source.parse(text)
-
-
-def test_a_password_in_an_address_is_not_shown() -> None:
-    assert str(Source.parse("git+https://me:planted@host/r@main")) == "git+https://host/r@main"
