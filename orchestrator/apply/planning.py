@@ -541,14 +541,15 @@ class _Placing:
             raise
 
     def _serve(self, spec: Service, facts: ModelFacts) -> _Engine:
+        from orchestrator.apply.serving import against
         from orchestrator.catalog import accelerators, prices
         from orchestrator.planner.cpu import is_cpu
         from orchestrator.planner.serve import place_model, question_of
 
         question = question_of(spec, facts, bare=runs_bare(spec, self.demand.places))
         wanted = self.demand.accelerator
-        if unread := question.unread_args():
-            raise SpecError([self.document.problem("args", unread)])
+        if wrong := tuple(against(self.document, question)):
+            raise SpecError(wrong)
         found = question.objections(wanted, accelerators())
         if found and self.offers.world.strict:
             raise SpecError([self.document.problem(each.field, each.text) for each in found])

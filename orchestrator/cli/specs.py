@@ -254,7 +254,7 @@ def validate(
                 file,
                 also=lambda each, every: (
                     *unknown_places(each, places and places | fleets_of(every)),
-                    *unfit_training(each),
+                    *unfit(each),
                 ),
             )
     except SpecError as error:
@@ -318,8 +318,12 @@ def unknown_places(document: Document, places: Collection[str] | None) -> Iterat
             yield document.problem(path, f"no backend {name!r} is configured", fix)
 
 
-def unfit_training(document: Document) -> Iterator[Problem]:
-    """Yield what is wrong with a document that trains."""
+def unfit(document: Document) -> Iterator[Problem]:
+    """Yield what is wrong with a document that trains, or that serves a model."""
+    if getattr(document.spec, "model", None):
+        from orchestrator.apply.serving import unservable  # as below
+
+        yield from unservable(document)
     if getattr(document.spec, "train", None):
         from orchestrator.apply.training import untrainable  # brings catalog and engines in
 

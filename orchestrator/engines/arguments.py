@@ -331,10 +331,25 @@ def _read(
     Raises:
         ValueError: an option cannot be passed on or read; the message says which and why.
     """
-    user = parse(args)
+    user = tuple(as_known for given in parse(args) if (as_known := _turned_off(given, flags)))
     if why := objection(user, flags, rules, own_image=own_image):
         raise ValueError(why)
     return user, _said(user, flags, rules)
+
+
+def _turned_off(given: Option, flags: Flags) -> Option | None:
+    """Return ``--no-x`` as a parser without that spelling has it, None where leaving ``--x`` out says it.
+
+    >>> known = load("sglang", "0.5.23")
+    >>> _turned_off(Option("--no-disable-radix-cache"), known) is None
+    True
+    """
+    if given.values or not given.name.startswith("--no-") or flags.find(given.name):
+        return given
+    flag = flags.find(f"--{given.name.removeprefix('--no-')}")
+    if flag is None:
+        return given
+    return Option(flag.name, ("false",)) if flag.takes else None
 
 
 def _said(user: Sequence[Option], flags: Flags, rules: Rules) -> dict[str, object]:

@@ -8,6 +8,7 @@ then the smaller set.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, replace
@@ -234,17 +235,34 @@ def arguments(args: Mapping[str, object]) -> tuple[str, ...]:
 
     >>> arguments({"max-model-len": 8192, "enforce_eager": True, "seed": None})
     ('--max-model-len', '8192', '--enforce-eager')
+    >>> arguments({"enable_prefix_caching": False, "limit_mm_per_prompt": {"image": 2}})
+    ('--no-enable-prefix-caching', '--limit-mm-per-prompt', '{"image": 2}')
     """
     words: list[str] = []
     for name, value in args.items():
-        flag = "--" + name.lstrip("-").replace("_", "-")
+        flag = flag_of(name)
         if value is True:
             words.append(flag)
+        elif value is False:
+            words.append(f"--no-{flag[2:]}")
         elif isinstance(value, list):
-            words += [flag, *map(str, value)]
-        elif value is not None and value is not False:
-            words += [flag, str(value)]
+            words += [flag, *map(_word, value)]
+        elif value is not None:
+            words += [flag, _word(value)]
     return tuple(words)
+
+
+def flag_of(name: str) -> str:
+    """Return the option that a key of ``args`` means.
+
+    >>> flag_of("max_model_len"), flag_of("--seed")
+    ('--max-model-len', '--seed')
+    """
+    return "--" + name.lstrip("-").replace("_", "-")
+
+
+def _word(value: object) -> str:
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
 @frozen

@@ -85,10 +85,30 @@ def test_strict_refuses_args_that_say_less_than_the_spec_where_they_stand(cli: C
 def test_args_that_the_engine_does_not_read_are_refused_where_they_stand(cli: Cli) -> None:
     spec = FITS + "args: {kv-cache-dtype: banana}\n"
 
-    result = cli("plan", "-f", cli.write("banana.yaml", spec))
+    file = cli.write("banana.yaml", spec)
+    for result in (cli("validate", "-f", file), cli("plan", "-f", file)):
+        assert result.code == 65
+        at = f"banana.yaml:{spec.count(chr(10))}:8"
+        assert f"{at}: args.kv-cache-dtype: --kv-cache-dtype takes one of auto" in result.err
 
-    assert result.code == 65
-    assert f"banana.yaml:{spec.count(chr(10))}:7: args: --kv-cache-dtype takes one of auto" in result.err
+
+def test_a_quantization_that_nobody_knows_is_refused_where_it_stands(cli: Cli) -> None:
+    file = cli.write("awk.yaml", "type: service\nname: a\nmodel: {id: Qwen/Qwen3-8B, quantization: awk}\n")
+    for result in (cli("validate", "-f", file), cli("plan", "-f", file)):
+        assert result.code == 65
+        assert "awk.yaml:3:42: model.quantization: no engine here serves weights made by 'awk'" in result.err
+        assert "did you mean 'awq'?" in result.err
+
+
+def test_args_reach_the_engine_as_it_reads_them(cli: Cli) -> None:
+    draft = "{method: eagle3, model: a/b, num_speculative_tokens: 3}"
+    args = f"args: {{enable_prefix_caching: false, speculative_config: {draft}}}\n"
+    result = cli("plan", "--json", "-f", cli.write("args.yaml", FITS + args))
+
+    command = json.loads(result.out)["runs"][0]["engine"]["command"]
+    assert "--no-enable-prefix-caching" in command
+    said = json.loads(command[command.index("--speculative-config") + 1])
+    assert said == {"method": "eagle3", "model": "a/b", "num_speculative_tokens": 3}
 
 
 @pytest.mark.parametrize("sort", ["price", "throughput", "latency"])

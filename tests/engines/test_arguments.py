@@ -37,6 +37,13 @@ def test_dotted_underscored_and_level_options_pass() -> None:
     assert command[-5:] == ("3", "--max_num_seqs", "8", "-O", "3")
 
 
+def test_what_is_turned_off_is_said_as_each_parser_has_it() -> None:
+    off = ("--no-enable-prefix-caching",)
+    assert launched(*off)[0][-1:] == off
+    left_out, _ = launched("--no-disable-radix-cache", name="sglang")
+    assert not any("radix-cache" in word for word in left_out)
+
+
 def test_negative_number_is_a_value() -> None:
     assert parse(["--seed", "-1"])[0].values == ("-1",)
 

@@ -166,6 +166,11 @@ def weight_format(name: str) -> WeightFormat:
     return found
 
 
+def known_formats() -> tuple[str, ...]:
+    """Return every name that means a format, whoever uses it."""
+    return tuple(sorted({*FORMATS, *_SPELLINGS}))
+
+
 def is_known(name: str) -> bool:
     """Return whether ``name`` means a format here.
 
