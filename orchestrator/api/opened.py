@@ -23,7 +23,13 @@ from orchestrator.places import Places, Recorded, fleet_place, read_mirrors, rea
 from orchestrator.planner.mirrors import Mirrors
 from orchestrator.reconcile import JobState, Run
 from orchestrator.spec.models import Fleet, spec_of
-from orchestrator.store import current_fleets, current_runs, current_secrets, open_store
+from orchestrator.store import (
+    current_deployment,
+    current_fleets,
+    current_runs,
+    current_secrets,
+    open_store,
+)
 from orchestrator.store.urls import sqlite_path
 from orchestrator.store.values import MAIN, Cordon
 from orchestrator.store.values import Fleet as KeptFleet
@@ -100,6 +106,12 @@ class Opened(Planner):
     def rehearse(self, plans: Plans) -> Mapping[str, Rehearsal]:
         """Return what clusters say of plans that are theirs to keep, by run; writes nothing."""
         return rehearse(plans, self.places)
+
+    def record_id(self) -> str:
+        """Return which record it is and whose part: ``<deployment>/<project>``, "" before it is made."""
+        open_now = "store" in self.__dict__
+        deployment = self.store.deployment if open_now else current_deployment(self._url)
+        return deployment and f"{deployment}/{self._project or MAIN}"
 
     def record_of(self, names: Collection[str] | None) -> Mapping[str, Run]:
         """Return the runs on record by name: those of ``names``, or all; asks no place.

@@ -48,6 +48,9 @@ if TYPE_CHECKING:  # only for a model
 class Asked(Protocol):
     """What a plan asks of whoever keeps the record and the places."""
 
+    def record_id(self) -> str:
+        """Return which record it is and whose part: ``<deployment>/<project>``, "" before it is made."""
+
     def record_of(self, names: Collection[str] | None) -> Mapping[str, Run]:
         """Return the runs on record by name: those of ``names`` and of fleets, or all; asks no place."""
 
@@ -165,6 +168,7 @@ class Planner(Asked):
         return plan_file(
             plans,
             origin=origin(),
+            record=self.record_id(),
             scope=scope,
             consent=consent,
             expires_at=default_expiry(now) if lasts_s is None else now + timedelta(seconds=lasts_s),
@@ -176,8 +180,9 @@ class Planner(Asked):
         """Return the plans of a file and what they may lose, or refuse when they no longer hold."""
         saved = read_plan(path, origin=origin(), now=self._clock())
         plans = resume(
-            saved, runs=self.record_of(None), volumes=self.kept_volumes(), fleets=self.fleet_records()
-        )
+            saved, record=self.record_id(), runs=self.record_of(None), volumes=self.kept_volumes(),
+            fleets=self.fleet_records(),
+        )  # fmt: skip
         if is_priced(plans):
             found = self.offers()
             check_prices(plans, found.offers, found.silent)

@@ -65,6 +65,8 @@ class Saved:
     """A plan file that was read and found whole; ``steps`` are still to be held to the record."""
 
     path: str
+    record: str
+    """Which record it was made against, and for which project of it; "" where there was none yet."""
     scope: Scope
     consent: Consent
     steps: tuple[Mapping[str, Any], ...]
@@ -86,13 +88,14 @@ def plan_file(
     plans: Sequence[Plan],
     *,
     origin: Origin,
+    record: str,
     scope: Scope,
     consent: Consent,
     expires_at: datetime,
     environ: Mapping[str, str],
     locks: Sequence[Path] = (),
 ) -> str:
-    """Return the plans as the text of a plan file; ``locks`` are inputs as the specs are.
+    """Return the plans as the text of a plan file for ``record``; ``locks`` are inputs as the specs are.
 
     Raises:
         PlanRefused: a file of a spec changed while it was planned, or the value of a variable
@@ -101,7 +104,7 @@ def plan_file(
     """
     _refuse_plain_secrets(plans)
     sealed = sealed_plan(
-        plans, origin=origin, scope=scope, consent=consent, expires_at=expires_at, locks=locks
+        plans, origin=origin, record=record, scope=scope, consent=consent, expires_at=expires_at, locks=locks
     )
     text = json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
     for name, value in sorted(environ.items()):
@@ -116,6 +119,7 @@ def sealed_plan(
     plans: Sequence[Plan],
     *,
     origin: Origin,
+    record: str,
     scope: Scope,
     consent: Consent,
     expires_at: datetime,
@@ -130,6 +134,7 @@ def sealed_plan(
         "schema": SCHEMA,
         "tool": origin.tool,
         "catalog_sha256": origin.catalog,
+        "record": record,
         "expires_at": expires_at.astimezone(UTC).isoformat(timespec="seconds"),
         "set": scope.name,
         "prune": scope.prune,
@@ -178,12 +183,14 @@ def _checked(path: str, body: Mapping[str, Any], seal: object, *, origin: Origin
         raise PlanRefused(f"{path} was made with another catalog", fix=PLAN_AGAIN)
     if datetime.fromisoformat(body["expires_at"]) <= now:
         raise PlanRefused(f"{path} expired at {body['expires_at']}", fix=PLAN_AGAIN)
-    return Saved(path, Scope(body["set"], body["prune"]), Consent(**body["allow"]), tuple(body["steps"]))
+    scope, consent = Scope(body["set"], body["prune"]), Consent(**body["allow"])
+    return Saved(path, body["record"], scope, consent, tuple(body["steps"]))
 
 
 def resume(
     saved: Saved,
     *,
+    record: str,
     runs: Mapping[str, Run],
     volumes: Mapping[str, KeptVolume],
     fleets: Mapping[str, FleetRecord],
@@ -193,17 +200,36 @@ def resume(
 
     Args:
         saved: What ``read_plan`` returned.
+        record: Which record this is, and whose part of it, as the plan has it.
         runs: Every run on record, by name.
         volumes: Every volume on record, by name.
         fleets: Every fleet on record, by name.
         inputs: Where the files of a spec come from.
 
     Raises:
-        PlanRefused: a run, volume or fleet it touches moved since, one it leaves alone is no longer as
-            its spec says, or a local file of a spec changed.
+        PlanRefused: it was made against another record, a run, volume or fleet it touches moved since, one
+            it leaves alone is no longer as its spec says, or a local file of a spec changed.
     """
+    _check_record(saved, record)
     with _well_formed(saved.path):
-        return tuple(_resume(step, saved, runs, volumes, fleets, inputs) for step in saved.steps)
+        plans = tuple(_resume(step, saved, runs, volumes, fleets, inputs) for step in saved.steps)
+    if not saved.record and (runs or volumes or fleets):
+        what = "the plan is stale: it was made before there was a record, and this one is in use"
+        raise PlanRefused(what, fix=PLAN_AGAIN)
+    return plans
+
+
+def _check_record(saved: Saved, record: str) -> None:
+    """Refuse a plan that was made elsewhere: what it only creates is new here, too."""
+    if saved.record in (record, ""):
+        return
+    (was, of), (this, mine) = (each.partition("/")[::2] for each in (saved.record, record))
+    if was == this:
+        what, fix = f"{saved.path} was made for project {of!r}, this is {mine!r}", f"MODELYARD_PROJECT={of}"
+    else:
+        what = f"{saved.path} was made against another record than this one"
+        fix = "apply it with the MODELYARD_URL or MODELYARD_DATABASE_URL it was planned with, or plan again"
+    raise PlanRefused(what, fix=fix)
 
 
 def reason_of(plan: Plan) -> str:

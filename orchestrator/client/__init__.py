@@ -151,6 +151,10 @@ class Remote(Planner):
 
     # What a plan asks ------------------------------------------------------------------------
 
+    def record_id(self) -> str:
+        """Return which record the server keeps and whose part of it is meant: ``<deployment>/<project>``."""
+        return str(self._ask("GET", "record").json())
+
     def record_of(self, names: Collection[str] | None) -> Mapping[str, Run]:
         """Return the runs on record by name: those of ``names`` and of fleets, or all.
 
@@ -226,8 +230,9 @@ class Remote(Planner):
         # deletions are held to the set that they are of; the rest of a scope is in each step
         of = next((plan.set_name for plan in plans if isinstance(plan, Deletion)), "")
         sealed = sealed_plan(
-            plans, origin=origin(), scope=Scope(of), consent=consent, expires_at=default_expiry(self._clock())
-        )
+            plans, origin=origin(), record=self.record_id(), scope=Scope(of), consent=consent,
+            expires_at=default_expiry(self._clock()),
+        )  # fmt: skip
         return Application(
             plan=sealed,
             files={plan.name: list(read_inputs(plan.document, plan.spec).files) for plan in runs},

@@ -78,7 +78,10 @@ def plan(project: Project, asked: PlanRequest, request: Request) -> dict[str, ob
     plans = api.plan(documents, rerun=asked.rerun, sort=asked.sort, strict=asked.strict, scope=scope)
     consent = Consent(asked.allow_destroy, asked.allow_replace)
     now = site.clock()
-    return sealed_plan(plans, origin=origin(), scope=scope, consent=consent, expires_at=default_expiry(now))
+    return sealed_plan(
+        plans, origin=origin(), record=api.record_id(), scope=scope, consent=consent,
+        expires_at=default_expiry(now),
+    )  # fmt: skip
 
 
 def _read(path: str, text: str, asked: PlanRequest) -> tuple[Document, ...]:
@@ -145,8 +148,9 @@ def opened(site: Site, api: Hosted, sent: Application) -> tuple[Plans, Consent]:
         return Inputs(files, digest_of(files), clones)
 
     plans = resume(
-        saved, runs=api.record_of(None), volumes=api.kept_volumes(), fleets=api.fleet_records(), inputs=inputs
-    )
+        saved, record=api.record_id(), runs=api.record_of(None), volumes=api.kept_volumes(),
+        fleets=api.fleet_records(), inputs=inputs,
+    )  # fmt: skip
     api.record_of([plan.name for plan in plans if isinstance(plan, RunPlan)])  # a name of another project
     _refuse_strange(api, plans)
     if is_priced(plans):
@@ -245,6 +249,12 @@ def events(
     found = site_of(request).store.events(run, after=after, limit=limit, project=project)
     items = [Told(serial=serial, event=event) for serial, event in found]
     return EventPage(items=items, next=str(items[-1].serial) if len(items) == limit else None)
+
+
+@gate.route_for("GET", "/record", Role.VIEWER)
+def record(project: Project, request: Request) -> str:
+    """Return which record this is and whose part of it: a plan file is for no other."""
+    return site_of(request).api(project).record_id()
 
 
 @gate.route_for("GET", "/serial", Role.VIEWER)

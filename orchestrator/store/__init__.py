@@ -73,6 +73,22 @@ def current_secrets(url: str) -> set[str]:
         return {each.name for each in store.secrets.list()}
 
 
+def current_deployment(url: str) -> str:
+    """Return the id of the store at ``url``, in the cheapest way; "" where a file is still to be made.
+
+    Raises:
+        ConfigError, StoreBusy, StoreError: as in ``open_store``.
+    """
+    from orchestrator.store.peek import peek_deployment
+
+    path = sqlite_path(url)
+    found = peek_deployment(path) if path is not None else None
+    if found is not None:
+        return found
+    with open_store(url) as store:
+        return store.deployment
+
+
 def current_fleets(url: str) -> tuple[list[Fleet], list[Cordon]]:
     """Return the fleets of the store at ``url`` and the hosts that are held back, in the cheapest way.
 

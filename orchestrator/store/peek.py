@@ -48,6 +48,16 @@ def peek_secrets(path: Path) -> set[str] | None:
     return None if rows is None else {str(row["name"]) for row in rows}
 
 
+def peek_deployment(path: Path) -> str | None:
+    """Return the id of the SQLite file at ``path``, "" where there is no record yet, None as in :func:`peek`.
+
+    Raises:
+        StoreBusy, StoreError: as in :func:`peek`.
+    """
+    rows = _rows(path, "SELECT value FROM meta WHERE key = 'deployment'")
+    return None if rows is None else next((str(row["value"]) for row in rows), "")
+
+
 def peek_fleets(path: Path) -> tuple[list[Fleet], list[Cordon]] | None:
     """Return the fleets and cordons in the SQLite file at ``path``, None as in :func:`peek`.
 

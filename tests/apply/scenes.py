@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.cli.conftest import Cli, Result
 
 HELLO = "type: task\nname: hello\ncommands: [echo hi]\n"
@@ -88,6 +90,17 @@ def a_file_is_not_in_the_plan_and_held_to_what_it_was(cli: Cli) -> None:
     refused(cli("apply", plan), "files of 'hello' changed since the plan was made")
     cli.write("notes.txt", "nightingale in a file")
     assert cli("apply", plan).code == 0
+
+
+def a_plan_made_against_another_record_is_refused(cli: Cli) -> None:
+    """Somebody applies a plan that only creates with the address of another record set."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MODELYARD_DATABASE_URL", f"sqlite:///{cli.folder}/staging.db")
+        cli("apply", "-y", "-f", cli.write("web.yaml", WEB))
+        plan = saved(cli, HELLO)
+    cli("apply", "-y", "-f", cli.write("web.yaml", WEB.replace("web", "web-2")))
+    refused(cli("apply", plan), "was made against another record than this one")
+    assert "hello" not in names(cli)
 
 
 def an_expired_plan_is_refused(cli: Cli) -> None:

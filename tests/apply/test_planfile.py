@@ -56,6 +56,7 @@ def test_a_plan_that_does_nothing_can_be_applied_any_time(cli: Cli) -> None:
         scenes.a_plan_whose_run_moved_is_refused,
         scenes.a_plan_whose_input_changed_is_refused,
         scenes.a_file_is_not_in_the_plan_and_held_to_what_it_was,
+        scenes.a_plan_made_against_another_record_is_refused,
         scenes.an_expired_plan_is_refused,
     ],
 )
@@ -88,6 +89,15 @@ def test_a_plan_of_another_make_is_refused(cli: Cli, changes: dict[str, object],
     plan = saved(cli, HELLO)
     edited(plan, sealed=True, **changes)
     refused(cli("apply", plan), said)
+
+
+def test_a_plan_of_a_fresh_machine_is_good_for_a_record_that_holds_nothing(cli: Cli) -> None:
+    plan = saved(cli, HELLO)
+    cli.program("secret", "set", "HF_TOKEN", stdin="hf_value\n")  # makes the record
+    assert cli("apply", plan).code == 0
+    cli("delete", "-y", "hello")
+    cli("apply", "-y", "-f", cli.write("web.yaml", WEB))
+    refused(cli("apply", plan), "it was made before there was a record, and this one is in use")
 
 
 @pytest.mark.parametrize(
@@ -327,7 +337,8 @@ def test_a_plan_file_lists_every_machine_a_launch_may_go_on_to_with_its_price(
     assert plan.placed
     now = datetime(2026, 11, 25, tzinfo=UTC)
     text = plan_file(
-        [plan], origin=Origin("1", "2"), scope=NO_SET, consent=NOTHING_LOST, expires_at=now, environ={},
+        [plan], origin=Origin("1", "2"), record="", scope=NO_SET, consent=NOTHING_LOST, expires_at=now,
+        environ={},
     )  # fmt: skip
     (step,) = json.loads(text)["steps"]
     rents, cap = step["template"]["rents"], step["placed"]["cap_usd_hour"]
@@ -475,11 +486,12 @@ def test_every_config_comes_back_from_a_plan_file_as_it_was_planned(path: Path, 
     file = tmp_path / "plan.json"
     file.write_text(
         plan_file(
-            plans, origin=origin, scope=NO_SET, consent=NOTHING_LOST, environ={},
+            plans, origin=origin, record="a/main", scope=NO_SET, consent=NOTHING_LOST, environ={},
             expires_at=default_expiry(now),
         )
     )  # fmt: skip
-    again = resume(read_plan(str(file), origin=origin, now=now), runs={}, volumes={}, fleets={})
+    read = read_plan(str(file), origin=origin, now=now)
+    again = resume(read, record="a/main", runs={}, volumes={}, fleets={})
     assert [written_down(plan) for plan in again] == [written_down(plan) for plan in plans]
     assert [costs_of(plan) for plan in again] == [costs_of(plan) for plan in plans]
 

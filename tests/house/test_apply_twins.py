@@ -49,6 +49,10 @@ def forgets_the_set(name: str, there: str, scope: Scope) -> str:
     return ""
 
 
+def takes_any_record(*_: object) -> None:
+    """Look at no record."""
+
+
 def loses_nothing(*_: object) -> bool:
     return False
 
@@ -61,6 +65,7 @@ REAL_DELETIONS = sets.deletions
     [
         (planfile, "_seal", seals_with_nothing, scenes.a_changed_plan_is_refused),
         (planfile, "_same_run", takes_any_serial, scenes.a_plan_whose_run_moved_is_refused),
+        (planfile, "_check_record", takes_any_record, scenes.a_plan_made_against_another_record_is_refused),
         (planfile, "_check_inputs", reads_no_input, scenes.a_plan_whose_input_changed_is_refused),
         (
             planfile, "_without_files", keeps_file_contents,

@@ -19,7 +19,7 @@ from websockets.sync.client import connect
 
 from orchestrator.apply.planfile import _seal
 from orchestrator.backend import Launch, Offer, Resources
-from orchestrator.errors import Denied, NotFound, StateMoved, UsageError
+from orchestrator.errors import Denied, NotFound, PlanRefused, StateMoved, UsageError
 from orchestrator.reconcile import Template
 from orchestrator.server.app import OPEN, application
 from orchestrator.server.gate import Gated
@@ -354,3 +354,21 @@ def test_a_template_that_no_plan_of_ours_would_hold_is_refused(served: Served) -
 
     assert answer.status_code == 403
     assert "bears another name" in answer.json()["detail"]
+
+
+def test_a_plan_file_is_for_its_record_and_its_project(served: Served, tmp_path: Path) -> None:
+    served.site.store.access.put_project(Project("lab", served.site.clock()))
+    lab, main = served.client(project="lab"), served.client()
+    file = tmp_path / "plan.json"
+    file.write_text(lab.save(lab.plan(read(HELLO))))
+
+    with pytest.raises(PlanRefused, match="made for project 'lab', this is 'main'"):
+        main.resume(str(file))
+    plans, consent = lab.resume(str(file))
+    sent = main._application(plans, consent).model_dump(mode="json")  # as a caller may write it
+    sent["plan"] = json.loads(file.read_text())
+    url = f"{served.url}/v1/projects/main/applications"
+    refused = served.http.post(url, json=sent, headers={"Authorization": f"Bearer {served.token()}"})
+
+    assert (refused.status_code, "made for project 'lab'" in refused.text) == (409, True)
+    assert lab.apply(plans, consent=consent) == ("hello",)
