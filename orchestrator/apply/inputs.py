@@ -21,6 +21,10 @@ from orchestrator.units import format_bytes
 MAX_INPUT_BYTES = 16 * 2**20
 """All files of one spec together: they are kept with the run. Larger things belong in a volume."""
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How what Git LFS keeps in a file's place begins (git-lfs, docs/spec.md)."""
+_PULL = "git lfs pull; where a server syncs, put it into a volume"
+
 
 def read_inputs(document: Document, spec: Work) -> Inputs:
     """Return the files and clone commands of ``spec``.
@@ -41,6 +45,13 @@ def read_inputs(document: Document, spec: Work) -> Inputs:
     targets = {path: [file.target for file in files] for path, files in read.items()}
     if clashing := [*_clashes(document, spec, targets)]:
         raise SpecError(clashing)
+    if pointers := [
+        document.problem(path, f"{path}: {file.target} is a pointer of Git LFS, not the file", _PULL)
+        for path, files in read.items()
+        for file in files
+        if file.content.startswith(_POINTER)
+    ]:
+        raise SpecError(pointers)
     found = [file for files in read.values() for file in files]
     size = sum(len(file.content) for file in found)
     if size > MAX_INPUT_BYTES:

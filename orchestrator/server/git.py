@@ -19,9 +19,9 @@ from orchestrator.frozen import frozen
 
 TIMEOUT_S = 120
 _SAFE = (
-    # A repository is somebody else's: its hooks do not run, its links lead nowhere, and no
-    # transport of its choosing starts a program.
-    "-c", "core.hooksPath=/dev/null", "-c", "core.symlinks=false", "-c", "protocol.ext.allow=never",
+    # A repository is somebody else's: its hooks do not run, and no transport of its choosing
+    # starts a program. Where its links lead is looked at once they are there.
+    "-c", "core.hooksPath=/dev/null", "-c", "core.symlinks=true", "-c", "protocol.ext.allow=never",
     "-c", "advice.detachedHead=false", "-c", "gc.auto=0", "-c", "safe.directory=*",
 )  # fmt: skip
 _REF = re.compile(r"(?![-+/])(?!.*(?:\.\.|@\{|//|\.lock$))[^\x00-\x20\x7f~^:?*\[\\]+(?<![/.])")
@@ -33,6 +33,10 @@ _ASKED = (
 """What git asks for the credentials of the address, so that they stand in no list of processes."""
 _ADVICE = ("could not read from remote repository.", "the remote end hung up unexpectedly")
 """What git says last where a program below it has said why."""
+
+
+_LINK, _SUBMODULE = "120000", "160000"
+"""Modes in git's trees (git-fast-import, "M")."""
 
 
 class GitUnreachable(UsageError, Temporary):
@@ -168,7 +172,28 @@ class Checkout:
                 ) from error
         self._here("checkout", "--quiet", "--force", "--detach", commit)
         self._here("clean", "--quiet", "-ffdx")
+        self._look_at(self._here("ls-tree", "-r", "-z", "--full-tree", commit))
         return commit
+
+    def _look_at(self, listed: str) -> None:
+        """Remove the links of a work tree that lead out of it; refuse those among the specs, and submodules.
+
+        Specs that only seem to be missing would be deleted.
+        """
+        root, specs = (Path(os.path.realpath(path)) for path in (self.root, self.folder))
+        for mode, name in ((line.split(" ")[0], line.partition("\t")[2]) for line in listed.split("\0")):
+            at = root / name
+            if mode == _SUBMODULE and at.is_relative_to(specs):
+                what = f"{name} is a submodule, which is not fetched"
+                raise UsageError(what, fix="keep the specs in the repository itself")
+            if mode != _LINK:
+                continue
+            end = Path(os.path.realpath(at))
+            if end.is_relative_to(root) and not end.is_relative_to(root / ".git"):
+                continue
+            at.unlink()
+            if at.is_relative_to(specs):
+                raise UsageError(f"{name} leads out of the repository", fix="commit what it leads to")
 
     def newest(self) -> str | None:
         """Return the commit that the branch or tag is at now, None where that cannot be told."""
@@ -194,7 +219,7 @@ class Checkout:
             git = subprocess.Popen(
                 ["git", *at, *_SAFE, *arguments], cwd=self.root if at else "/", start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                text=True, errors="replace", env=self._environment(),
+                encoding="utf-8", errors="surrogateescape", env=self._environment(),
             )  # fmt: skip
         except FileNotFoundError:
             raise UsageError("there is no program git here", fix="apt-get install git") from None
@@ -246,7 +271,8 @@ def _reason(said: str) -> str:
     >>> _reason("@@@@\\nPermission denied.\\nfatal: Could not read from remote repository.\\n\\nPlease")
     'Permission denied.'
     """
-    lines = [line.strip() for line in re.sub(r"//[^/\s]*@", "//", said).splitlines() if line.strip()]
+    said = re.sub(r"//[^/\s]*@", "//", said.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     marks = ("fatal: ", "error: ")
     for at, line in enumerate(lines):
         mark = next((mark for mark in marks if line.startswith(mark)), None)

@@ -76,3 +76,18 @@ def test_files_that_go_where_something_is_are_refused_with_both_places(
 )
 def test_files_with_places_of_their_own_are_taken(tmp_path: Path, more: str) -> None:
     assert problems(tmp_path, more) == []
+
+
+def test_a_pointer_of_git_lfs_is_not_sent_in_its_files_place(tmp_path: Path) -> None:
+    found = document(tmp_path, "files: [b, conf]")
+    (tmp_path / "conf" / "main").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    )
+    assert isinstance(found.spec, Task)
+
+    with pytest.raises(SpecError) as refused:
+        read_inputs(found, found.spec)
+
+    (problem,) = refused.value.problems
+    assert (problem.at.line, problem.at.column) == (5, 12)
+    assert problem.what == "files[1]: conf/main is a pointer of Git LFS, not the file"

@@ -355,18 +355,70 @@ def test_what_cannot_be_synced_changes_nothing(
     assert served.site.store.run("hello").spec_hash == before
 
 
-def test_a_link_out_of_the_repository_leads_nowhere(
+@pytest.mark.parametrize("target", ["../../outside", "/etc/hostname", "../.git/config", "loop.yaml"])
+@pytest.mark.parametrize("name", ["loop.yaml", "data"])
+def test_a_link_out_of_the_repository_fails_its_commit(
+    served: Served, repository: Repository, syncer: Syncer, tmp_path: Path, target: str, name: str
+) -> None:
+    (tmp_path / "outside").write_text(HELLO.replace("hello", "planted"))
+    repository.commit(hello=HELLO + f"files: [{name}]\n")
+    (repository.root / "specs" / name).symlink_to(target)
+    repository.commit()
+
+    status = syncer.once()
+
+    assert (status.state, names(served)) == ("failed", [])
+    assert f"specs/{name}" in status.message
+
+
+def test_a_link_beside_the_specs_that_leads_out_is_not_there(
     served: Served, repository: Repository, syncer: Syncer, tmp_path: Path
 ) -> None:
     (tmp_path / "outside").write_text("planted")
-    repository.commit(hello=HELLO + "files: [data]\n")
-    (repository.root / "specs" / "data").symlink_to(tmp_path / "outside")
+    (repository.root / os.fsdecode(b"d\xe9tours")).symlink_to(tmp_path)
+    (repository.root / "data").symlink_to(tmp_path / "outside")
+    repository.commit(web=WEB)
+    assert syncer.once().state == "applied"
+    assert not list((tmp_path / "checkout").rglob("outside"))
+
+    repository.commit(hello=HELLO + "files: [../data]\n")
+
+    assert "cannot read data: No such file" in syncer.once().message
+
+
+def test_a_link_within_the_repository_is_followed(
+    served: Served, repository: Repository, syncer: Syncer
+) -> None:
+    (repository.root / "base").mkdir()
+    (repository.root / "base" / "hello.yaml").write_text(HELLO + "files: [data]\n")
+    (repository.root / "base" / "text").write_text("the text")
+    repository.commit(web=WEB)
+    (repository.root / "specs" / "hello.yaml").symlink_to("../base/hello.yaml")
+    (repository.root / "specs" / "data").symlink_to("../base/text")
     repository.commit()
 
-    syncer.once()
+    status = syncer.once()
 
+    assert status.changed == ["hello", "web"], status.message
     launch = served.site.store.run("hello").template.launch
-    assert [file.content for file in launch.files] == [str(tmp_path / "outside").encode()]
+    assert [file.content for file in launch.files] == [b"the text"]
+
+
+def test_specs_in_a_submodule_fail_the_commit_and_others_do_not(
+    served: Served, repository: Repository, syncer: Syncer, tmp_path: Path
+) -> None:
+    other = Repository(tmp_path / "other")
+    other.commit(more=HELLO.replace("hello", "more"))
+    add = ("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(other.root))
+    repository.git(*add, "beside")
+    repository.commit(hello=HELLO)
+    assert syncer.once().changed == ["hello"]
+    repository.git(*add, "specs/more")
+    repository.commit()
+
+    status = syncer.once()
+
+    assert (status.state, "specs/more is a submodule" in status.message) == ("failed", True)
 
 
 def test_variables_under_the_prefix_are_secrets_of_the_runs(
