@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from orchestrator.spec.forms import FormError, nearest, shown
-from orchestrator.spec.models import TYPES, Model
+from orchestrator.spec.models import TYPES, Model, Service, Train, TrainAdapter
 from orchestrator.spec.parts import Part, part_of
 from orchestrator.spec.tree import Entries, Items, Node, Scalar, Source, resolve
 
@@ -15,6 +15,7 @@ Path: TypeAlias = tuple[str | int, ...]
 Words: TypeAlias = tuple[str, str | None]
 """What happened, and what to do."""
 
+_THOUSANDS = re.compile(r"([1-9]\d{0,6})[kK]")
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 _YES = frozenset(("yes", "on", "y", "1"))
 _NO = frozenset(("no", "off", "n", "0"))
@@ -112,20 +113,44 @@ _THEIR_MODEL = {
 }
 """Keys of a model that other tools have."""
 
+_THEIR_TRAIN = {
+    **dict.fromkeys(("max_seq_length", "max_length", "seq_len", "cutoff_len"), "write sequence_length"),
+    **dict.fromkeys(("num_train_epochs", "num_epochs"), "write epochs"),
+    **dict.fromkeys(("lora_rank", "lora_r", "lora", "rank"), "write adapter: {type: lora, rank: 16}"),
+}
+"""Keys of a training job that trainers have."""
+
+_OF_KIND: Mapping[type[Part], Mapping[str, str]] = {
+    Model: _THEIR_MODEL,
+    Train: _THEIR_TRAIN,
+    TrainAdapter: dict.fromkeys(("r", "lora_r"), "write rank"),
+    Service: dict.fromkeys(
+        ("max_model_len", "max_length", "context_length"), "write model: {id: …, context: …}"
+    ),
+}
+_HAS_ARGS: Mapping[type[Part], str] = {Service: "engine", Train: "trainer"}
+"""What has a mapping of arguments that go to a program as they are, and whose they are."""
+
 
 def _meant(key: str, spec_type: type[Part], parents: Path) -> str:
     """Guess what ``key`` was to be: a key of another document or tool, a near spelling, a key further in."""
     import difflib  # only a mistake needs it
 
+    owner = _owner(spec_type, parents)
+    word = key.lower().replace("-", "_")
+    if owner is not None and f"{word}s" in owner.model_fields:
+        return f"did you mean '{word}s'?"
     others = [word for word, kind in TYPES.items() if not parents and key in kind.model_fields]
     if others:
         return f"that is a key of {' and '.join(others)}"
-    owner = _owner(spec_type, parents)
-    word = key.lower().replace("-", "_")
     if owner is None:
         return _LISTED
-    if told := _THEIRS.get(word) or _THEIR_MODEL.get(word if owner is Model else ""):
-        return told
+    if key.isupper() and "env" in owner.model_fields:
+        return f"write env: [{key}]"
+    theirs = {**_THEIRS, **_OF_KIND.get(owner, {})}
+    for spelt in (word, *difflib.get_close_matches(word, theirs, n=1, cutoff=0.9)):
+        if spelt in theirs:
+            return theirs[spelt]
     inner = {name: part for name, info in owner.model_fields.items() if (part := part_of(info.annotation))}
     deeper = {name: name for part in inner.values() for name in part.model_fields}
     # the key itself, further in, is nearer than another key spelt almost so
@@ -135,6 +160,8 @@ def _meant(key: str, spec_type: type[Part], parents: Path) -> str:
     if found := difflib.get_close_matches(word, deeper, n=1, cutoff=0.8):
         homes = [f"{name}.{found[0]}" for name, part in inner.items() if found[0] in part.model_fields]
         return f"did you mean {' or '.join(homes)}?"
+    if owner in _HAS_ARGS:
+        return f"what the {_HAS_ARGS[owner]} itself takes goes into args: {{{key}: …}}; {_LISTED}"
     return _LISTED
 
 
@@ -188,18 +215,25 @@ def _round(value: object) -> object:
 
 
 def _whole_number(value: object, _: Node) -> Words:
-    return f"expected a whole number, got {shown(value)}", _unquoted(value, "2") or _unset(value)
+    return f"expected a whole number, got {shown(value)}", _in_figures(value, "2") or _unset(value)
 
 
 def _any_number(value: object, _: Node) -> Words:
-    return f"expected a number, got {shown(value)}", _unquoted(value, "0.5") or _unset(value)
+    return f"expected a number, got {shown(value)}", _in_figures(value, "0.5") or _unset(value)
 
 
-def _unquoted(value: object, example: str) -> str | None:
+def _in_figures(value: object, example: str) -> str | None:
+    """Return how to write a number that was given as text: ``16k`` tokens are 16,384."""
     if not isinstance(value, str):
         return None
-    is_number = isinstance(_resolved(value), int | float)
-    return f"write it without quotes{': ' + value if is_number else ', for example ' + example}"
+    if isinstance(_resolved(value), int | float):
+        return f"write it without quotes: {value}"
+    if thousands := _THOUSANDS.fullmatch(value):
+        return f"write {int(thousands[1]) * 1024}, or {thousands[1]}000"
+    bare = value.strip().lstrip("$").replace(",", "").replace("_", "")
+    return (
+        f"write {bare}" if isinstance(_resolved(bare), int | float) else f"write a number, such as {example}"
+    )
 
 
 def _resolved(text: str) -> object:

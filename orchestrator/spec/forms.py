@@ -228,12 +228,22 @@ def read_seconds(value: object) -> object:
         try:
             return parse_duration(value)
         except ValueError as error:
-            raise FormError(str(error)) from None
+            raise FormError(str(error), _shorter(value)) from None
     if isinstance(value, bool) or not isinstance(value, int):
         return value
     if value < 0:
         raise FormError(f"expected a duration such as 90s, 5m, 2h, 1d or 1w, got {value}")
     return read_seconds(str(value))
+
+
+def _shorter(text: str) -> str | None:
+    """Return how to write a duration whose unit is a word.
+
+    >>> _shorter("12 hours")
+    'write 12h'
+    """
+    found = re.fullmatch(r"(\d+)\s*(sec|min|hour|hr|day|week)\w*", text.strip(), re.ASCII | re.IGNORECASE)
+    return f"write {found[1]}{found[2][0].lower()}" if found else None
 
 
 def read_limit(value: object) -> object:
@@ -329,6 +339,7 @@ def expand_gpu(value: object, known: Mapping[str, str] | None = None) -> object:
     {'memory': {'min': '24000000000B', 'max': '80000000000B'}, 'count': {'min': 2, 'max': 2}}
     """
     if isinstance(value, int) and not isinstance(value, bool):
+        _refuse_name_as_count(str(value), 0, known)
         return {"count": value}
     if not isinstance(value, str):
         return value
@@ -341,10 +352,19 @@ def expand_gpu(value: object, known: Mapping[str, str] | None = None) -> object:
             _refuse_count_in_words(found, token, offset, known)
             _once(found, "name", _names(token, offset, known), token, offset)
         elif any(c.isalpha() for c in token):
+            if meant := _counted(token, known or {}):
+                raise FormError(f"unknown accelerator {shown(token)}", meant, offset=offset)
             _once(found, "memory", _sizes(token, offset), token, offset)
         else:
+            _refuse_name_as_count(token, offset, known)
             _once(found, "count", _range(token, _whole, offset=offset), token, offset)
     return found
+
+
+def _refuse_name_as_count(token: str, offset: int, known: Mapping[str, str] | None) -> None:
+    """Take ``4090`` for a name that lacks its letters: no machine has so many accelerators."""
+    if name := (known or {}).get(f"rtx{token}"):
+        raise FormError(f"{token} is a count of accelerators here", f"write {name}", offset=offset)
 
 
 def _refuse_count_in_words(
@@ -385,8 +405,24 @@ def check_accelerator(
     low = name.lower()
     if known is None or low in known or re.sub(r"-\d+$", "", low) in known:
         return
-    guess = nearest_accelerator(name, known)
+    guess = _counted(name, known) or nearest_accelerator(name, known)
     raise FormError(f"unknown accelerator {shown(name)}", guess, offset=offset, item=item)
+
+
+def _counted(text: str, known: Mapping[str, str]) -> str | None:
+    """Return how to write a known accelerator whose count or vendor is written in another way.
+
+    >>> _counted("8xH100", {"h100": "H100"}), _counted("NVIDIA H100", {"h100": "H100"})
+    ('write H100:8', 'write nvidia:H100')
+    """
+    for form in (r"(?P<count>\d+)\s*[x*×]?\s*(?P<name>.+)", r"(?P<name>.+?)\s*[x*×]\s*(?P<count>\d+)"):
+        found = re.fullmatch(form, text, re.ASCII | re.IGNORECASE)
+        if found and found["name"].lower() in known:
+            return f"write {found['name']}:{found['count']}"
+    vendor, *name = re.split(r"[-_ ]", text, maxsplit=1)
+    if name and vendor.lower() in VENDORS and name[0].lower() in known:
+        return f"write {vendor.lower()}:{name[0]}"
+    return None
 
 
 def nearest_accelerator(name: str, known: Mapping[str, str]) -> str | None:

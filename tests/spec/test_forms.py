@@ -76,8 +76,26 @@ def test_gpu_slips_are_pointed_at(text: str, column: int, what: str) -> None:
     assert (problem.what, place(problem)) == (what, (4, column))
 
 
-def test_unknown_accelerators_come_with_the_nearest() -> None:
-    assert problem_in(task("resources: {gpu: H1OO}")).fix == "did you mean 'H100'?"
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("H1OO", "did you mean 'H100'?"), ("8xH100", "write H100:8"), ("H100 x 8", "write H100:8"),
+        ("NVIDIA-H100", "write nvidia:H100"), ("nvidia H100:2", "write nvidia:H100"),
+    ],
+)  # fmt: skip
+def test_unknown_accelerators_come_with_what_was_meant(text: str, fix: str) -> None:
+    problem = problem_in(task(f"resources: {{gpu: {text}}}"))
+
+    assert (problem.what.startswith("resources.gpu: unknown accelerator "), problem.fix) == (True, fix)
+
+
+@pytest.mark.parametrize("text", ["4090", "'4090:1'"])
+def test_a_name_without_its_letters_is_no_count(text: str) -> None:
+    problem = problem_in(task(f"resources: {{gpu: {text}}}"))
+
+    assert (problem.what, problem.fix) == (
+        "resources.gpu: 4090 is a count of accelerators here", "write RTX4090",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def test_documents_know_where_their_fields_stand() -> None:
         ("traffic: {concurrency: '2'}", (4, 24), "traffic.concurrency: expected a whole number, got '2'",
          "write it without quotes: 2"),
         ("traffic: {concurrency: x}", (4, 24), "traffic.concurrency: expected a whole number, got 'x'",
-         "write it without quotes, for example 2"),
+         "write a number, such as 2"),
         ("traffic: {concurrency: 2.5}", (4, 24), "traffic.concurrency: expected a whole number, got 2.5",
          None),
         ("traffic: {concurrency: true}", (4, 24), "traffic.concurrency: expected a whole number, got true",
@@ -230,7 +230,19 @@ def test_documents_know_where_their_fields_stand() -> None:
         ("nodes: 2", (4, 1), "unknown key 'nodes'", "that is a key of task and fleet"),
         ("max-price: 2", (4, 1), "unknown key 'max-price'", "did you mean 'max_price'?"),
         ("zzzzzz: 2", (4, 1), "unknown key 'zzzzzz'",
+         "what the engine itself takes goes into args: {zzzzzz: …}; docs/reference/spec.md lists the keys, as"
+         " does 'modelyard schema'"),
+        ("resources: {zzzzzz: 2}", (4, 13), "unknown key 'resources.zzzzzz'",
          "docs/reference/spec.md lists the keys, as does 'modelyard schema'"),
+        ("backend: docker", (4, 1), "unknown key 'backend'", "did you mean 'backends'?"),
+        ("max_model_len: 8192", (4, 1), "unknown key 'max_model_len'", "write model: {id: …, context: …}"),
+        ("enviroment: {A: 1}", (4, 1), "unknown key 'enviroment'", "write env"),
+        ("HF_TOKEN:", (4, 1), "unknown key 'HF_TOKEN'", "write env: [HF_TOKEN]"),
+        ("traffic: {input_tokens: 16k}", (4, 25), "traffic.input_tokens: expected a whole number, got '16k'",
+         "write 16384, or 16000"),
+        ("max_price: $4", (4, 12), "max_price: expected a number, got '$4'", "write 4"),
+        ("max_duration: 12 hours", (4, 15),
+         "max_duration: expected a duration such as 90s, 5m, 2h, 1d or 1w, got '12 hours'", "write 12h"),
         ("gpu: 2", (4, 1), "unknown key 'gpu'", "did you mean resources.gpu?"),
         ("precision: fp8", (4, 1), "unknown key 'precision'", "did you mean model.precision?"),
         ("python: 3.12", (4, 1), "unknown key 'python'",
@@ -247,6 +259,20 @@ def test_what_is_wrong_is_said_at_its_place(
     problem = problem_in(service(line))
 
     assert (place(problem), problem.what, problem.fix) == (at, what, fix)
+
+
+@pytest.mark.parametrize(
+    ("key", "fix"),
+    [
+        ("lora_rank", "write adapter: {type: lora, rank: 16}"),
+        ("max_seq_length", "write sequence_length"),
+        ("learning_rate", "what the trainer itself takes goes into args: {learning_rate: …}; "),
+    ],
+)
+def test_keys_of_trainers_lead_to_ours(key: str, fix: str) -> None:
+    problem = problem_in(f"type: task\nname: a\ntrain: {{model: a/b, dataset: c/d, {key}: 1}}")
+
+    assert (problem.what, (problem.fix or "").startswith(fix)) == (f"unknown key 'train.{key}'", True)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from orchestrator.errors import Problem, SpecError
 from orchestrator.spec.load import read
 from orchestrator.spec.models import Spec
 
-KNOWN = ("H100", "h100", "A100", "A10G", "MI300X", "v5litepod", "tt-galaxy-wh", "gaudi2", "L4")
+KNOWN = ("H100", "h100", "A100", "A10G", "MI300X", "v5litepod", "tt-galaxy-wh", "gaudi2", "L4", "RTX4090")
 
 
 def spec_in(text: str, **around: object) -> Spec:
