@@ -210,6 +210,9 @@ def test_a_suggestion_has_a_file_of_its_own(file: Path, capsys: pytest.CaptureFi
     beside = file.with_name("chat.suggested.yaml")
     assert f"suggested: {beside}" in capsys.readouterr().err
     assert run(["validate", "-f", str(target)]) == 0
+    assert run(["validate", "-f", str(beside)]) == 65, "the one option that this vLLM does not have was kept"
+    assert "args.swap-space: vllm 0.33.0 has no option --swap-space" in capsys.readouterr().err
+    beside.write_text(beside.read_text().replace("  swap-space: 4\n", ""))
     assert run(["validate", "-f", str(beside)]) == 0
     assert "engine: vllm" in beside.read_text()
     assert "engine: vllm" not in target.read_text()
