@@ -51,10 +51,11 @@ class Observer:
     _watched: dict[str, tuple[Backend, threading.Event]] = field(default_factory=dict)
 
     def read(self, names: Iterable[str]) -> None:
-        """Bring the readings of these backends up to date, where they are stale."""
-        for gone in self._readings.keys() - set(self.backends):
+        """Bring the readings of these backends up to date, where they are stale; forget those of others."""
+        asked = set(names) & set(self.backends)
+        for gone in self._readings.keys() - asked:
             del self._readings[gone]
-        due = [n for n in sorted(set(names)) if n in self.backends and self._is_due(n)]
+        due = [name for name in sorted(asked) if self._is_due(name)]
         answers = self.pool.map(self._ask, due) if len(due) > 1 else map(self._ask, due)
         for name, answer in zip(due, answers, strict=True):
             self._take(name, answer)
