@@ -7,6 +7,7 @@ of ours that lasts an hour at most. Nothing is stored on the side of whoever ask
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -28,8 +29,10 @@ ALGORITHMS = ("RS256", "ES256", "RS384", "RS512", "PS256", "EdDSA")
 LASTS_S = 3_600
 LEEWAY_S = 30
 KEYS_S = 600.0
-"""How long an issuer's keys are kept; a key nobody has seen is asked for sooner."""
+"""How long an issuer's keys are kept, twice that while it is silent; an unknown one is asked for sooner."""
 AGAIN_S = 10.0
+WAITING = 4
+"""Callers that wait for an issuer's answer at a time."""
 TIMEOUT_S = 10.0
 
 
@@ -88,8 +91,7 @@ class Doorman:
     def __init__(self, site: Site, believed: tuple[Believed, ...]) -> None:
         self._site = site
         self._believed = {each.issuer: each for each in believed}
-        self._lock = threading.Lock()
-        self._keys: dict[str, tuple[float, dict[str, jwt.PyJWK]]] = {}
+        self._keys = {each.issuer: _Keys(each.issuer) for each in believed}
 
     def page(self) -> LoginPage:
         """Return how people can log in."""
@@ -134,15 +136,58 @@ class Doorman:
         return claims
 
     def _key(self, issuer: str, kid: str) -> jwt.PyJWK:
-        with self._lock:
-            read_at, keys = self._keys.get(issuer, (0.0, {}))
-            age = time.monotonic() - read_at
-            if not keys or age > KEYS_S or (kid not in keys and age > AGAIN_S):
-                keys = _keys_of(issuer)
-                self._keys[issuer] = time.monotonic(), keys
+        keys = self._keys[issuer].known(kid)
         if kid not in keys:
             raise Denied("signed with a key that its issuer does not have")
         return keys[kid]
+
+
+class _Keys:
+    """The keys of one issuer, asked for again when they are old or one is missing.
+
+    Anybody may have a server ask, and all calls share few threads: a few callers wait for the answer, and an
+    issuer that was just asked is left alone for a while.
+    """
+
+    def __init__(self, issuer: str) -> None:
+        self._issuer = issuer
+        self._room = threading.BoundedSemaphore(WAITING)
+        self._asking = threading.Lock()
+        self._asked_at = self._read_at = -math.inf
+        self._keys: dict[str, jwt.PyJWK] = {}
+
+    def known(self, kid: str) -> Mapping[str, jwt.PyJWK]:
+        """Return the keys by their ids, ``kid`` among them where the issuer has it.
+
+        Raises:
+            Unreachable: the issuer has not told its keys for too long.
+        """
+        if self._is_due(kid) and self._room.acquire(blocking=False):
+            try:
+                with self._asking:
+                    if self._is_due(kid):  # who asked before us may have been told
+                        self._ask()
+            finally:
+                self._room.release()
+        if time.monotonic() - self._read_at > 2 * KEYS_S:
+            what = f"the issuer {self._issuer} has not told its keys"
+            raise Unreachable(what, backend="login", fix="try again in a few seconds")
+        return self._keys
+
+    def _is_due(self, kid: str) -> bool:
+        now = time.monotonic()
+        is_wanted = kid not in self._keys or now - self._read_at > KEYS_S
+        return is_wanted and now - self._asked_at > AGAIN_S
+
+    def _ask(self) -> None:
+        try:
+            self._keys = _keys_of(self._issuer)
+            self._read_at = time.monotonic()
+        except Unreachable:
+            if time.monotonic() - self._read_at > 2 * KEYS_S:
+                raise
+        finally:
+            self._asked_at = time.monotonic()
 
 
 def claimed(id_token: str) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import jwt
 import pytest
 
 from orchestrator.errors import ConfigError, Denied, Unreachable
+from orchestrator.server import login
 from orchestrator.server.login import Believed, Doorman, Rule, read_believed
 from tests.cli.conftest import Cli
 from tests.server.conftest import Served
@@ -139,8 +143,59 @@ def test_a_rotated_key_is_found_when_it_is_seen(
     issuer.key = new_key()
     with pytest.raises(Denied):
         doorman.exchange(issuer.word())
-    monkeypatch.setattr("orchestrator.server.login.KEYS_S", 0.0)
+    later = time.monotonic() + login.KEYS_S + 1
+    monkeypatch.setattr(login.time, "monotonic", lambda: later)
     assert doorman.exchange(issuer.word()).view.role == "viewer"
+
+
+def test_an_issuer_that_hangs_holds_up_a_few_callers_and_no_other_call(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(login, "TIMEOUT_S", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        rules = (Rule(claims={"sub": "*"}, role="viewer"),)
+        believed = Believed(issuer=url, audience="modelyard", rules=rules)
+        served = serve(doorman=lambda site: Doorman(site, (believed,)))
+        word = Provider(url=url).word()
+        with ThreadPoolExecutor(60) as pool:
+            asked = [
+                pool.submit(served.http.post, f"{served.url}/v1/login", json={"id_token": word}, timeout=60)
+                for _ in range(60)
+            ]
+            answered = list(islice(as_completed(asked), 60 - login.WAITING))
+            headers = {"Authorization": f"Bearer {served.token()}"}
+            other = served.http.get(f"{served.url}/v1/projects/main/runs", headers=headers)
+            hanging = [each for each in asked if not each.done()]
+
+            assert {each.result().status_code for each in answered} == {503}
+            assert (other.status_code, len(hanging)) == (200, login.WAITING)
+
+
+def test_nothing_large_is_taken_from_who_has_no_token(open_to: Served) -> None:
+    answer = open_to.http.post(f"{open_to.url}/v1/login", json={"id_token": "x" * 2**20})
+
+    assert answer.status_code == 413
+    assert "more than 65536 bytes" in answer.text
+
+
+def test_keys_that_are_known_hold_while_their_issuer_is_silent(
+    served: Served, issuer: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = (Rule(claims={"sub": "repo"}, role="viewer"),)
+    doorman = Doorman(served.site, (Believed(issuer=issuer.url, audience="modelyard", rules=rules),))
+    doorman.exchange(issuer.word())
+    began = time.monotonic()
+
+    def silent(url: str) -> None:
+        raise Unreachable("silent", backend="login")
+
+    monkeypatch.setattr(login, "_keys_of", silent)
+    monkeypatch.setattr(login.time, "monotonic", lambda: began + 1.5 * login.KEYS_S)
+    assert doorman.exchange(issuer.word()).view.role == "viewer"
+    monkeypatch.setattr(login.time, "monotonic", lambda: began + 2.5 * login.KEYS_S)
+    with pytest.raises(Unreachable):
+        doorman.exchange(issuer.word())
 
 
 @pytest.mark.parametrize(
