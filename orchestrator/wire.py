@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
+from math import isfinite
 from typing import Any, Generic, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from orchestrator import errors
 from orchestrator.api import Rehearsal, RunView
@@ -194,6 +195,14 @@ class ProjectBody(_Body):
 
     name: str = Field(pattern=_NAME, max_length=63)
     limits: Limits = Limits()
+
+    @field_validator("limits", mode="after")
+    @classmethod
+    def _holds(cls, limits: Limits) -> Limits:
+        """Refuse what would hold nobody: with ``nan`` no comparison is true."""
+        if not all(isfinite(most) and most >= 0 for most in (limits.gpus or 0, limits.usd_hour or 0.0)):
+            raise ValueError("a limit is a number of at least 0")
+        return limits
 
 
 class TokenRequest(_Body):

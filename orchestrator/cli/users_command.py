@@ -113,7 +113,9 @@ def set_project(
     limits = Limits(gpus, usd_hour, None if backend is None else tuple(backend))
     try:
         body = ProjectBody(name=name, limits=limits)
-    except ValueError:
+    except ValueError as error:
+        if "limits" in str(error):  # the others are options that hold themselves
+            raise UsageError(f"--usd-hour: {usd_hour} holds nobody", fix="for example 12.50") from None
         raise UsageError(f"{name!r} is no name for a project", fix=NAME_RULE) from None
     with open_office(config) as office:
         office.put_project(body)
@@ -121,9 +123,9 @@ def set_project(
 
 @project.command("delete")
 def delete_project(name: ProjectName, yes: Yes = False, config: Config = None) -> None:
-    """Forget a project that holds nothing, and its tokens."""
+    """Forget a project that holds nothing, its tokens and its secrets."""
     with open_office(config) as office:
-        confirm(f"delete project {name} and its tokens?", yes=yes)
+        confirm(f"delete project {name}, its tokens and its secrets?", yes=yes)
         office.delete_project(name)
 
 

@@ -31,7 +31,7 @@ class Office(Protocol):
         """Make a project, or give it other limits."""
 
     def delete_project(self, name: str) -> None:
-        """Forget a project that holds nothing, and its tokens."""
+        """Forget a project that holds nothing, its tokens and its secrets."""
 
     def audit(self, *, after: int) -> Sequence[NotedDeed]:
         """Return the audit log from behind a serial."""
@@ -81,7 +81,7 @@ class Desk:
         self._access.put_project(Project(body.name, self._clock(), body.limits))
 
     def delete_project(self, name: str) -> None:
-        """Forget a project that holds nothing, and its tokens."""
+        """Forget a project that holds nothing, its tokens and its secrets."""
         self._access.delete_project(name)
 
     def audit(self, *, after: int = 0) -> list[NotedDeed]:

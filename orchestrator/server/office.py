@@ -55,7 +55,7 @@ def put_project(body: ProjectBody, request: Request) -> ProjectBody:
 
 @gate.route_for("DELETE", "/projects/{name}", Role.ADMIN, status=204)
 def delete_project(name: Annotated[str, Path(max_length=63)], request: Request) -> None:
-    """Forget a project that holds nothing, and its tokens."""
+    """Forget a project that holds nothing, its tokens and its secrets."""
     _desk(request).delete_project(name)
 
 

@@ -13,7 +13,18 @@ from orchestrator.store.codec import decode, encode, from_micros, legible, to_mi
 from orchestrator.store.database import Database
 from orchestrator.store.leases import is_gone
 from orchestrator.store.prepared import insert_for
-from orchestrator.store.tables import answers, audit, drivers, notes, projects, runs, tokens, volumes
+from orchestrator.store.tables import (
+    answers,
+    audit,
+    drivers,
+    fleets,
+    notes,
+    projects,
+    runs,
+    secrets,
+    tokens,
+    volumes,
+)
 from orchestrator.store.values import MAIN, Answer, Deed, Limits, Project, Token
 
 
@@ -53,21 +64,23 @@ class Access:
             connection.execute(put.on_conflict_do_update(index_elements=["name"], set_=row))
 
     def delete_project(self, name: str) -> None:
-        """Strike out a project that holds nothing, with its tokens.
+        """Strike out a project that holds nothing, with its tokens and secrets.
 
         Raises:
             NotFound: there is none of that name.
-            UsageError: it has runs or volumes, or is ``main``.
+            UsageError: it has runs, volumes or fleets, or is ``main``.
         """
         if name == MAIN:
             raise UsageError("project 'main' stays", fix="delete its runs, or its tokens")
         with self._database.writing() as connection:
-            for table in (runs, volumes):
+            for table in (runs, volumes, fleets):
                 if connection.execute(sa.select(table.c.name).where(table.c.project == name)).first():
                     raise UsageError(
                         f"project {name!r} still has {table.name}", fix=f"delete its {table.name} first"
                     )
             connection.execute(tokens.delete().where(tokens.c.project == name))
+            kept = secrets.c.name.startswith(f"{name}:", autoescape=True)
+            connection.execute(secrets.delete().where(kept))  # or whoever takes the name next has them
             gone = connection.execute(projects.delete().where(projects.c.name == name)).rowcount
         if not gone:
             raise NotFound(f"no project {name!r}", fix="modelyard project list")
