@@ -527,7 +527,7 @@ class Remote(Planner):
         self.call("PUT", "projects", ProjectBody, body)
 
     def delete_project(self, name: str) -> None:
-        """Forget a project that holds nothing, and its tokens."""
+        """Forget a project that holds nothing, its tokens and its secrets."""
         self.call("DELETE", f"projects/{_quoted(name)}", type(None))
 
     def audit(self, *, after: int = 0) -> list[NotedDeed]:

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from orchestrator.errors import Denied, ModelyardError, UsageError
 from orchestrator.server import office, runs, sockets
-from orchestrator.server.gate import origin_of, problem, read_body, refuse
+from orchestrator.server.gate import Open, origin_of, pieces, problem, refuse
 from orchestrator.server.login import Doorman, claimed
 from orchestrator.server.site import Site
 from orchestrator.server.sync import Syncer
@@ -37,7 +37,9 @@ def application(site: Site, *, syncer: Syncer | None = None, doorman: Doorman | 
     app.state.doorman = doorman
     if doorman is not None:
         app.add_api_route("/v1/login", _issuers, methods=["GET"], tags=["login"])
-        app.add_api_route("/v1/login", _login, methods=["POST"], status_code=201, tags=["login"])
+        app.router.add_api_route(
+            "/v1/login", _login, methods=["POST"], status_code=201, tags=["login"], route_class_override=Open
+        )
     if syncer is not None:
         app.add_api_route("/hooks/sync", _hook, methods=["POST"], status_code=202, tags=["health"])
     app.add_api_route("/healthz", _alive, methods=["GET"], tags=["health"])
@@ -56,8 +58,10 @@ async def _hook(request: Request) -> dict[str, str]:
         Denied: it is not signed with our secret.
     """
     syncer: Syncer = request.app.state.syncer
-    body = await read_body(request)
-    if not syncer.is_from_the_host(request.headers, body):
+    seal = syncer.seal()
+    async for piece in pieces(request):  # none is kept: anybody may send them
+        seal.update(piece)
+    if not syncer.is_from_the_host(request.headers, seal.hexdigest()):
         error = Denied("this webhook is not signed with our secret", fix="MODELYARD_SYNC_WEBHOOK_SECRET")
         await refuse(request.app.state.site, request, "sync", error)
         raise error

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import timedelta
 from functools import partial
 from typing import Any, cast
@@ -17,7 +18,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp
 
@@ -29,6 +30,8 @@ from orchestrator.store.values import Answer
 from orchestrator.wire import PROBLEM, outcome_of, problem_of
 
 MAX_BODY_BYTES = 64 * 2**20
+MAX_OPEN_BYTES = 64 * 2**10
+"""What is taken from who has no token: an issuer's word has 20,000 characters at most."""
 REMEMBER = timedelta(days=1)
 """How long an idempotency key is known."""
 CLAIM = timedelta(minutes=2)
@@ -73,6 +76,20 @@ class Gated(APIRoute):
                 return await inner(request)
             await read_body(request)
             return await _changing(site, request, caller, action, inner)
+
+        return handle
+
+
+class Open(APIRoute):
+    """A route for who has no token yet: nothing large is taken from them."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler behind the limit."""
+        inner = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            await read_body(request, most=MAX_OPEN_BYTES)
+            return await inner(request)
 
         return handle
 
@@ -143,20 +160,43 @@ def _require_project(site: Site, caller: Caller, project: str) -> None:
         raise NotFound(error.what, fix=fix) from None
 
 
-async def read_body(request: Request) -> bytes:
-    """Return the body, which may have as much as a plan with its files.
+async def pieces(request: Request, *, most: int = MAX_BODY_BYTES) -> AsyncIterator[bytes]:
+    """Yield the body as it comes.
 
     Raises:
-        HTTPException: it is larger.
+        HTTPException: it is larger than ``most``, or its sender left before its end.
     """
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MAX_BODY_BYTES:
-            raise HTTPException(413, f"a body of more than {MAX_BODY_BYTES} bytes")
-        chunks.append(chunk)
-    request._body = b"".join(chunks)  # where Starlette keeps a body that was read
-    return request._body
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > most:
+                raise HTTPException(413, f"a body of more than {most} bytes")
+            yield chunk
+    except ClientDisconnect:
+        raise HTTPException(400, "the sender left before the end of the body") from None
+
+
+async def read_body(request: Request, *, most: int = MAX_BODY_BYTES) -> None:
+    """Read the body, which may have as much as a plan with its files, to where Starlette looks for it.
+
+    Raises:
+        HTTPException: it is larger than ``most``, its sender left halfway, or it holds half a character.
+    """
+    body = b"".join([chunk async for chunk in pieces(request, most=most)])
+    if b"\\ud" in body or b"\\uD" in body:
+        await run_in_threadpool(_require_whole, body)
+    request._body = body
+
+
+def _require_whole(body: bytes) -> None:
+    """Refuse JSON with half of a UTF-16 pair in it: no database and no answer can hold one."""
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise HTTPException(400, "a body with half of a UTF-16 pair in it") from None
+    except (ValueError, RecursionError):
+        return  # no JSON, or not a body of ours: the route says so
 
 
 async def _changing(

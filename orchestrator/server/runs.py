@@ -273,7 +273,7 @@ async def stream(
     start = int(last) if last.isdecimal() and len(last) < 19 else after
 
     def page(serial: int) -> list[tuple[int, RunEvent]]:
-        return site.store.events(run, after=serial, project=project)
+        return site.store.events(run, after=serial, limit=streams.AT_ONCE, project=project)
 
     return streams.EventStream(streams.events(site.feed, page, after=start))
 

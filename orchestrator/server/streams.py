@@ -23,6 +23,8 @@ from orchestrator.wire import QUIET, Told, problem_of
 QUIET_S = 15.0
 """After how long without news a comment is sent: proxies close what is silent."""
 _LINE: TypeAdapter[LogLine] = TypeAdapter(LogLine)
+AT_ONCE = 100
+"""Events that a stream holds for a reader who does not read."""
 _AHEAD = 1_000
 """Lines of output that wait for a slow reader before their source has to."""
 

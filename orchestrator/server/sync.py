@@ -88,12 +88,20 @@ class Syncer(Duty):
         kept = json.loads(self._site.store.access.note(self._key) or "[]")
         return [SyncStatus.model_validate(each) for each in kept]
 
-    def is_from_the_host(self, headers: Mapping[str, str], body: bytes) -> bool:
+    @property
+    def _secret(self) -> str:
+        return self._site.environ.get(WEBHOOK_SECRET, "")
+
+    def seal(self) -> hmac.HMAC:
+        """Return what takes the body of a webhook, to be held against its signature."""
+        return hmac.new(self._secret.encode(), digestmod=hashlib.sha256)
+
+    def is_from_the_host(self, headers: Mapping[str, str], sealed: str) -> bool:
         """Return whether a webhook comes from who knows the secret: signed as GitHub does, or as GitLab."""
-        secret = self._site.environ.get(WEBHOOK_SECRET, "")
+        secret = self._secret
         if not secret:
             return False
-        signed = "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+        signed = f"sha256={sealed}"
         given, plain = headers.get("x-hub-signature-256", ""), headers.get("x-gitlab-token", "")
         return hmac.compare_digest(signed.encode(), given.encode()) or hmac.compare_digest(
             secret.encode(), plain.encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,7 @@ from orchestrator.server.office import gate as office
 from orchestrator.server.runs import gate as runs
 from orchestrator.server.sockets import GatedSocket
 from orchestrator.server.sockets import gate as sockets
+from orchestrator.server.streams import AT_ONCE
 from orchestrator.server.users import Role
 from orchestrator.spec.load import read
 from orchestrator.store.values import Limits, Project
@@ -372,3 +374,108 @@ def test_a_plan_file_is_for_its_record_and_its_project(served: Served, tmp_path:
 
     assert (refused.status_code, "made for project 'lab'" in refused.text) == (409, True)
     assert lab.apply(plans, consent=consent) == ("hello",)
+
+
+def test_who_leaves_in_the_middle_of_a_body_is_no_fault_of_ours(served: Served) -> None:
+    """Each left 45 lines of traceback on stderr, where anybody with a token could fill the journal."""
+    said: list[Any] = []
+    headers = [(b"authorization", f"Bearer {served.token()}".encode())]
+    scope = {
+        "type": "http", "method": "PUT", "path": "/v1/projects", "raw_path": b"", "query_string": b"",
+        "headers": headers, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "scheme": "http",
+    }  # fmt: skip
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    asyncio.run(application(served.site)(scope, receive, send))
+
+    assert said[0]["status"] == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("projects/main/endings", b'{"runs": ["a\\ud800"], "wanted": "stop"}'),
+        ("projects/main/plans", b'{"files": [{"text": "type: fleet"}], "set": "\\uDFFF"}'),
+        ("projects/main/applications", b'{"plan": {"schema": "\\ud800\\u0041"}}'),
+    ],
+)
+def test_half_a_character_is_whoever_sent_its_fault(served: Served, path: str, body: bytes) -> None:
+    headers = {"Authorization": f"Bearer {served.token()}", "Content-Type": "application/json"}
+
+    answer = served.http.post(f"{served.url}/v1/{path}", headers=headers, content=body)
+
+    assert (answer.status_code, "half of a UTF-16 pair" in answer.text) == (400, True), answer.text
+
+
+def test_a_whole_character_of_two_halves_is_taken(served: Served) -> None:
+    headers = {"Authorization": f"Bearer {served.token()}", "Content-Type": "application/json"}
+    body = b'{"name": "\\ud83d\\ude80 \\\\ud800", "role": "viewer"}'
+
+    answer = served.http.post(f"{served.url}/v1/projects/main/tokens", headers=headers, content=body)
+
+    assert answer.json()["view"]["name"] == "\N{ROCKET} \\ud800"
+
+
+@pytest.mark.parametrize("limits", ['{"usd_hour": NaN}', '{"usd_hour": 1e999}', '{"gpus": -1}'])
+def test_a_limit_that_would_hold_nobody_is_refused(served: Served, limits: str) -> None:
+    """``nan`` was taken, and kept as no limit at all."""
+    headers = {"Authorization": f"Bearer {served.token()}", "Content-Type": "application/json"}
+    body = f'{{"name": "other", "limits": {limits}}}'
+
+    answer = served.http.put(f"{served.url}/v1/projects", headers=headers, content=body)
+
+    assert answer.status_code == 422
+    assert "a limit is a number of at least 0" in answer.text
+
+
+def test_who_takes_the_name_of_a_deleted_project_gets_none_of_its_secrets(
+    serve: Callable[..., Served], url: str
+) -> None:
+    served = serve(url)
+    access, now = served.site.store.access, served.site.clock()
+    for name in ("lab", "lab-2"):
+        access.put_project(Project(name, now))
+        served.client("operator", name, of=name).set_secret("KEY", "planted")
+    admin = served.client()
+
+    admin.delete_project("lab")
+    access.put_project(Project("lab", now))
+
+    assert served.client("operator", "lab", of="lab").secrets() == []
+    assert [name for name, _ in served.client("operator", "lab-2", of="lab-2").secrets()] == ["KEY"]
+
+
+def test_a_project_with_a_fleet_stays(served: Served) -> None:
+    fleet = "type: fleet\nname: rack\nssh_config: {user: ops, hosts: [10.0.0.1]}\n"
+    client = served.client("admin", "other", of="other")
+    client.apply(client.plan(read(fleet)))
+
+    with pytest.raises(UsageError, match="still has fleets"):
+        served.client().delete_project("other")
+
+
+def test_a_reader_of_events_who_does_not_read_holds_few(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    found = served.site.store.events
+
+    def events(run: str | None, *, after: int, limit: int, project: str) -> Any:
+        asked.append(limit)
+        return found(run, after=after, limit=limit, project=project)
+
+    monkeypatch.setattr(served.site.store, "events", events)
+    headers = {"Authorization": f"Bearer {served.token()}"}
+    with served.http.stream("GET", f"{served.url}/v1/projects/main/events/stream", headers=headers) as stream:
+        lines = stream.iter_lines()
+        assert next(lines) == ": here"
+        client = served.client()
+        client.apply(client.plan(read(HELLO)))
+        assert any(line.startswith("data:") for line in lines)
+
+    assert set(asked) == {AT_ONCE}
