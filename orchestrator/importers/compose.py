@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 from orchestrator.backend import Probe
 from orchestrator.catalog.containers import images
 from orchestrator.catalog.references import read_reference
-from orchestrator.importers.draft import Draft
+from orchestrator.importers.draft import Draft, Word
 from orchestrator.importers.theirs import Keys, Theirs, environment, meaning
 from orchestrator.spec.interpolation import looks_secret
 from orchestrator.spec.parts import exact_bytes, exact_seconds
-from orchestrator.spec.tree import Entries, Items, Node, Scalar, Value
+from orchestrator.spec.tree import Entries, Entry, Items, Node, Scalar, Value, resolve
 from orchestrator.units import parse_duration
 
 _WHY: Mapping[str, tuple[str, str]] = {
@@ -49,15 +50,19 @@ _WHY_TOP: Mapping[str, tuple[str, str]] = {
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 _SCALE = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 """Compose's units are powers of 1024 (Compose Specification, "Specifying byte values")."""
-_REFERENCE = re.compile(
-    r"\$(?:(?P<escaped>\$)|(?P<plain>\w+)|\{(?P<name>\w+)(?:(?P<how>:?[-?+])(?P<other>[^}]*))?\})"
-)
+_REFERENCE = re.compile(r"\$(?:(?P<escaped>\$)|(?P<plain>[A-Za-z_]\w*)|\{(?P<name>[A-Za-z_]\w*))")
+_HOW = re.compile(r"(:?[-?+])?(.*)", re.DOTALL)
+_OURS = re.compile(r"\$\{\{ (env|secrets)\.(\w+) \}\}")
 _LOCAL_URL = re.compile(r"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])[^\s'\"|;&)]*")
+_HOST = re.compile(r"(?:^|_)(?:HOST|HOSTNAME|SERVER|ADDR|ADDRESS|ENDPOINT|IP)(?:$|_)", re.IGNORECASE)
+"""Variables whose whole value is the name of a machine."""
+_INSTEAD = "compose hands this to the image's own entrypoint, if it has one; here it takes its place"
 _SHELLS = ("/bin/sh", "sh", "/bin/bash", "bash")
 _ENGINE_WORDS = (("vllm", "serve"), ("python3", "-m", "vllm.entrypoints.openai.api_server"), ())
 """How a command for vLLM's image may begin: with its entrypoint written out, or after it."""
 _RENDERED = Probe()
 _MAX_PORTS = 100
+_ENDS = "without ports it is a task: it may end well"
 
 
 def read(roots: tuple[Node, ...], theirs: Theirs) -> None:
@@ -83,29 +88,40 @@ def read(roots: tuple[Node, ...], theirs: Theirs) -> None:
         project = top.text("name")
         for name in services.node.entries:
             if (keys := services.mapping(name)) is not None:
-                _service(name, keys, f"{project}-{name}" if project else name)
+                others = services.node.entries.keys() - {name}
+                _service(name, keys, f"{project}-{name}" if project else name, others)
         _named_volumes(top)
         top.ignore("version")
         top.leave_rest(_WHY_TOP)
 
 
-def _service(name: str, keys: Keys, built: str) -> None:
-    """Add one service's document; ``built`` is what compose calls the image that it builds for it."""
+def _service(name: str, keys: Keys, built: str, others: Collection[str]) -> None:
+    """Add one service's document.
+
+    Args:
+        name: What the file calls it.
+        keys: What it says.
+        built: What compose calls the image that it builds for it.
+        others: The file's other services, which it reaches by their names there.
+    """
+    filler = _Filler(keys.theirs)
+    if isinstance(filled := filler.node(keys.node), Entries):
+        keys = Keys(keys.theirs, filled, keys.path)
     ports = list(_ports(keys))
     draft = keys.theirs.begin("service" if ports else "task", name, keys.node)
     image = keys.entry("image")
     if image is not None:
-        draft.put("image", _filled(image.node), image)
+        draft.put("image", Word(_text(image.node)), image)
     elif (build := keys.node.entries.get("build")) is not None:
         draft.put("image", built, build, "what compose builds: push it to where it can be pulled from")
     if not _engine(draft, keys):
         _command(draft, keys)
     for key, ours in (("working_dir", "working_dir"), ("user", "user")):
         if (entry := keys.entry(key)) is not None:
-            draft.put(ours, _filled(entry.node), entry)
+            draft.put(ours, Word(_text(entry.node)), entry)
     keys.copy(draft, ("privileged",))
     if (env := keys.entry("environment")) is not None:
-        values = environment(keys.theirs, env.node, keys.name("environment"), _variable)
+        values = environment(keys.theirs, env.node, keys.name("environment"), filler.variable)
         draft.put("env", values | _of_their_own(env.node), env)
     _publish(draft, keys, ports)
     _healthcheck(draft, keys)
@@ -114,37 +130,130 @@ def _service(name: str, keys: Keys, built: str) -> None:
     _life(draft, keys)
     keys.ignore("init", "tty", "stdin_open", "pull_policy", "attach")
     keys.leave_rest(_WHY)
+    _neighbours(keys, others)
+    if filler.defaults:
+        names = ", ".join(filler.defaults)
+        draft.remark("name", f"at their defaults, as nothing beside the file is read: {names}")
+
+
+def _neighbours(keys: Keys, others: Collection[str]) -> None:
+    """Note where it reaches other services of the file by their names, which mean nothing here."""
+    name = "|".join(map(re.escape, sorted(others, key=len, reverse=True)))
+    if not name:
+        return
+    address = re.compile(rf"(?://|@)({name})(?=[:/?]|$)|(?<![\w./:@$-])({name})(?=:\d\d)")
+    for key in ("environment", "command", "entrypoint"):
+        for scalar, variable in _scalars(keys.node.entries.get(key)):
+            text = scalar.text
+            found = address.search(text) or (_HOST.search(variable) and re.fullmatch(f"({name})", text))
+            if found:
+                other = found[found.lastindex or 1]
+                what = f"{keys.name(key)}: service {other!r} is not reached by its name here"
+                keys.theirs.leave_out(scalar, what, f"write where it answers: modelyard show {other}")
+
+
+def _scalars(entry: Entry | None) -> Iterator[tuple[Scalar, str]]:
+    """Yield the values of a key, each with the variable that it is of, "" where it is of none."""
+    node = entry.node if entry else None
+    if isinstance(node, Scalar):
+        yield node, ""
+    elif isinstance(node, Items):
+        for item in node.items:
+            if isinstance(item, Scalar):
+                name, equals, text = item.text.partition("=")
+                yield (replace(item, text=text), name) if equals else (item, "")
+    elif node is not None:
+        for name, inner in node.entries.items():
+            if isinstance(inner.node, Scalar):
+                yield inner.node, name
 
 
 # --- text -----------------------------------------------------------------------------------
 
 
-def _filled(node: Node) -> str:
-    """Return a scalar's text with compose's references as ours; defaults are taken.
+@dataclass(slots=True)
+class _Filler:
+    """Puts what compose's references stand for, as far as it can be told, into a service."""
 
-    >>> _filled(Scalar(1, 1, "${TAG:-v1} ${HOST} $$HOME", ""))
-    'v1 ${{ env.HOST }} $HOME'
-    """
-    return _REFERENCE.sub(_reference, node.text) if isinstance(node, Scalar) else ""
+    theirs: Theirs
+    defaults: dict[str, None] = field(default_factory=dict)
+    """Variables whose defaults were taken."""
+
+    def node(self, node: Node) -> Node:
+        """Return a tree with its references as ours; variables of the environment stay for later."""
+        if isinstance(node, Scalar):
+            if "$" not in node.text:
+                return node
+            text = self.text(node, node.text)
+            return replace(node, text=text, value=text if node.style else resolve(text))
+        if isinstance(node, Items):
+            return replace(node, items=tuple(map(self.node, node.items)))
+        filled = {
+            key: entry if key == "environment" else replace(entry, node=self.node(entry.node))
+            for key, entry in node.entries.items()
+        }
+        return replace(node, entries=filled)
+
+    def variable(self, scalar: Scalar) -> str:
+        """Return a variable's value; what compose refuses to start without is a secret."""
+        return self.text(scalar, scalar.text, required="secrets")
+
+    def text(self, at: Scalar, text: str, *, required: str = "") -> str:
+        """Return a text with references as ours; defaults are taken, also those within defaults.
+
+        >>> from orchestrator.errors import Problems
+        >>> from orchestrator.spec.tree import Source
+        >>> filler = _Filler(Theirs(Source("c.yaml", "", Problems()), "compose"))
+        >>> filler.text(Scalar(1, 1, "", ""), "${TAG:-${OLD:-v1}} ${HOST} $$HOME ${X")
+        'v1 ${{ env.HOST }} $HOME ${X'
+        """
+        parts: list[str] = []
+        end = 0
+        while found := _REFERENCE.search(text, end):
+            parts.append(text[end : found.start()])
+            end = found.end()
+            if found["escaped"]:
+                parts.append("$")
+            elif found["plain"]:
+                parts.append(_ours(found["plain"]))
+            elif (close := _closing(text, end)) is None:
+                parts.append(found[0])
+            else:
+                parts.append(self._value(at, found["name"], text[end:close], required))
+                end = close + 1
+        return "".join([*parts, text[end:]])
+
+    def _value(self, at: Scalar, name: str, rest: str, required: str) -> str:
+        how, other = found.groups() if (found := _HOW.fullmatch(rest)) else (None, "")
+        match (how or "").removeprefix(":"):
+            case "-":
+                self.defaults[name] = None
+                return self.text(at, other, required=required)
+            case "+":
+                what = f"${{{name}{how}…}} is taken as if {name} were not set"
+                self.theirs.leave_out(at, what, "write what it is to be")
+                return ""
+            case "?":
+                return _ours(name, required)
+        return _ours(name)
 
 
-def _reference(found: re.Match[str]) -> str:
-    if found["escaped"]:
-        return "$"
-    name = found["name"] or found["plain"]
-    if (found["how"] or "").endswith("-"):
-        return found["other"]
-    return f"${{{{ secrets.{name} }}}}" if looks_secret(name) else f"${{{{ env.{name} }}}}"
+def _closing(text: str, start: int) -> int | None:
+    """Return where the brace is closed that was opened before ``start``."""
+    depth = 1
+    for found in re.compile(r"\$\{|\}").finditer(text, start):
+        depth += 1 if found[0] == "${" else -1
+        if not depth:
+            return found.start()
+    return None
 
 
-def _variable(scalar: Scalar) -> str:
-    """Return a variable's value; what compose refuses to start without is a secret."""
-    return _REFERENCE.sub(
-        lambda found: (
-            f"${{{{ secrets.{found['name']} }}}}" if (found["how"] or "").endswith("?") else _reference(found)
-        ),
-        scalar.text,
-    )
+def _ours(name: str, kind: str = "") -> str:
+    return f"${{{{ {kind or ('secrets' if looks_secret(name) else 'env')}.{name} }}}}"
+
+
+def _text(node: Node) -> str:
+    return node.text if isinstance(node, Scalar) else ""
 
 
 def _of_their_own(node: Node) -> dict[str, Value]:
@@ -156,22 +265,35 @@ def _of_their_own(node: Node) -> dict[str, Value]:
         texts = [item.text for item in node.items if isinstance(item, Scalar)]
         pairs = [(text.partition("=")[0], text.partition("=")[2]) for text in texts]
     return {
-        name: None
-        for name, text in pairs
-        if (found := _REFERENCE.fullmatch(text))
-        and name in (found["name"], found["plain"])
-        and not (found["how"] or "").endswith("-")
+        name: None for name, text in pairs if re.fullmatch(rf"\$(?:{name}|\{{{name}(?::?\?[^}}]*)?\}})", text)
     }
 
 
 def _words(node: Node) -> tuple[str, ...]:
-    """Return a command's words: a list as it is, text as a shell splits it."""
+    """Return a command's words: a list as it is, text as a shell splits it, references whole."""
     if isinstance(node, Items):
-        return tuple(_filled(item) for item in node.items)
+        return tuple(map(_text, node.items))
+    text = _OURS.sub(r"${{\1.\2}}", _text(node))
     try:
-        return tuple(shlex.split(_filled(node)))
+        words = tuple(shlex.split(text))
     except ValueError:
-        return (_filled(node),)
+        words = (text,)
+    return tuple(re.sub(r"\$\{\{(\w+\.\w+)\}\}", r"${{ \1 }}", word) for word in words)
+
+
+def _line(words: Iterable[str], *, is_list: bool) -> str:
+    """Return words as a line of a shell; of a text, what a reference stands for may be several.
+
+    >>> _line(["serve", "${{ env.ARGS }}", "a b"], is_list=False)
+    "serve ${{ env.ARGS }} 'a b'"
+    >>> _line(["serve", "${{ env.ARGS }}"], is_list=True)
+    "serve '${{ env.ARGS }}'"
+    """
+    if is_list:
+        return shlex.join(words)
+    return " ".join(
+        word if _OURS.search(word) and " " not in _OURS.sub("", word) else shlex.quote(word) for word in words
+    )
 
 
 # --- what runs ------------------------------------------------------------------------------
@@ -188,6 +310,8 @@ def _command(draft: Draft, keys: Keys) -> None:
     if written is not None and (script := _script(whole)) is not None:
         shell, lines = script
         draft.put("commands", list[Value](lines), written)
+        if entrypoint is None:
+            draft.remark("commands", _INSTEAD)
         if shell not in ("/bin/sh", "sh"):
             draft.put("shell", shell.removeprefix("/bin/"), written)
     elif entrypoint is not None:
@@ -199,7 +323,8 @@ def _command(draft: Draft, keys: Keys) -> None:
         fix = "write entrypoint, the image's own with these words behind it"
         keys.leave_out("command", "arguments of an entrypoint that only the image knows", fix)
     elif command is not None and words:
-        draft.put("commands", [shlex.join(words)], command)
+        line = _line(words, is_list=isinstance(command.node, Items))
+        draft.put("commands", [line], command, _INSTEAD)
 
 
 def _script(words: Sequence[str]) -> tuple[str, list[str]] | None:
@@ -264,7 +389,7 @@ def _typed(text: str) -> Value:
 
 # --- ports and health -----------------------------------------------------------------------
 
-_Port = tuple[int, int | None]
+_Port = tuple[int, int | str | None]
 
 
 def _ports(keys: Keys) -> Iterator[_Port]:
@@ -279,20 +404,30 @@ def _ports(keys: Keys) -> Iterator[_Port]:
 def _port(keys: Keys, node: Node, key: str) -> Iterator[_Port]:
     if isinstance(node, Entries):
         long = Keys(keys.theirs, node, keys.name("ports"))
-        text = f"{long.text('published') or ''}:{long.text('target') or ''}/{long.text('protocol') or 'tcp'}"
+        published = long.text("published") or ""
+        if re.fullmatch(r"\d+-\d+", published):  # any one of them
+            published = ""
+        text = f"{published}:{long.text('target') or ''}/{long.text('protocol') or 'tcp'}"
         long.ignore("mode", "host_ip", "name", "app_protocol")
         long.leave_rest()
     else:
-        text = _filled(node)
+        text = _text(node)
     pair, _, protocol = text.partition("/")
     *before, inner = pair.split(":")
     outer = before[-1] if before else ""
-    ranges = [_range(part) for part in (inner, outer)]
-    if protocol not in ("", "tcp") or not ranges[0] or (outer and len(ranges[0]) != len(ranges[1])):
-        keys.theirs.leave_out(node, f"{keys.name(key)}: not carried over: {text!r}", "only TCP ports")
-        return
-    outside: list[int | None] = [*ranges[1]] or [None] * len(ranges[0])
-    yield from zip(ranges[0], outside, strict=True)
+    inside, outside = _range(inner), _range(outer)
+    why = (
+        f"{protocol} is not published" if protocol not in ("", "tcp")
+        else "no port of a container" if not inside
+        else "as many ports on both sides" if outside and len(inside) != len(outside)
+        else ""
+    )  # fmt: skip
+    if why:
+        keys.theirs.leave_out(node, f"{keys.name(key)}: not carried over: {text!r}: {why}")
+    elif outside:
+        yield from zip(inside, outside, strict=True)
+    else:
+        yield from ((port, outer if "${{" in outer and len(inside) == 1 else None) for port in inside)
 
 
 def _range(text: str) -> list[int]:
@@ -328,9 +463,15 @@ def _healthcheck(draft: Draft, keys: Keys) -> None:
     text = " ".join(_words(test)) if test else ""
     found = _LOCAL_URL.search(text)
     if draft.type != "service" or not found or " -X " in text:
-        if draft.type == "service" and text not in ("", "NONE"):
-            what = "a command inside the container: its port is asked instead"
-            keys.leave_out("healthcheck", what, "write probes, an HTTP request or a connection")
+        if text not in ("", "NONE"):
+            is_task = draft.type != "service"
+            why = "a task is not asked" if is_task else "its port is asked instead"
+            fix = (
+                "make it a service, with a port"
+                if is_task
+                else "write probes, an HTTP request or a connection"
+            )
+            keys.leave_out("healthcheck", f"a command inside the container: {why}", fix)
         return
     url = urlsplit(found[0])
     probe: dict[str, Value] = {"url": (url.path or "/") + (f"?{url.query}" if url.query else "")}
@@ -373,16 +514,23 @@ def _mount(draft: Draft, keys: Keys, node: Node) -> Value:
         long = Keys(keys.theirs, node, keys.name("volumes"))
         kind, source, target = long.text("type"), long.text("source"), long.text("target")
         read_only = meaning(long.take("read_only") or Scalar(1, 1, "", False)) is True
-        long.ignore("bind", "volume", "consistency")
+        long.ignore("consistency")
+        for key in ("bind", "volume"):
+            if inner := long.mapping(key):
+                inner.path = long.name(key)
+                inner.ignore("create_host_path", "nocopy", "selinux")
+                inner.leave_rest()
         long.leave_rest()
     else:
-        source, _, rest = _filled(node).partition(":")
+        source, _, rest = _text(node).partition(":")
         target, _, mode = rest.partition(":")
-        read_only, kind = "ro" in mode.split(","), "bind" if source.startswith((".", "/", "~")) else "volume"
+        read_only = "ro" in mode.split(",")
+        kind = "bind" if source.startswith((".", "/", "~", "${{")) else "volume"
     if kind not in ("volume", "bind") or not source or not target:
         what = "a volume needs a name, and only volumes and folders are mounted"
         keys.theirs.leave_out(node, f"{keys.name('volumes')}: not carried over: {what}")
         return None
+    keys.theirs.folders |= {found[2] for found in _OURS.finditer(f"{source}:{target}")}
     name = re.sub(r"[^a-z0-9]+", "-", source.lower()).strip("-") if kind == "volume" else source
     if name != source:
         draft.remark("volumes", f"compose's volume {source!r} is {name!r} here")
@@ -440,7 +588,7 @@ def _asked(said: Iterable[tuple[Keys, str]], read: Callable[[str], float | None]
     for keys, key in said:
         if (node := keys.take(key)) is None:
             continue
-        value = read(_filled(node))
+        value = read(_text(node))
         if value is None:
             keys.leave_out(key, "not a number that can be read", "set it in resources")
         found = found or value
@@ -469,36 +617,42 @@ def _bytes(text: str) -> int | None:
 def _gpus(keys: Keys, reserved: Keys | None) -> Value:
     """Return how many accelerators are reserved, as ``deploy`` or ``gpus`` says; None for none."""
     devices = [*(reserved.items("devices") if reserved else ()), *keys.items("gpus")]
+    counts: list[str] = []
+    is_amd = False
     for node in devices:
-        if isinstance(node, Scalar):  # gpus: all
-            return "1.."
-        if not isinstance(node, Entries):
+        if not isinstance(node, Entries):  # gpus: all
+            counts.append("1..")
             continue
         device = Keys(keys.theirs, node, keys.name("devices"))
         driver, count = device.text("driver"), device.text("count") or "all"
         ids = device.items("device_ids")
         device.ignore("capabilities")
         device.leave_rest()
-        number = str(len(ids)) if ids else "1.." if count in ("all", "-1") else count
-        if driver == "amd":
-            return f"amd:{number}"
-        return int(number) if number.isdecimal() else number
-    return None
+        is_amd = is_amd or driver == "amd"
+        counts.append(str(len(ids)) if ids else "1.." if count in ("all", "-1") else count)
+    if not counts:
+        return None
+    number: str | int = sum(map(int, counts)) if all(map(str.isdecimal, counts)) else counts[0]
+    return f"amd:{number}" if is_amd else number
 
 
 def _replicas(draft: Draft, deploy: Keys) -> None:
     entry = deploy.entry("replicas")
     if entry is not None and draft.type == "service":
         draft.put("replicas", meaning(entry.node), entry)
-    deploy.ignore("restart_policy", "mode")
+    if (policy := deploy.mapping("restart_policy")) and draft.type == "task":
+        if (policy.text("condition") or "any") != "none":
+            draft.put("retry", {"on_events": ["error"]}, policy.node, _ENDS)
+        policy.ignore("delay", "max_attempts", "window")
+    deploy.ignore("mode")
 
 
 def _life(draft: Draft, keys: Keys) -> None:
     """Carry over how it ends and starts again; services are started again anyway."""
     restart = keys.entry("restart")
-    if restart is not None and draft.type == "task" and _filled(restart.node) not in ("no", "false"):
-        draft.put("retry", {"on_events": ["error"]}, restart, "without ports it is a task: it may end well")
+    if restart is not None and draft.type == "task" and _text(restart.node) not in ("no", "false"):
+        draft.put("retry", {"on_events": ["error"]}, restart, _ENDS)
     if (grace := keys.entry("stop_grace_period")) is not None:
-        draft.put("stop_duration", exact_seconds(_seconds(_filled(grace.node), 10)), grace)
+        draft.put("stop_duration", exact_seconds(_seconds(_text(grace.node), 10)), grace)
     if (scale := keys.entry("scale")) is not None and draft.type == "service":
         draft.put("replicas", meaning(scale.node), scale)

@@ -126,11 +126,31 @@ def dump(value: Mapping[str, Any]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text so that YAML 1.1 and 1.2 both read it as text, and scripts as they look."""
+    """Writes text so that YAML 1.1 and 1.2 both read it as text, and scripts as they look.
+
+    A word of a list stays text whatever a reference in it stands for; elsewhere that may be a number.
+    """
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002  # PyYAML's signature
         """Write a value that is there twice twice."""
         return True
+
+
+class Word(str):
+    """A text that stays one, whatever a reference in it stands for."""
+
+    __slots__ = ()
+
+
+def _represent_list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.SequenceNode:
+    words = [Word(value) if isinstance(value, str) else value for value in values]
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", words)
+
+
+def _represent_word(dumper: yaml.SafeDumper, text: Word) -> yaml.ScalarNode:
+    if text.startswith("${{") and "\n" not in text:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style='"')
+    return _represent_text(dumper, str(text))
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -147,3 +167,5 @@ def _is_plain(text: str) -> bool:
 
 
 _Dumper.add_representer(str, _represent_text)
+_Dumper.add_representer(list, _represent_list)
+_Dumper.add_representer(Word, _represent_word)

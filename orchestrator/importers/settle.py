@@ -34,12 +34,16 @@ def settle(theirs: Theirs) -> Imported:
     Raises:
         SpecError: no document is left; holds all that was found.
     """
+    numbers: dict[str, str] = {}  # each another: two may be ports of one machine
+    env = AnyVariables(
+        lambda name: numbers.setdefault(name, f"{'/' if name in theirs.folders else ''}{len(numbers) + 1}")
+    )
     while True:
         if not theirs.drafts:
             theirs.refuse((1, 1), "nothing in this file can be imported")
         text = write(theirs.drafts)
         try:
-            read(text, known_accelerators=known_names(), env=AnyVariables(lambda _: "1"))
+            read(text, known_accelerators=known_names(), env=env)
         except SpecError as error:
             _drop_refused(theirs, text, error.problems)
         else:

@@ -61,6 +61,8 @@ class Theirs:
     drafts: list[Draft] = field(default_factory=list)
     profile: Profile | None = None
     """What fills in where a document says nothing."""
+    folders: set[str] = field(default_factory=set)
+    """Variables that stand for a folder, or part of its path."""
 
     @property
     def left_out(self) -> list[Problem]:

@@ -119,7 +119,9 @@ def test_what_compose_exposes_is_read_as_what_it_publishes() -> None:
     spec = read(found.text)[0].spec
     assert isinstance(spec, Service)
     assert [each.container_port for each in (spec.port, *spec.ports) if each] == [80, 81, 7000, 7001, 7005]
-    assert [each.what for each in found.left_out] == ["services.web.expose: not carried over: '90/udp'"]
+    assert [each.what for each in found.left_out] == [
+        "services.web.expose: not carried over: '90/udp': udp is not published"
+    ]
 
 
 def test_a_volume_of_somebody_elses_is_left_to_them() -> None:
