@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from threading import Event as Flag
-from typing import Any, get_type_hints
+from typing import Any
 
 from backends.kubernetes.client import Cluster, parse_time, path_of, path_of_object
 from backends.kubernetes.compare import changes
@@ -119,6 +119,12 @@ GITOPS = {
 WATCH_S = 300
 """After this long the server ends a watch, and it is begun again where it ended."""
 
+_OWN: Mapping[str, Any] = {
+    "kubeconfig": str | None, "context": str | None, "force_conflicts": bool, "pod_network": bool,
+    "timeout_s": float, "volume_size": str,
+}  # fmt: skip
+"""What the options take that are not of :class:`backends.kubernetes.settings.Settings`."""
+
 LOG_PAUSE_S = 0.3
 LOG_TRIES = 10
 END_PAUSE_S = 0.1
@@ -183,7 +189,7 @@ class Kubernetes:
             "kubeconfig": kubeconfig, "context": context, "force_conflicts": force_conflicts,
             "pod_network": pod_network, "timeout_s": timeout_s, "volume_size": volume_size,
         }  # fmt: skip
-        typed(f"backend {name!r}: ", own, get_type_hints(Kubernetes.__init__))
+        typed(f"backend {name!r}: ", own, _OWN)
         try:
             volume_bytes = parse_bytes(volume_size)
         except ValueError as error:

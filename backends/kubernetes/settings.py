@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, fields
+from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -199,7 +200,7 @@ def read_settings(name: str, options: Mapping[str, Any]) -> Settings:
     >>> read_settings("lab", {"namespace": "ml", "fabrics": [{"resource": "rdma/ib"}]}).fabrics[0].count
     1
     """
-    given = typed(f"backend {name!r}: ", options, get_type_hints(Settings))
+    given = typed(f"backend {name!r}: ", options, hints_of(Settings))
     # a prefix ends where a part of an image's name does
     given["images"] = {k.rstrip("/"): v.rstrip("/") for k, v in given.get("images", {}).items()}
     if given.get("fabrics"):
@@ -209,7 +210,6 @@ def read_settings(name: str, options: Mapping[str, Any]) -> Settings:
     if given.get("pools"):
         given["pools"] = tuple(_part(name, "pools", Pool, pool) for pool in given["pools"])
     settings = Settings(**given)
-    _check_choices(name, settings)
     if settings.security == "restricted" and settings.user_id == 0:
         raise ConfigError(
             f"backend {name!r}: user_id is 0, and Pod Security 'restricted' refuses it",
@@ -236,7 +236,7 @@ def _part(name: str, option: str, kind: type[_Part], given: Any) -> _Part:
             near = difflib.get_close_matches(str(key), known, 1)
             fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise ConfigError(f"backend {name!r}: {option} has no {key!r}", fix=fix)
-    given = typed(f"backend {name!r}: {option}.", given, get_type_hints(kind))
+    given = typed(f"backend {name!r}: {option}.", given, hints_of(kind))
     try:
         return kind(**given)
     except TypeError as error:
@@ -247,6 +247,10 @@ def _part(name: str, option: str, kind: type[_Part], given: Any) -> _Part:
 _SAID: Mapping[Any, str] = {
     str: "text", int: "a whole number", float: "a number", bool: "true or false",
 }  # fmt: skip
+
+
+hints_of: Callable[[Any], Mapping[str, Any]] = cache(get_type_hints)
+"""Returns what the fields of a class take; reading that takes longer than holding options to it."""
 
 
 def typed(where: str, given: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,6 +269,10 @@ def _typed(what: str, value: Any, hint: Any) -> Any:
     origin, inner = get_origin(hint), get_args(hint)
     if origin is UnionType:
         return None if value is None else _typed(what, value, inner[0])
+    if origin is Literal:
+        if value not in inner:
+            raise ConfigError(f"{what} is {value!r}", fix=f"one of {', '.join(inner)}")
+        return value
     if origin is Mapping:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{what} takes keys and values, not {value!r}", fix="write {key: value}")
@@ -290,21 +298,7 @@ def _word(what: str, value: Any) -> str:
     return str(value)
 
 
-def _check_choices(name: str, settings: Settings) -> None:
-    hints = get_type_hints(Settings)
-    for option in ("security", "multinode", "tasks", "mig", "autoscaler", "volume_access"):
-        allowed = get_args(hints[option])
-        value = getattr(settings, option)
-        if value not in allowed:
-            raise ConfigError(f"backend {name!r}: {option} is {value!r}", fix=f"one of {', '.join(allowed)}")
-
-
 def _check_fabric(name: str, fabric: Fabric, security: Security) -> None:
-    if fabric.together not in get_args(Together):
-        allowed = ", ".join(get_args(Together))
-        raise ConfigError(
-            f"backend {name!r}: together of a fabric is {fabric.together!r}", fix=f"one of {allowed}"
-        )
     if (fabric.capabilities or fabric.host_network) and security != "image-default":
         what = "capabilities" if fabric.capabilities else "the host's network"
         raise ConfigError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -682,6 +683,22 @@ def test_an_option_of_another_kind_is_refused_with_a_fix(option: dict[str, Any])
     with pytest.raises(ConfigError) as refused:
         Kubernetes("lab", **option)
     assert refused.value.fix
+
+
+def test_types_of_options_are_read_once() -> None:
+    read = 0
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        nonlocal read
+        read += event == "call" and frame.f_code is get_type_hints.__code__
+
+    Kubernetes("lab")
+    sys.setprofile(note)
+    try:
+        Kubernetes("other")
+    finally:
+        sys.setprofile(None)
+    assert read == 0
 
 
 def test_words_need_no_quotes_and_prefixes_no_exact_end() -> None:
