@@ -31,7 +31,7 @@ from backends.kubernetes.pod import (
 )
 from backends.kubernetes.queue import KUEUE, QUEUE, held_back
 from backends.kubernetes.rbac import missing_rules, render_rbac
-from backends.kubernetes.refusals import GOING, Refused
+from backends.kubernetes.refusals import GOING, Refused, grant
 from backends.kubernetes.render import (
     INSTALL,
     JOB_SET,
@@ -533,7 +533,7 @@ class Kubernetes:
         missing = missing_rules(answer["status"]["resourceRules"])
         if not missing:
             return Check("permissions", True, "all")
-        return Check("permissions", False, "; ".join(missing), "modelyard render rbac", denied=True)
+        return Check("permissions", False, "; ".join(missing), grant(self.name), denied=True)
 
     def _check_nodes(self) -> Check:
         """What is left out is no fault, and is told: nothing is planned for it."""

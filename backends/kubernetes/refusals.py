@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import dataclass
 
 from orchestrator.errors import AuthFailed, BackendError, Busy, Quota, Rejected
@@ -16,6 +17,15 @@ _SCALED = 'subresource "scale"'
 """What the server adds of a manager that wrote a number of replicas: kubectl scale, or an autoscaler."""
 
 _MANAGER = re.compile(r'conflict with "([^"]+)"')
+
+
+def grant(backend: str) -> str:
+    """Return the command that writes the roles whoever runs a cluster has to grant there.
+
+    >>> grant("lab")
+    'modelyard render rbac --backend lab'
+    """
+    return f"modelyard render rbac --backend {shlex.quote(backend)}"
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ def _forbidden(said: str, backend: str) -> BackendError:
     if missing:
         verb, resource, group, scope = missing.groups()
         rule = f"verb {verb} on {resource}" + (f" of {group}" if group else "")
-        return AuthFailed(f"not allowed: {rule}{scope}", backend=backend, fix="modelyard render rbac")
+        return AuthFailed(f"not allowed: {rule}{scope}", backend=backend, fix=grant(backend))
     return AuthFailed(said, backend=backend, fix="ask who runs the cluster")
 
 

@@ -100,7 +100,11 @@ def lab(refuser: Refuser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> st
 @pytest.mark.parametrize(
     ("status", "code", "says"),
     [
-        (403, 77, "not allowed: verb list on nodes at the cluster scope (modelyard render rbac)"),
+        (
+            403,
+            77,
+            "not allowed: verb list on nodes at the cluster scope (modelyard render rbac --backend lab)",
+        ),
         (401, 77, "the credentials are expired or wrong (log in again)"),
         (503, 69, "the API server asks to be asked later"),
     ],
