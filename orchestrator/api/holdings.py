@@ -319,12 +319,20 @@ class Holdings(Runs):
 def _instances(place: Backend) -> Sequence[Instance]:
     """Return what a place holds; what ended of a group that goes on is as its group is.
 
-    A cluster starts it again, and it goes with the whole of its group only.
+    A cluster starts it again, and it goes with the whole of its group only. A group of which nothing was
+    started, or is left, is there under its own name.
     """
     found = place.instances()
     keeper = keeper_of_groups(place)
-    going = {} if keeper is None else {g.name: g.phase for g in keeper.groups()}
-    return [replace(i, phase=going.get(i.run, i.phase)) if i.phase is Phase.EXITED else i for i in found]
+    if keeper is None:
+        return found
+    groups = keeper.groups()
+    going = {g.name: g.phase for g in groups}
+    bare = going.keys() - {i.run for i in found}
+    return [
+        *(replace(i, phase=going.get(i.run, i.phase)) if i.phase is Phase.EXITED else i for i in found),
+        *(Instance(g.name, g.name, 0, 0, 0, g.spec_hash, g.phase) for g in groups if g.name in bare),
+    ]
 
 
 def why_stray(machine: Machine, run: Run | None, job: Job | None, *, now: datetime) -> str | None:

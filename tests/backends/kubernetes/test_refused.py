@@ -330,3 +330,13 @@ def test_single_launch_leaves_a_secret_that_is_not_ours_alone(cluster: Kubernete
     with pytest.raises(Rejected, match="Secret 'alone-0-0-0-secrets' exists"):
         cluster.start(alone, secrets={"TOKEN": "x"}, progress=lambda _: None)
     assert refuser.written == []
+
+
+def test_what_nobody_owns_is_listed_though_it_has_no_pods(
+    cluster: Kubernetes, refuser: Refuser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployment, *_ = cluster.render(SERVICE).objects
+    refuser.answers["/apis/apps/v1/namespaces/default/deployments"] = listed(deployment)
+    assert run(["gc", "--json"]) == 0
+    (orphan,) = json.loads(capsys.readouterr().out)["orphans"]
+    assert (orphan["name"], orphan["run"], orphan["phase"]) == ("llama-70b", "llama-70b", "pending")
