@@ -281,14 +281,16 @@ class Kubernetes:
         used: set[tuple[str, str]] = set()
         if group.kind == "task":
             self._delete_others(run, made[:1], OWNERS)  # what it holds, its successor needs
-        else:
-            used = {key for pod in self._living(run) for key in taken(pod)}
+        # before anything new: what comes after takes what is made now, or what its controller keeps
+        living = self._living(run)
+        if group.kind != "task":
+            used = {key for pod in living for key in taken(pod)}
             made = [_with_used(one, live, used) for one, live in zip(made, there, strict=True)]
         self._write(rendered, made)
         if group.kind != "task":
             self._delete_others(run, made, OWNERS)
         kept = [{"kind": "Secret", "metadata": {"name": name}} for name in sorted({n for n, _ in used})]
-        self._delete_others(run, [*made, *kept, *self._still_mounted(run)], DEPENDENTS)
+        self._delete_others(run, [*made, *kept, *self._still_mounted(run, living)], DEPENDENTS)
         found = next((status for status in self.groups() if status.name == label_value(run)), None)
         if found is None:  # somebody deletes it as we write it
             raise Busy(f"what was applied of run {run!r} is gone again", backend=self.name)
@@ -736,14 +738,14 @@ class Kubernetes:
                     found = self._cluster.delete(path_of_object(one)) or found
         return found
 
-    def _still_mounted(self, run: str) -> list[Json]:
+    def _still_mounted(self, run: str, living: Sequence[Json]) -> list[Json]:
         """Return the ConfigMaps that pods of a run mount, or that a controller would mount again.
 
         While a service rolls, a pod of the revision before may be evicted and has to start again; so may
         those of a revision that ``kubectl rollout undo`` leads back to.
         """
         chosen = ",".join(f"{k}={v}" for k, v in selector(run).items())
-        held = self._living(run)
+        held = [*living]
         with suppress(AuthFailed):  # an older role: the pods that are there are looked at
             held += [one for version, kind in REVISIONS for one in self._listed(version, kind, chosen)]
         names = {name for one in held for name in mounted(one)}

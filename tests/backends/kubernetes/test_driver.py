@@ -88,6 +88,21 @@ def test_second_apply_leaves_every_version_as_it_was(place: Kubernetes, root: Cl
     assert len(before) == len(KINDS)
 
 
+@pytest.mark.parametrize("group", [SERVICE, JOB], ids=["service", "task"])
+def test_apply_looks_at_the_pods_of_its_run_once(place: Kubernetes, monkeypatch: Any, group: Group) -> None:
+    asked: list[str] = []
+    listed = place._cluster.list
+
+    def noted(path: str, **query: str) -> Any:
+        asked.append(f"{path} {query.get('labelSelector')}")
+        return listed(path, **query)
+
+    monkeypatch.setattr(place._cluster, "list", noted)
+    apply(place, group)
+    pods = path_of("v1", "Pod", place.settings.namespace)
+    assert asked.count(f"{pods} modelyard.dev/run={group.name}") == 1
+
+
 def test_status_carries_the_groups_digest_and_the_whole_hash(place: Kubernetes) -> None:
     long = replace(SERVICE, template=replace(SERVICE.template, spec_hash="f" * 64))
     status = apply(place, long)
