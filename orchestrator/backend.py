@@ -733,7 +733,8 @@ class GroupStatus:
 
     ``digest`` is that of the group as it was last applied, "" where the backend does not keep it.
     ``stalled`` says that what was asked for last did not come up in the time it was given; the
-    controllers go on trying, and what was there before stays.
+    controllers go on trying, and what was there before stays. ``replicas`` is how many they are asked
+    for, by whoever scales them, None where that is no number of theirs.
     """
 
     name: str
@@ -746,6 +747,7 @@ class GroupStatus:
     message: str = ""
     digest: str = ""
     stalled: bool = False
+    replicas: int | None = None
 
 
 @frozen

@@ -31,7 +31,7 @@ from backends.kubernetes.pod import (
 )
 from backends.kubernetes.queue import KUEUE, QUEUE, held_back
 from backends.kubernetes.rbac import missing_rules, render_rbac
-from backends.kubernetes.refusals import GOING, Refused, grant
+from backends.kubernetes.refusals import GOING, Refused, grant, is_by_scaler
 from backends.kubernetes.render import (
     INSTALL,
     JOB_SET,
@@ -53,7 +53,7 @@ from backends.kubernetes.settings import (
     read_settings,
     typed,
 )
-from backends.kubernetes.status import STOPPED, World, condition, labels_of
+from backends.kubernetes.status import SCALABLE, STOPPED, World, condition, labels_of
 from orchestrator.backend import (
     LABEL,
     Can,
@@ -94,11 +94,11 @@ OWNERS = (
     ("jobset.x-k8s.io/v1alpha2", "JobSet"),
     ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet"),
 )
+SCALERS = (("autoscaling/v2", "HorizontalPodAutoscaler"), ("keda.sh/v1alpha1", "ScaledObject"))
 DEPENDENTS = (
-    ("autoscaling/v2", "HorizontalPodAutoscaler"),
+    *SCALERS,
     ("gateway.networking.k8s.io/v1", "HTTPRoute"),
     ("inference.networking.k8s.io/v1", "InferencePool"),
-    ("keda.sh/v1alpha1", "ScaledObject"),
     ("policy/v1", "PodDisruptionBudget"),
     ("v1", "ConfigMap"),
     ("v1", "Secret"),
@@ -285,8 +285,10 @@ class Kubernetes:
         living = self._living(run)
         if group.kind != "task":
             used = {key for pod in living for key in taken(pod)}
-            made = [_with_used(one, live, used) for one, live in zip(made, there, strict=True)]
-        self._write(rendered, made)
+            made = [
+                _with_number(_with_used(one, live, used), live) for one, live in zip(made, there, strict=True)
+            ]
+        self._write(run, rendered, made)
         if group.kind != "task":
             self._delete_others(run, made, OWNERS)
         kept = [{"kind": "Secret", "metadata": {"name": name}} for name in sorted({n for n, _ in used})]
@@ -307,7 +309,9 @@ class Kubernetes:
             if live and _is_in_the_way(one, live):
                 found.append(f"{one['kind']} {one['metadata']['name']}: is made anew")
                 continue
-            planned, held = self._cluster.rehearse(one, force=self._force)
+            planned, held = self._cluster.rehearse(_with_number(one, live), force=self._force)
+            if is_by_scaler(held) and not self._scalers(one, group.template.run)[1]:
+                held = None  # ours, which goes with the apply, or gone before
             phrases = changes(live, planned)
             found += phrases
             if held:
@@ -713,9 +717,14 @@ class Kubernetes:
             fix="choose another name, or another namespace for this backend",
         )  # fmt: skip
 
-    def _write(self, rendered: Rendered, objects: Sequence[Json]) -> None:
+    def _write(self, run: str, rendered: Rendered, objects: Sequence[Json]) -> None:
         """Apply objects, the owner first: the others carry its identity, and go with it."""
-        owner = self._cluster.apply(objects[0], force=self._force)
+        try:
+            owner = self._cluster.apply(objects[0], force=self._force)
+        except Rejected as error:
+            if not is_by_scaler(error) or self._is_scaled(objects, run):
+                raise
+            owner = self._cluster.apply(objects[0], force=True)
         reference = {
             "apiVersion": rendered.objects[0]["apiVersion"],
             "kind": rendered.objects[0]["kind"],
@@ -725,6 +734,29 @@ class Kubernetes:
         for one in objects[1:]:
             owned = {**one, "metadata": {**one["metadata"], "ownerReferences": [reference]}}
             self._cluster.apply(owned, force=self._force)
+
+    def _is_scaled(self, objects: Sequence[Json], run: str) -> bool:
+        """Return whether an autoscaler of somebody else scales the first object; take ours away.
+
+        What one wrote stays its own in the server's eyes when it is gone.
+
+        Raises:
+            Busy: ours is not gone yet.
+        """
+        self._delete_others(run, objects, SCALERS)
+        ours, theirs = self._scalers(objects[0], run)
+        if ours and not theirs:
+            raise Busy(f"the autoscaler of run {run!r} is not gone yet", backend=self.name)
+        return bool(theirs)
+
+    def _scalers(self, one: Json, run: str) -> tuple[list[Json], list[Json]]:
+        """Return what scales an object: our own, which KEDA's are too, and those of others."""
+        target = (one["kind"], one["metadata"]["name"])
+        found, _ = self._cluster.list(self._path(*SCALERS[0]))
+        to = [(hpa, hpa["spec"]["scaleTargetRef"]) for hpa in found]
+        scaling = [hpa for hpa, ref in to if (ref["kind"], ref["name"]) == target]
+        ours = [hpa for hpa in scaling if labels_of(hpa).get(RUN) == label_value(run)]
+        return ours, [hpa for hpa in scaling if hpa not in ours]
 
     def _delete_others(self, run: str, keep: Sequence[Json], kinds: Sequence[tuple[str, str]]) -> bool:
         """Delete objects of a run that are not in ``keep``; return whether there were any."""
@@ -813,7 +845,7 @@ class Kubernetes:
             found = self._cluster.get(path_of_object(one))
             if found is not None and labels_of(found).get(LAUNCH) != mark[LAUNCH]:
                 raise self._not_ours(one["kind"], one["metadata"]["name"])
-        self._write(rendered, [job, *others, *made])
+        self._write(launch.run, rendered, [job, *others, *made])
 
     def _require_room(self, launch: Launch) -> None:
         """Refuse what no node could hold were it empty of others: a pod would wait for ever."""
@@ -921,6 +953,20 @@ def _with_used(one: Json, live: Json | None, used: Collection[tuple[str, str]]) 
     name = one["metadata"]["name"]
     before = {k: v for k, v in (live.get("data") or {}).items() if (name, k) in used}
     return {**one, "data": {**before, **one["data"]}}
+
+
+def _with_number(one: Json, live: Json | None) -> Json:
+    """Return an object that says no number of replicas, with the one it has while that is still ours.
+
+    The server would make it one the moment that nobody says any; an autoscaler's number is its own.
+    """
+    if live is None or one["kind"] not in SCALABLE or "replicas" in one["spec"]:
+        return one
+    held = (e for e in live["metadata"].get("managedFields") or () if e.get("operation") == "Apply")
+    ours = (e["fieldsV1"].get("f:spec", {}) for e in held if e.get("manager") == MANAGER)
+    if not any("f:replicas" in fields for fields in ours):
+        return one
+    return {**one, "spec": {**one["spec"], "replicas": live["spec"]["replicas"]}}
 
 
 def _is_in_the_way(one: Json, live: Json) -> bool:

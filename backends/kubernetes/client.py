@@ -134,6 +134,7 @@ class Cluster:
             error = explained(refusal, self.backend)
             if force or refusal.status != 409 or not refusal.causes:
                 raise error from refusal
+            error.__cause__ = refusal
             return self.rehearse(one, force=True)[0], error
 
     def send(self, method: str, path: str, body: Json | None, kind: str = "", **query: str) -> Json:

@@ -16,6 +16,9 @@ GOING = "wait until it is gone and make it again, or set another namespace for t
 _SCALED = 'subresource "scale"'
 """What the server adds of a manager that wrote a number of replicas: kubectl scale, or an autoscaler."""
 
+_SCALERS = frozenset({"kube-controller-manager", "keda"})
+"""Who writes a number of replicas for a HorizontalPodAutoscaler, and for a ScaledObject at zero."""
+
 _MANAGER = re.compile(r'conflict with "([^"]+)"')
 
 
@@ -88,6 +91,23 @@ def _explained(refusal: Refused, backend: str) -> BackendError | None:
             return busy
         case _:
             return None
+
+
+def is_by_scaler(error: BackendError | None) -> bool:
+    """Return whether all that an apply was refused for is a number that an autoscaler wrote."""
+    refusal = error.__cause__ if error else None
+    return (
+        isinstance(refusal, Refused)
+        and refusal.status == 409
+        and bool(refusal.causes)
+        and all(
+            field == ".spec.replicas"
+            and _SCALED in said
+            and (by := _MANAGER.search(said))
+            and by[1] in _SCALERS
+            for field, said in refusal.causes
+        )
+    )
 
 
 def _forbidden(said: str, backend: str) -> BackendError:

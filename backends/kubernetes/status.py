@@ -19,6 +19,9 @@ Json = dict[str, Any]
 STOPPED = LABEL + "stopped"
 """The annotation that says when we asked a launch to end, and after that with which code it did."""
 
+SCALABLE = frozenset({"Deployment", "LeaderWorkerSet"})
+"""The objects whose ``spec.replicas`` is the number of a service's replicas."""
+
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _RESTARTED = "jobset.sigs.k8s.io/restart-attempt"
 """The label of pods that says how often their whole set was started again before."""
@@ -387,7 +390,8 @@ def _kept_up(run: str, owner: Json, instances: tuple[Instance, ...]) -> GroupSta
         len(members) >= nodes and all(m.phase is Phase.RUNNING and m.ready is not False for m in members)
         for members in replicas.values()
     )
-    return replace(status, ready_replicas=ready, stalled=_is_stalled(owner))
+    number = owner["spec"].get("replicas") if owner["kind"] in SCALABLE else None
+    return replace(status, ready_replicas=ready, stalled=_is_stalled(owner), replicas=number)
 
 
 def _is_stalled(owner: Json) -> bool:

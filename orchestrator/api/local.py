@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.api.holdings import Holdings
 from orchestrator.api.protocol import Found, Plans
+from orchestrator.api.rehearsal import as_scaled
 from orchestrator.apply import (
     NOTHING_LOST,
     Consent,
@@ -61,7 +62,8 @@ class Local(Holdings):
             for host, _ in fleet.leaving:
                 self._clear(fleet.name, host)
         names = record(
-            plans, self.store, environ=self._environ if variables is None else variables,
+            [as_scaled(plan, self.places) if isinstance(plan, RunPlan) else plan for plan in plans],
+            self.store, environ=self._environ if variables is None else variables,
             now=self._clock(), new_id=lambda: uuid.uuid4().hex, project=self._project or MAIN,
             message=message,
         )  # fmt: skip

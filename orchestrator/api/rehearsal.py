@@ -7,10 +7,12 @@ from dataclasses import replace
 
 from orchestrator.api.protocol import Plans, Rehearsal
 from orchestrator.apply.planning import Plan, RunPlan
-from orchestrator.backend import Backend, Can, Rehearser
+from orchestrator.apply.templates import replicas_kept
+from orchestrator.backend import Backend, Can, Rehearser, keeper_of_groups
 from orchestrator.errors import AuthFailed, BackendError, Misconfigured, Quota, SpecError, Temporary
 from orchestrator.reconcile import Template
 from orchestrator.reconcile.values import group_from
+from orchestrator.spec.models import Service
 
 
 def to_rehearse(plans: Plans, abilities: Mapping[str, frozenset[Can]]) -> tuple[RunPlan, ...]:
@@ -51,6 +53,7 @@ def rehearse(plans: Plans, places: Mapping[str, Backend]) -> dict[str, Rehearsal
         if not isinstance(place, Rehearser):
             continue
         try:
+            template = template_of(as_scaled(plan, places)) or template
             phrases = place.rehearse(group_from(template, name=plan.name, kind=plan.spec.type))
         except BackendError as error:
             if not isinstance(error, Temporary):  # not now is no refusal
@@ -61,6 +64,26 @@ def rehearse(plans: Plans, places: Mapping[str, Backend]) -> dict[str, Rehearsal
         else:
             found[plan.name] = Rehearsal(place.name, tuple(phrases))
     return found
+
+
+def as_scaled(plan: RunPlan, places: Mapping[str, Backend]) -> RunPlan:
+    """Return a plan by which a service's place scales it no longer, with as many replicas as it has now.
+
+    The record does not say how many; the spec's range holds.
+
+    Raises:
+        BackendError: the place does not answer.
+    """
+    run, template = plan.run, plan.template
+    if run is None or run.template.scaling is None or template is None or template.scaling is not None:
+        return plan
+    place = places.get(run.template.backends[0])
+    keeper = keeper_of_groups(place) if place else None
+    groups = keeper.groups() if keeper else ()
+    live = next((status.replicas for status in groups if status.name == plan.name), None)
+    if live is None or not isinstance(plan.spec, Service):
+        return plan
+    return replace(plan, template=replace(template, replicas=replicas_kept(plan.spec, live)))
 
 
 def rehearsed(plans: Plans, said: Mapping[str, Rehearsal]) -> Plans:

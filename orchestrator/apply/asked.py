@@ -33,7 +33,7 @@ def caught_up(plan: RunPlan, run: Run) -> RunPlan:
     if plan.drift:
         template = run.template.again()
     elif plan.action == "update" and not (template and template.base):
-        template = in_place(run, plan.spec)
+        template = in_place(run, plan.spec, scales=template.scales if template else run.template.scales)
     elif plan.action == "replace" and template and isinstance(plan.spec, Service) and not template.base:
         template = replace(template, replicas=replicas_kept(plan.spec, run.template.replicas))
     return replace(plan, run=run, template=template)

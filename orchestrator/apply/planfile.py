@@ -282,8 +282,10 @@ def _step(plan: Plan) -> dict[str, Any]:
     head |= {"spec_hash": plan.spec_hash, "run": _pin(plan.run)}
     if plan.drift:
         head |= {"drift": list(plan.drift)}
-    if plan.template is None or (plan.action == "update" and not plan.template.base):
-        return head  # nothing is placed: what runs stays, and an update follows from spec and record
+    if plan.template is None:
+        return head
+    if plan.action == "update" and not plan.template.base:  # what runs stays
+        return {**head, "scales": plan.template.scales}  # the rest follows from spec and record
     return {
         **head,
         "image": plan.template.launch.image,
@@ -506,7 +508,8 @@ def _resume_run(
         notes=tuple(step.get("notes", ())), held=step.get("held", ""), drift=tuple(step.get("drift", ())),
     )  # fmt: skip
     if run and (plan.drift or (action == "update" and "template" not in step)):
-        return caught_up(plan, run)
+        scales = step.get("scales", run.template.scales)
+        return caught_up(replace(plan, template=replace(run.template, scales=scales)), run)
     template: Template = decode(Template, json.dumps(step["template"]))
     plan = replace(
         plan, template=_refilled(template, plan, inputs), placed=_placed_of(step["placed"]),

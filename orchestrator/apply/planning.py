@@ -21,7 +21,7 @@ from orchestrator.apply.fleets import FleetPlan, fleet_template, plan_fleet
 from orchestrator.apply.inputs import read_inputs
 from orchestrator.apply.of_spec import OfSpec
 from orchestrator.apply.sets import NO_SET, Deletion, FleetRecord, Scope, deletions, joined, joining
-from orchestrator.apply.templates import in_place, updated
+from orchestrator.apply.templates import all_scale, in_place, rescaled, scales_now, updated
 from orchestrator.backend import SCRATCH_BYTES, Can, Launch, Mount, Offer, Rent
 from orchestrator.errors import Denied, ModelError, NothingFits, Problem, Refusal, SpecError, UsageError
 from orchestrator.frozen import frozen
@@ -325,7 +325,7 @@ def diff_documents(documents: Sequence[Document], world: World) -> tuple[Differe
             run = world.runs.get(spec.name)
             held = held_by(spec, run, known_ranks(document, spec, world.rank_of))
             spec_hash = fingerprint(spec, read_inputs(document, spec), held)
-            action, changed = _compare(spec, spec_hash, run, rerun=_starts_again(spec, world))
+            action, changed = _compare(spec, spec_hash, run, world)
             found.append(Difference(spec.name, spec.type, action, changed))
     return tuple(found)
 
@@ -336,7 +336,7 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     ranks = known_ranks(document, spec, world.rank_of)
     held = held_by(spec, run, ranks)
     spec_hash = fingerprint(spec, inputs, held)
-    action, changed = _compare(spec, spec_hash, run, rerun=_starts_again(spec, world))
+    action, changed = _compare(spec, spec_hash, run, world)
     there = run.set_name if run else ""
     joins = joined(spec.name, there, world.scope)
     if run and (moves := joining(there, joins)):
@@ -349,7 +349,7 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     if isinstance(spec, Service) and spec.base:
         return replace(plan, template=shared(document, spec, world.runs, offers.services, ranks))
     if action == "update" and run:
-        template = in_place(run, spec)
+        template = in_place(run, spec, scales=scales_now(run.template, world.places))
         return replace(plan, template=template, notes=tuple(adapter_notes(template, adapters_of(run.plan))))
     demand = demand_of(spec, places=world.places, names=world.names)
     if not demand.zones and (zones := _zones_of(spec, offers)):
@@ -380,7 +380,7 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
     resumes = engine is not None and engine.trained is not None
     template = Template(
         launch, backends, follower, nodes=demand.nodes, surge=surge, rents=rents, resumes=resumes,
-        scales=all(Can.SCALES in demand.places.get(name, ()) for name in backends),
+        scales=all_scale(backends, demand.places),
         serves=_serves(spec, engine.served) if engine and engine.served else (),
     )  # fmt: skip
     return replace(
@@ -479,9 +479,7 @@ def _starts_again(spec: Work, world: World) -> bool:
     return world.rerun or (world.resume and isinstance(spec, Task) and spec.train is not None)
 
 
-def _compare(
-    spec: Work, spec_hash: str, run: Run | None, *, rerun: bool
-) -> tuple[Action, tuple[Change, ...]]:
+def _compare(spec: Work, spec_hash: str, run: Run | None, world: World) -> tuple[Action, tuple[Change, ...]]:
     """Return what has to be done to the run on record, and the fields that differ."""
     if run is None:
         return "create", ()
@@ -503,8 +501,9 @@ def _compare(
     if spec_hash != run.spec_hash:
         return ("rerun" if over else "replace"), changed
     kept_up = not isinstance(spec, Task)
-    if over and (rerun or kept_up or run.wanted is Wanted.STOP):
+    if over and (_starts_again(spec, world) or kept_up or run.wanted is Wanted.STOP):
         return "rerun", changed
+    changed += rescaled(run, spec, world.places)
     return ("update" if changed else "unchanged"), changed
 
 

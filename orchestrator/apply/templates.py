@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.apply.adapters import loadable
-from orchestrator.backend import Launch, Scaling
+from orchestrator.backend import Can, Launch, Scaling
 from orchestrator.engines.job import Adapters, relisted
 from orchestrator.planner.ask import Work
 from orchestrator.reconcile import Retry, Run, Template
 from orchestrator.reconcile.serving import adapters_of, least_grace_s, metrics_of
 from orchestrator.spec.models import DevEnvironment, Rollout, Service, Task
+from orchestrator.spec.parts import IN_PLACE, Change
 
 if TYPE_CHECKING:
     from orchestrator.engines.job import Metrics
@@ -59,12 +60,37 @@ def updated(
     )  # fmt: skip
 
 
-def in_place(run: Run, spec: Work) -> Template:
-    """Return the template of a run with what ``spec`` changes of it in place."""
+def in_place(run: Run, spec: Work, *, scales: bool) -> Template:
+    """Return the template of a run with what ``spec`` changes of it in place.
+
+    ``scales`` says whether its places scale with controllers of their own by now.
+    """
     return updated(
-        run.template, spec, least_grace_s=least_grace_s(run.plan), kept=run.template.replicas,
+        replace(run.template, scales=scales), spec,
+        least_grace_s=least_grace_s(run.plan), kept=run.template.replicas,
         metrics=metrics_of(run.plan), takes=adapters_of(run.plan),
     )  # fmt: skip
+
+
+def all_scale(backends: Sequence[str], places: Mapping[str, frozenset[Can]]) -> bool:
+    """Return whether each of these places scales with controllers of its own."""
+    return all(Can.SCALES in places.get(name, ()) for name in backends)
+
+
+def scales_now(template: Template, places: Mapping[str, frozenset[Can]]) -> bool:
+    """Return whether the places of a run scale by themselves by now; as before where one is not known."""
+    known = all(places.get(name) for name in template.backends)
+    return all_scale(template.backends, places) if known else template.scales
+
+
+def rescaled(run: Run, spec: Work, places: Mapping[str, frozenset[Can]]) -> tuple[Change, ...]:
+    """Return who scales a service where that is another than before, which no field of its spec says."""
+    if not isinstance(spec, Service) or spec.scaling is None:
+        return ()
+    by_place = _scaling(spec, metrics_of(run.plan)) if scales_now(run.template, places) else None
+    place = ", ".join(run.template.backends)
+    before, now = (f"by {place}" if each else "by the gateway" for each in (run.template.scaling, by_place))
+    return () if before == now else (Change("scaling", before, now, IN_PLACE),)
 
 
 def _scaling(spec: Work, metrics: Metrics | None) -> Scaling | None:

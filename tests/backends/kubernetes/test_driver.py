@@ -211,6 +211,16 @@ def test_autoscaler_is_made_beside_a_service_whose_number_is_its_own(
     assert names(root, place, "autoscaling/v2", "HorizontalPodAutoscaler") == []
 
 
+def test_number_is_told_and_stays_where_an_autoscaler_takes_over(
+    place: Kubernetes, root: Cluster, config: str
+) -> None:
+    """The server makes it one when nobody says any."""
+    scaling = Kubernetes("s", kubeconfig=config, namespace=place.settings.namespace, autoscaler="hpa")
+    assert apply(place, replace(SCALED, replicas=3)).replicas == 3
+    assert scaling.rehearse(SCALED) == ["HorizontalPodAutoscaler llama-70b: is made"]
+    assert apply(scaling, SCALED).replicas == 3
+
+
 def test_changed_task_is_another_job_and_the_old_one_goes(place: Kubernetes, root: Cluster) -> None:
     apply(place, INDEXED)
     apply(place, replace(INDEXED, template=replace(INDEXED.template, spec_hash="ffff")))
