@@ -76,8 +76,9 @@ def test_second_apply_leaves_every_version_as_it_was(place: Kubernetes, root: Cl
         for version, kind in kinds:
             for name in names(root, place, version, kind):
                 one = get(root, place, version, kind, name)
-                # controllers write the status of a Deployment whenever they like
-                told = "generation" if kind == "Deployment" and CONTROLLED else "resourceVersion"
+                # controllers write the status of these whenever they like
+                kept = kind in ("Deployment", "PodDisruptionBudget") and CONTROLLED
+                told = "generation" if kept else "resourceVersion"
                 found[f"{kind}/{name}"] = one["metadata"][told]
         return found
 
