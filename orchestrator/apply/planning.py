@@ -551,7 +551,9 @@ class _Placing:
             raise SpecError(wrong)
         found = question.objections(wanted, accelerators())
         if found and self.offers.world.strict:
-            raise SpecError([self.document.problem(each.field, each.text) for each in found])
+            raise SpecError(
+                [self.document.problem(each.field, each.text, each.fix or None) for each in found]
+            )
 
         fetch_bytes = _fetched(spec.model, facts)
         demand = replace(self.demand, fetch_bytes=fetch_bytes)

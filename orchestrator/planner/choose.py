@@ -138,6 +138,7 @@ def choose(
     makes: Makes = _all_can,
     takes: Takes = _all_can,
     keeps: Keeps = _all_can,
+    reads: Makes = _all_can,
     fixed: Degrees = OPEN,
     slices: Collection[tuple[str, int, int]] = (),
 ) -> Choices:
@@ -156,6 +157,7 @@ def choose(
         makes: Whether an engine makes a format that was not published, on a device.
         takes: Whether an engine serves the model on a device as a layout cuts it.
         keeps: Whether an engine keeps the KV cache in a format, on a device.
+        reads: Whether an engine serves weights that were made in a format beforehand, on a device.
         fixed: Degrees of parallelism that are not to be found here.
         slices: Machines that are one and can be had, as accelerator, nodes and devices of each.
 
@@ -163,7 +165,7 @@ def choose(
         ValueError: as ``serving_needs``.
     """
     asked = _Asked(
-        facts, job, tuple(sorted(set(counts))), max_nodes, least_context, makes, takes, keeps, fixed
+        facts, job, tuple(sorted(set(counts))), max_nodes, least_context, makes, takes, keeps, reads, fixed
     )
     devices = sorted(accelerators, key=lambda a: (a.visible_bytes, a.name))
     candidates: list[Candidate] = []
@@ -229,10 +231,12 @@ class _Asked:
         makes: Makes,
         takes: Takes,
         keeps: Keeps,
+        reads: Makes,
         fixed: Degrees,
     ) -> None:
         self.facts = facts
         self.makes = makes
+        self.reads = reads
         self.takes = takes
         self.keeps = keeps
         self.fixed = fixed
@@ -381,10 +385,11 @@ class _Asked:
             less = weight_format(precision).bits < weight_format(self.first).bits
             helps = (less or lacks) and runs(device, precision)
             if helps and self.needs(layout, precision).on(device).fits:
-                # engines make fp8 and int8 while they load; 4-bit weights are made beforehand
-                if weight_format(precision).bits < 8 <= weight_format(self.first).bits:
-                    if taken or lacks:  # else it is not the format alone that an engine says no to
-                        yield Change("model", f"made in {precision}")
+                # engines make fp8 and int8 while they load; most want 4-bit weights made beforehand
+                beforehand = weight_format(precision).bits < 8 <= weight_format(self.first).bits
+                # where neither holds, it is not the format alone that an engine says no to
+                if beforehand and (taken or lacks) and self.reads(device, precision):
+                    yield Change("model", f"made in {precision}")
                 elif self.makes(device, precision):
                     yield Change("precision", precision)
 

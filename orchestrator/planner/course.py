@@ -106,19 +106,29 @@ def smaller_of(
         return None
     near, price = min(cheaper, key=lambda m: (m[0].short_bytes, m[1], m[0].accelerator.name))
     device = accelerators[near.accelerator.name]
+    change = change_of(facts, job, device, count=near.count, batch_size=batch_size)
+    return Smaller(device.name, near.count, price, near.short_bytes, change)
+
+
+def change_of(
+    facts: ModelFacts, job: TrainingJob, device: Accelerator, *, count: int, batch_size: int, nodes: int = 1
+) -> str:
+    """Return the first change with which so many devices hold a run, "" where none that is tried does."""
     for change, changed in _changes(job, device):
         found = choose_training(
-            facts, changed, [device], batch_size=batch_size, counts=[near.count], max_nodes=1
+            facts, changed, [device], batch_size=batch_size, counts=[count], max_nodes=nodes
         )
-        if found.candidates:
-            return Smaller(device.name, near.count, price, near.short_bytes, change)
-    return Smaller(device.name, near.count, price, near.short_bytes, "")
+        if any(each.nodes == nodes for each in found.candidates):
+            return change
+    return ""
 
 
 def _changes(job: TrainingJob, device: Accelerator) -> list[tuple[str, TrainingJob]]:
     """Return what could make a run smaller, the least first, with the run it makes."""
     lengths = [n for n in (job.sequence_length // 2, job.sequence_length // 4) if n >= 256]
     found = [(f"sequence_length: {n}", replace(job, sequence_length=n)) for n in lengths]
+    if job.tuning == "full":
+        found.append(("adapter: lora", replace(job, tuning="lora", state_dtype="bf16")))
     if job.tuning != "qlora" and device.family in ("cuda", "rocm"):
         small = replace(job, tuning="qlora", state_dtype="bf16")
         found.append(("adapter: qlora", small))

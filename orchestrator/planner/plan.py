@@ -205,6 +205,10 @@ _ADVICE = {
 }
 
 
+_NOT_NAMED = frozenset({"another accelerator", "not in backends", "not in fleets"})
+"""Reasons that the spec itself gives, by naming others; what it named comes first."""
+
+
 def _advice(refused: Sequence[Refusal]) -> str:
     found = [
         _ADVICE.get(r.reason)
@@ -212,7 +216,7 @@ def _advice(refused: Sequence[Refusal]) -> str:
         or _joined(r.reason)
         or _held_back(r.reason)
         or _full(r.reason)
-        for r in refused
+        for r in sorted(refused, key=lambda r: r.reason in _NOT_NAMED)
     ]
     return next(filter(None, found), "ask for less, or allow more places")
 

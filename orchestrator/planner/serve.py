@@ -459,10 +459,11 @@ def place_model(
         wanted = demand.accelerator
         objected = question.objections(wanted, accelerators)
         job = replace(question.job, context=question.model.context or _least_context(question))
-        # where an engine said no, machines are not what is missing
+        # where an engine or the model itself said no, machines are not what is missing
+        stuck = next((each.fix for each in objected if each.fix), "")
         near = (
             ""
-            if groups.declined
+            if groups.declined or stuck
             else elsewhere(
                 question.facts, job, wanted, accelerators, prices, most_usd_hour=demand.max_price_usd_hour
             )
@@ -473,7 +474,7 @@ def place_model(
             refused=refusals(matched, groups.refused),
             why_not=why_not(),
             where=where,
-            fix=_fix(question, groups, dearer(), matched, asked),
+            fix=stuck or _fix(question, groups, dearer(), matched, asked),
             elsewhere=near,
         )
     ranked = _best(question, options, sort=sort)
@@ -513,7 +514,8 @@ def _options(
     found = choose(
         question.facts, question.job, [accelerators[name] for name in devices],
         counts=counts, max_nodes=MOST_NODES, least_context=_least_context(question), makes=_maker(question),
-        takes=_taker(question), keeps=_keeper(question), fixed=question.degrees, slices=groups.slices,
+        takes=_taker(question), keeps=_keeper(question), reads=_reader(question),
+        fixed=question.degrees, slices=groups.slices,
     )  # fmt: skip
     fell = {(m.accelerator.name, m.count): m for m in reversed(found.missed) if m.nodes == 1}
     best = _by_place(found)
@@ -572,6 +574,17 @@ def _keeper(question: Question) -> Keeps:
         return _is_served(question, replace(_bare(question, device), kv_dtype=kv_cache))
 
     return once_per_kind(keeps)
+
+
+def _reader(question: Question) -> Makes:
+    """Return whether an engine serves weights made in 4 bits, asked once per kind of device."""
+
+    def reads(device: Accelerator, _precision: str) -> bool:
+        bare = _bare(question, device)
+        made = (replace(question.facts, quantization=method) for method in ("awq", "gptq"))
+        return any(_is_served(question, replace(bare, model=each)) for each in made)
+
+    return once_per_kind(reads)
 
 
 def _bare(question: Question, device: Accelerator) -> EngineJob:

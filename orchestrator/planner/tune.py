@@ -23,7 +23,7 @@ from orchestrator.frozen import frozen
 from orchestrator.planner.choose import TOO_LITTLE
 from orchestrator.planner.choose_training import TrainingCandidate, TrainingMissed, choose_training
 from orchestrator.planner.compose import environment
-from orchestrator.planner.course import Course, Smaller, course_of, smaller_of
+from orchestrator.planner.course import Course, Smaller, change_of, course_of, smaller_of
 from orchestrator.planner.cpu import is_cpu, with_cpus
 from orchestrator.planner.demand import Demand
 from orchestrator.planner.groups import Groups, affordable, any_of, group, refusals, spanning
@@ -45,6 +45,8 @@ from orchestrator.units import GIB
 AUTO_TRAINER = "trl"
 MOST_NODES = 4
 """Machines that ``nodes: auto`` may span."""
+MOST_ADVISED = 16
+"""Machines that are spoken of where fewer do not hold a run."""
 
 _TUNINGS: Mapping[str, Tuning] = {"none": "full", "lora": "lora", "qlora": "qlora"}
 
@@ -488,11 +490,17 @@ def _fix(
     dearer: Sequence[WhyNot],
 ) -> str:
     """Return what the trainer asks for, the price, else what the set that lacks least would need."""
-    if declined:
-        return max(declined, key=lambda said: (declined[said], said))
-    if dearer:
+    said = max(declined, key=lambda said: (declined[said], said), default="")
+    if said and sum(declined.values()) >= len(missed):
+        return said
+    if dearer and not said:
         least = min(dearer, key=lambda each: (each.price_usd_hour, each.accelerator, each.count))
         return f"{least.count} × {least.accelerator} would hold it with {least.change}"
+    return "; ".join(dict.fromkeys(filter(None, (said, _lacking(question, missed)))))
+
+
+def _lacking(question: TuningQuestion, missed: Sequence[TrainingMissed]) -> str:
+    """Return what the set that lacks least would need, "" where memory is not what is missing."""
     short = [m for m in missed if m.short_bytes]
     short.sort(key=lambda m: (m.short_bytes, m.count, m.accelerator.name))
     if not short:
@@ -501,7 +509,31 @@ def _fix(
     if None not in reasons:  # a smaller run would not take place there either
         return f"{question.engine}: {reasons[0]}"
     near = short[reasons.index(None)]
-    lacks = f"{near.count} × {near.accelerator.name} lacks {near.short_bytes / GIB:.1f} GiB a device"
-    if question.job.tuning == "qlora":
-        return f"{lacks}: try a shorter sequence_length, or allow larger accelerators"
-    return f"{lacks}: try adapter: qlora, or a shorter sequence_length"
+    machines = f"{near.nodes} × " if near.nodes > 1 else ""
+    lacks = (
+        f"{machines}{near.count} × {near.accelerator.name} lacks {near.short_bytes / GIB:.1f} GiB a device"
+    )
+    change = change_of(
+        question.facts, question.job, near.accelerator,
+        count=near.count, batch_size=question.train.batch_size, nodes=near.nodes,
+    )  # fmt: skip
+    found = [each for each in (_more_nodes(question, near), change) if each]
+    if found:
+        return f"{lacks}, would do with {', or with '.join(found)}"
+    return f"{lacks}, and no smaller run that was tried does: allow larger accelerators"
+
+
+def _more_nodes(question: TuningQuestion, near: TrainingMissed) -> str:
+    """Return how many machines of several accelerators hold the run as it is, "" where too many would be."""
+    if near.count == 1:
+        return ""
+    batch_size, most = question.train.batch_size, near.count * MOST_ADVISED
+    held = choose_training(
+        question.facts, question.job, [near.accelerator], batch_size=max(batch_size, most),
+        counts=[near.count], max_nodes=MOST_ADVISED,
+    ).candidates  # fmt: skip
+    if not held:
+        return ""
+    nodes = min(each.nodes for each in held)
+    devices = nodes * near.count  # of which each has an example of its own
+    return f"nodes: {nodes}" + (f" and batch_size: {devices}" if devices > batch_size else "")

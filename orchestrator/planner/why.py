@@ -112,10 +112,14 @@ def _price_text(price: Price) -> str:
 
 @frozen
 class Objection:
-    """What of a spec contradicts itself or its model, and the field that says it."""
+    """What of a spec contradicts itself or its model, and the field that says it.
+
+    ``fix`` is what to do where no machine helps, "" where another one may.
+    """
 
     field: str
     text: str
+    fix: str = ""
 
 
 def objections(
@@ -137,17 +141,19 @@ def objections(
 
     >>> from orchestrator.catalog import accelerators, model
     >>> llama = model("meta-llama/Llama-3.1-70B-Instruct")
-    >>> objections(llama, ServingJob(precision="bf16", context=8192), None, accelerators(),
-    ...            fixed=Degrees(tensor=3))
-    (Objection(field='args', text='tensor 3: 64 attention heads do not divide by 3'),)
+    >>> (found,) = objections(llama, ServingJob(precision="bf16", context=8192), None, accelerators(),
+    ...                       fixed=Degrees(tensor=3))
+    >>> found.field, found.text
+    ('args', 'tensor 3: 64 attention heads do not divide by 3')
     """
     found: list[Objection] = []
     if job.context and facts.context and job.context > facts.context:
         text = f"a context of {job.context:,} is beyond the model's {facts.context:,}"
-        found.append(Objection("model", text))
+        found.append(Objection("model", text, f"ask for a context of {facts.context:,} at most"))
     precision = published_format(facts) if job.precision == "auto" else job.precision
     if fixed.tensor and (uncut := indivisible(facts, fixed.tensor, precision=precision)):
-        found.append(Objection("args", f"tensor {fixed.tensor}: {uncut}"))
+        fix = "leave tensor parallelism out of args: the plan finds it"
+        found.append(Objection("args", f"tensor {fixed.tensor}: {uncut}", fix))
     bounded = replace(job, context=min(job.context or 1, facts.context or job.context or 1))
     each = [_on(facts, bounded, accelerators[n], wanted, fixed) for n in _named(wanted) if n in accelerators]
     if each and all(each):

@@ -368,6 +368,29 @@ def test_a_change_with_which_no_engine_serves_is_not_advised(
     assert ("would hold it with" in (caught.value.fix or "")) is bool(change)
 
 
+@pytest.mark.parametrize(
+    ("id", "accelerator", "engine", "change"),
+    [
+        (
+            "Qwen/Qwen3-14B-FP8",
+            "MI210-64GB",
+            "sglang",
+            "",
+        ),  # it has no fp8, and SGLang is not built for gfx90a
+        ("Qwen/Qwen3-14B-FP8", "MI210-64GB", "vllm", "model made in int4"),
+        ("Qwen/Qwen3-14B", "A10-24GB", "vllm", "model made in int4"),
+        ("Qwen/Qwen3-14B", "A10-24GB", "transformers", "precision int4"),  # which makes it while it loads
+    ],
+)
+def test_four_bits_are_advised_where_an_engine_serves_them(
+    id: str, accelerator: str, engine: str, change: str
+) -> None:
+    offers, asked = [offer(accelerator)], replace(question(id, context=2048), engine=engine)
+    with pytest.raises(NothingFits) as caught:
+        placed(offers, asked, places={"cloud": ABLE - {Can.NODES}})
+    assert [each.change for each in caught.value.why_not] == [change]
+
+
 def test_an_engine_of_one_node_is_told_what_one_node_lacks() -> None:
     asked = replace(question(), engine="nim", secrets=(("HF_TOKEN", "x"), ("NGC_API_KEY", "x")))
     with pytest.raises(NothingFits) as caught:
@@ -611,6 +634,35 @@ def test_what_a_spec_asks_of_accelerators_and_nobody_has_is_what_is_said(
     with pytest.raises(NothingFits) as caught:
         place_model(question(), demand, OfferIndex([offer("H100-80GB", 8)]), accelerators(), what="x")
     assert caught.value.fix == fix
+
+
+def test_what_was_named_and_is_there_is_what_is_advised_about() -> None:
+    """Many offers of other accelerators say less than the few that have another count."""
+    offers = [offer("H100-80GB", 8), *(offer(name) for name in ("T4-16GB", "L4-24GB", "A100-80GB"))]
+    asked = AcceleratorDemand(names=frozenset({"H100-80GB"}), count=Span(3, 3))
+    with pytest.raises(NothingFits) as caught:
+        place_model(
+            question(), Demand(places={"cloud": ABLE}, accelerator=asked), OfferIndex(offers), accelerators(),
+            what="x",
+        )  # fmt: skip
+    assert caught.value.fix == "ask for another count in resources.gpu"
+
+
+@pytest.mark.parametrize(
+    ("context", "args", "fix"),
+    [
+        (200_000, (), "ask for a context of 131,072 at most"),
+        (8192, ("-tp", "3"), "leave tensor parallelism out of args: the plan finds it"),
+    ],
+)
+def test_what_no_machine_mends_is_advised_and_no_machine(
+    context: int, args: tuple[str, ...], fix: str
+) -> None:
+    asked, demand = question(context=context, args=args), Demand(places={"cloud": ABLE})
+    index = OfferIndex([offer("L4-24GB"), offer("H100-80GB", 8)])
+    with pytest.raises(NothingFits) as caught:
+        place_model(asked, demand, index, accelerators(), what="x", prices=prices())
+    assert (caught.value.fix, caught.value.elsewhere) == (fix, "")
 
 
 def test_what_no_service_can_say_is_not_advised() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def test_what_comes_out_is_kept_without_being_asked_for() -> None:
 def test_a_run_that_fits_nowhere_says_what_the_nearest_set_lacks() -> None:
     with pytest.raises(NothingFits) as caught:
         planned(adapter="none", more="resources: {gpu: 24GB..26GB:1}")
-    assert "GiB a device: try adapter: qlora" in str(caught.value.fix)
+    assert str(caught.value.fix).endswith(" GiB a device, would do with adapter: qlora")
     assert "sft of Qwen/Qwen2.5-7B, every weight" in caught.value.needs
 
 
@@ -173,6 +174,19 @@ def test_405b_is_planned_or_told_what_it_lacks(nodes: int, gpu: str) -> None:
     assert "GiB a device" in (caught.value.fix or "")
 
 
+def test_a_run_of_every_weight_is_told_how_many_machines_hold_it() -> None:
+    text = (Path(__file__).parents[2] / "configs" / "tasks" / "llama-405b-full.yaml").read_text()
+    with pytest.raises(NothingFits) as caught:
+        plan_everywhere(text.replace("nodes: 12", "nodes: 1"))
+    found = re.search(r"would do with nodes: (\d+)(?: and batch_size: (\d+))?", caught.value.fix or "")
+    assert found
+    more = text.replace("nodes: 12", f"nodes: {found[1]}")
+    if found[2]:
+        more = re.sub("batch_size: .*", f"batch_size: {found[2]}", more)
+    [plan] = plan_everywhere(more)
+    assert isinstance(plan, RunPlan)
+
+
 def test_a_run_that_only_max_price_keeps_out_is_told_the_price() -> None:
     def machine(name: str, accelerator: str, vram_bytes: int, usd: float) -> Offer:
         return Offer(
@@ -200,9 +214,14 @@ def test_a_run_that_only_max_price_keeps_out_is_told_the_price() -> None:
 
 
 @pytest.mark.parametrize(
-    ("adapter", "said"), [("lora", "try adapter: qlora"), ("qlora", "larger accelerators")]
+    ("model", "adapter", "said"),
+    [
+        ("Qwen2.5-14B", "lora", "would do with adapter: qlora"),
+        ("Qwen2.5-72B-Instruct", "lora", "no smaller run that was tried does: allow larger accelerators"),
+        ("Qwen2.5-72B-Instruct", "qlora", "no smaller run that was tried does: allow larger accelerators"),
+    ],
 )
-def test_what_is_advised_is_not_there_already(adapter: str, said: str) -> None:
+def test_what_is_advised_would_do(model: str, adapter: str, said: str) -> None:
     small = Offer(
         "lab", "small", 64, 512 * GIB, accelerator="L4-24GB", vendor="nvidia", count=1,
         vram_bytes=23_580_639_232, compute_capability=(8, 9), price_usd_hour=1.0,
@@ -210,9 +229,8 @@ def test_what_is_advised_is_not_there_already(adapter: str, said: str) -> None:
     text = SFT.format(dataset="trl-lib/Capybara", adapter=adapter, batch=16, more="")
     there = replace(world(), offers=lambda: [small], places={"lab": ABLE})
     with pytest.raises(NothingFits) as caught:
-        plan_documents(read(text.replace("Qwen2.5-7B", "Qwen2.5-72B-Instruct")), there)
-    assert said in (caught.value.fix or "")
-    assert ("qlora" in (caught.value.fix or "")) == (adapter == "lora")
+        plan_documents(read(text.replace("Qwen2.5-7B", model)), there)
+    assert (caught.value.fix or "").endswith(said)
 
 
 @pytest.mark.parametrize(
