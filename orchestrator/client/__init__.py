@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter
 
 from orchestrator.api import (
     FleetView,
@@ -43,13 +41,11 @@ from orchestrator.apply.drift import Drift
 from orchestrator.apply.inputs import read_inputs
 from orchestrator.apply.planfile import default_expiry, sealed_plan
 from orchestrator.backend import Can, Check, Leave, LogLine, Volume
+from orchestrator.client.connection import AGAIN_S, Connection, problem, quoted
 from orchestrator.errors import (
     Denied,
-    ModelyardError,
     NotFound,
     PlanRefused,
-    StoreBusy,
-    StoreError,
     Unreachable,
     UsageError,
 )
@@ -60,7 +56,6 @@ from orchestrator.spec.values import NAME, NAME_RULE
 from orchestrator.store.values import MAIN, Artifact, SecretName
 from orchestrator.store.values import Volume as KeptVolume
 from orchestrator.wire import (
-    PROBLEM,
     QUIET,
     Application,
     Applied,
@@ -83,7 +78,6 @@ from orchestrator.wire import (
     SyncStatus,
     TokenRequest,
     TokenView,
-    error_of,
 )
 
 if TYPE_CHECKING:  # http, ssl and threads: only where runs are driven
@@ -91,13 +85,9 @@ if TYPE_CHECKING:  # http, ssl and threads: only where runs are driven
     from orchestrator.loop import Hooks
 
 _Value = TypeVar("_Value")
-_Body = TypeVar("_Body", bound=BaseModel)
 _PAGE = 500
 _FEW = 50
 """Names that are asked for one by one in a query; beyond them all runs are read."""
-TIMEOUT_S = 60.0
-TRIES = 4
-_AGAIN_S = 0.5
 
 _VIEW: TypeAdapter[RunView] = TypeAdapter(RunView)
 _LINE: TypeAdapter[LogLine] = TypeAdapter(LogLine)
@@ -105,9 +95,6 @@ _LINE: TypeAdapter[LogLine] = TypeAdapter(LogLine)
 
 class Remote(Planner):
     """The answers of a server.
-
-    Calls that read are repeated when the server does not answer; calls that change carry an
-    idempotency key, so that one that was repeated is carried out once.
 
     Args:
         url: Where the server is: ``https://HOST``.
@@ -129,31 +116,18 @@ class Remote(Planner):
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         super().__init__(environ=environ, clock=clock)
-        if not url.startswith(("http://", "https://")):
-            raise UsageError(f"MODELYARD_URL is no address of a server: {url!r}", fix="https://HOST")
-        self._project = project
         self._told: int | None = None
-        try:
-            self._http = httpx.Client(
-                base_url=url.rstrip("/"),
-                headers={"Authorization": f"Bearer {token}"},
-                timeout=httpx.Timeout(TIMEOUT_S, connect=10.0),
-                transport=transport,
-            )
-        except httpx.InvalidURL:  # a line break of a shell's, a bracket that is left open
-            raise UsageError(
-                f"MODELYARD_URL is no address of a server: {url!r}", fix="https://HOST"
-            ) from None
+        self._server = Connection(url, token, project=project, transport=transport)
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._server.close()
 
     # What a plan asks ------------------------------------------------------------------------
 
     def record_id(self) -> str:
         """Return which record the server keeps and whose part of it is meant: ``<deployment>/<project>``."""
-        return str(self._ask("GET", "record").json())
+        return str(self._server.ask("GET", "record").json())
 
     def record_of(self, names: Collection[str] | None) -> Mapping[str, Run]:
         """Return the runs on record by name: those of ``names`` and of fleets, or all.
@@ -167,18 +141,20 @@ class Remote(Planner):
     def rehearse(self, plans: Plans) -> Mapping[str, Rehearsal]:
         """Return what the server's clusters say of plans, by run; nothing to who may not apply them."""
         try:
-            return self._body(Rehearsals, "POST", "rehearsals", self._application(plans, NOTHING_LOST)).runs
+            return self._server.one(
+                Rehearsals, "POST", "rehearsals", self._application(plans, NOTHING_LOST)
+            ).runs
         except (Denied, NotFound, PlanRefused):  # an older server, or a record that moves: the apply says it
             return {}
 
     def kept_volumes(self) -> Mapping[str, KeptVolume]:
         """Return the volumes on record by name."""
-        found = self._list(KeptVolume, "GET", "volumes/record")
+        found = self._server.every(KeptVolume, "volumes/record")
         return {volume.name: volume for volume in found}
 
     def fleet_records(self) -> Mapping[str, FleetRecord]:
         """Return the fleets on record by name, with who is on them."""
-        found = self._list(FleetRecord, "GET", "fleets/record")
+        found = self._server.every(FleetRecord, "fleets/record")
         return {record.fleet.name: record for record in found}
 
     def expect(self, fleets: Sequence[Fleet]) -> frozenset[str]:
@@ -199,18 +175,18 @@ class Remote(Planner):
 
     def abilities(self) -> Mapping[str, frozenset[Can]]:
         """Return what each place is able to do, preferred ones first."""
-        found = self._ask("GET", "places").json()
+        found = self._server.ask("GET", "places").json()
         return {name: frozenset(map(Can, can)) for name, can in found.items()}
 
     def offers(self) -> Offers:
         """Return what every place offers now."""
-        page = self._body(OfferPage, "GET", "offers")
+        page = self._server.one(OfferPage, "GET", "offers")
         return Offers(tuple(page.offers), page.silent, frozenset(page.denied), frozenset(page.wrong))
 
     def mirrors(self) -> Mirrors:
         """Return where the server's places have images and models from."""
         try:
-            found = self._ask("GET", "mirrors").json()
+            found = self._server.ask("GET", "mirrors").json()
         except NotFound:  # an older server
             return Mirrors()
         return Mirrors(found["registries"], found["hub"])
@@ -221,7 +197,9 @@ class Remote(Planner):
         """Send the plans, which the server carries out exactly or refuses."""
         require_consent(plans, consent)
         self._told = self._newest()
-        return tuple(self._body(Applied, "POST", "applications", self._application(plans, consent)).runs)
+        return tuple(
+            self._server.one(Applied, "POST", "applications", self._application(plans, consent)).runs
+        )
 
     def _application(self, plans: Plans, consent: Consent) -> Application:
         runs = [plan for plan in plans if isinstance(plan, RunPlan) and plan.template is not None]
@@ -261,19 +239,33 @@ class Remote(Planner):
 
     def drift(self) -> Found[Drift]:
         """Return where the places differ from the record."""
-        return self._body(FoundPage[Drift], "GET", "drift").found()
+        return self._server.one(FoundPage[Drift], "GET", "drift").found()
 
     def follow(
         self, names: Sequence[str], goal: Goal, *, hooks: Hooks | None = None, timeout_s: float | None = None
     ) -> bool:
         """Wait until each run has reached ``goal`` or its end; False when time ran out."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+
+        def look() -> tuple[bool, Collection[str]]:
+            return all(has_arrived(view.run, view.jobs, goal) for view in self._views(names)), names
+
         after = self._newest() if self._told is None else self._told
+        return self._until(look, after, hooks=hooks, timeout_s=timeout_s)
+
+    def _until(
+        self,
+        look: Callable[[], tuple[bool, Collection[str]]],
+        after: int,
+        *,
+        hooks: Hooks | None,
+        timeout_s: float | None,
+    ) -> bool:
+        """Wait until ``look`` says that it is so; tell what happens behind ``after`` to the runs it names."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
+            is_so, names = look()
             after = self._tell(after, frozenset(names), hooks)
-            views = {view.run.name: view for view in self._views(names)}
-            if all(name not in views or _is_there(views[name], goal) for name in names):
-                self._tell(after, frozenset(names), hooks)
+            if is_so:
                 return True
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
@@ -291,16 +283,16 @@ class Remote(Planner):
     def _wait(self, after: int, timeout_s: float) -> None:
         """Wait until something happens behind ``after``, or time is up."""
         try:
-            for kind, said in self._stream("events/stream", {"after": after}, read_s=timeout_s):
+            for kind, said in self._server.stream("events/stream", {"after": after}, read_s=timeout_s):
                 if kind == "message" or said == QUIET:  # else it would keep us beyond our time
                     return
         except httpx.TimeoutException:
             return
         except Unreachable:
-            time.sleep(_AGAIN_S)
+            time.sleep(AGAIN_S)
 
     def _newest(self) -> int:
-        return int(self._ask("GET", "serial").json())
+        return int(self._server.ask("GET", "serial").json())
 
     # Reading ---------------------------------------------------------------------------------
 
@@ -316,18 +308,14 @@ class Remote(Planner):
         wanted = None if names is None or len(names) > _FEW else sorted(names)
         if wanted == []:
             return
-        after = ""
-        while True:
-            params = {"limit": _PAGE, "after": after, **({"name": wanted} if wanted else {})}
-            page = self._body(RunPage, "GET", "runs", params=params)
-            yield from (view for view in page.items if names is None or view.run.name in names)
-            if page.next is None:
-                return
-            after = page.next
+        params = {"limit": _PAGE, "after": "", **({"name": wanted} if wanted else {})}
+        for view in self._server.paged(RunPage, "runs", params):
+            if names is None or view.run.name in names:
+                yield view
 
     def run(self, name: str) -> RunView:
         """Return one run."""
-        return _VIEW.validate_json(self._ask("GET", f"runs/{_quoted(name)}").content)
+        return _VIEW.validate_json(self._server.ask("GET", f"runs/{quoted(name)}").content)
 
     def recorded(self, name: str) -> RunView:
         """Return one run as it is on record."""
@@ -335,18 +323,12 @@ class Remote(Planner):
 
     def events(self, name: str | None, *, after: int = 0) -> list[tuple[int, RunEvent]]:
         """Return events with their serials, oldest first."""
-        found: list[tuple[int, RunEvent]] = []
-        while True:
-            params: dict[str, Any] = {"after": after, **({"run": name} if name is not None else {})}
-            page = self._body(EventPage, "GET", "events", params=params)
-            found += [(told.serial, told.event) for told in page.items]
-            if page.next is None:
-                return found
-            after = int(page.next)
+        params = {"after": after, **({"run": name} if name is not None else {})}
+        return [(told.serial, told.event) for told in self._server.paged(EventPage, "events", params)]
 
     def output(self, launch: str, *, follow: bool) -> Iterator[LogLine]:
         """Yield the output of one launch."""
-        return self._lines(f"launches/{_quoted(launch)}/logs/stream", {"follow": follow})
+        return self._lines(f"launches/{quoted(launch)}/logs/stream", {"follow": follow})
 
     def logs(
         self,
@@ -365,15 +347,15 @@ class Remote(Planner):
         if tail is not None:
             params["tail"] = tail
         if tail is not None and not follow and tail <= 10_000:
-            return iter(self._body(Lines, "GET", f"runs/{_quoted(name)}/logs", params=params).items)
-        return self._lines(f"runs/{_quoted(name)}/logs/stream", {**params, "follow": follow})
+            return iter(self._server.one(Lines, "GET", f"runs/{quoted(name)}/logs", params=params).items)
+        return self._lines(f"runs/{quoted(name)}/logs/stream", {**params, "follow": follow})
 
     def _lines(self, path: str, params: Mapping[str, Any]) -> Iterator[LogLine]:
-        for kind, data in self._stream(path, params):
+        for kind, data in self._server.stream(path, params):
             if kind == "message":
                 yield _LINE.validate_json(data)
             elif kind == "problem":
-                raise _error(data)
+                raise problem(data)
             elif kind == "end":
                 return
 
@@ -382,7 +364,7 @@ class Remote(Planner):
     ) -> int:
         """Run a command inside a running job on this terminal; return its exit code."""
         query = {"replica": replica, "node": node}
-        return self._channels().execute(f"runs/{_quoted(name)}/exec", query, command, tty=tty)
+        return self._channels().execute(f"runs/{quoted(name)}/exec", query, command, tty=tty)
 
     def container(self, name: str, *, replica: int = 0, node: int = 0) -> str:
         """Return "": a container behind a server is none of this machine."""
@@ -400,7 +382,7 @@ class Remote(Planner):
         with ExitStack() as open_ports:
             yield {
                 port.container: open_ports.enter_context(
-                    self._channels().forwarded(f"runs/{_quoted(name)}/ports/{port.container}", query)
+                    self._channels().forwarded(f"runs/{quoted(name)}/ports/{port.container}", query)
                 )
                 for port in launch.ports
             }
@@ -408,115 +390,108 @@ class Remote(Planner):
     def _channels(self) -> Channels:
         from orchestrator.client.channel import Channels  # websockets: only where a terminal is asked for
 
-        token = self._http.headers["Authorization"].removeprefix("Bearer ")
-        return Channels(str(self._http.base_url), token, _quoted(self._project))
+        return Channels(self._server.url, self._server.token, self._server.project)
 
     def ask(self, names: Sequence[str], wanted: Wanted) -> None:
         """Write down that the runs shall stop, or be deleted."""
         self._told = self._newest()
-        self._ask("POST", "endings", Ending(runs=list(names), wanted=wanted))
+        self._server.ask("POST", "endings", Ending(runs=list(names), wanted=wanted))
 
     # Places ----------------------------------------------------------------------------------
 
     def check(self) -> list[tuple[str, Check]]:
         """Look whether every configured place of the server is usable."""
-        return [(found.place, found.check) for found in self._list(Checked, "GET", "checks")]
+        return [(found.place, found.check) for found in self._server.every(Checked, "checks")]
 
     def diagnose(self) -> list[tuple[str, Check]]:
         """Look whether the server, its record and its places are well."""
-        where = ("server", Check("answers", True, f"{self._http.base_url}, project {self._project}"))
-        found = self._list(Checked, "GET", "checks", params={"all": "true"})
+        where = ("server", Check("answers", True, f"{self._server.url}, project {self._server.project}"))
+        found = self._server.every(Checked, "checks", params={"all": "true"})
         return [where, *((each.place, each.check) for each in found)]
 
     def orphans(self) -> Found[Orphan]:
         """Return instances that carry our labels and belong to no run on record."""
-        return self._body(FoundPage[Orphan], "GET", "orphans").found()
+        return self._server.one(FoundPage[Orphan], "GET", "orphans").found()
 
     def remove_orphans(self, orphans: Sequence[Orphan]) -> None:
         """Stop and remove them."""
-        self._ask("POST", "orphans/removal", FoundPage[Orphan](items=list(orphans)))
+        self._server.ask("POST", "orphans/removal", FoundPage[Orphan](items=list(orphans)))
 
     def strays(self) -> Found[Stray]:
         """Return machines that are paid for and serve no run on record."""
-        return self._body(FoundPage[Stray], "GET", "machines/strays").found()
+        return self._server.one(FoundPage[Stray], "GET", "machines/strays").found()
 
     def terminate(self, strays: Sequence[Stray]) -> None:
         """End them, and all that belongs to them."""
-        self._ask("POST", "machines/termination", FoundPage[Stray](items=list(strays)))
+        self._server.ask("POST", "machines/termination", FoundPage[Stray](items=list(strays)))
 
     def volumes(self) -> list[tuple[str, Volume]]:
         """Return every volume with its backend."""
-        return [(found.backend, found.volume) for found in self._list(PlacedVolume, "GET", "volumes")]
+        return [(found.backend, found.volume) for found in self._server.every(PlacedVolume, "volumes")]
 
     def delete_volume(self, name: str) -> None:
         """Delete a volume and what it holds."""
-        self._ask("DELETE", f"volumes/{_quoted(name)}")
+        self._server.ask("DELETE", f"volumes/{quoted(name)}")
 
     def fleets(self, name: str | None = None) -> list[FleetView]:
         """Return every fleet by name, or one, with its hosts as they are at this moment."""
-        return self._list(FleetView, "GET", "fleets", params={"name": name} if name else None)
+        return self._server.every(FleetView, "fleets", params={"name": name} if name else None)
 
     def delete_fleet(self, name: str) -> None:
         """Let go of a fleet's hosts; what ended there goes with its output."""
-        self._ask("DELETE", f"fleets/{_quoted(name)}")
+        self._server.ask("DELETE", f"fleets/{quoted(name)}")
         self.follow([name], "deleted")
 
     def cordon(self, fleet: str, host: str, *, reason: str = "", leave: Leave = "") -> None:
         """Let nothing new start on a host; with ``leave`` also move away what is there."""
         asked = CordonRequest(reason=reason, leave=leave)
-        self._ask("PUT", f"fleets/{_quoted(fleet)}/cordons/{_quoted(host)}", asked)
+        self._server.ask("PUT", f"fleets/{quoted(fleet)}/cordons/{quoted(host)}", asked)
 
     def uncordon(self, fleet: str, host: str) -> None:
         """Let launches start on a host again."""
-        self._ask("DELETE", f"fleets/{_quoted(fleet)}/cordons/{_quoted(host)}")
+        self._server.ask("DELETE", f"fleets/{quoted(fleet)}/cordons/{quoted(host)}")
 
     def emptied(
         self, fleet: str, host: str, *, hooks: Hooks | None = None, timeout_s: float | None = None
     ) -> bool:
         """Wait until no run has a launch on a host; False when time ran out."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        after = self._newest()
-        while True:
+
+        def look() -> tuple[bool, Collection[str]]:
             on = {name for each in self.fleets(fleet) for name in each.on.get(host, ())}
-            after = self._tell(after, frozenset(on), hooks)
-            if not on:
-                return True
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                return False
-            self._wait(after, 15.0 if left is None else min(15.0, left))
+            return not on, on
+
+        return self._until(look, self._newest(), hooks=hooks, timeout_s=timeout_s)
 
     def secrets(self) -> list[SecretName]:
         """Return the names of the secrets, when each was last set and what it goes with."""
-        found = self._list(Kept, "GET", "secrets")
+        found = self._server.every(Kept, "secrets")
         return [SecretName(kept.name, kept.set_at, kept.given_to) for kept in found]
 
     def set_secret(self, name: str, value: str) -> None:
         """Keep a secret, encrypted, where the server is."""
-        self._ask("PUT", f"secrets/{quote(name)}", SecretValue(value=value))
+        self._server.ask("PUT", f"secrets/{quote(name)}", SecretValue(value=value))
 
     def delete_secret(self, name: str) -> None:
         """Forget a secret."""
-        self._ask("DELETE", f"secrets/{quote(name)}")
+        self._server.ask("DELETE", f"secrets/{quote(name)}")
 
     # Users -----------------------------------------------------------------------------------
 
     def call(self, method: str, path: str, kind: type[_Value], body: BaseModel | None = None) -> _Value:
         """Return what a route under ``/v1/`` answers, for commands about the server itself."""
-        answer = self._send(method, f"/v1/{path}", body, None)
-        return cast(_Value, None if answer.status_code == 204 else _parsed(kind, answer.content))
+        return self._server.call(method, path, kind, body)
 
     def tokens(self) -> list[TokenView]:
         """Return the tokens that this caller may see."""
-        return self._list(TokenView, "GET", "tokens")
+        return self._server.every(TokenView, "tokens")
 
     def new_token(self, request: TokenRequest) -> NewToken:
         """Have a token made."""
-        return self._body(NewToken, "POST", "tokens", request)
+        return self._server.one(NewToken, "POST", "tokens", request)
 
     def revoke(self, id: str) -> None:
         """Let a token open nothing from now on."""
-        self._ask("DELETE", f"tokens/{_quoted(id)}")
+        self._server.ask("DELETE", f"tokens/{quoted(id)}")
 
     def projects(self) -> list[ProjectBody]:
         """Return every project."""
@@ -528,105 +503,19 @@ class Remote(Planner):
 
     def delete_project(self, name: str) -> None:
         """Forget a project that holds nothing, its tokens and its secrets."""
-        self.call("DELETE", f"projects/{_quoted(name)}", type(None))
+        self.call("DELETE", f"projects/{quoted(name)}", type(None))
 
     def audit(self, *, after: int = 0) -> list[NotedDeed]:
         """Return the audit log from behind a serial."""
-        found: list[NotedDeed] = []
-        while True:
-            page = self._body(DeedPage, "GET", "audit", params={"after": after})
-            found += page.items
-            if page.next is None:
-                return found
-            after = int(page.next)
+        return list(self._server.paged(DeedPage, "audit", {"after": after}))
 
     def sync_status(self) -> list[SyncStatus]:
         """Return what became of the last commits that the server synced, newest first."""
-        return self._list(SyncStatus, "GET", "sync")
+        return self._server.every(SyncStatus, "sync")
 
     def sync_now(self) -> None:
         """Have the server look at the repository at once."""
-        self._ask("POST", "sync")
-
-    # HTTP ------------------------------------------------------------------------------------
-
-    def _body(
-        self,
-        kind: type[_Body],
-        method: str,
-        path: str,
-        body: BaseModel | None = None,
-        *,
-        params: Mapping[str, Any] | None = None,
-    ) -> _Body:
-        return cast(_Body, _parsed(kind, self._ask(method, path, body, params=params).content))
-
-    def _list(
-        self, kind: type[_Value], method: str, path: str, *, params: Mapping[str, Any] | None = None
-    ) -> list[_Value]:
-        made: Any = list[kind]  # type: ignore[valid-type]  # a type made here
-        return cast(list[_Value], _parsed(made, self._ask(method, path, params=params).content))
-
-    def _ask(
-        self,
-        method: str,
-        path: str,
-        body: BaseModel | None = None,
-        *,
-        params: Mapping[str, Any] | None = None,
-    ) -> httpx.Response:
-        return self._send(method, f"/v1/projects/{_quoted(self._project)}/{path}", body, params)
-
-    def _send(
-        self, method: str, path: str, body: BaseModel | None, params: Mapping[str, Any] | None
-    ) -> httpx.Response:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
-        if method == "POST":
-            headers["Idempotency-Key"] = uuid.uuid4().hex
-        content = body.model_dump_json() if body is not None else None
-        for attempt in range(TRIES):
-            try:
-                answer = self._http.request(method, path, content=content, params=params, headers=headers)
-            except httpx.HTTPError as error:
-                if attempt + 1 < TRIES:
-                    time.sleep(_AGAIN_S * 2**attempt)
-                    continue
-                raise self._silent(error) from None
-            if answer.status_code < 400:
-                return answer
-            refused = _refusal(answer)
-            if attempt + 1 < TRIES and isinstance(refused, StoreBusy):
-                time.sleep(refused.retry_after_s or _AGAIN_S * 2**attempt)
-                continue
-            raise refused
-        raise AssertionError("the last try returns or raises")
-
-    def _stream(
-        self, path: str, params: Mapping[str, Any], *, read_s: float | None = None
-    ) -> Iterator[tuple[str, str]]:
-        """Yield the kind and data of server-sent events.
-
-        Raises:
-            Unreachable: the server does not answer, or went away in the middle.
-        """
-        at = f"/v1/projects/{_quoted(self._project)}/{path}"
-        timeout = httpx.Timeout(TIMEOUT_S, connect=10.0, read=read_s or TIMEOUT_S)
-        try:
-            with self._http.stream("GET", at, params=params, timeout=timeout) as answer:
-                if answer.status_code >= 400:
-                    answer.read()
-                    raise _refusal(answer)
-                yield from _frames(answer.iter_lines())
-        except httpx.TimeoutException:
-            if read_s is None:
-                raise Unreachable("the server fell silent", backend="server") from None
-            raise
-        except httpx.HTTPError as error:
-            raise self._silent(error) from None
-
-    def _silent(self, error: httpx.HTTPError) -> Unreachable:
-        what = f"the server at {self._http.base_url} does not answer: {error or type(error).__name__}"
-        return Unreachable(what, backend="server", fix="check MODELYARD_URL, and that the server runs")
+        self._server.ask("POST", "sync")
 
 
 def from_environment(environ: Mapping[str, str]) -> Remote | None:
@@ -647,49 +536,3 @@ def from_environment(environ: Mapping[str, str]) -> Remote | None:
     if not NAME.fullmatch(project):
         raise UsageError(f"MODELYARD_PROJECT: {project!r} is no name of a project", fix=NAME_RULE)
     return Remote(url, token, project=project, environ=environ)
-
-
-def _is_there(view: RunView, goal: Goal) -> bool:
-    return has_arrived(view.run, view.jobs, goal)
-
-
-def _refusal(answer: httpx.Response) -> ModelyardError:
-    if answer.headers.get("content-type", "").startswith(PROBLEM):
-        return _error(answer.text)
-    what = f"the server answered {answer.status_code} {answer.reason_phrase}"
-    return StoreError(what, fix="is MODELYARD_URL the address of a Modelyard server?")
-
-
-def _error(text: str) -> ModelyardError:
-    body = json.loads(text)
-    return error_of(body if isinstance(body, dict) else {})
-
-
-def _parsed(kind: Any, content: bytes) -> Any:
-    try:
-        return TypeAdapter(kind).validate_json(content)
-    except ValidationError as error:
-        raise StoreError(
-            f"the server answers in another form: {error.errors()[0]['msg']}",
-            fix="use the same version of modelyard here and there",
-        ) from None
-
-
-def _frames(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
-    """Yield the kind and data of each server-sent event; a comment is one of the kind ``comment``."""
-    kind, data = "message", list[str]()
-    for line in lines:
-        if line.startswith(": "):
-            yield "comment", line[2:]
-        elif not line:
-            if data:
-                yield kind, "\n".join(data)
-            kind, data = "message", []
-        elif line.startswith("data: "):
-            data.append(line[6:])
-        elif line.startswith("event: "):
-            kind = line[7:]
-
-
-def _quoted(text: str) -> str:
-    return quote(text, safe="")

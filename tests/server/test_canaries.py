@@ -92,7 +92,9 @@ def _errors(served: Served, client: Remote) -> list[str]:
         assert answer.status_code == 422
         found.append(answer.text)
     with pytest.raises(ModelyardError) as refused:
-        client._ask("POST", "applications", Application(plan={}, variables={"HF_TOKEN": f"hf-{CANARY}"}))
+        client._server.ask(
+            "POST", "applications", Application(plan={}, variables={"HF_TOKEN": f"hf-{CANARY}"})
+        )
     return [*found, str(refused.value)]
 
 

@@ -110,7 +110,7 @@ def test_a_server_that_is_not_there_is_named(cli: Cli, monkeypatch: pytest.Monke
     monkeypatch.setenv("MODELYARD_URL", "http://127.0.0.1:1")
     assert "MODELYARD_URL without MODELYARD_TOKEN" in cli("ps").err
     monkeypatch.setenv("MODELYARD_TOKEN", "my-x")
-    monkeypatch.setattr("orchestrator.client._AGAIN_S", 0.0)
+    monkeypatch.setattr("orchestrator.client.connection.AGAIN_S", 0.0)
     result = cli("ps")
     assert (result.code, "check MODELYARD_URL" in result.err) == (69, True)
 
