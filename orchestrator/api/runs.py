@@ -298,8 +298,12 @@ class Runs(Opened):
         with place.forwarded(job.name, port) as address:
             yield address
 
-    def ask(self, names: Sequence[str], wanted: Wanted) -> None:
+    def ask(
+        self, names: Sequence[str], wanted: Wanted, *, hold: Callable[[Run], None] = lambda _run: None
+    ) -> None:
         """Write down that the runs shall stop, or be deleted; what is to be deleted stays so.
+
+        ``hold`` is shown each run as it is asked of, and may refuse with an error of its own.
 
         Raises:
             NotFound: one of them is not on record; nothing was written.
@@ -307,12 +311,16 @@ class Runs(Opened):
         for name in names:
             if self._run(name).type == "fleet":
                 raise UsageError(f"{name!r} is a fleet", fix=f"modelyard fleet delete {name}")
-        self._turn_to(names, wanted)
+        self._turn_to(names, wanted, hold)
 
-    def _turn_to(self, names: Sequence[str], wanted: Wanted) -> None:
+    def _turn_to(
+        self, names: Sequence[str], wanted: Wanted, hold: Callable[[Run], None] = lambda _run: None
+    ) -> None:
         self._told = self.store.last_serial()
         while True:
             runs = [self._run(name) for name in names]
+            for run in runs:
+                hold(run)
             turns = [
                 asking(run, wanted, at=self._clock(), cause=by_hand(wanted))
                 for run in runs

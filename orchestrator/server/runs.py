@@ -219,8 +219,7 @@ def delete(project: Project, name: Name, request: Request) -> RunView:
 
 def _end(project: str, name: str, wanted: Wanted, request: Request) -> RunView:
     api = site_of(request).api(project)
-    require_serial(request, api.recorded(name).run.serial)
-    api.ask([name], wanted)
+    api.ask([name], wanted, hold=lambda run: require_serial(request, run.serial))
     return light(api.recorded(name))
 
 
