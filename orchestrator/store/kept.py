@@ -13,14 +13,17 @@ from orchestrator.store.values import Fleet, Kept, Sealed, Uncordoned, Volume
 
 
 def statement_of(kept: Kept, dialect: sa.Dialect) -> sa.Executable:
-    """Return the statement that writes ``kept`` down, in place of what has its name; whose that is stays."""
+    """Return the statement that writes ``kept`` down, in place of what has its name; whose that is stays.
+
+    Only under the write lock: what is sealed is sealed now.
+    """
     match kept:
         case Volume():
             return _put(dialect, volumes, {"name": kept.name}, _asked(kept) | {"backend": kept.backend})
         case Fleet():
             return _put(dialect, fleets, {"name": kept.name}, _asked(kept))
-        case Sealed(name, ciphertext, updated_at, given_to):
-            row = {"ciphertext": ciphertext, "updated_at": to_micros(updated_at)}
+        case Sealed(name, seal, updated_at, given_to):
+            row = {"ciphertext": seal(), "updated_at": to_micros(updated_at)}
             return _put(dialect, secrets, {"name": name, "given_to": given_to}, row)
         case Uncordoned(place, host):
             return cordons.delete().where(cordons.c.place == place, cordons.c.host == host)

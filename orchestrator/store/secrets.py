@@ -63,7 +63,7 @@ class Secrets:
             connection.execute(statement_of(sealed, self._database.engine.dialect))
 
     def sealed(self, name: str, value: str, *, now: datetime, given_to: str = "") -> Sealed:
-        """Return ``value`` under ``name`` as it is kept, for ``Store.commit``; writes nothing down.
+        """Return ``value`` under ``name``, to be sealed by ``Store.commit``; writes nothing down.
 
         ``given_to`` is the run or the fleet that it goes with, "" for what is set by hand.
 
@@ -75,9 +75,13 @@ class Secrets:
         if ":" in name:
             raise UsageError(f"{name!r} is no name for a secret", fix="letters, digits and ./_-")
         name = self._prefix + name
-        # The name is sealed in with the value: a row copied over another is noticed.
-        sealed = self._fernet(make=True).encrypt(json.dumps([name, value]).encode())
-        return Sealed(name, sealed, now, given_to)
+        self._fernet(make=True)  # what is wrong with the key is said before anything is written
+
+        def seal() -> bytes:
+            # The name is sealed in with the value: a row copied over another is noticed.
+            return self._fernet(make=False).encrypt(json.dumps([name, value]).encode())
+
+        return Sealed(name, seal, now, given_to)
 
     def get(self, name: str) -> str:
         """Return the value under ``name``, of two the one that was given to a run or a fleet.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import field
 from datetime import datetime
 
 from orchestrator.backend import Leave
@@ -67,14 +69,15 @@ class SecretName:
 
 @frozen
 class Sealed:
-    """A secret as it is kept: encrypted, with its name sealed in.
+    """A secret that is to be kept: encrypted under the write lock, with its name sealed in.
 
+    Sealed any sooner, it could be written behind a rotation of the keys, with a key that is gone.
     ``given_to`` is the run or the fleet whose apply brought the value, which goes with it; "" for
     one that was set by hand.
     """
 
     name: str
-    ciphertext: bytes
+    seal: Callable[[], bytes] = field(repr=False)
     updated_at: datetime
     given_to: str = ""
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -250,3 +251,27 @@ def test_no_repr_shows_a_value_or_a_key(tmp_path: Path) -> None:
 
     assert CANARY not in shown
     assert KEY not in shown
+
+
+def test_what_is_written_behind_a_rotation_opens_with_the_new_key(tmp_path: Path) -> None:
+    """It was sealed with the old one before, which was gone by then: the value was lost."""
+    url = sqlite_url(tmp_path / "state.db")
+    with open_store(url) as server, open_store(url) as operator:
+        server.secrets.set("hf", "first", now=T0)
+        given = server.secrets.sealed("chat/HF", "second", now=T0, given_to="chat")
+
+        operator.secrets.rotate()
+        server.commit([made(a_run("chat"))], kept=[given])
+
+        assert (server.secrets.get("hf"), server.secrets.get("chat/HF")) == ("first", "second")
+        assert "second" not in repr(given)
+
+
+def test_secrets_that_are_set_while_keys_are_rotated_are_all_there(tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path / "state.db")
+    with open_store(url) as server, open_store(url) as operator, ThreadPoolExecutor(4) as pool:
+        setting = [pool.submit(server.secrets.set, f"s{n}", str(n), now=T0) for n in range(100)]
+        while not all(each.done() for each in setting):
+            operator.secrets.rotate()
+
+        assert [server.secrets.get(f"s{n}") for n in range(100)] == [str(n) for n in range(100)]
