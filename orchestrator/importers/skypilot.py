@@ -34,6 +34,18 @@ _WHY_RESOURCES: Mapping[str, tuple[str, str]] = {
 _ANYWHERE = frozenset(("infra", "cloud", "region", "zone", "accelerators"))
 _BUCKET = re.compile(r"[a-z0-9]+://")
 _SAME_BACKEND = {"k8s": "kubernetes"}
+_ADDRESSES = re.compile(
+    r"""(?:\$\(|`)\s*echo\s+"?\$\{?SKYPILOT_NODE_IPS\}?"?\s*\|\s*(head\s+-(?:n\s*)?1|wc\s+-l)\s*(?:\)|`)"""
+)
+"""The first of all addresses, and how many there are (SkyPilot, "Distributed jobs")."""
+_LASTS = re.compile(r"\b(?:cd|export|source|set|shopt|ulimit|alias|conda|exit)\b|(?<!\S)\.\s|=")
+"""What a command may leave behind in its shell."""
+_REMARKS = {
+    "setup": "in SkyPilot a shell of its own, which goes on where a command fails",
+    "commands": "SkyPilot's scripts go on where a command fails",
+}
+_READY_S = 1_200
+"""How long a replica may take to be ready where the file does not say (SkyPilot, readiness_probe)."""
 _MAX_PORTS = 100
 
 
@@ -52,8 +64,10 @@ def read(roots: tuple[Node, ...], theirs: Theirs) -> None:
     resources:
       gpu: H100:8
       cpu: 16..
+    # SkyPilot's scripts go on where a command fails
     commands:
     - |-
+      set +e
       nvidia-smi
       date
     <BLANKLINE>
@@ -113,12 +127,43 @@ def _script(draft: Draft, keys: Keys, theirs: str, ours: str) -> None:
     if not isinstance(entry.node, Scalar):
         keys.leave_out(theirs, "expected a script")
         return
-    text, unknown = renamed(entry.node.text, _VARIABLES, "SKYPILOT_")
-    draft.put(ours, [text.rstrip("\n")], entry)
+    text, unknown = renamed(_ADDRESSES.sub(_address, entry.node.text), _VARIABLES, "SKYPILOT_")
+    if "MODELYARD_NODES_IPS" in text:
+        draft.remark(ours, "MODELYARD_NODES_IPS is set where there are several nodes, but not in a cluster")
+    script = text.rstrip("\n")
+    as_there = _as_there(script, is_setup=ours == "setup")
+    draft.put(ours, [as_there], entry, _REMARKS[ours] if as_there != script else "")
     if text != entry.node.text:
         draft.remark(ours, "SkyPilot's SKYPILOT_ variables are MODELYARD_ here")
     for name in unknown:
         keys.theirs.leave_out(entry, f"{theirs}: {name} is not set here", "use the MODELYARD_ variables")
+
+
+def _address(found: re.Match[str]) -> str:
+    """Return what a script made of all addresses, which not every place tells."""
+    return "$MODELYARD_NODES_NUM" if found[1].startswith("wc") else "${MODELYARD_MASTER_NODE_IP:-127.0.0.1}"
+
+
+def _as_there(script: str, *, is_setup: bool) -> str:
+    """Return a script that does here what it does in SkyPilot.
+
+    There a script goes on where a command fails, and its last one counts; setup has a shell of its own,
+    whose folder and variables are not those of the commands.
+
+    >>> print(_as_there("cd app\\nmake", is_setup=True))
+    (
+    set +e
+    cd app
+    make
+    )
+    >>> _as_there("python main.py", is_setup=False)
+    'python main.py'
+    """
+    is_one = not re.search(r"[\n;]", script)
+    if is_setup and not (is_one and not _LASTS.search(script)):
+        return f"(\nset +e\n{script}\n)"
+    stops = re.match(r"(?:\s*#[^\n]*\n|\s)*set -\w*e", script)
+    return script if is_one or stops else f"set +e\n{script}"
 
 
 # --- machines -------------------------------------------------------------------------------
@@ -380,12 +425,12 @@ def _probe(draft: Draft, keys: Keys) -> None:
     if entry is None:
         return
     if isinstance(entry.node, Scalar):
-        draft.put("probes", [{"url": entry.node.text}], entry)
+        draft.put("probes", [{"url": entry.node.text, "start_duration": f"{_READY_S}s"}], entry)
         return
     said = keys.mapping("readiness_probe")
     if said is None:
         return
-    probe: dict[str, Value] = {"url": said.text("path")}
+    probe: dict[str, Value] = {"url": said.text("path"), "start_duration": f"{_READY_S}s"}
     for theirs, ours in (("initial_delay_seconds", "start_duration"), ("timeout_seconds", "timeout")):
         if seconds := said.text(theirs):
             probe[ours] = f"{seconds}s"
