@@ -94,6 +94,7 @@ class Planner(Asked):
         self._environ = environ
         self._clock = clock
         self._found = Offers(())
+        self._unheard: dict[str, str] = {}
         self._bases: dict[str, tuple[str, str | None]] = {}
         """What models that runs left were made from: id and revision by where they are."""
 
@@ -124,8 +125,8 @@ class Planner(Asked):
 
     @property
     def silent(self) -> Mapping[str, str]:
-        """The places of which the last plan knew nothing, with the reason of each."""
-        return self._found.silent
+        """The places of which the last plan or look at runs knew nothing, with the reason of each."""
+        return {**self._found.silent, **self._unheard}
 
     def _silence(self, error: NothingFits, documents: Sequence[Document]) -> BackendError | None:
         """Return why nothing fits a document that names its places, where none of them could be read."""

@@ -146,7 +146,7 @@ class Api(Protocol):
 
     @property
     def silent(self) -> Mapping[str, str]:
-        """The places of which the last plan knew nothing, with the reason of each."""
+        """The places of which the last plan or look at runs knew nothing, with the reason of each."""
 
     def plan(
         self,

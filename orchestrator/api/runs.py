@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from orchestrator.api.activity import active
 from orchestrator.api.goals import has_arrived
-from orchestrator.api.opened import Opened
+from orchestrator.api.opened import Opened, why_silent
 from orchestrator.api.protocol import Goal, RunView
 from orchestrator.backend import Forwarder, LogLine
-from orchestrator.errors import NotFound, StateMoved, UsageError
+from orchestrator.errors import BackendError, NotFound, StateMoved, Temporary, UsageError
 from orchestrator.reconcile import Job, JobState, Run, RunEvent, Wanted
 from orchestrator.reconcile.steps import asking, by_hand
 from orchestrator.store.leases import this_owner
@@ -28,6 +28,14 @@ if TYPE_CHECKING:  # the store imports SQLAlchemy, which a plan on a fresh machi
 
 _NO_OUTPUT = frozenset({"no-capacity", "rejected", "quota", "denied"})
 """Reasons of jobs that never had a container."""
+
+
+def _why_stuck(run: Run, refusals: Mapping[str, Sequence[BackendError]]) -> BackendError | None:
+    """Return why a run that is asked to end does not, where trying on is in vain; None while it may."""
+    if run.wanted is Wanted.RUN:
+        return None
+    told = [refusals.get(place, ()) for place in run.template.backends]
+    return next((errors[-1] for errors in told if len(errors) >= SURE), None)
 
 
 class _Teller:
@@ -55,6 +63,10 @@ class _Teller:
                         self._tell(event)
 
 
+SURE = 3
+"""How often a place is asked in vain before whoever waits for an end there is told to put it right."""
+
+
 class Driver(Protocol):
     """What drives runs while a command waits, or looks on while somebody else does."""
 
@@ -79,22 +91,34 @@ class Runs(Opened):
     def follow(
         self, names: Sequence[str], goal: Goal, *, hooks: Hooks | None = None, timeout_s: float | None = None
     ) -> bool:
-        """Drive the runs until each has reached ``goal`` or its end; False when time ran out."""
+        """Drive the runs until each has reached ``goal`` or its end; False when time ran out.
+
+        Raises:
+            BackendError: all that are left are asked to end, at places that are asked with a wrong
+                configuration or credentials: that is no matter of time.
+        """
         from orchestrator.loop import Hooks  # http, ssl and threads: only where runs are driven
 
         asked = hooks or Hooks()
         after = self.store.last_serial() if self._told is None else self._told
         teller = _Teller(self.store, frozenset(names), asked.event, after)
+        refusals: dict[str, list[BackendError]] = {}
+
+        def unknown(place: str, error: BackendError) -> None:
+            if not isinstance(error, Temporary):
+                refusals.setdefault(place, []).append(error)
+            asked.unknown(place, error)
 
         def is_there() -> bool:
             teller.tell()
-            runs = {run.name: run for run in self.runs_on_record()}
-            return all(
-                name not in runs or has_arrived(runs[name], self.store.jobs(runs[name].id), goal)
-                for name in names
-            )
+            runs = [run for run in self.runs_on_record() if run.name in names]
+            left = [run for run in runs if not has_arrived(run, self.store.jobs(run.id), goal)]
+            stuck = [why for run in left if (why := _why_stuck(run, refusals))]
+            if stuck and len(stuck) == len(left):
+                raise stuck[0]
+            return not left
 
-        with self._loop(replace(asked, event=lambda _: teller.tell())) as loop:
+        with self._loop(replace(asked, event=lambda _: teller.tell(), unknown=unknown)) as loop:
             found = loop.drive(is_there, timeout_s=timeout_s)
         teller.tell()
         return found
@@ -170,7 +194,12 @@ class Runs(Opened):
 
     def _settle(self) -> None:
         """Let what happened since the last command reach the record."""
-        with self._loop() as loop:
+        from orchestrator.loop import Hooks  # http, ssl and threads: only where runs are driven
+
+        def unknown(place: str, error: BackendError) -> None:
+            self._unheard[place] = why_silent(place, error)
+
+        with self._loop(Hooks(unknown=unknown)) as loop:
             loop.settle()
 
     def output(self, launch: str, *, follow: bool) -> Iterator[LogLine]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.shared import tell_silent
 from orchestrator.errors import NothingFits, UsageError
 from orchestrator.frozen import frozen
 
@@ -24,14 +25,6 @@ WriteLock = Annotated[
 Locked = Annotated[
     bool, typer.Option("--locked", help="Refuse when modelyard.lock is missing or would change.")
 ]
-
-
-def _tell_silent(api: Api) -> None:
-    """Say of which places a plan knew nothing: the choice was made among the others."""
-    if api.silent:
-        from orchestrator.render.runs import silent_lines
-
-        typer.echo("\n".join(silent_lines(api.silent)), err=True)
 
 
 @frozen
@@ -66,9 +59,9 @@ class Locking:
                 documents, rerun=rerun, resume=resume, sort=sort, strict=strict, scope=scope, models=models
             )
         except NothingFits:
-            _tell_silent(api)  # there it might have fitted
+            tell_silent(api)  # there it might have fitted
             raise
-        _tell_silent(api)
+        tell_silent(api)
         if not self.write and not self.hold:
             return plans, {}
         found: dict[Path, Lock] = {}

@@ -11,8 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from orchestrator.cli.shared import Config, Json, RunName, RunNames, Yes, confirm, open_api, seconds
-from orchestrator.errors import NotFound, RunFailed, UsageError
+from orchestrator.cli.shared import (
+    Config,
+    Json,
+    RunName,
+    RunNames,
+    Yes,
+    confirm,
+    open_api,
+    seconds,
+    tell_silent,
+)
+from orchestrator.errors import BackendError, NotFound, RunFailed, UsageError
 from orchestrator.units import format_duration, parse_duration
 
 if TYPE_CHECKING:
@@ -34,6 +44,7 @@ def ps(all: Annotated[bool, typer.Option("-a", "--all", help="Ended runs too.")]
     """List runs."""
     with open_api(config) as api:
         found = api.runs()
+        tell_silent(api)
     views = [view for view in found if all or json or not view.run.state.is_final]
     from orchestrator.render.runs import runs_json, runs_text
 
@@ -47,6 +58,7 @@ def show(run: RunName, json: Json = False, config: Config = None) -> None:
     """Show one run in full, or the hosts of a fleet."""
     with open_api(config) as api:
         view = _run_or_fleet(api, run)
+        tell_silent(api)
     if isinstance(view, list):
         from orchestrator.render.fleets import fleets_json, hosts_text
 
@@ -239,7 +251,14 @@ def _end(names: list[str], wanted: Wanted, *, yes: bool, detach: bool, json: boo
         if not detach:
             with Reporter(api, [], prefix=False, terminal=sys.stderr.isatty()) as reporter:
                 goal: Literal["deleted", "ended"] = "deleted" if wanted is Wanted.DELETE else "ended"
-                api.follow(names, goal, hooks=reporter.hooks)
+                try:
+                    api.follow(names, goal, hooks=reporter.hooks)
+                except BackendError:
+                    asked = [view.run for view in api.on_record() if view.run.name in names]
+                    for run in (each for each in asked if not each.state.is_final):
+                        waits = "not ended yet: a later command, or a server, sees to it"
+                        typer.echo(f"{run.name}: asked to {wanted.value}, and {waits}", err=True)
+                    raise
         for view in before:
             if wanted is Wanted.STOP and view.run.state.is_final:
                 typer.echo(f"{view.run.name}: {view.run.state.value} before, nothing to stop", err=True)

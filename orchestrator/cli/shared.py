@@ -52,6 +52,14 @@ def seconds(option: str, text: str) -> int:
         raise UsageError(f"{option}: {error}", fix="write it as 30s or 10m, for example") from None
 
 
+def tell_silent(api: Api) -> None:
+    """Say of which places nothing is known: what is planned is planned without, what is shown is old."""
+    if api.silent:
+        from orchestrator.render.runs import silent_lines
+
+        typer.echo("\n".join(silent_lines(api.silent)), err=True)
+
+
 def _on_record(begun: str) -> list[str]:
     """Return the names of runs that begin so, for a shell to complete; none where they cannot be had."""
     named = os.environ.get("MODELYARD_CONFIG")

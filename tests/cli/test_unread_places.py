@@ -94,6 +94,32 @@ def test_orphans_of_the_others_are_listed(cli: Cli, wrong: tuple[str, int]) -> N
     assert cli("gc", "--remove", "-y").err == "removed 1\n"
 
 
+@pytest.fixture
+def lost(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Have a service at a place whose configuration is wrong since."""
+    monkeypatch.setattr("orchestrator.loop.observe.FIRST_PAUSE_S", 0.01)
+    cli("apply", "-y", "-f", cli.write("web.yaml", WEB))
+    (cli.folder / "config.yaml").write_text("backends: [{type: sim, stat: x}]\n")
+    return cli
+
+
+@pytest.mark.parametrize("command", ["ps", "show web", "ps --json"])
+def test_what_is_shown_of_a_place_that_cannot_be_read_is_told_to_be_old(lost: Cli, command: str) -> None:
+    said = lost(*command.split())
+    assert (said.code, "ready" in said.out) == (0, True)
+    assert said.err.startswith("nothing is known of sim: backend 'sim' has no option 'stat'")
+
+
+@pytest.mark.parametrize("command", ["stop", "delete"])
+def test_an_end_at_a_place_that_cannot_be_read_is_not_waited_for(lost: Cli, command: str) -> None:
+    said = lost(command, "-y", "web")
+    assert said.code == 78
+    assert f"web: asked to {command}, and not ended yet: a later command" in said.err
+    assert "backend 'sim' has no option 'stat'" in said.err
+    (lost.folder / "config.yaml").write_text(CONFIG.format(state=lost.folder / "sim.jsonl"))
+    assert "web" not in lost("ps").out
+
+
 def test_drift_of_the_others_is_found(cli: Cli, wrong: tuple[str, int]) -> None:
     cli("apply", "-y", "-f", cli.write("web.yaml", WEB))
     Sim(state=cli.folder / "sim.jsonl").remove("web-0-0-0")
