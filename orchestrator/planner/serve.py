@@ -42,7 +42,7 @@ from orchestrator.planner.index import Matched, OfferIndex, OfferSet
 from orchestrator.planner.match import OVER_PRICE
 from orchestrator.planner.parallelism import Degrees, Layout
 from orchestrator.planner.plan import SHOWN, Choice, Placed, Sort, advise, backends_of, tries_of
-from orchestrator.planner.sizing import Measured, ServingJob, Size
+from orchestrator.planner.sizing import Measured, ServingJob, Size, serving_needs
 from orchestrator.planner.sizing.weights import published_format, weight_bytes
 from orchestrator.planner.sources import adapter_source, model_source
 from orchestrator.planner.throughput import Ceiling, Throughput, serving_ceiling, serving_throughput
@@ -617,14 +617,14 @@ class _Known:
     """What is known of one question so far, by all that can tell the answers apart."""
 
     counted: Mapping[str, Work]
-    sizes: dict[tuple[Layout, str, tuple[int, bool]], Size] = field(default_factory=dict)
+    sizes: dict[tuple[Layout, str, str, tuple[int, bool]], Size] = field(default_factory=dict)
     engines: dict[tuple[Kind, Layout, str, int, int], str] = field(default_factory=dict)
     """The engine for every job that one took; a refusal names the device, so that it is asked for again."""
 
     def size(self, candidate: Candidate) -> Size:
         """Return the memory of a candidate, the same object for devices that sizing cannot tell apart."""
         needs, device = candidate.needs, candidate.accelerator
-        of = candidate.layout, needs.job.precision, needs.sees(device)
+        of = candidate.layout, needs.job.engine, needs.job.precision, needs.sees(device)
         found = self.sizes.get(of)
         if found is None:
             found = self.sizes[of] = needs.on(device)
@@ -644,6 +644,12 @@ def _fit_of(question: Question, candidate: Candidate, known: _Known) -> _Fit | s
         if name is None:
             return refusal
         known.engines[asked] = name
+    if name != job.engine:  # which was sized as the first that is asked: another has laws of its own
+        sized = serving_needs(question.facts, replace(candidate.needs.job, engine=name))
+        candidate = replace(candidate, needs=sized)
+        job, size = replace(job, engine=name), known.size(candidate)
+        if not size.fits:
+            return TOO_LITTLE
     return _Fit(candidate, name, job, size, known.counted[candidate.needs.job.precision])
 
 

@@ -391,6 +391,15 @@ def test_four_bits_are_advised_where_an_engine_serves_them(
     assert [each.change for each in caught.value.why_not] == [change]
 
 
+def test_the_engine_that_is_chosen_is_the_one_that_is_sized() -> None:
+    """vLLM makes no 4-bit weights, transformers does: what it takes is not what vLLM would."""
+    asked = question("Qwen/Qwen2.5-72B-Instruct", precision="int4", context=5120)
+    _, found = placed([offer("H100-80GB")], asked)
+    _, named = placed([offer("H100-80GB")], replace(asked, engine="transformers"))
+    assert (found.engine, found.job.engine) == ("transformers", "transformers")
+    assert (found.size, found.launch) == (named.size, named.launch)
+
+
 def test_an_engine_of_one_node_is_told_what_one_node_lacks() -> None:
     asked = replace(question(), engine="nim", secrets=(("HF_TOKEN", "x"), ("NGC_API_KEY", "x")))
     with pytest.raises(NothingFits) as caught:
