@@ -42,6 +42,8 @@ class Choice:
     """Whether those tokens are read, because none comes out: the model pools."""
     count: int | None = None
     """Accelerators of one machine that the job takes; None for as many as the offer has."""
+    lowered: str = ""
+    """The format the model is served in there, where that is less than was published."""
 
 
 @frozen

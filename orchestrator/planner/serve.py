@@ -381,6 +381,7 @@ class _Option:
                 output_tokens_s=speed.output_tokens_s if speed else None,
                 reads=question.facts.pools,
                 count=layout.count,
+                lowered=self.fit.job.precision if self.fit.candidate.lowered else "",
             )
             yield _Ranked(_rank(self, speed, place, choice, sort=sort), self, speed, choice)
 

@@ -239,7 +239,8 @@ def _offer_cells(choice: Choice) -> list[str]:
     many = f" × {choice.nodes} nodes" if choice.nodes > 1 else ""
     return [
         offer.backend, where, offer.instance_type, holds(offer, choice.count) + many,
-        price_text(choice.price_usd_hour), _token_price(choice), "spot" if offer.spot else "",
+        price_text(choice.price_usd_hour), _token_price(choice),
+        f"in {choice.lowered}" if choice.lowered else "", "spot" if offer.spot else "",
         "<- chosen" if choice.chosen else "",
     ]  # fmt: skip
 
@@ -428,6 +429,7 @@ def _choice_object(choice: Choice) -> dict[str, object]:
         "price_usd_hour": choice.price_usd_hour,
         "usd_per_million_tokens": choice.usd_per_million_tokens,
         **tokens_object(choice.output_tokens_s, reads=choice.reads),
+        **({"lowered": choice.lowered} if choice.lowered else {}),
         "chosen": choice.chosen,
     }
 

@@ -24,6 +24,7 @@ from orchestrator.planner.plan import SHOWN, Placed, Sort
 from orchestrator.planner.serve import Question, Served, place_model
 from orchestrator.planner.throughput.work import work
 from orchestrator.planner.why import elsewhere
+from orchestrator.render.plans import _offers
 from orchestrator.spec.models import Model, Service, Traffic
 from orchestrator.units import GB, GIB
 
@@ -398,6 +399,18 @@ def test_the_engine_that_is_chosen_is_the_one_that_is_sized() -> None:
     _, named = placed([offer("H100-80GB")], replace(asked, engine="transformers"))
     assert (found.engine, found.job.engine) == ("transformers", "transformers")
     assert (found.size, found.launch) == (named.size, named.launch)
+
+
+def test_an_offer_for_less_than_was_published_says_so() -> None:
+    """It comes after the others however cheap: a reader who compares prices has to see why."""
+    offers = [offer("H100-80GB", 8, price=1.0), offer("MI300X-192GB", 8, price=9.0)]
+    found, _ = placed(
+        offers, question("meta-llama/Llama-3.1-405B-Instruct"), places={"cloud": ABLE - {Can.NODES}}
+    )
+    told = [(each.offer.accelerator, each.lowered, each.chosen) for each in found.choices]
+    assert told == [("MI300X-192GB", "", True), ("H100-80GB", "fp8", False)]
+    shown = list(_offers(found))
+    assert ["in fp8" in line for line in shown[:2]] == [False, True]
 
 
 def test_an_engine_of_one_node_is_told_what_one_node_lacks() -> None:
