@@ -33,6 +33,8 @@ def architecture(job: ServingJob, engine: str, version: str) -> str | None:
     name, known = job.model.architecture, architectures.load(engine, version)
     if name in known.served:
         return None
+    if not name:
+        return "the model's config.json has no 'architectures': add its class, such as LlamaForCausalLM"
     return f"{engine} {version} {'no longer serves' if name in known.ended else 'does not serve'} {name}"
 
 

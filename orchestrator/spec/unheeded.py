@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from orchestrator.spec.models import Spec
+from orchestrator.spec.models import Spec, Task
 from orchestrator.spec.rules import Finding
 
 UNHEEDED: Mapping[str, str] = {
@@ -15,6 +15,17 @@ UNHEEDED: Mapping[str, str] = {
     "volume_id": "a volume of our own is made, or found by its name",
 }
 """What happens in place of what a field says, by the field."""
+
+TO_SERVE: Mapping[str, str] = {
+    "precision": "a trainer computes in 16 bits; adapter: qlora keeps the base in 4",
+    "quantization": "a trainer reads it from the weights; adapter: qlora keeps the base in 4 bits",
+    "context": "sequence_length says how long an example is",
+    "kv_cache": "a trainer keeps none",
+    "adapters": "adapter says what is trained",
+    "max_adapters": "adapter says what is trained",
+    "measured": "what a run takes in training is computed",
+}
+"""Fields of a model that is trained and that say how one is served, with what happens instead."""
 
 
 def unheeded(spec: Spec) -> Iterator[Finding]:
@@ -28,3 +39,8 @@ def unheeded(spec: Spec) -> Iterator[Finding]:
         info = type(spec).model_fields.get(name)
         if info is not None and getattr(spec, name) != info.default:
             yield Finding(name, what)
+    if isinstance(spec, Task) and spec.train:
+        model = spec.train.model
+        for name in sorted(model.model_fields_set & TO_SERVE.keys()):
+            if getattr(model, name) != type(model).model_fields[name].default:
+                yield Finding(f"train.model.{name}", TO_SERVE[name])

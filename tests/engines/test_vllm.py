@@ -202,3 +202,7 @@ def test_architecture_it_borrows_is_told() -> None:
 def test_unknown_architecture_is_refused() -> None:
     unknown = replace(LLAMA_8B, architecture="NobodyForCausalLM")
     assert VLLM.refuses(job(unknown)) == "vllm 0.33.0 does not serve NobodyForCausalLM"
+    unnamed = VLLM.refuses(job(replace(unknown, architecture="")))
+    assert (
+        unnamed == "the model's config.json has no 'architectures': add its class, such as LlamaForCausalLM"
+    )

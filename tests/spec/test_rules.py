@@ -155,3 +155,16 @@ def test_fields_that_do_nothing_here_are_told_at_their_place() -> None:
 def test_every_field_that_does_nothing_is_one() -> None:
     fields = {name for kind in TYPES.values() for name in kind.model_fields}
     assert set(UNHEEDED) <= fields
+
+
+def test_what_a_model_says_of_serving_is_told_where_it_is_trained() -> None:
+    text = task(
+        "train: {dataset: d, model: {id: m, revision: main, kv_cache: auto, precision: int4, context: 9}}"
+    )
+
+    found = notices(read(text))
+
+    assert [problem.what.split(": ")[1] for problem in found] == [
+        "train.model.precision",
+        "train.model.context",
+    ]
