@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -226,8 +227,8 @@ def plan_documents(documents: Sequence[Document], world: World) -> tuple[Plan, .
 
     Raises:
         NothingFits: no offer holds one or more of them; it carries the reasons of each.
-        SpecError: a file that a spec names cannot be read, or a spec contradicts its model and
-            the world is strict.
+        SpecError: a file that a spec names cannot be read or, where the world is strict, a spec
+            contradicts its model; all problems of all documents, with the values that nobody gave.
         UsageError: a document cannot take the place of what is on record.
     """
     declared = {d.spec.name: d.spec for d in documents if isinstance(d.spec, Volume)}
@@ -242,20 +243,24 @@ def plan_documents(documents: Sequence[Document], world: World) -> tuple[Plan, .
     volumes: list[VolumePlan] = []
     runs: list[RunPlan] = []
     homeless: list[NothingFits] = []
+    wrong: list[Problem] = []
     for document in documents:
         spec = document.spec
-        if isinstance(spec, Volume):
-            volumes.append(_plan_volume(document, spec, world))
-        elif isinstance(spec, Fleet):
-            try:
+        try:
+            if isinstance(spec, Volume):
+                volumes.append(_plan_volume(document, spec, world))
+            elif isinstance(spec, Fleet):
                 fleets.append(_rented(_plan_fleet(document, spec, world), world, offers))
-            except NothingFits as error:
-                homeless.append(error)
-        else:
-            try:
+            else:
                 runs.append(_plan_run(document, spec, world, offers))
-            except NothingFits as error:
-                homeless.append(error)
+        except NothingFits as error:
+            homeless.append(error)
+        except SpecError as error:
+            unset = world.unset(document, spec) if world.strict and not isinstance(spec, Volume) else ()
+            wrong += (*error.problems, *unset)
+    if wrong:
+        unset_elsewhere = [each for plan in (*fleets, *runs) for each in plan.problems if world.strict]
+        raise SpecError([*wrong, *unset_elsewhere])
     if homeless:
         first, *others = homeless
         first.also = tuple(others)
@@ -606,13 +611,18 @@ class _Placing:
         return f"{self.spec.type} {self.spec.name!r}"
 
     def _try(self, choose: Callable[[OfferIndex], _Found]) -> tuple[_Found, bool]:
-        if self.replaced is None:
+        """Return what was found, and whether it has room beside the run that is replaced.
+
+        What stops first takes the room over in any case: beside itself it may only fit elsewhere.
+        """
+        run = self.replaced
+        if run is None:
             return choose(self.offers.index()), True
-        try:
-            return choose(self.offers.index()), True
-        except NothingFits:
-            freed = [_with_back(o, self.replaced.template) for o in self.offers.index().offers]
-            return choose(OfferIndex(freed, preference=tuple(self.offers.world.places))), False
+        if isinstance(self.spec, Service) or run.state is RunState.QUEUED:
+            with suppress(NothingFits):
+                return choose(self.offers.index()), True
+        freed = [_with_back(offer, run.template) for offer in self.offers.index().offers]
+        return choose(OfferIndex(freed, preference=tuple(self.offers.world.places))), False
 
 
 def _fetched(model: Model | None, facts: ModelFacts) -> int:
@@ -631,6 +641,7 @@ def _with_back(offer: Offer, template: Template) -> Offer:
         return offer
     held = template.launch.resources
     many = template.replicas * template.nodes
+    accelerators = held.accelerators * many if held.accelerator == offer.accelerator else 0
     if not offer.divisible:
         alike = (offer.accelerator, offer.count) == (held.accelerator, held.accelerators)
         counted = alike and offer.available is not None
@@ -640,7 +651,7 @@ def _with_back(offer: Offer, template: Template) -> Offer:
         cpu=offer.cpu + (held.cpu or 0) * many,
         memory_bytes=offer.memory_bytes + (held.memory_bytes or 0) * many,
         disk_bytes=None if offer.disk_bytes is None else offer.disk_bytes + _disk_of(template) * many,
-        count=offer.count + held.accelerators * many,
+        count=offer.count + accelerators,
     )
 
 

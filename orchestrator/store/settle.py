@@ -180,7 +180,8 @@ def _moved(batch: Batch, world: _World) -> StateMoved | None:
     """Put the batch into ``world``, or say why it cannot be."""
     for id, serial in batch.expected.items():
         if world.serial(id) != serial:
-            return StateMoved(f"run {id} changed since it was read", fix=_FIX)
+            name = next((put.name for put in batch.puts if isinstance(put, PutRun) and put.id == id), id)
+            return StateMoved(f"run {name!r} changed since it was read", fix=_FIX)
     for put in batch.puts:
         match put:
             case PutRun(id, name, was, _):

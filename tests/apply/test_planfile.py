@@ -220,7 +220,7 @@ def test_what_a_loop_writes_while_plans_are_written_down_is_no_objection(cli: Cl
         scaled(cli, 3)
         assert api.apply(plans) == ("web",)
         assert asked(cli) == ("serve better", 3)
-        with pytest.raises(StateMoved, match="changed since it was read"):
+        with pytest.raises(StateMoved, match="run 'web' changed since it was read"):
             api.apply(others)  # somebody asked for something else meanwhile
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from orchestrator.api import Local, has_arrived
+from orchestrator.apply import RunPlan
 from orchestrator.reconcile import RunState, Wanted
 from orchestrator.reconcile.values import CANARY
 from orchestrator.spec.load import load
+from orchestrator.units import GIB
 
 WEB = "type: service\nname: web\ncommands: ['serve {serve}']\nport: 8000\nbackends: [sim]\nreplicas: 2\n"
 
@@ -28,6 +31,39 @@ def a_place(folder: Path) -> Iterator[Local]:
         api.ask(["web"], Wanted.DELETE)
         api.follow(["web"], "deleted", timeout_s=30)
         api.close()
+
+
+def test_a_task_that_is_stopped_first_keeps_the_machine_it_has(tmp_path: Path) -> None:
+    card = {"accelerator": "L4-24GB", "count": 1, "vram_bytes": 24 * GIB, "divisible": True}
+    card |= {"cpu": 8, "memory_bytes": 64 * GIB, "vendor": "nvidia"}
+    other = card | {"accelerator": "H100-80GB", "count": 2, "vram_bytes": 80 * GIB}
+    offers = [card | {"instance_type": "near"}, other | {"instance_type": "far"}]
+    prices = {"L4-24GB": 1, "H100-80GB": 20}
+    place = {"type": "sim", "prices": prices, "offers": offers, "script": {"long-*": {"run_s": 1e9}}}
+    config, file = tmp_path / "config.yaml", tmp_path / "long.yaml"
+    config.write_text(json.dumps({"backends": [place]}))
+    text = "type: task\nname: long\ncommands: [{what}]\nresources: {{gpu: '1..2'}}\n"
+    with closing(Local(f"sqlite:///{tmp_path}/state.db", config=config)) as api:
+
+        def planned(what: str) -> RunPlan:
+            file.write_text(text.format(what=what))
+            (plan,) = api.plan(load([str(file)]))
+            assert isinstance(plan, RunPlan)
+            return plan
+
+        first = planned("train")
+        api.apply((first,))
+        api.follow(["long"], "started", timeout_s=30)
+
+        again = planned("train --longer")
+
+    assert again.placed
+    assert first.placed
+    chosen = [
+        [choice.offer.instance_type for choice in each.choices] for each in (first.placed, again.placed)
+    ]
+    assert (again.action, chosen) == ("replace", [["near", "far"], ["near", "far"]])
+    assert next(iter(again.placed.choices)).count == 1
 
 
 def applied(api: Local, folder: Path, text: str) -> None:

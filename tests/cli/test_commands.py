@@ -247,6 +247,26 @@ def test_a_plan_tells_every_value_that_nobody_gave_and_an_apply_asks_for_none(cl
     assert cli("ps", "-a").out == "no runs\n"
 
 
+CONTRADICTS = """\
+type: service
+name: {name}
+model: {{id: Qwen/Qwen2.5-7B-Instruct, context: 999999}}
+env: [UNSET_{name}]
+"""
+
+
+def test_a_strict_plan_names_every_document_that_contradicts_its_model(cli: Cli) -> None:
+    documents = [CONTRADICTS.format(name="a"), HELLO + "env: [UNSET_B]\n", CONTRADICTS.format(name="c")]
+    file = cli.write("specs.yaml", "---\n".join(documents))
+    found = cli("plan", "--strict", "-f", file)
+    wanted = [(3, "a context of 999,999"), (4, "UNSET_a"), (9, "UNSET_B"), (13, "a context"), (14, "UNSET_c")]
+    said = [line for line in found.err.splitlines() if line.startswith(file)]
+    assert (found.code, len(said)) == (65, len(wanted)), found.err
+    for line, (at, what) in zip(said, wanted, strict=True):
+        assert line.startswith(f"{file}:{at}:")
+        assert what in line
+
+
 def test_a_plan_on_a_fresh_machine_names_what_is_unset_and_makes_no_record(cli: Cli) -> None:
     result = cli("plan", "-f", cli.write("unset.yaml", UNSET))
     assert result.err.count(" is not set") == 4
