@@ -259,8 +259,8 @@ def plan_documents(documents: Sequence[Document], world: World) -> tuple[Plan, .
             unset = world.unset(document, spec) if world.strict and not isinstance(spec, Volume) else ()
             wrong += (*error.problems, *unset)
     if wrong:
-        unset_elsewhere = [each for plan in (*fleets, *runs) for each in plan.problems if world.strict]
-        raise SpecError([*wrong, *unset_elsewhere])
+        planned: list[FleetPlan | RunPlan] = [*fleets, *runs] if world.strict else []
+        raise SpecError([*wrong, *(each for plan in planned for each in plan.problems)])
     if homeless:
         first, *others = homeless
         first.also = tuple(others)
