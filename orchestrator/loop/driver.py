@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Self
 
-from orchestrator.backend import Backend, Group, GroupBackend, HostKeeper, Instance, Launch, Phase, Renter
-from orchestrator.errors import BackendError, NoCapacity, NotFound, Rejected, StateMoved, Temporary
+from orchestrator.backend import Backend, Group, GroupBackend, HostKeeper, Instance, Launch, Renter
+from orchestrator.errors import BackendError, NoCapacity, StateMoved, Temporary
 from orchestrator.frozen import frozen
-from orchestrator.loop.adapters import Tender
 from orchestrator.loop.figures import Figures
+from orchestrator.loop.leases import LOOK_S, Leases
 from orchestrator.loop.observe import FIRST_PAUSE_S, MOST_PAUSE_S, Observer
-from orchestrator.loop.probes import Prober
-from orchestrator.loop.pulse import Pulse
 from orchestrator.loop.queue import Queue
+from orchestrator.loop.replicas import Replicas, may_tell
 from orchestrator.loop.rest import Rest, is_quiet
+from orchestrator.loop.secrets import secrets_of, with_variables
 from orchestrator.loop.words import Words
 from orchestrator.reconcile import Job, JobState, Run, RunEvent, Wanted
 from orchestrator.reconcile.decide import reconcile, start_failed
 from orchestrator.reconcile.fleets import Gate, Guest, gate_of, reconcile_fleet
 from orchestrator.reconcile.groups import GroupSeen, reconcile_group
-from orchestrator.reconcile.serving import adapters_of, metrics_of
 from orchestrator.reconcile.steps import (
     ApplyGroup,
     DeleteGroup,
@@ -43,24 +40,11 @@ from orchestrator.reconcile.steps import (
     Turn,
     Write,
 )
-from orchestrator.reconcile.values import Adapter, Loaded
 from orchestrator.units import backoff_s
 
 if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without
     from orchestrator.loop.training import Follower
     from orchestrator.store.records import Store
-    from orchestrator.store.secrets import Secrets
-
-LEASE_S = 30.0
-"""How long a run is ours without a renewal; a local owner that died is found out at once."""
-
-_REFERENCE = re.compile(r"\$\{\{\s*secrets\.([A-Za-z0-9_./-]+)\s*\}\}")
-
-LOOK_S = 0.2
-"""How often the record is read while another process drives some of the runs."""
-
-AGAIN_S = 0.5
-"""How often a server asks for a run that another one drives, in case it is gone."""
 
 
 @frozen
@@ -123,21 +107,16 @@ class Loop:
         share: Callable[[int], int] = lambda active: active,
         refresh: Callable[[], None] = _say_nothing,
     ) -> None:
-        self._look_s = look_s
-        self._share = share
         self._refresh = refresh
         self._store = store
         self._backends = backends
-        self._owner = owner
         self._clock = clock
         self._hooks = hooks or Hooks()
         self.figures = Figures()
         self._woken = threading.Event()
         self._pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="loop")
         self._observer = Observer(backends, self._pool, time.monotonic, self._woken.set, self._hooks.unknown)
-        self._prober = Prober(self._pool, time.monotonic, self._woken.set)
-        self._pulse = Pulse(self._pool, time.monotonic, self._woken.set)
-        self._tender = Tender(self._pool, time.monotonic, self._woken.set)
+        self._replicas = Replicas(store, self._pool, self._woken.set)
         self._active: Sequence[Run] = ()
         """Every run that is not over, those that others drive too."""
         self._words = Words(backends, self._pool, time.monotonic, self._woken.set)
@@ -153,11 +132,8 @@ class Loop:
         self._refused: dict[str, tuple[str, str]] = {}
         self._put_off: dict[str, _PutOff] = {}
         """What places refused to end, by the name that it is under way as."""
-        self._leased: dict[str, datetime] = {}
-        self._theirs: dict[str, datetime] = {}
-        """Runs that others drive, and when to ask for them again."""
+        self._leases = Leases(store, owner, clock, look_s=look_s, share=share)
         self._wake_at: datetime | None = None
-        self._others_drive = False
         self._follower: Follower | None = None
         self._trains: dict[str, Run] = {}
         """Runs of training among those that are driven, by id."""
@@ -167,8 +143,7 @@ class Loop:
         self._observer.close()
         self._pool.shutdown(wait=True)
         self._collect()
-        if self._leased:
-            self._store.release(self._owner, self._leased)
+        self._leases.close()
 
     def __enter__(self) -> Self:
         return self
@@ -224,14 +199,14 @@ class Loop:
         try:
             return self._pass()
         finally:
-            self.figures.passed(time.monotonic() - began, driven=len(self._leased))
+            self.figures.passed(time.monotonic() - began, driven=len(self._leases))
 
     def _pass(self) -> bool:
         moved = self._collect()
         self._refresh()
         self._active = active = self._store.active_runs()
-        runs = self._lease(active)
-        self._others_drive = len(runs) < len(active)
+        self._replicas.begin(active)
+        runs = self._leases.take(active, is_busy=self._is_busy)
         jobs = self._store.jobs_of([run.id for run in runs])
         self._observe(runs, jobs)
         writes: list[Write] = []
@@ -254,8 +229,8 @@ class Loop:
 
     def _decide(self, run: Run, jobs: Sequence[Job], writes: list[Write], effects: list[Effect]) -> None:
         if run.template.base:
-            base = self._base_of(run)
-            seen = Observed({}, lacks=self._lacks(run, base), is_alone=base is None)
+            lacks, is_alone = self._replicas.lacks(run)
+            seen = Observed({}, lacks=lacks, is_alone=is_alone)
             step = reconcile(run, jobs, seen, now=self._clock())
             writes += [action for action in step.actions if isinstance(action, Turn | Record | Forget)]
             return
@@ -267,14 +242,15 @@ class Loop:
             found |= self._gone(found, jobs)
         if run.type == "service" and run.wanted is Wanted.RUN:
             known = {job.name: job for job in jobs}
-            found = {name: self._probed(seen, run, known) for name, seen in found.items()}
+            found = {name: self._replicas.probed(seen, run, known) for name, seen in found.items()}
         unsure = self._unsure(jobs, found)
-        words, unread = self._words.read(found, {job.name for job in jobs if _may_tell(job)})
+        words, unread = self._words.read(found, {job.name for job in jobs if may_tell(job)})
         ahead = self._queue.ahead_of(run)
+        replicas, busy = self._replicas, frozenset(self._under_way) | unread | unsure
         observed = Observed(
-            found, frozenset(self._under_way) | unread | unsure, self._asked_for, self._hooks.serving(),
-            self._sick(run, jobs, found), words, ahead.run if ahead else "", self._queue.asks_again(run),
-            self._loaded(run, jobs, found), troubles=self._troubles(jobs),
+            found, busy, self._asked_for, self._hooks.serving(), replicas.sick(run, jobs, found), words,
+            ahead.run if ahead else "", self._queue.asks_again(run), replicas.loaded(run, jobs, found),
+            troubles=replicas.troubles(jobs),
         )  # fmt: skip
         now = self._clock()
         rest = self._rests.pop(run.id, None)
@@ -408,100 +384,6 @@ class Loop:
         if at and (self._wake_at is None or at < self._wake_at):
             self._wake_at = at
 
-    def _probed(
-        self, seen: Sequence[Instance] | None, run: Run, jobs: Mapping[str, Job]
-    ) -> Sequence[Instance] | None:
-        """Return instances with what their probes say, where their backend does not probe."""
-        return None if seen is None else [self._asked(i, run, jobs.get(i.name)) for i in seen]
-
-    def _asked(self, instance: Instance, run: Run, job: Job | None) -> Instance:
-        """Ask an instance what its own spec asks: during a rollout that may be an older one."""
-        if instance.phase is not Phase.RUNNING or instance.ready is not None:
-            return instance
-        was_ready = job is not None and job.state is JobState.READY
-        launch = run.made_from(job.spec_hash if job else run.spec_hash, instance.node)
-        if launch is None:  # what it is to be asked is not on record any more, how it answered is
-            return replace(instance, ready=was_ready)
-        if not (probes := launch.probes()):
-            return instance
-        if instance.silent_since is not None:
-            self._prober.excuse(instance.name)  # the way to it is cut: what it answers, nobody hears
-            return instance
-        return replace(instance, ready=self._prober.is_ready(instance, probes, before=was_ready))
-
-    def _sick(
-        self, run: Run, jobs: Sequence[Job], found: Mapping[str, Sequence[Instance] | None]
-    ) -> Mapping[str, str]:
-        """Return which replicas that were ready do their work no longer, and what shows it."""
-        ready = {job.name for job in jobs if job.ready_at and _may_tell(job)}
-        if run.type != "service" or run.wanted is not Wanted.RUN or not ready:
-            return {}
-        metrics, ports = metrics_of(run.plan), run.template.launch.ports
-        sick: dict[str, str] = {}
-        heard = (i for seen in found.values() for i in seen or () if i.silent_since is None)
-        for instance in (i for i in heard if i.name in ready):
-            why = self._prober.silence(instance.name)
-            if why is None and metrics and metrics.steps and ports and not instance.node:
-                why = self._pulse.sick(instance, metrics, ports[0].container)
-            if why is not None:
-                sick[instance.name] = why
-        return sick
-
-    def _troubles(self, jobs: Sequence[Job]) -> Mapping[str, str]:
-        """Return what launches that were never ready said last to their probes."""
-        young = (job.name for job in jobs if job.ready_at is None and not job.state.is_final)
-        return {name: said for name in young if (said := self._prober.trouble(name))}
-
-    def _loaded(
-        self, run: Run, jobs: Sequence[Job], found: Mapping[str, Sequence[Instance] | None]
-    ) -> Mapping[str, Loaded]:
-        """Return the adapters that each replica serves, where its engine takes them while it runs."""
-        takes, ports = adapters_of(run.plan), run.template.launch.ports
-        if takes is None or not ports or run.type != "service" or run.wanted is not Wanted.RUN:
-            return {}
-        wanted = self._adapters(run)
-        ready = {
-            job.name: job.adapters
-            for job in jobs
-            if job.ready_at and not job.node and _may_tell(job) and job.spec_hash == run.spec_hash
-        }
-        loaded = {name: last for name in ready if (last := self._tender.last(name)) is not None}
-        for instance in (i for seen in found.values() for i in seen or () if i.name in ready):
-            if instance.phase is Phase.RUNNING and instance.ready is not False:
-                told = self._tender.look(instance, takes, wanted, ready[instance.name], ports[0].container)
-                if told is not None:
-                    loaded[instance.name] = told
-        return loaded
-
-    def _adapters(self, run: Run) -> tuple[Adapter, ...]:
-        """Return what a run's replicas are to serve: its own adapters, and those of services based on it."""
-        own = {adapter.name: adapter for adapter in run.template.adapters}
-        for other in sorted(self._active, key=lambda each: (each.created_at or each.since, each.name)):
-            if other.template.base == run.name and other.wanted is Wanted.RUN:
-                own |= {a.name: a for a in other.template.adapters if a.name not in own}
-        return tuple(own.values())
-
-    def _base_of(self, run: Run) -> Run | None:
-        """Return the service whose replicas serve the adapters of ``run``, None where it does not run."""
-        base = next((each for each in self._active if each.name == run.template.base), None)
-        return base if base and base.type == "service" and base.wanted is Wanted.RUN else None
-
-    def _lacks(self, run: Run, base: Run | None) -> str:
-        """Return what the base of a service does not do for it, "" where it serves all of its adapters."""
-        if base is None:
-            return f"service {run.template.base} does not run: apply it"
-        jobs = self._store.jobs(base.id)
-        serving = [
-            job for job in jobs if job.state is JobState.READY and not job.stop_asked_at and not job.node
-        ]
-        if base.template.replicas and not serving:
-            return f"service {base.name} is not ready"
-        for adapter in run.template.adapters if serving else ():
-            count = sum(adapter.told in job.adapters for job in serving)
-            if count < len(serving):
-                return f"{count} of {len(serving)} replicas of {base.name} serve adapter {adapter.name}"
-        return ""
-
     def _observe(self, runs: Sequence[Run], jobs: Mapping[str, Sequence[Job]]) -> None:
         names = {home for run in runs for home in _homes(run, jobs.get(run.id, ()))}
         self._observer.watch(names)
@@ -509,52 +391,18 @@ class Loop:
         alive = {job.name for found in jobs.values() for job in found if not job.state.is_final}
         self._asked_for &= alive
         self._begun &= alive
-        self._prober.forget(alive)
-        self._pulse.forget(alive)
-        self._tender.forget(alive)
+        self._replicas.forget(alive)
         self._words.forget(alive)
 
-    def _lease(self, runs: Sequence[Run]) -> list[Run]:
-        """Return the runs that are ours to drive: leases renewed, taken up to our share, or given back."""
-        now = self._clock()
-        active = {run.id for run in runs}
-        self._leased = {id: until for id, until in self._leased.items() if id in active}
-        self._theirs = {id: again for id, again in self._theirs.items() if id in active and again > now}
-        most = self._share(len(runs))
-        self._give_back([run for run in runs if run.id in self._leased][most:])
-        safe = now + timedelta(seconds=LEASE_S / 2)
-        due = [id for id, until in self._leased.items() if until < safe]
-        free = [run.id for run in runs if run.id not in self._leased and run.id not in self._theirs]
-        room = max(0, most - len(self._leased))
-        due += free if room else []
-        if due:
-            until = now + timedelta(seconds=LEASE_S)
-            ours = self._store.lease(due, owner=self._owner, until=until, now=now, most=room)
-            for run_id in due:
-                self._leased.pop(run_id, None)
-            self._leased.update(dict.fromkeys(ours, until))
-            again = now + timedelta(seconds=AGAIN_S if self._look_s is None else self._look_s / 2)
-            self._theirs.update(dict.fromkeys(set(due) - ours, again))
-        return [run for run in runs if run.id in self._leased]
-
-    def _give_back(self, surplus: Sequence[Run]) -> None:
-        """Let go of runs above our share, for a server with less; not while an action is under way."""
-        idle = [run for run in surplus if not any(_is_of(run.name, name) for name in self._under_way)]
-        if idle:
-            self._store.release(self._owner, [run.id for run in idle])
-            for run in idle:
-                del self._leased[run.id]
+    def _is_busy(self, run: Run) -> bool:
+        return any(_is_of(run.name, name) for name in self._under_way)
 
     def _pause_s(self, left: float | None) -> float:
         """Return how long nothing can be due: a change wakes us before."""
-        waits = [self._observer.next_read_s(), LEASE_S / 3]
-        if self._theirs and self._look_s is None:
-            waits.append(AGAIN_S)  # they were not let go of, and may be by then
-        if self._others_drive and self._look_s is not None:
-            waits.append(self._look_s)  # what another process writes wakes nobody here
+        waits = [self._observer.next_read_s(), self._leases.next_s()]
         if self._wake_at is not None:
             waits.append((self._wake_at - self._clock()).total_seconds())
-        waits += [s for each in (self._prober, self._pulse, self._tender) if (s := each.next_s()) is not None]
+        waits += self._replicas.next_s()
         if left is not None:
             waits.append(left)
         return max(0.005, min(waits))
@@ -661,27 +509,16 @@ class Loop:
 
     def _start(self, backend: Backend, launch: Launch) -> None:
         if isinstance(backend, HostKeeper) and backend.env:
-            launch = _with_variables(launch, backend.env)
-        secrets = self._secrets(backend.name, launch)
+            launch = with_variables(launch, backend.env)
+        secrets = secrets_of(self._store, backend.name, launch)
         backend.start(
             launch, secrets=secrets, progress=lambda phrase: self._hooks.progress(launch.name, phrase)
         )
 
     def _apply_group(self, backend: Backend, group: Group) -> None:
         assert isinstance(backend, GroupBackend)
-        backend.apply_group(group, secrets=self._secrets(backend.name, group.template))
+        backend.apply_group(group, secrets=secrets_of(self._store, backend.name, group.template))
         self._refused.pop(group.name, None)
-
-    def _secrets(self, backend: str, launch: Launch) -> dict[str, str]:
-        """Return the values of the launch's secrets, at the moment they are needed."""
-        wanted = [*launch.secrets, *([launch.registry_secret] if launch.registry_secret else [])]
-        if not wanted:
-            return {}
-        try:
-            kept = self._store.secrets.of(self._store.run(launch.run).project)
-        except NotFound as error:
-            raise Rejected(error.what, backend=backend) from error
-        return {variable: _filled(kept, backend, launch.run, text) for variable, text in wanted}
 
     def _collect(self) -> bool:
         """Write down what became of actions that are over; return whether any was."""
@@ -692,43 +529,9 @@ class Loop:
         return bool(over)
 
 
-def _filled(kept: Secrets, backend: str, run: str, text: str) -> str:
-    """Return ``text`` with its references replaced: a run's own secret, else the shared one."""
-
-    def value(found: re.Match[str]) -> str:
-        for name in (f"{run}/{found[1]}", found[1]):
-            try:
-                return kept.get(name)
-            except NotFound:
-                continue
-        fix = f"modelyard secret set {found[1]}"
-        raise Rejected(f"secret {found[1]} is not set", backend=backend, fix=fix)
-
-    return _REFERENCE.sub(value, text)
-
-
 def _is_new(write: Record) -> bool:
     """Return whether a job is written down for the first time, before its start."""
     return write.job.state is JobState.PROVISIONING and write.event is not None and not write.event.before
-
-
-def _with_variables(launch: Launch, env: Mapping[str, str]) -> Launch:
-    """Return a launch with the variables of the place it goes to, below its own.
-
-    >>> launch = Launch("a-0-0-0", "a", env=(("A", "1"),))
-    >>> _with_variables(launch, {"A": "2", "B": "${{ secrets.b }}"}).secrets
-    (('B', '${{ secrets.b }}'),)
-    """
-    own = {name for name, _ in (*launch.env, *launch.secrets)}
-    more = [(name, value) for name, value in env.items() if name not in own]
-    plain = tuple(each for each in more if not _REFERENCE.search(each[1]))
-    secret = tuple(each for each in more if _REFERENCE.search(each[1]))
-    return replace(launch, env=(*plain, *launch.env), secrets=(*launch.secrets, *secret))
-
-
-def _may_tell(job: Job) -> bool:
-    """Return whether the end of a job would be its own."""
-    return not job.state.is_final and job.stop_asked_at is None
 
 
 def is_finished(job: Job) -> bool:

@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
 from orchestrator.api import Local
-from orchestrator.loop import driver
+from orchestrator.loop.leases import Leases
 from orchestrator.server import carrying, gate, office, runs
 from orchestrator.server.users import Caller, Role
 from orchestrator.store import leases
@@ -124,7 +124,7 @@ def takes_leases_of_others(patch: Patch) -> None:
 
 
 def keeps_more_than_its_share(patch: Patch) -> None:
-    patch.setattr(driver.Loop, "_give_back", lambda self, surplus: None)
+    patch.setattr(Leases, "_give_back", lambda self, runs: None)
 
 
 def counts_the_silent(patch: Patch) -> None:

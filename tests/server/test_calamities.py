@@ -130,9 +130,9 @@ def test_a_server_whose_clock_is_ahead_takes_runs_over_and_doubles_none(
         postgres_store_url, owner="elsewhere:2:2", clock=lambda: datetime.now(UTC) + timedelta(hours=1)
     )  # it takes every lease for one that has run out
     deadline = time.monotonic() + 30
-    while not ahead.site.loop._leased and time.monotonic() < deadline:
+    while not ahead.site.loop._leases and time.monotonic() < deadline:
         ahead.site.wrote()
-    assert ahead.site.loop._leased
+    assert ahead.site.loop._leases
     apply(right, "hello-a", "hello-b")
     assert client.follow(["hello-a", "hello-b"], "ended", timeout_s=60)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from backends.sim import Sim
-from orchestrator.loop import Loop
+from orchestrator.loop.leases import Leases
 from orchestrator.reconcile import Run
 from orchestrator.store import open_store
 from tests.benchmarks.servers import trial
@@ -66,18 +66,17 @@ def test_a_loop_takes_its_share_and_gives_back_what_is_above_it(tmp_path: Path) 
         now += timedelta(seconds=1)
         return now
 
-    def have(loop: Loop, runs: list[Run]) -> int:
-        return len(loop._lease(runs))
+    def taken(leases: Leases, runs: list[Run]) -> set[str]:
+        return {run.id for run in leases.take(runs, is_busy=lambda _: False)}
 
     with open_store(f"sqlite:///{tmp_path}/state.db") as store:
         for n in range(4):
             put(store, f"hello-{n}x")
         runs = store.active_runs()
-        places = {"sim": Sim()}
-        one = Loop(store, places, owner="a:1:1", look_s=None, clock=later, share=lambda _: share)
-        two = Loop(store, places, owner="b:2:2", look_s=None, clock=later, share=lambda _: 2)
-        with one, two:
-            assert (have(one, runs), have(two, runs)) == (3, 1)
+        one = Leases(store, "a:1:1", later, look_s=None, share=lambda _: share)
+        two = Leases(store, "b:2:2", later, look_s=None, share=lambda _: 2)
+        with closing(one), closing(two):
+            assert (len(taken(one, runs)), len(taken(two, runs))) == (3, 1)
             share = 2
-            assert (have(one, runs), have(two, runs)) == (2, 2)
-            assert not {run.id for run in one._lease(runs)} & {run.id for run in two._lease(runs)}
+            assert (len(taken(one, runs)), len(taken(two, runs))) == (2, 2)
+            assert not taken(one, runs) & taken(two, runs)
