@@ -36,7 +36,11 @@ LONGEST_VERSION = 40
 BITS = (1 / 16, 64)
 """Bits of a parameter, between which the weights' files may lie."""
 
-Count = Annotated[int | None, typer.Option(min=1, max=MOST_COUNTED, show_default=False)]
+
+def _counted(told: str) -> Any:
+    return typer.Option(min=1, max=MOST_COUNTED, help=told, show_default=False)
+
+
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8", "int8", "int4", "fp4"]
 Sort = Literal["price", "throughput", "latency"]
 
@@ -54,38 +58,68 @@ def size(
     ] = None,
     gpu: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME[:COUNT]", help="Only these accelerators.", show_default=False),
+        typer.Option(
+            metavar="NAME[:COUNT]", help="Only this accelerator; COUNT for one replica.", show_default=False
+        ),
     ] = None,
     precision: Annotated[Precision, typer.Option(help="The format computed in.")] = "auto",
     quantization: Annotated[
-        str | None, typer.Option(help="How the weights were made, such as awq.", show_default=False)
+        str | None,
+        typer.Option(help="How the weights were made, such as awq; unset: as published.", show_default=False),
     ] = None,
     kv_cache: Annotated[
         Literal["auto", "bf16", "fp8"] | None,
-        typer.Option(help="The format of the KV cache.", show_default=False),
+        typer.Option(help="The format of the KV cache; unset: 16 bits.", show_default=False),
     ] = None,
     context: Annotated[
-        int | None, typer.Option(min=1, help="Tokens a request may hold.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens a request may hold; unset: the model's limit, or what fits.",
+            show_default=False,
+        ),
     ] = None,
     concurrency: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST_COUNTED, help="Requests held at once.", show_default=False),
+        _counted("Requests held at once; unset: 1."),
     ] = None,
     tensor: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="Ranks that share every layer.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, max=MOST, help="Ranks that share every layer; unset: it follows.", show_default=False
+        ),
     ] = None,
     pipeline: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="Stages that share the layers.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, max=MOST, help="Stages that share the layers; unset: it follows.", show_default=False
+        ),
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="vllm, sglang, ...; trl, axolotl, ... to train.", show_default=False)
+        str | None,
+        typer.Option(
+            help="vllm (unset), sglang, tgi, nim or transformers; with --train trl (unset), axolotl, ...",
+            show_default=False,
+        ),
     ] = None,
-    engine_version: Annotated[str | None, typer.Option(show_default=False)] = None,
+    engine_version: Annotated[
+        str | None, typer.Option(help="Such as 0.33.0; unset: the newest known.", show_default=False)
+    ] = None,
     memory_utilization: Annotated[
-        float | None, typer.Option(min=0.01, max=1.0, help="Share the engine takes.", show_default=False)
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1.0,
+            help="Share of device memory the engine takes; unset: its default.",
+            show_default=False,
+        ),
     ] = None,
-    max_num_seqs: Count = None,
-    max_num_batched_tokens: Count = None,
+    max_num_seqs: Annotated[
+        int | None, _counted("Sequences the engine runs at once, at most; unset: its default.")
+    ] = None,
+    max_num_batched_tokens: Annotated[
+        int | None, _counted("Tokens of one pass of the engine; unset: its default.")
+    ] = None,
     from_log: Annotated[
         Path | None, typer.Option(help="An engine's log: what it measured wins.", show_default=False)
     ] = None,
@@ -94,31 +128,42 @@ def size(
     ] = None,
     method: Annotated[
         Literal["sft", "pretrain", "dpo", "kto", "orpo", "reward", "ppo", "grpo", "rloo"] | None,
-        typer.Option(show_default=False),
+        typer.Option(help="How it learns; unset: sft.", show_default=False),
     ] = None,
-    sequence_length: Count = None,
-    micro_batch: Count = None,
-    optimizer: Annotated[str | None, typer.Option(show_default=False)] = None,
-    state_dtype: Annotated[Literal["bf16", "fp32"] | None, typer.Option(show_default=False)] = None,
+    sequence_length: Annotated[int | None, _counted("Tokens of an example; unset: 2048.")] = None,
+    micro_batch: Annotated[
+        int | None, _counted("Examples that go through a device at once; unset: 1.")
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="Such as adamw_8bit or lion; unset: adamw.", show_default=False)
+    ] = None,
+    state_dtype: Annotated[
+        Literal["bf16", "fp32"] | None,
+        typer.Option(help="Of optimizer states; unset: as the trainer keeps them.", show_default=False),
+    ] = None,
     checkpointing: Annotated[
-        Literal["none", "selective", "full"] | None, typer.Option(show_default=False)
+        Literal["none", "selective", "full"] | None,
+        typer.Option(help="Activations computed again to save memory; unset: full.", show_default=False),
     ] = None,
     loss_kernel: Annotated[
-        Literal["full", "chunked", "fused"] | None, typer.Option(show_default=False)
+        Literal["full", "chunked", "fused"] | None,
+        typer.Option(help="How logits are held; unset: as the trainer does.", show_default=False),
     ] = None,
-    packing: Annotated[bool | None, typer.Option("--packing", show_default=False)] = None,
+    packing: Annotated[
+        bool | None, typer.Option("--packing", help="Fill examples up to their length.", show_default=False)
+    ] = None,
     sharding: Annotated[
         Literal["none", "zero1", "zero2", "zero3", "fsdp"] | None,
         typer.Option(help="Unset: copies where they fit, else FSDP.", show_default=False),
     ] = None,
-    rank: Annotated[
-        int | None, typer.Option(min=1, max=MOST_COUNTED, help="Of the adapter.", show_default=False)
-    ] = None,
+    rank: Annotated[int | None, _counted("Rank of the adapter; unset: 16.")] = None,
     targets: Annotated[
-        str | None, typer.Option(help="Modules with an adapter, by comma.", show_default=False)
+        str | None,
+        typer.Option(help="Modules with an adapter, by comma; unset: all-linear.", show_default=False),
     ] = None,
     offload: Annotated[
-        Literal["none", "optimizer", "activations", "all"] | None, typer.Option(show_default=False)
+        Literal["none", "optimizer", "activations", "all"] | None,
+        typer.Option(help="What main memory takes; unset: none.", show_default=False),
     ] = None,
     sort: Annotated[Sort, typer.Option(help="What the first set is best in.")] = "price",
     json: Json = False,
@@ -222,11 +267,16 @@ def _training(
     facts: ModelFacts, devices: Devices, count: int | None, settings: dict[str, Any], sort: Sort
 ) -> Answer:
     from orchestrator.catalog import prices
+    from orchestrator.engines import trainers
     from orchestrator.planner.sets import training_answer
     from orchestrator.planner.sizing import TrainingJob
     from orchestrator.planner.sizing.adapters import adapter_targets
+    from orchestrator.planner.sizing.values import kept_by_trainers
 
     sharding = settings.pop("sharding", None)
+    if settings.setdefault("engine", "trl") in trainers():  # as a plan has it run
+        kept = kept_by_trainers(settings["tuning"], settings.get("method", "sft"))
+        settings = dict(zip(("state_dtype", "loss_kernel"), kept, strict=True)) | settings
     job = TrainingJob(**settings)
     if not adapter_targets(job.targets):
         raise UsageError(

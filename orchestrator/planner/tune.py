@@ -32,7 +32,7 @@ from orchestrator.planner.match import OVER_PRICE
 from orchestrator.planner.parallelism import is_native
 from orchestrator.planner.plan import SHOWN, Choice, Placed, advise, backends_of, tries_of
 from orchestrator.planner.sizing import Size, TrainingJob
-from orchestrator.planner.sizing.values import GENERATES, Method, Tuning
+from orchestrator.planner.sizing.values import GENERATES, Method, Tuning, kept_by_trainers
 from orchestrator.planner.sources import data_source, model_source, output_mount, placed
 from orchestrator.planner.throughput import TrainingSpeed, training_throughput
 from orchestrator.planner.throughput.work import Work, work
@@ -109,13 +109,15 @@ class TuningQuestion:
         """The question as sizing asks it; devices and micro batch are found there."""
         adapter = self.train.adapter
         method: Method = self.train.method
+        tuning = _TUNINGS[adapter.type]
+        state_dtype, loss_kernel = kept_by_trainers(tuning, method)
         return TrainingJob(
             engine=self.engine,
-            tuning=_TUNINGS[adapter.type],
+            tuning=tuning,
             method=method,
             sequence_length=self.train.sequence_length,
-            state_dtype="fp32" if adapter.type == "none" else "bf16",
-            loss_kernel="chunked" if method == "sft" else "full",
+            state_dtype=state_dtype,
+            loss_kernel=loss_kernel,
             rank=adapter.rank,
             targets=adapter.targets,
             reference=_reference(method, self.train.args),

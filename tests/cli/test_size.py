@@ -113,6 +113,26 @@ def test_training_takes_what_serving_does_not(cli: Cli, tuning: str) -> None:
     assert (device["adapter_bytes"] > 0) is (tuning != "full")
 
 
+@pytest.mark.parametrize("tuning", ["full", "qlora"])
+def test_training_takes_what_a_plan_of_it_takes(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tuning: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "x")
+    adapter = "none" if tuning == "full" else tuning
+    train = f"{{model: {LLAMA}, dataset: a/b, adapter: {adapter}, sequence_length: 4096, batch_size: 8}}"
+    file = cli.write(
+        "t.yaml", f"type: task\nname: t\ntrain: {train}\nenv: [HF_TOKEN]\nresources: {{gpu: 8}}\n"
+    )
+
+    planned = json.loads(cli("plan", "--json", "-f", file).out)["runs"][0]["memory"]
+    found = size(cli, LLAMA, "--train", tuning, "--sequence-length", "4096", "--gpu", "H100:8")["device"]
+
+    parts = ("weights", "gradients", "optimizer", "adapter", "activations", "logits")
+    assert {part: found[f"{part}_bytes"] for part in parts} == {
+        part: planned[f"{part}_bytes"] for part in parts
+    }
+
+
 def test_published_weights_are_told_from_asked_ones(cli: Cli) -> None:
     assert "mxfp4 (as published)" in cli("size", "openai/gpt-oss-20b", "--gpu", "H100").out
     assert "fp8 (as asked)" in cli("size", LLAMA, "--gpu", "H100", "--precision", "fp8").out

@@ -71,6 +71,18 @@ LossKernel = Literal["full", "chunked", "fused"]
 Sharding = Literal["none", "zero1", "zero2", "zero3", "fsdp"]
 Offload = Literal["none", "optimizer", "activations", "all"]
 
+
+def kept_by_trainers(tuning: Tuning, method: Method) -> tuple[Literal["bf16", "fp32"], LossKernel]:
+    """Return the type of states, and the kernel of the loss, of the trainers that plans run.
+
+    They train all of a model in 32 bits under autocast, and take SFT's loss in chunks (TRL 1.16, SFTConfig).
+
+    >>> kept_by_trainers("full", "sft"), kept_by_trainers("lora", "dpo")
+    (('fp32', 'chunked'), ('bf16', 'full'))
+    """
+    return "fp32" if tuning == "full" else "bf16", "chunked" if method == "sft" else "full"
+
+
 ROLLOUT_SHARE = 0.3
 """Share of a device for the engine that generates beside a GRPO run: what TRL 1.16 gives vLLM
 (GRPOConfig, ``vllm_gpu_memory_utilization`` in its default mode ``colocate``)."""
