@@ -127,7 +127,10 @@ class Remote(Planner):
 
     def record_id(self) -> str:
         """Return which record the server keeps and whose part of it is meant: ``<deployment>/<project>``."""
-        return str(self._server.ask("GET", "record").json())
+        try:
+            return str(self._server.ask("GET", "record").json())
+        except NotFound:  # an older server, which holds no plan to it
+            return ""
 
     def record_of(self, names: Collection[str] | None) -> Mapping[str, Run]:
         """Return the runs on record by name: those of ``names`` and of fleets, or all.

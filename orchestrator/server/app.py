@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from orchestrator.errors import Denied, ModelyardError, UsageError
+from orchestrator.errors import Denied, ModelyardError, NotFound, UsageError
 from orchestrator.server import office, runs, sockets
 from orchestrator.server.gate import Open, origin_of, pieces, problem, refuse
 from orchestrator.server.login import Doorman, claimed
@@ -124,6 +124,8 @@ async def _on_http(_request: Request, error: Exception) -> Response:
     wrong: ModelyardError = UsageError(str(error.detail), fix="see /openapi.json")
     if error.status_code == 403:
         wrong = Denied(str(error.detail))
+    elif error.status_code == 404:  # a newer client asks for what it knows
+        wrong = NotFound("no such address", fix="see /openapi.json, or use one version here and there")
     answer = problem(wrong, status=error.status_code)
     answer.headers.update(error.headers or {})
     return answer
