@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.apply import Deletion, Plan, RunPlan
 from orchestrator.apply.planfile import reason_of
-from orchestrator.render.plans import count_text, holds, plan_text, price_text
+from orchestrator.render.plans import cost_of, count_text, holds, plan_text, span_text, total_text
 
 
 def plan_markdown(plans: Sequence[Plan]) -> str:
@@ -15,7 +15,7 @@ def plan_markdown(plans: Sequence[Plan]) -> str:
 
 
 def _lines(plans: Sequence[Plan]) -> Iterator[str]:
-    yield f"### Modelyard: {count_text(plans)}"
+    yield f"### Modelyard: {count_text(plans)}{total_text(plans)}"
     yield ""
     changed = [plan for plan in plans if plan.action != "unchanged"]
     lost = [plan for plan in changed if isinstance(plan, Deletion)]
@@ -51,7 +51,7 @@ def _place(plan: Plan) -> tuple[str, str]:
         return "", ""
     offer = chosen.offer
     where = f"{offer.backend} {offer.instance_type} ({holds(offer, chosen.count)})"
-    return where + (f" × {chosen.nodes} nodes" if chosen.nodes > 1 else ""), price_text(chosen.price_usd_hour)
+    return where + (f" × {chosen.nodes} nodes" if chosen.nodes > 1 else ""), span_text(cost_of(plan))
 
 
 def _cell(text: str) -> str:

@@ -32,7 +32,7 @@ def plan_text(plans: Sequence[Plan], *, explain: bool = False) -> str:
     the machines that were refused.
     """
     blocks = ["\n".join(_block(plan, explain=explain)) for plan in plans]
-    return "\n".join([*blocks, f"plan: {count_text(plans)}"])
+    return "\n".join([*blocks, f"plan: {count_text(plans)}{total_text(plans)}"])
 
 
 def _block(plan: Plan, *, explain: bool) -> Iterator[str]:
@@ -58,6 +58,9 @@ def _block(plan: Plan, *, explain: bool) -> Iterator[str]:
         yield f"  needs    {plan.demand.summary()}"
     if plan.placed:
         yield from _offers(plan.placed)
+    if (count := _replicas(plan)) != (1, 1) and any(cost := cost_of(plan)):
+        many = plural(count[1], "replica") if count[0] == count[1] else f"{count[0]} to {count[1]} replicas"
+        yield f"  cost     {span_text(cost)} for {many}"
     for phrase in plan.drift:
         yield f"  drift    {phrase}"
     for note in plan.notes:
@@ -268,6 +271,37 @@ def price_text(usd_hour: float) -> str:
     return f"${format_usd(usd_hour)}/h"
 
 
+def cost_of(plan: Plan) -> tuple[float, float]:
+    """Return what a planned run costs by the hour: its fewest replicas, and the most that scaling starts."""
+    placed = plan.placed if isinstance(plan, RunPlan) else None
+    each = next((choice.price_usd_hour for choice in placed.choices if choice.chosen), 0.0) if placed else 0.0
+    least, most = _replicas(plan)
+    return round(each * least, 6), round(each * most, 6)
+
+
+def _replicas(plan: Plan) -> tuple[int, int]:
+    replicas = plan.spec.replicas if isinstance(plan, RunPlan) and isinstance(plan.spec, Service) else None
+    return (1, 1) if replicas is None else (replicas.min or 0, replicas.max or replicas.min or 0)
+
+
+def total_text(plans: Sequence[Plan]) -> str:
+    """Return what all that is started costs by the hour, "" for nothing and beside machines of a fleet."""
+    costs = [cost_of(plan) for plan in plans if plan.action != "unchanged"]
+    total = sum(least for least, _ in costs), sum(most for _, most in costs)
+    rents = any(isinstance(plan, FleetPlan) for plan in plans)
+    return f", at {span_text(total)} while all run" if total[1] and not rents else ""
+
+
+def span_text(cost: tuple[float, float]) -> str:
+    """Return the least and the most that something costs by the hour.
+
+    >>> span_text((9.0, 9.0)), span_text((0.25, 0.75))
+    ('$9/h', '$0.25/h to $0.75/h')
+    """
+    least, most = map(price_text, cost)
+    return least if least == most else f"{least} to {most}"
+
+
 def count_text(plans: Sequence[Plan]) -> str:
     """Return how many things would be done, by kind, in a fixed order."""
     order = ("create", "rerun", "update", "replace", "delete", "unchanged")
@@ -313,6 +347,8 @@ def _plan_object(plan: Plan, *, explain: bool) -> dict[str, object]:
     if plan.trained:
         body |= _trained_object(plan.trained)
     body |= _placed_object(plan.placed)
+    if plan.placed:
+        body["usd_hour"] = dict(zip(("least", "most"), cost_of(plan), strict=True))
     body["notes"] = list(plan.notes)
     if plan.drift:
         body["drift"] = list(plan.drift)

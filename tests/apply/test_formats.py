@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -88,3 +89,24 @@ def test_a_change_to_a_cell_stays_in_its_cell(cli: Cli) -> None:
     out = cli("plan", "-f", cli.write("web.yaml", WEB + "tags: {a|b: y}\n"), "--format", "md").out
     (row,) = [line for line in out.splitlines() if line.startswith("| `web`")]
     assert len(re.findall(r"(?<!\\)\|", row)) == 7
+
+
+def test_a_plan_says_what_all_replicas_and_all_runs_cost(cli: Cli) -> None:
+    offer = "{instance_type: big, cpu: 8, memory_bytes: 34359738368, price_usd_hour: 2.5}"
+    config = cli.write("priced.yaml", f"backends: [{{type: sim, offers: [{offer}]}}]\n")
+    web, hello = WEB.replace("name: web", "name: three") + "replicas: 3\n", HELLO
+    scaled = WEB + "replicas: 1..4\nscaling: {metric: rps, target: 2}\n"
+    plan = ("plan", "--config", config, "-f", cli.write("all.yaml", "---\n".join([web, hello, scaled])))
+
+    text, table = cli(*plan).out, cli(*plan, "--format", "md").out
+
+    assert "  cost     $7.5/h for 3 replicas" in text
+    assert "  cost     $2.5/h to $10/h for 1 to 4 replicas" in text
+    assert text.endswith("plan: 3 to create, at $12.5/h to $20/h while all run\n")
+    assert [line.split(" | ")[-1] for line in table.splitlines() if line.startswith("| `")] == [
+        "$7.5/h |", "$2.5/h |", "$2.5/h to $10/h |",
+    ]  # fmt: skip
+    runs = json.loads(cli(*plan, "--json").out)["runs"]
+    assert [run["usd_hour"] for run in runs] == [
+        {"least": 7.5, "most": 7.5}, {"least": 2.5, "most": 2.5}, {"least": 2.5, "most": 10.0},
+    ]  # fmt: skip
