@@ -41,7 +41,7 @@ from orchestrator.planner.plan import Choice, Placed
 from orchestrator.reconcile import Run, Template, Wanted
 from orchestrator.spec.interpolation import looks_secret, refers_to_secret
 from orchestrator.spec.load import Document
-from orchestrator.spec.models import DevEnvironment, Fleet, Service, Task, Volume, spec_of
+from orchestrator.spec.models import DevEnvironment, Fleet, Service, Task, Volume, changes, spec_of
 from orchestrator.spec.parts import Change
 from orchestrator.spec.tree import Entries, Source
 from orchestrator.store.codec import decode, encode
@@ -526,7 +526,7 @@ def _left_alone(step: Mapping[str, Any], spec: Work, document: Document, runs: M
     run = runs.get(spec.name)
     if run is None or run.wanted is not Wanted.RUN or run.set_name != step["set"]:
         raise _stale("run", spec.name)
-    if run.spec != json.dumps(spec.canonical(), sort_keys=True) or run.spec_hash != step["spec_hash"]:
+    if changes(spec_of(json.loads(run.spec)), spec) or run.spec_hash != step["spec_hash"]:
         raise _stale("run", spec.name)
     return RunPlan(document, spec, "unchanged", step["spec_hash"], run=run, set_name=step["set"])
 

@@ -18,6 +18,7 @@ from orchestrator.reconcile import Run, RunEvent, RunState, Template, Wanted
 from orchestrator.reconcile.adapters import refused_in
 from orchestrator.reconcile.steps import Turn, asking
 from orchestrator.reconcile.values import before_of
+from orchestrator.spec.models import as_recorded
 from orchestrator.store.values import MAIN, Fleet, Kept, Uncordoned, Volume
 
 if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without
@@ -159,7 +160,7 @@ def _fleet_turn(
 
 def _turn(plan: RunPlan, *, now: datetime, new_id: Callable[[], str], project: str, message: str) -> Turn:
     assert plan.template is not None  # every plan that changes something has one
-    spec = json.dumps(plan.spec.canonical(), sort_keys=True)
+    spec = json.dumps(as_recorded(plan.spec).canonical(), sort_keys=True)
     old = plan.run
     if old is None:
         run = Run(

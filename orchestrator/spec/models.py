@@ -10,6 +10,7 @@ whether changing it needs new containers.
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self, TypeAlias
 
 from annotated_types import Ge, Le
@@ -881,6 +882,26 @@ def marks(spec_type: type[Part], *, at: str = "") -> dict[str, Mark]:
     return found
 
 
+def as_recorded(spec: Spec) -> Spec:
+    """Return what is kept of a spec: local paths by their last part.
+
+    Where a repository lies on the machine that applies it says nothing about what runs, and what the
+    files hold is kept with the run: two checkouts of one commit are the same.
+
+    >>> as_recorded(Task(name="a", commands=["ls"], files=["/home/me/conf"])).files[0].local_path
+    'conf'
+    """
+    if isinstance(spec, Volume | Fleet) or not (spec.files or spec.repos):
+        return spec
+    brought = {"files": tuple(map(_named, spec.files)), "repos": tuple(map(_named, spec.repos))}
+    return spec.model_copy(update=brought)
+
+
+def _named(part: FileMapping | Repo) -> FileMapping | Repo:
+    name = PurePosixPath(part.local_path or "").name
+    return part.model_copy(update={"local_path": name}) if name else part
+
+
 def changes(old: Spec, new: Spec) -> tuple[Change, ...]:
     """Return every field in which ``new`` differs from ``old``, with what the change needs.
 
@@ -889,4 +910,4 @@ def changes(old: Spec, new: Spec) -> tuple[Change, ...]:
     """
     if type(old) is not type(new):
         return (Change("type", old.type, new.type, "replace"),)
-    return tuple(changes_between(old, new))
+    return tuple(changes_between(as_recorded(old), as_recorded(new)))

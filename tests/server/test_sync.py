@@ -563,7 +563,14 @@ def test_the_same_folder_gives_the_same_record_whoever_applies_it(
 ) -> None:
     """By the command line, through a server, and by pulling: byte for byte."""
     more = HELLO.replace("hello", "hello-more") + "env: {A: b}\nresources: {cpu: 1}\n"
-    repository.commit(hello=HELLO, web=WEB, more=more)
+    files = HELLO.replace("hello", "hello-files") + "files: [data.txt, conf:/etc/app]\nvolumes: ['v:/v']\n"
+    model = (
+        "type: service\nname: llm\nmodel: Qwen/Qwen2.5-7B-Instruct\nreplicas: 1..3\nscaling: {target: 4}\n"
+    )
+    (repository.root / "specs" / "conf").mkdir(parents=True)
+    (repository.root / "specs" / "conf" / "app.ini").write_text("a = b")
+    (repository.root / "specs" / "data.txt").write_text("data")
+    repository.commit(hello=HELLO, web=WEB, more=more, files=files, model=model, v="type: volume\nname: v\n")
     found = {}
     cli("apply", "-y", "-d", "--set", "sync", "-f", str(repository.root / "specs"))
     found["here"] = _record(served)
@@ -576,8 +583,9 @@ def test_the_same_folder_gives_the_same_record_whoever_applies_it(
     syncer.once()
     found["pulled"] = _record(served)
 
-    assert len(found["here"]) == 3
+    assert len(found["here"]) == 5
     assert found["here"] == found["server"] == found["pulled"]
+    assert {plan.action for plan in client.plan(documents, scope=Scope("sync"))} == {"unchanged"}
 
 
 def _record(served: Served) -> list[tuple[object, ...]]:
@@ -585,9 +593,9 @@ def _record(served: Served) -> list[tuple[object, ...]]:
 
 
 def _forget(served: Served) -> None:
-    client = served.client()
-    client.ask([run.name for run in served.site.store.runs()], Wanted.DELETE)
-    client.follow([run.name for run in served.site.store.runs()], "deleted")
+    client, runs = served.client(), [run.name for run in served.site.store.runs()]
+    client.ask(runs, Wanted.DELETE)
+    client.follow(runs, "deleted")
 
 
 @pytest.mark.parametrize(
