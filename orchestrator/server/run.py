@@ -18,6 +18,7 @@ import uvicorn
 from orchestrator.errors import UsageError
 from orchestrator.frozen import frozen
 from orchestrator.server.app import application
+from orchestrator.server.connections import Connection, allow_files, is_news, said_seldom
 from orchestrator.server.desk import Desk
 from orchestrator.server.duty import Duty
 from orchestrator.server.idle import Reaper
@@ -124,11 +125,12 @@ def serve(
     token = first_token(site)
     config = uvicorn.Config(
         application(site, syncer=syncer, doorman=doorman),
-        log_level="warning", access_log=False, lifespan="off", server_header=False,
-        timeout_graceful_shutdown=DRAIN_S, proxy_headers=False, http="h11", ws="websockets-sansio",
+        # what is wrong with a request is told to who made it: a warning each would fill the journal
+        log_level="error", access_log=False, lifespan="off", server_header=False,
+        timeout_graceful_shutdown=DRAIN_S, proxy_headers=False, http=Connection, ws="websockets-sansio",
     )  # fmt: skip
-    # uvicorn says so of every WebSocket that was refused, which is no fault (seen in 0.54)
-    logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
+    logging.getLogger("uvicorn.error").addFilter(is_news)
+    allow_files()
     if door.certificate is not None:
         _load(config, door)
     site.start()
@@ -140,21 +142,19 @@ def serve(
     for each in beside_it:
         each.start()
     try:
-        asyncio.run(_serve(_Server(config, site.feed.end), opened, beside))
+        asyncio.run(_serve(_Server(config, site.feed.end), opened, beside, site.complain))
     finally:
         for each in beside_it:
             each.close()
-
-
-def _is_no_refusal(record: logging.LogRecord) -> bool:
-    return "without completing handshake" not in record.getMessage()
 
 
 async def _serve(
     server: _Server,
     opened: socket.socket,
     beside: Callable[[asyncio.Event], Coroutine[Any, Any, None]] | None,
+    complain: Callable[[str], None],
 ) -> None:
+    asyncio.get_running_loop().set_exception_handler(said_seldom(complain))
     ended = asyncio.Event()
     task = asyncio.create_task(beside(ended)) if beside else None
     await server.serve(sockets=[opened])
