@@ -131,3 +131,14 @@ def format_usd(amount: float, digits: int = 4) -> str:
     ('17.7', '1,762', '1,234,567', '0')
     """
     return format_figure(amount, digits)
+
+
+def plain(text: str) -> str:
+    r"""Return a text without what would move a terminal or begin a line of its own.
+
+    >>> print(plain("ci\x1b[2J\nroot"))
+    ci\x1b[2J\x0aroot
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

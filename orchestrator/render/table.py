@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from unicodedata import east_asian_width
 
+from orchestrator.units import plain
+
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, indent: str = "") -> str:
     """Return rows under a header, each column as wide as its widest cell.
@@ -24,7 +26,8 @@ def columns(rows: Iterable[Sequence[str]], *, indent: str = "") -> list[str]:
     >>> columns([["a", "1"], ["bcd", "2"]])
     ['a    1', 'bcd  2']
     """
-    cells = [[str(cell) for cell in row] for row in rows]
+    # names and messages are other people's: none of them may clear the screen, or look like a row
+    cells = [[plain(str(cell)) for cell in row] for row in rows]
     count = max((len(row) for row in cells), default=0)
     widths = [max((_width(row[c]) for row in cells if c < len(row)), default=0) for c in range(count)]
     lines = ("  ".join(c + " " * (w - _width(c)) for c, w in zip(row, widths, strict=False)) for row in cells)

@@ -12,6 +12,7 @@ from orchestrator.errors import ModelyardError, StoreError
 from orchestrator.server.users import NOBODY, Barred
 from orchestrator.store.access import Access
 from orchestrator.store.values import Deed
+from orchestrator.units import plain
 from orchestrator.wire import outcome_of
 
 WINDOW = timedelta(minutes=5)
@@ -148,12 +149,3 @@ class _Window:
                     subject = f"{kind.subject[:400]}: {said}" if kind.subject else said
                     lines.append(replace(kind, at=now, action=kind.action or "several", subject=subject))
         return lines
-
-
-def plain(text: str) -> str:
-    r"""Return a text without what would move a terminal or begin a line of its own.
-
-    >>> print(plain("ci\x1b[2J\nroot"))
-    ci\x1b[2J\x0aroot
-    """
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -158,3 +158,13 @@ def test_a_secret_sealed_with_a_lost_key_stops_the_rotation_whole(tmp_path: Path
         with pytest.raises(StoreError, match="secret 'A' cannot be opened"):
             store.secrets.rotate()
         assert store.secrets.get("B") == "two"
+
+
+def test_a_name_of_somebody_elses_moves_no_terminal_and_makes_no_row(prompt: Cli) -> None:
+    prompt("token", "create", "ci\x1b[2J\nffffffffffff  root  *  admin  good")
+
+    listed = prompt("token", "list").out
+
+    assert r"ci\x1b[2J\x0affffffffffff  root" in listed
+    assert "\x1b" not in listed
+    assert not [line for line in listed.splitlines() if line.startswith("ffffffffffff")]
