@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import time
 from datetime import UTC
 
 import httpx
@@ -19,6 +20,8 @@ SECRET = "MODELYARD_WEBHOOK_SECRET"
 TRIES = 12
 FIRST_S, MOST_S = 1.0, 300.0
 TIMEOUT_S = 10.0
+MOST_BYTES = 2**16
+"""What is read of an answer, of which the status alone counts."""
 LOOK_S = 1.0
 
 
@@ -77,7 +80,8 @@ class Herald(Duty):
             at = str(int(self._site.clock().timestamp()))
             headers |= {"Webhook-Timestamp": at, "Webhook-Signature": signature(secret, id, at, body)}
         try:
-            return http.post(self._url, content=body, headers=headers).is_success
+            with http.stream("POST", self._url, content=body, headers=headers) as answer:
+                return _read(answer).is_success
         except httpx.HTTPError:
             return False
 
@@ -87,6 +91,16 @@ class Herald(Duty):
     def duty(self) -> float:
         """Send what is new; return how long to wait for the next look, in seconds."""
         return self.once(self._http)
+
+
+def _read(answer: httpx.Response) -> httpx.Response:
+    """Read an answer to its end, so that its connection serves again, unless it is long or slow."""
+    size, deadline = 0, time.monotonic() + TIMEOUT_S
+    for piece in answer.iter_raw():
+        size += len(piece)
+        if size > MOST_BYTES or time.monotonic() > deadline:
+            break
+    return answer
 
 
 def cloud_event(deployment: str, serial: int, event: RunEvent) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -24,6 +25,9 @@ class Receiver:
 
     url: str = ""
     refuse: int = 0
+    endless: bool = False
+    """Whether it answers with a body that has no end."""
+    sent: int = 0
     got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
 
 
@@ -34,13 +38,17 @@ def receiver() -> Iterator[Receiver]:
     class Answers(BaseHTTPRequestHandler):
         def do_POST(self) -> None:  # the library's name
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            status = 503 if found.refuse else 204
+            status = 503 if found.refuse else 200 if found.endless else 204
             found.refuse = max(0, found.refuse - 1)
-            if status == 204:
+            if status != 503:
                 found.got.append(({k.lower(): v for k, v in self.headers.items()}, body))
             self.send_response(status)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", str(2**40) if found.endless else "0")
             self.end_headers()
+            with suppress(OSError):  # whoever told us has left
+                for _ in range(2**10 if found.endless else 0):
+                    self.wfile.write(b"x" * 2**20)
+                    found.sent += 2**20
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""
@@ -111,3 +119,15 @@ def test_one_event_that_nobody_takes_does_not_hold_the_others_for_ever(
 
     assert any("was refused 12 times" in said for said in ran.complaints)
     assert receiver.got
+
+
+def test_an_answer_without_an_end_is_not_read_to_it(ran: Served, receiver: Receiver) -> None:
+    """The server held 7.6 GB of one after 6 seconds, and could not be ended."""
+    receiver.endless = True
+    herald = Herald(ran.site, receiver.url)
+    with httpx.Client() as http:
+        herald.once(http)
+
+    told = [json.loads(body)["data"]["after"] for _, body in receiver.got]
+    assert told == [event.after for _, event in ran.site.store.events("hello") if event.subject == "hello"]
+    assert receiver.sent < 2**20 * 16 * len(told)
