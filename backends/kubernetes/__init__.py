@@ -53,7 +53,7 @@ from backends.kubernetes.settings import (
     read_settings,
     typed,
 )
-from backends.kubernetes.status import SCALABLE, STOPPED, World, condition, labels_of
+from backends.kubernetes.status import SCALABLE, STOPPED, World, condition, labels_of, without_name
 from orchestrator.backend import (
     LABEL,
     Can,
@@ -619,7 +619,7 @@ class Kubernetes:
         except AuthFailed:
             return ""  # an older role: the pods are waited for without a word
         newest = max(events, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "", default=None)
-        return newest["message"] if newest else ""
+        return without_name(newest["message"]) if newest else ""
 
     def _held_back(self, owners: Sequence[Json]) -> dict[str, str]:
         """Return what a queue says of the work that it holds back; asked where something is in one."""

@@ -11,6 +11,7 @@ from orchestrator.errors import AuthFailed, BackendError, Busy, Quota, Rejected
 
 _CANNOT = re.compile(r'cannot (\w+) resource "([^"]+)" in API group "([^"]*)"(.*)')
 _HOOK = re.compile(r'admission webhook "([^"]+)" denied')
+_POLICY = re.compile(r"ValidatingAdmissionPolicy '([^']+)' .*denied")
 GOING = "wait until it is gone and make it again, or set another namespace for this backend"
 """What to do where a namespace is being deleted."""
 _SCALED = 'subresource "scale"'
@@ -83,6 +84,8 @@ def _explained(refusal: Refused, backend: str) -> BackendError | None:
             return _conflict(refusal, backend)
         case 409:
             return Busy(said, backend=backend)
+        case 422 if policy := _POLICY.search(said):
+            return Rejected(said, backend=backend, fix=f"ask who runs the cluster what {policy[1]} takes")
         case 400 | 405 | 413 | 415 | 422:
             return Rejected(said, backend=backend, fix="kubectl explain tells what the field takes")
         case 408 | 410 | 429 | 500 | 502 | 503 | 504:  # 410: a long list that changed meanwhile

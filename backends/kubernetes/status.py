@@ -34,6 +34,7 @@ _LWS = "leaderworkerset.sigs.k8s.io/"
 _NEVER = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 _BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": ')
 """Stands before why a pull failed between two tries: without it one that goes on failing says one thing."""
+_UNMADE = re.compile(r'^(Error creating: )?pods "[^"]+" is forbidden: ')
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", *_NEVER})
 _NO_START = frozenset({"StartError", "ContainerCannotRun", "CreateContainerError", "RunContainerError"})
 _TAKEN = frozenset({"Evicted", "Preempting", "Preempted", "NodeShutdown", "Terminated"})
@@ -381,7 +382,7 @@ def _failed(run: str, failed: Json, instances: tuple[Instance, ...]) -> GroupSta
 
 def _kept_up(run: str, owner: Json, instances: tuple[Instance, ...]) -> GroupStatus:
     said = condition(owner, "ReplicaFailure")  # quota, or Pod Security
-    status = _going_on(run, instances, (said or {}).get("message", ""))
+    status = _going_on(run, instances, without_name((said or {}).get("message", "")))
     nodes = max(1, int(labels_of_template(owner).get(NODES, "1")))
     replicas: dict[int, list[Instance]] = {}
     for one in instances:
@@ -392,6 +393,15 @@ def _kept_up(run: str, owner: Json, instances: tuple[Instance, ...]) -> GroupSta
     )
     number = owner["spec"].get("replicas") if owner["kind"] in SCALABLE else None
     return replace(status, ready_replicas=ready, stalled=_is_stalled(owner), replicas=number)
+
+
+def without_name(said: str) -> str:
+    """Return what a controller says of a pod that it could not make without a name that is another each time.
+
+    >>> without_name('Error creating: pods "web-5d774c67df-28nkc" is forbidden: exceeded quota: q')
+    'no pod may be made: exceeded quota: q'
+    """
+    return _UNMADE.sub("no pod may be made: ", said)
 
 
 def _is_stalled(owner: Json) -> bool:

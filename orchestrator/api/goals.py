@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from orchestrator.api.protocol import Goal
 from orchestrator.reconcile import Job, JobState, Run, RunState
-from orchestrator.reconcile.values import GIVEN_UP
+from orchestrator.reconcile.values import GIVEN_UP, ROLLING
 
 _UP = frozenset({RunState.RUNNING, RunState.READY})
 _ACCEPTED = _UP | {RunState.STARTING}
@@ -60,7 +60,7 @@ def has_arrived(run: Run, jobs: Sequence[Job], goal: Goal) -> bool:
         return has_reached(run, goal)
     live = [job for job in jobs if not job.state.is_final]
     wanted = {adapter.told for adapter in run.template.adapters}
-    return bool(run.reason) or all(
+    return (bool(run.reason) and not run.reason.startswith(ROLLING)) or all(
         job.spec_hash == run.spec_hash
         and not job.stop_asked_at
         and (job.node > 0 or job.state is not JobState.READY or wanted <= set(job.adapters))

@@ -15,7 +15,7 @@ from orchestrator.backend import Group, GroupStatus, Instance, Phase
 from orchestrator.frozen import frozen
 from orchestrator.reconcile.ledger import Ledger
 from orchestrator.reconcile.steps import ApplyGroup, DeleteGroup, Forget, GroupAction
-from orchestrator.reconcile.values import Job, JobState, Run, RunState, Wanted, group_of
+from orchestrator.reconcile.values import ROLLING, Job, JobState, Run, RunState, Wanted, group_of
 
 
 @frozen
@@ -129,7 +129,9 @@ class _Pass(Ledger[GroupAction]):
             ready = status.ready_replicas if self.run.type != "task" else 0
             state = _state_of(status, self.run)
             # what keeps it from there, as it changes
-            told = "" if state is RunState.READY else status.message
+            told = status.message
+            if state is RunState.READY:  # what was there before may serve on
+                told = f"{ROLLING}{told}" if told and _is_rolling(status, group) else ""
             if status.stalled:  # what was there before may be ready, and serves on
                 words = status.message or "what was asked for did not come up in its time"
                 told = f"rollout failed: {words}"
@@ -194,6 +196,15 @@ def _says(status: GroupStatus | None, group: Group) -> bool:
         return status.digest == group.digest()
     replicas = {instance.replica for instance in status.instances}
     return status.spec_hash == group.template.spec_hash and len(replicas) == group.replicas
+
+
+def _is_rolling(status: GroupStatus, group: Group) -> bool:
+    """Return whether something of a spec before is there."""
+    return any(
+        instance.spec_hash != group.template.spec_hash
+        for instance in status.instances
+        if instance.phase is not Phase.EXITED
+    )
 
 
 def _state_of(status: GroupStatus, run: Run) -> RunState:

@@ -17,6 +17,8 @@ GIVEN_UP = "not tried again: "
 """How the reason of a run begins of which a replica was given up while others serve."""
 CANARY = "canary: "
 """Begins the reason of a service that shares its requests with a canary, as was asked for."""
+ROLLING = "rolling out: "
+"""Begins the reason of a service that is ready as it was before, and waits to become what was asked for."""
 Kept = Literal["task", "service", "dev-environment"]
 """What a cluster keeps."""
 UNBOUNDED_RETRIES = 6

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.api.goals import has_missed, has_reached
+from orchestrator.api.goals import has_arrived, has_missed, has_reached
 from orchestrator.backend import GroupStatus, Instance, Launch, Phase, Reason
 from orchestrator.reconcile import Job, JobState, Retry, Run, RunState, Template, Wanted
 from orchestrator.reconcile.groups import GroupSeen, reconcile_group
@@ -143,6 +143,24 @@ def test_service_that_is_ready_has_nothing_to_explain() -> None:
     seen = GroupSeen(True, replace(status(run(), instance()), message="a replica that goes was killed"))
     of, _ = settled(run(), seen)
     assert (of.state, of.reason) == (RunState.READY, "")
+
+
+def test_service_that_serves_on_says_what_keeps_its_next_spec_from_taking_over() -> None:
+    """An apply waited without a word where the cluster let no pod be made: a quota, or a LimitRange."""
+    changed = run(
+        spec_hash="h2",
+        template=replace(run().template, launch=replace(run().template.launch, spec_hash="h2")),
+    )
+    serving = replace(
+        status(changed, instance()), spec_hash="h2", message="no pod may be made: exceeded quota"
+    )
+    of, jobs = settled(changed, GroupSeen(True, serving))
+    assert (of.state, of.reason) == (RunState.READY, "rolling out: no pod may be made: exceeded quota")
+    assert not has_arrived(of, jobs, "settled")
+    over = replace(status(changed, instance(spec_hash="h2")), spec_hash="h2")
+    of, jobs = settled(of, GroupSeen(True, over))
+    assert (of.state, of.reason) == (RunState.READY, "")
+    assert has_arrived(of, jobs, "settled")
 
 
 def test_service_of_no_replicas_is_ready_and_a_first_one_is_waited_for() -> None:

@@ -230,6 +230,15 @@ def test_denial_of_a_webhook_has_its_remedy(said: str, fix: str) -> None:
     assert error.fix == fix
 
 
+def test_denial_of_a_policy_has_its_remedy() -> None:
+    said = (
+        "deployments.apps \"web\" is forbidden: ValidatingAdmissionPolicy 'need-team' with binding 'b' "
+        "denied request: every Deployment needs the label team"
+    )
+    error = explained(Refused(422, "Invalid", said), "lab")
+    assert (type(error), error.fix) == (Rejected, "ask who runs the cluster what need-team takes")
+
+
 def task(name: str = "web-1", **changes: Any) -> dict[str, Any]:
     meta = {"name": name, "uid": f"uid-{name}", "labels": dict(WEB), "annotations": {}}
     return {"kind": "Job", "metadata": meta, "spec": {}, "status": {}} | changes
