@@ -564,15 +564,14 @@ def test_the_same_folder_gives_the_same_record_whoever_applies_it(
     """By the command line, through a server, and by pulling: byte for byte."""
     more = HELLO.replace("hello", "hello-more") + "env: {A: b}\nresources: {cpu: 1}\n"
     files = HELLO.replace("hello", "hello-files") + "files: [data.txt, conf:/etc/app]\nvolumes: ['v:/v']\n"
-    model = (
-        "type: service\nname: llm\nmodel: Qwen/Qwen2.5-7B-Instruct\nreplicas: 1..3\nscaling: {target: 4}\n"
-    )
+    model = "type: service\nname: llm\nmodel: Qwen/Qwen2.5-7B-Instruct\nenv: {A: '1'}\ntags: {team: a}\n"
     (repository.root / "specs" / "conf").mkdir(parents=True)
     (repository.root / "specs" / "conf" / "app.ini").write_text("a = b")
     (repository.root / "specs" / "data.txt").write_text("data")
     repository.commit(hello=HELLO, web=WEB, more=more, files=files, model=model, v="type: volume\nname: v\n")
     found = {}
-    cli("apply", "-y", "-d", "--set", "sync", "-f", str(repository.root / "specs"))
+    applied = cli("apply", "-y", "-d", "--set", "sync", "-f", str(repository.root / "specs"))
+    assert applied.code == 0, applied.err
     found["here"] = _record(served)
     _forget(served)
     client = served.client()
