@@ -150,7 +150,7 @@ class Secrets:
         """
         own = key_file(self._database.path) if self._key is None and self._database.path else None
         if own is not None:
-            _put_keys(own, [_new_key(), *_split(key_of(own, make=True))])
+            _put_keys(own, [_new_key(), *_split(key_of(own, make=self._is_empty()))])
         with self._database.writing() as connection:
             columns = secrets.c.name, secrets.c.given_to, secrets.c.ciphertext
             rows = connection.execute(sa.select(*columns)).all()
@@ -163,6 +163,11 @@ class Secrets:
             _put_keys(own, _split(key_of(own, make=False))[:1])
         return len(rows)
 
+    def _is_empty(self) -> bool:
+        """Whether nothing is kept, so that a key that is not there was never made, and is not lost."""
+        with self._database.reading() as connection:
+            return connection.execute(sa.select(secrets.c.name).limit(1)).first() is None
+
     def _fernet(self, *, make: bool) -> MultiFernet:
         from cryptography.fernet import Fernet, MultiFernet
 
@@ -172,7 +177,7 @@ class Secrets:
                 raise ConfigError(
                     "a shared store needs MODELYARD_SECRET_KEY for its secrets", fix=f"make one: {_NEW_KEY}"
                 )
-            key = key_of(key_file(self._database.path), make=make)
+            key = key_of(key_file(self._database.path), make=make and self._is_empty())
         try:
             return MultiFernet([Fernet(each) for each in _split(key)])
         except ValueError:

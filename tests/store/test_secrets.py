@@ -275,3 +275,21 @@ def test_secrets_that_are_set_while_keys_are_rotated_are_all_there(tmp_path: Pat
             operator.secrets.rotate()
 
         assert [server.secrets.get(f"s{n}") for n in range(100)] == [str(n) for n in range(100)]
+
+
+def test_a_lost_key_is_not_made_anew_by_writing(tmp_path: Path) -> None:
+    """A copy put back without its key had two kinds of secrets from the first one that was set."""
+    path = tmp_path / "state.db"
+    with open_store(sqlite_url(path)) as store:
+        store.secrets.set("hf", "x", now=T0)
+        key = key_file(path).read_bytes()
+        key_file(path).unlink()
+
+        for write in (lambda: store.secrets.set("other", "y", now=T0), store.secrets.rotate):
+            with pytest.raises(StoreError, match="the key of the secrets is gone"):
+                write()
+
+        assert not key_file(path).exists()
+        key_file(path).write_bytes(key)
+        key_file(path).chmod(0o600)
+        assert (store.secrets.get("hf"), store.secrets.rotate()) == ("x", 1)
