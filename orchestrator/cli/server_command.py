@@ -39,6 +39,14 @@ def server(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen on the network without TLS: a proxy in front has it.")
     ] = False,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--proxy",
+            metavar="ADDRESS",
+            help="Believe a proxy, or a network of them, whom it asks for. May be given often.",
+        ),
+    ] = None,
     gateway: Annotated[
         str | None, typer.Option("--gateway", metavar="ADDRESS", help="Run the gateway too, at this address.")
     ] = None,
@@ -81,7 +89,7 @@ def server(
             fix="pip install 'modelyard[server]'",
         ) from error
     host, port = parse_address(listen)
-    door = Door(host, port, certificate, private_key, insecure)
+    door = Door(host, port, certificate, private_key, insecure, tuple(proxy or ()))
     inner = parse_address(gateway) if gateway is not None else None
     use_catalog()
     site = Site(database_url(), config=config or default_config(), environ=os.environ, complain=_complain)

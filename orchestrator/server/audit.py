@@ -65,7 +65,7 @@ class Audit:
             StoreError: what was done cannot be written down.
         """
         deed = Deed(
-            self._clock(), plain(who)[:200], address[:300], plain(project)[:63], action,
+            self._clock(), plain(who)[:200], plain(address)[:300], plain(project)[:63], action,
             plain(subject)[:500], outcome, spec_hash,
         )  # fmt: skip
         if not outcome.startswith("4"):

@@ -43,8 +43,13 @@ class Door:
     certificate: Path | None = None
     private_key: Path | None = None
     insecure: bool = False
+    proxies: tuple[str, ...] = ()
+    """Addresses and networks of proxies that are believed whom they ask for."""
 
     def __post_init__(self) -> None:
+        for proxy in self.proxies:
+            if not _is_network(proxy):
+                raise UsageError(f"--proxy: {proxy!r} is no address", fix="10.0.0.5, or 10.0.0.0/24")
         if self.certificate is None and not self.insecure and not is_loopback(self.host):
             raise UsageError(
                 f"tokens would cross the network to {self.host or 'every address'} in the clear",
@@ -64,6 +69,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 class _Server(uvicorn.Server):
@@ -127,7 +140,8 @@ def serve(
         application(site, syncer=syncer, doorman=doorman),
         # what is wrong with a request is told to who made it: a warning each would fill the journal
         log_level="error", access_log=False, lifespan="off", server_header=False,
-        timeout_graceful_shutdown=DRAIN_S, proxy_headers=False, http=Connection, ws="websockets-sansio",
+        timeout_graceful_shutdown=DRAIN_S, proxy_headers=bool(door.proxies),
+        forwarded_allow_ips=list(door.proxies), http=Connection, ws="websockets-sansio",
     )  # fmt: skip
     logging.getLogger("uvicorn.error").addFilter(is_news)
     allow_files()

@@ -190,3 +190,26 @@ def test_figures_are_told_in_prometheus_form(served: Served) -> None:
     assert all(
         re.fullmatch(r"#.*|\w+(\{.*\})? \d+(\.\d+)?(e-\d+)?", line) for line in answer.text.splitlines()
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [((), "127.0.0.1"), (("--proxy", "10.0.0.0/8"), "127.0.0.1"), (("--proxy", "127.0.0.1"), "192.0.2.7")],
+    ids=["no proxy", "another", "the proxy"],
+)
+def test_who_asks_through_a_proxy_is_told_where_it_is_believed(
+    start: Start, options: tuple[str, ...], told: str
+) -> None:
+    _, (listening, token) = start(*options)
+    url = listening.removeprefix("server listening on ") + "/v1/projects/main"
+    headers = {"X-Forwarded-For": "6.6.6.6, 192.0.2.7"}  # the last is what the proxy saw, the first anybody's
+    assert httpx.get(f"{url}/runs", headers=headers).status_code == 401
+
+    audit = httpx.get(f"{url}/audit", headers={"Authorization": f"Bearer {token.removeprefix('token ')}"})
+
+    assert [item["deed"]["address"] for item in audit.json()["items"]] == [told]
+
+
+def test_a_proxy_is_named_by_its_address() -> None:
+    with pytest.raises(UsageError, match="'\\*' is no address"):
+        Door("127.0.0.1", 0, proxies=("*",))
