@@ -18,11 +18,16 @@ from orchestrator.errors import Temporary, UsageError
 from orchestrator.frozen import frozen
 
 TIMEOUT_S = 120
+FETCH_S = 1_800
+"""How long a fetch may take: the first brings every file. HTTP that stalls ends before (``_SAFE``)."""
+MOST_COMMITS = 500
+"""Commits that a work tree has gathered when it is fetched anew: git keeps what each of them left."""
 _SAFE = (
     # A repository is somebody else's: its hooks do not run, and no transport of its choosing
     # starts a program. Where its links lead is looked at once they are there.
     "-c", "core.hooksPath=/dev/null", "-c", "core.symlinks=true", "-c", "protocol.ext.allow=never",
     "-c", "advice.detachedHead=false", "-c", "gc.auto=0", "-c", "safe.directory=*",
+    "-c", "http.lowSpeedLimit=1", "-c", "http.lowSpeedTime=60",
 )  # fmt: skip
 _REF = re.compile(r"(?![-+/])(?!.*(?:\.\.|@\{|//|\.lock$))[^\x00-\x20\x7f~^:?*\[\\]+(?<![/.])")
 """What git allows a branch or tag to be called (git-check-ref-format), and no option or refspec."""
@@ -157,6 +162,8 @@ class Checkout:
         return self._brought()
 
     def _brought(self) -> str:
+        if self._gathered() > MOST_COMMITS:
+            shutil.rmtree(self.root)
         if not (self.root / ".git").exists():
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._here("init", "--quiet")
@@ -174,6 +181,13 @@ class Checkout:
         self._here("clean", "--quiet", "-ffdx")
         self._look_at(self._here("ls-tree", "-r", "-z", "--full-tree", commit))
         return commit
+
+    def _gathered(self) -> int:
+        """Return how many commits were fetched into the work tree: each is an end of history of its own."""
+        try:
+            return (self.root / ".git" / "shallow").read_bytes().count(b"\n")
+        except OSError:
+            return 0
 
     def _look_at(self, listed: str) -> None:
         """Remove the links of a work tree that lead out of it; refuse those among the specs, and submodules.
@@ -223,15 +237,16 @@ class Checkout:
             )  # fmt: skip
         except FileNotFoundError:
             raise UsageError("there is no program git here", fix="apt-get install git") from None
+        most_s = FETCH_S if arguments[0] == "fetch" else TIMEOUT_S
         with git:
             self._running = git
             try:
                 if self._ended:
                     _kill(git)
-                said, complained = git.communicate(timeout=TIMEOUT_S)
+                said, complained = git.communicate(timeout=most_s)
             except subprocess.TimeoutExpired:
                 _kill(git)
-                raise GitUnreachable(f"git {arguments[0]}: no answer within {TIMEOUT_S} s") from None
+                raise GitUnreachable(f"git {arguments[0]}: no answer within {most_s} s") from None
             finally:
                 self._running = None
         if git.returncode:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import UsageError
+from orchestrator.server import git
 from orchestrator.server.git import Checkout, GitUnreachable, Source
 from orchestrator.server.sync import Syncer, Wish
 from tests.server.conftest import Served
@@ -134,6 +135,21 @@ def test_a_repository_around_the_work_tree_is_left_alone(repository: Repository,
     Checkout(Source.parse(f"git+{repository.root}@main//specs"), root).update()
 
     assert edited.read_text() == "edited"
+
+
+def test_a_work_tree_does_not_grow_with_every_commit(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(git, "MOST_COMMITS", 3)
+    checkout = Checkout(Source.parse(f"git+{repository.root}@main"), tmp_path / "checkout")
+    gathered = []
+    for number in range(6):
+        commit = repository.commit(hello=HELLO.replace("echo hi", f"echo {number}"))
+        assert checkout.update() == commit
+        gathered.append(int(checkout._here("rev-list", "--all", "--reflog", "--count")))
+
+    assert max(gathered) == 4
+    assert gathered[-1] < 4
 
 
 class _Host(ThreadingHTTPServer):
