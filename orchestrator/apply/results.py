@@ -101,8 +101,9 @@ def _adapter(document: Document, at: str, adapter: Adapter, left: Left) -> Adapt
 def _found(document: Document, at: str, name: str, left: Left) -> Sequence[Artifact]:
     found = [each for each in left(name) if each.kind != "state"]
     if not found:
-        what = f"run {name!r} left no model"
-        raise SpecError([document.problem(at, what, f"see: modelyard show {name}; it has to end well first")])
+        what = f"no run {name!r} on record has left a model"
+        fix = f"apply the task {name!r} and let it end well first: modelyard ps --all"
+        raise SpecError([document.problem(at, what, fix)])
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from orchestrator.apply.datasets import lacking, read_dataset, require_output
 from orchestrator.catalog import ModelFacts
@@ -69,6 +70,9 @@ def _look(document: Document, question: TuningQuestion) -> _Look:
         look.rows = read_dataset(document, question)
     except SpecError as error:
         look.problems += error.problems
+    dataset = question.train.dataset
+    if dataset.startswith("/") and not question.bare and not Path(dataset).exists():
+        look.notes.append(f"there is no {dataset} on this machine: it has to be where the run trains")
     if is_bucket(question.train.dataset):
         look.notes.append(f"columns of {question.train.dataset} are not checked: it is read where it trains")
     return look

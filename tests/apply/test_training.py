@@ -124,7 +124,7 @@ def test_tuning_again_changes_who_uses_it(farm: Cli) -> None:
 @pytest.mark.parametrize(
     ("engine", "model", "said"),
     [
-        ("vllm", "run://nobody", "run 'nobody' left no model"),
+        ("vllm", "run://nobody", "no run 'nobody' on record has left a model"),
         ("transformers", "run://sft", "run 'sft' left an adapter, and a whole model is needed here"),
     ],
 )
@@ -350,6 +350,12 @@ def test_columns_that_nobody_could_check_are_said(farm: Cli, monkeypatch: pytest
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = farm("plan", "-f", farm.write("sft.yaml", spec()))
     assert "columns of org/rows are not checked: HF_HUB_OFFLINE is set" in result.out
+
+
+def test_data_that_are_not_here_are_told_before_a_machine_is_paid_for(farm: Cli) -> None:
+    result = farm("plan", "-f", farm.write("sft.yaml", spec(dataset="./rwos.jsonl")))
+    said = f"there is no {farm.folder}/rwos.jsonl on this machine: it has to be where the run trains"
+    assert (result.code, said in result.out) == (0, True), result.out
 
 
 def test_gated_data_need_a_token(farm: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
