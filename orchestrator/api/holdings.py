@@ -53,7 +53,7 @@ class Holdings(Runs):
                 name,
                 check
                 if check.ok or self.places.is_required(name)
-                else replace(check, ok=True, detail="not here"),
+                else replace(check, ok=True, detail=f"no, and no configuration asks for it: {check.detail}"),
             )
             for name, backend in self._open_places()
             for check in backend.check()

@@ -362,3 +362,13 @@ def test_a_shell_completes_commands_options_values_and_names_of_runs(cli: Cli) -
     assert completed("plan", "--sort", "") == ["price", "throughput", "latency"]
     assert completed("stop", "w") == ["web"]
     assert completed("plna", "")[0] == "plan", "no complaint either: it would stand in the prompt"
+
+
+def test_a_docker_that_nobody_asked_for_and_does_not_answer_is_told_with_its_reason(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MODELYARD_CONFIG")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nobody/listens.sock")
+    told = next(line for line in cli("doctor").out.splitlines() if line.startswith("docker"))
+    assert told.split(maxsplit=2)[1] == "ok"
+    assert "no, and no configuration asks for it: the Docker engine at unix:///nobody/listens.sock" in told
