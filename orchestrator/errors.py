@@ -190,7 +190,8 @@ class WhyNot:
     """One kind of machine that does not do: the first reason, and the smallest change that helps.
 
     ``offers`` counts its offers, ``price_usd_hour`` is the cheapest of them; ``change`` is a field
-    of the spec and its value, empty where no single change helps.
+    of the spec and its value, empty where no single change helps. ``nodes`` such machines are what
+    the price is for.
     """
 
     accelerator: str
@@ -199,6 +200,16 @@ class WhyNot:
     price_usd_hour: float
     reason: str
     change: str = ""
+    nodes: int = 1
+
+    @property
+    def machines(self) -> str:
+        """What it is in words.
+
+        >>> WhyNot("L4-24GB", 1, 2, 2.1, "over max_price", nodes=3).machines
+        '1 × L4-24GB × 3 nodes'
+        """
+        return f"{self.count} × {self.accelerator}" + (f" × {self.nodes} nodes" if self.nodes > 1 else "")
 
 
 class NothingFits(ModelyardError):

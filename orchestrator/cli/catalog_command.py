@@ -57,7 +57,9 @@ def show(
         near = difflib.get_close_matches(name.casefold(), _names(), 1)
         raise NotFound(
             f"nothing in the catalog is called {name!r}",
-            fix=f"did you mean {_names()[near[0]]!r}?" if near else "modelyard catalog list accelerators",
+            fix=f"did you mean {_names()[near[0]]!r}?"
+            if near
+            else "modelyard catalog list accelerators, or models, images, prices",
         )
     facts = [fact for several in found.values() for fact in several]
     typer.echo(facts_json(found) if json else "\n\n".join(map(fact_text, facts)))

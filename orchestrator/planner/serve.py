@@ -501,7 +501,7 @@ def _dearer(
 def _dear(candidate: Candidate, offers: OfferSet) -> WhyNot:
     layout = candidate.layout
     prices = [o.costs_usd_hour(count=layout.count, nodes=layout.nodes) for o in offers]
-    return over_price(candidate.accelerator.name, layout.count, prices)
+    return over_price(candidate.accelerator.name, layout.count, prices, nodes=layout.nodes)
 
 
 def _options(
@@ -770,7 +770,7 @@ def _fix(
         return max(groups.declined, key=lambda said: (groups.declined[said], said))
     if dearer:
         near = min(dearer, key=lambda each: (each.price_usd_hour, each.accelerator, each.count))
-        return f"{near.count} × {near.accelerator} would hold it with {near.change}"
+        return f"{near.machines} would hold it with {near.change}"
     missed = [each.missed for each in groups.fallen if each.missed]
     by_room = sorted(
         missed, key=lambda m: (-m.accelerator.visible_bytes * m.count * m.nodes, m.accelerator.name)

@@ -476,7 +476,7 @@ def _dearer(
 
 def _dear(candidate: TrainingCandidate, offers: OfferSet) -> WhyNot:
     prices = [offer.costs_usd_hour(count=candidate.count, nodes=candidate.nodes) for offer in offers]
-    return over_price(candidate.accelerator.name, candidate.count, prices)
+    return over_price(candidate.accelerator.name, candidate.count, prices, nodes=candidate.nodes)
 
 
 def _general(demand: Demand, matched: Matched, refused: tuple[Refusal, ...]) -> str:
@@ -497,7 +497,7 @@ def _fix(
         return said
     if dearer and not said:
         least = min(dearer, key=lambda each: (each.price_usd_hour, each.accelerator, each.count))
-        return f"{least.count} × {least.accelerator} would hold it with {least.change}"
+        return f"{least.machines} would hold it with {least.change}"
     return "; ".join(dict.fromkeys(filter(None, (said, _lacking(question, missed)))))
 
 

@@ -37,14 +37,15 @@ class Fallen:
         return WhyNot(self.accelerator, self.count, len(self.offers), price, self.reason, said)
 
 
-def over_price(accelerator: str, count: int, prices: Sequence[float]) -> WhyNot:
+def over_price(accelerator: str, count: int, prices: Sequence[float], *, nodes: int = 1) -> WhyNot:
     """Return the line of a group that holds the model and costs more than ``max_price``.
 
     >>> over_price("L4-24GB", 2, [1.6, 1.4]).change
     'max_price 1.4'
     """
     least = min(prices)
-    return WhyNot(accelerator, count, len(prices), least, OVER_PRICE, f"max_price {exact_usd(least)}")
+    change = f"max_price {exact_usd(least)}"
+    return WhyNot(accelerator, count, len(prices), least, OVER_PRICE, change, nodes)
 
 
 def by_price(lines: Iterable[WhyNot]) -> tuple[WhyNot, ...]:

@@ -46,7 +46,7 @@ def _table(lines: Sequence[WhyNot]) -> Iterator[str]:
 def _cells(line: WhyNot) -> list[str]:
     offers = f"{plural(line.offers, 'offer')} from ${format_usd(line.price_usd_hour)}/h"
     helps = f"would do with {line.change}" if line.change else ""
-    return [f"{line.count} × {line.accelerator}", offers, line.reason, helps]
+    return [line.machines, offers, line.reason, helps]
 
 
 def explained_object(plan: RunPlan) -> dict[str, object]:
@@ -56,8 +56,9 @@ def explained_object(plan: RunPlan) -> dict[str, object]:
         "explained": [{"what": each.what, "value": each.value, "how": each.how} for each in _lines(plan)],
         "why_not": [
             {
-                "accelerator": each.accelerator, "count": each.count, "offers": each.offers,
-                "price_usd_hour": each.price_usd_hour, "reason": each.reason, "change": each.change,
+                "accelerator": each.accelerator, "count": each.count, "nodes": each.nodes,
+                "offers": each.offers, "price_usd_hour": each.price_usd_hour,
+                "reason": each.reason, "change": each.change,
             }
             for each in why_not
         ],

@@ -601,7 +601,7 @@ def test_max_price_counts_every_machine_of_a_replica() -> None:
     one = replace(offer("H100-80GB", 1), price_usd_hour=2.5)
     asked = replace(question(L70_FP8), model=Model(id=L70_FP8, precision="fp8"))
     error = refused([one], asked, max_price_usd_hour=2.5)
-    assert error.fix == "1 × H100-80GB would hold it with max_price 5"
+    assert error.fix == "1 × H100-80GB × 2 nodes would hold it with max_price 5"
     assert [(w.accelerator, w.change) for w in error.why_not] == [("H100-80GB", "max_price 5")]
 
 
