@@ -1,17 +1,79 @@
-"""Hold a plan that was saved to the prices of now: what was reviewed is what may be spent."""
+"""What plans cost, and whether one that was saved still does: what was reviewed is what may be spent."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from orchestrator.apply.fleets import FleetPlan
-from orchestrator.apply.planning import Plan, RunPlan
+from orchestrator.apply.planning import Plan, RunPlan, VolumePlan
+from orchestrator.apply.sets import Deletion
 from orchestrator.backend import Offer
 from orchestrator.errors import PlanRefused, Unreachable
+from orchestrator.frozen import frozen
 from orchestrator.planner.plan import Choice
+from orchestrator.reconcile import Template, Wanted
+from orchestrator.reconcile.serving import price_of
+from orchestrator.spec.models import Service, Spec
 from orchestrator.units import format_usd
 
 PLAN_AGAIN = "plan again, and review what changed"
+
+
+@frozen
+class Cost:
+    """Dollars an hour: of what is up now, and of what would be, with the fewest replicas and the most."""
+
+    now: float = 0.0
+    least: float = 0.0
+    most: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Return both together."""
+        now, least, most = self.now + other.now, self.least + other.least, self.most + other.most
+        return Cost(*(round(usd_hour, 6) for usd_hour in (now, least, most)))
+
+
+def cost_of(plan: Plan, *, fleets: Collection[str] = ()) -> Cost:
+    """Return what a plan's run or fleet costs, at the price that it was planned at.
+
+    A fleet costs what its machines do, and what goes to one of ``fleets`` costs nothing more. A
+    volume has no price.
+    """
+    if isinstance(plan, VolumePlan):
+        return Cost()
+    run = plan.run
+    is_up = run is not None and run.wanted is Wanted.RUN and not run.state.is_final
+    each = _rate_of(run.template, run.plan, fleets) if run and is_up else 0.0
+    now = Cost(each * count_of(None, run.template)[0]) if run else Cost()
+    if isinstance(plan, Deletion) or (plan.action == "unchanged" and not is_up):
+        return now
+    if plan.placed and plan.template:  # else it stays at the price that it was placed at
+        each = _rate_of(plan.template, plan.serving, fleets)
+    template = plan.template or (run.template if run else None)
+    least, most = count_of(plan.spec, template) if template else (0, 0)
+    return now + Cost(0.0, each * least, each * most)
+
+
+def cost(plans: Sequence[Plan]) -> Cost:
+    """Return what plans cost together, those that change nothing among them."""
+    fleets = {plan.name for plan in plans if plan.type == "fleet"}
+    return sum((cost_of(plan, fleets=fleets) for plan in plans), Cost())
+
+
+def count_of(spec: Spec | None, template: Template) -> tuple[int, int]:
+    """Return the fewest replicas and the most, or machines of a fleet; None: as many as there are."""
+    if template.holding is not None:
+        return template.holding.least, template.holding.most
+    if not isinstance(spec, Service):
+        return template.replicas, template.replicas
+    least = spec.replicas.min or 0
+    return least, spec.replicas.max or least
+
+
+def _rate_of(template: Template, plan: str, fleets: Collection[str]) -> float:
+    """Return what one replica costs, or one machine of a fleet."""
+    shared = template.holding is None and not set(fleets).isdisjoint(template.backends[:1])
+    return 0.0 if shared else price_of(plan)
 
 
 def is_priced(plans: Sequence[Plan]) -> bool:

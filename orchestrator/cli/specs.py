@@ -132,10 +132,14 @@ def plan(
 
 @contextmanager
 def _annotating(form: Format) -> Iterator[None]:
-    """Print what goes wrong as annotations too, where the output is read by GitHub."""
+    """Print what goes wrong as annotations or as a comment too, where that is what the output is for."""
     try:
         yield
     except ModelyardError as error:
+        if form == "md":
+            from orchestrator.render.markdown import error_markdown
+
+            typer.echo(error_markdown(error))
         if form == "github":
             from orchestrator.render.github import error_github
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from orchestrator.apply import Deletion, FleetPlan, Plan, RunPlan
 from orchestrator.errors import ModelyardError, NothingFits, Position, Problem, SpecError
-from orchestrator.render.plans import change_text, count_text
+from orchestrator.render.plans import change_text, count_text, total_text
 
 
 def plan_github(plans: Sequence[Plan]) -> str:
@@ -22,7 +22,7 @@ def plan_github(plans: Sequence[Plan]) -> str:
     lines = [_plan_command(plan) for plan in plans if plan.action != "unchanged"]
     problems = [p for plan in plans if isinstance(plan, RunPlan) for p in plan.problems]
     lines += [command("warning", "\n".join(filter(None, (p.what, p.fix))), at=p.at) for p in problems]
-    return "\n".join([*lines, command("notice", f"plan: {count_text(plans)}")])
+    return "\n".join([*lines, command("notice", f"plan: {count_text(plans)}{total_text(plans)}")])
 
 
 def error_github(error: ModelyardError) -> str:

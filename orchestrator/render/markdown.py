@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from orchestrator.apply import Deletion, Plan, RunPlan
 from orchestrator.apply.planfile import reason_of
-from orchestrator.render.plans import cost_of, count_text, holds, plan_text, span_text, total_text
+from orchestrator.apply.prices import cost_of
+from orchestrator.errors import ModelyardError
+from orchestrator.render.plans import cost_text, count_text, holds, plan_text, price_text, total_text
 
 
 def plan_markdown(plans: Sequence[Plan]) -> str:
     """Return a table of what would be done and why, what is lost above it, the whole plan folded below."""
     return "\n".join(_lines(plans))
+
+
+def error_markdown(error: ModelyardError) -> str:
+    """Return an error in full, where a plan would have stood."""
+    return "\n".join(["### Modelyard: no plan", "", *_fenced(str(error))])
 
 
 def _lines(plans: Sequence[Plan]) -> Iterator[str]:
@@ -23,35 +30,40 @@ def _lines(plans: Sequence[Plan]) -> Iterator[str]:
         yield f"> **Deletes** {', '.join(f'{plan.type} `{plan.name}`' for plan in lost)}"
         yield ""
     if changed:
-        yield "| name | type | action | why | where | price |"
+        fleets = {plan.name for plan in plans if plan.type == "fleet"}
+        yield "| name | type | action | why | where | cost |"
         yield "|---|---|---|---|---|---|"
-        yield from ("| " + " | ".join(map(_cell, _row(plan))) + " |" for plan in changed)
+        yield from ("| " + " | ".join(map(_cell, _row(plan, fleets))) + " |" for plan in changed)
         yield ""
     yield "<details><summary>The whole plan</summary>"
     yield ""
-    text = plan_text(plans)
-    fence = "`" * max(3, _longest_fence(text) + 1)
-    yield f"{fence}text"
-    yield text
-    yield fence
+    yield from _fenced(plan_text(plans))
     yield ""
     yield "</details>"
 
 
-def _row(plan: Plan) -> tuple[str, ...]:
-    where, price = _place(plan)
-    return f"`{plan.name}`", plan.type, f"**{plan.action}**", reason_of(plan), where, price
+def _fenced(text: str) -> Iterator[str]:
+    fence = "`" * max(3, _longest_fence(text) + 1)
+    yield f"{fence}text"
+    yield text
+    yield fence
 
 
-def _place(plan: Plan) -> tuple[str, str]:
+def _row(plan: Plan, fleets: Collection[str]) -> tuple[str, ...]:
+    free = price_text(0) if isinstance(plan, RunPlan) and plan.placed else ""
+    costs = cost_text(cost_of(plan, fleets=fleets)) or free
+    return f"`{plan.name}`", plan.type, f"**{plan.action}**", reason_of(plan), _place(plan), costs
+
+
+def _place(plan: Plan) -> str:
     if not isinstance(plan, RunPlan):
-        return plan.backend, ""
+        return plan.backend
     chosen = next((c for c in plan.placed.choices if c.chosen), None) if plan.placed else None
     if chosen is None:
-        return "", ""
+        return ""
     offer = chosen.offer
     where = f"{offer.backend} {offer.instance_type} ({holds(offer, chosen.count)})"
-    return where + (f" × {chosen.nodes} nodes" if chosen.nodes > 1 else ""), span_text(cost_of(plan))
+    return where + (f" × {chosen.nodes} nodes" if chosen.nodes > 1 else "")
 
 
 def _cell(text: str) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from math import isfinite
 from typing import TYPE_CHECKING
 
 from orchestrator.apply import Deletion, Difference, FleetPlan, Plan, RunPlan, VolumePlan, host_names
+from orchestrator.apply.prices import Cost, cost, cost_of, count_of
 from orchestrator.backend import Launch, Offer
 from orchestrator.planner.ask import Work
 from orchestrator.planner.plan import Choice, Placed
@@ -58,9 +60,10 @@ def _block(plan: Plan, *, explain: bool) -> Iterator[str]:
         yield f"  needs    {plan.demand.summary()}"
     if plan.placed:
         yield from _offers(plan.placed)
-    if (count := _replicas(plan)) != (1, 1) and any(cost := cost_of(plan)):
-        many = plural(count[1], "replica") if count[0] == count[1] else f"{count[0]} to {count[1]} replicas"
-        yield f"  cost     {span_text(cost)} for {many}"
+    if plan.template and (told := cost_text(cost_of(plan))):
+        least, most = count_of(plan.spec, plan.template)
+        many = plural(most, "replica") if least == most else f"{least} to {most} replicas"
+        yield from [f"  cost     {told} for {many}"] if (least, most) != (1, 1) else []
     for phrase in plan.drift:
         yield f"  drift    {phrase}"
     for note in plan.notes:
@@ -271,35 +274,25 @@ def price_text(usd_hour: float) -> str:
     return f"${format_usd(usd_hour)}/h"
 
 
-def cost_of(plan: Plan) -> tuple[float, float]:
-    """Return what a planned run costs by the hour: its fewest replicas, and the most that scaling starts."""
-    placed = plan.placed if isinstance(plan, RunPlan) else None
-    each = next((choice.price_usd_hour for choice in placed.choices if choice.chosen), 0.0) if placed else 0.0
-    least, most = _replicas(plan)
-    return round(each * least, 6), round(each * most, 6)
+def cost_text(cost: Cost) -> str:
+    """Return what is paid by the hour now, where anything is, and what would be; "" for nothing at all.
 
-
-def _replicas(plan: Plan) -> tuple[int, int]:
-    replicas = plan.spec.replicas if isinstance(plan, RunPlan) and isinstance(plan.spec, Service) else None
-    return (1, 1) if replicas is None else (replicas.min or 0, replicas.max or replicas.min or 0)
+    >>> cost_text(Cost(1.8, 3.6, 7.2)), cost_text(Cost(1.8, 0, 0))
+    ('$1.8/h now, $3.6/h to $7.2/h after', '$1.8/h now, $0/h after')
+    >>> cost_text(Cost(0, 0.25, 0.75)), cost_text(Cost(2, 2, 2)), cost_text(Cost())
+    ('$0.25/h to $0.75/h', '$2/h', '')
+    """
+    least, most = price_text(cost.least), price_text(cost.most)
+    after = least if least == most else f"{least} to {most}"
+    if not cost.now or cost.now == cost.least == cost.most:
+        return after if cost.most else ""
+    return f"{price_text(cost.now)} now, {after} after"
 
 
 def total_text(plans: Sequence[Plan]) -> str:
-    """Return what all that is started costs by the hour, "" for nothing and beside machines of a fleet."""
-    costs = [cost_of(plan) for plan in plans if plan.action != "unchanged"]
-    total = sum(least for least, _ in costs), sum(most for _, most in costs)
-    rents = any(isinstance(plan, FleetPlan) for plan in plans)
-    return f", at {span_text(total)} while all run" if total[1] and not rents else ""
-
-
-def span_text(cost: tuple[float, float]) -> str:
-    """Return the least and the most that something costs by the hour.
-
-    >>> span_text((9.0, 9.0)), span_text((0.25, 0.75))
-    ('$9/h', '$0.25/h to $0.75/h')
-    """
-    least, most = map(price_text, cost)
-    return least if least == most else f"{least} to {most}"
+    """Return what all runs and fleets of the plans cost by the hour, "" for nothing."""
+    told = cost_text(cost(plans))
+    return f", at {told}" if told else ""
 
 
 def count_text(plans: Sequence[Plan]) -> str:
@@ -314,7 +307,8 @@ def count_text(plans: Sequence[Plan]) -> str:
 
 def plan_json(plans: Sequence[Plan], *, explain: bool = False) -> str:
     """Return the plans as ``modelyard/plan/v1``; ``explain`` adds ``explained`` and ``why_not``."""
-    return to_json("modelyard/plan/v1", {"runs": [_plan_object(plan, explain=explain) for plan in plans]})
+    runs = [_plan_object(plan, explain=explain) for plan in plans]
+    return to_json("modelyard/plan/v1", {"usd_hour": asdict(cost(plans)), "runs": runs})
 
 
 def _plan_object(plan: Plan, *, explain: bool) -> dict[str, object]:
@@ -347,8 +341,7 @@ def _plan_object(plan: Plan, *, explain: bool) -> dict[str, object]:
     if plan.trained:
         body |= _trained_object(plan.trained)
     body |= _placed_object(plan.placed)
-    if plan.placed:
-        body["usd_hour"] = dict(zip(("least", "most"), cost_of(plan), strict=True))
+    body["usd_hour"] = asdict(cost_of(plan))
     body["notes"] = list(plan.notes)
     if plan.drift:
         body["drift"] = list(plan.drift)

@@ -78,7 +78,7 @@ def test_a_change_is_a_notice_at_its_spec(cli: Cli) -> None:
 def test_a_comment_holds_a_table_and_the_whole_plan(cli: Cli) -> None:
     text = HELLO.replace("echo hi", "'echo ```` | b'")
     out = cli("plan", "-f", cli.write("hello.yaml", text), "--format", "md").out
-    assert out.startswith("### Modelyard: 1 to create\n\n| name | type | action | why | where | price |\n")
+    assert out.startswith("### Modelyard: 1 to create\n\n| name | type | action | why | where | cost |\n")
     assert "| `hello` | task | **create** | not on record | sim sim (8 × H100-80GB) | $0/h |" in out
     assert out.count("\n```\n") == out.count("```text\n") == 1
     assert cli("plan", "-f", str(cli.folder / "hello.yaml"), "--format", "md").out == out
@@ -102,11 +102,63 @@ def test_a_plan_says_what_all_replicas_and_all_runs_cost(cli: Cli) -> None:
 
     assert "  cost     $7.5/h for 3 replicas" in text
     assert "  cost     $2.5/h to $10/h for 1 to 4 replicas" in text
-    assert text.endswith("plan: 3 to create, at $12.5/h to $20/h while all run\n")
+    assert text.endswith("plan: 3 to create, at $12.5/h to $20/h\n")
     assert [line.split(" | ")[-1] for line in table.splitlines() if line.startswith("| `")] == [
         "$7.5/h |", "$2.5/h |", "$2.5/h to $10/h |",
     ]  # fmt: skip
     runs = json.loads(cli(*plan, "--json").out)["runs"]
-    assert [run["usd_hour"] for run in runs] == [
-        {"least": 7.5, "most": 7.5}, {"least": 2.5, "most": 2.5}, {"least": 2.5, "most": 10.0},
+    assert [tuple(run["usd_hour"].values()) for run in runs] == [
+        (0.0, 7.5, 7.5), (0.0, 2.5, 2.5), (0.0, 2.5, 10.0),
     ]  # fmt: skip
+
+
+PRICED = """\
+backends:
+  - type: sim
+    state: {folder}/sim.jsonl
+    prices: {{L4-24GB: 2}}
+    offers: [{{instance_type: own, accelerator: L4-24GB, vendor: nvidia, count: 16, cpu: 64,
+      memory_bytes: 200000000000, vram_bytes: 24000000000, divisible: true}}]
+    script: {{"web-*": {{ready_s: 0.0}}, "hello-*": {{run_s: 1000000.0}}}}
+"""
+
+
+def test_every_form_says_what_is_paid_now_and_what_would_be(cli: Cli) -> None:
+    cli.write("config.yaml", PRICED.format(folder=cli.folder))
+    web, task = WEB + "resources: {gpu: 1}\n", HELLO + "resources: {gpu: 2}\n"
+    both = cli.write("specs.yaml", web + "---\n" + task)
+    assert cli("apply", "-y", "-d", "-f", both, "--set", "prod").code == 0
+    more = cli.write("specs.yaml", web + "replicas: 2..5\nscaling: {metric: rps, target: 4}\n")
+
+    def planned(form: str) -> str:
+        return cli("plan", "-f", more, "--set", "prod", "--prune", "--format", form).out
+
+    total = "$6/h now, $4/h to $10/h after"
+    counted = "1 to update, 1 to delete"
+    assert planned("text").splitlines()[-1] == f"plan: {counted}, at {total}"
+    assert "  cost     $2/h now, $4/h to $10/h after for 2 to 5 replicas" in planned("text")
+    assert json.loads(planned("json"))["usd_hour"] == {"now": 6.0, "least": 4.0, "most": 10.0}
+    assert planned("github").splitlines()[-1].endswith(f", at {total}")
+    comment = planned("md").splitlines()
+    assert comment[0] == f"### Modelyard: {counted}, at {total}"
+    rows = [line.strip("| ").split(" | ") for line in comment if line.startswith("| `")]
+    assert [(row[0], row[-1]) for row in rows] == [
+        ("`web`", "$2/h now, $4/h to $10/h after"), ("`hello`", "$4/h now, $0/h after"),
+    ]  # fmt: skip
+
+
+def test_a_stopped_run_costs_nothing_now(cli: Cli) -> None:
+    cli.write("config.yaml", PRICED.format(folder=cli.folder))
+    file = cli.write("specs.yaml", WEB + "resources: {gpu: 1}\n")
+    cli("apply", "-y", "-d", "-f", file)
+    cli("stop", "-y", "web")
+    assert cli("plan", "-f", file).out.splitlines()[-1] == "plan: 1 to rerun, at $2/h"
+
+
+def test_a_comment_tells_why_there_is_no_plan(cli: Cli) -> None:
+    file = cli.write("wrong.yaml", WRONG)
+    result = cli("plan", "-f", file, "--format", "md")
+    assert result.code == 65
+    first, _, fence, *told, end = result.out.splitlines()
+    assert (first, fence, end) == ("### Modelyard: no plan", "```text", "```")
+    assert told == result.err.splitlines()
