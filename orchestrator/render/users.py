@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from orchestrator.render.table import table, to_json
@@ -71,22 +72,25 @@ def audit_json(deeds: Sequence[NotedDeed]) -> str:
     return to_json("modelyard/audit/v1", {"deeds": found})
 
 
+MOST_NAMES = 5
+"""Names that a line of a table has room for."""
+
+
 def sync_text(found: Sequence[SyncStatus]) -> str:
-    """Return one line per commit that was synced, and what was wrong with it."""
+    """Return one line per commit that was synced, and what is wrong with those since the last applied one."""
     if not found:
         return "nothing was synced"
     rows = [
         [
             status.commit[:12] or "-", status.state,
             status.at.isoformat(timespec="seconds").replace("+00:00", "Z"),
-            ", ".join(status.changed) or "-", f"{status.failures} times" if status.failures else "-",
+            _few(status.changed), f"{status.failures} times" if status.failures else "-",
         ]
         for status in found
     ]  # fmt: skip
     text = table(["COMMIT", "STATE", "AT", "CHANGED", "FAILED"], rows)
-    said = "".join(
-        f"\n{status.commit[:12] or status.source}\n{status.message}" for status in found if status.message
-    )
+    newest = itertools.takewhile(lambda status: status.state == "failed", found)
+    said = "".join(f"\n{status.commit[:12] or status.source}\n{status.message}" for status in newest)
     left = "".join(
         f"\n{', '.join(status.left)}: ended, and not started again by the commit that it was applied with"
         "\n  fix     push a new commit, or modelyard sync now"
@@ -94,6 +98,17 @@ def sync_text(found: Sequence[SyncStatus]) -> str:
         if status.left
     )
     return f"{found[0].source}\n{text}{said}{left}"
+
+
+def _few(names: Sequence[str]) -> str:
+    """Return some names and how many there are besides.
+
+    >>> _few([]), _few(["a", "b"]), _few([f"w{n}" for n in range(9)])
+    ('-', 'a, b', 'w0, w1, w2, w3 and 5 more')
+    """
+    if len(names) > MOST_NAMES:
+        return f"{', '.join(names[: MOST_NAMES - 1])} and {len(names) - MOST_NAMES + 1} more"
+    return ", ".join(names) or "-"
 
 
 def sync_json(found: Sequence[SyncStatus]) -> str:

@@ -291,7 +291,8 @@ class Syncer(Duty):
 
     def _is_put_off(self) -> bool:
         """Return whether what failed last is waited for: its time has not come, and nothing is newer."""
-        if self._failed is None or self._now() >= self._again_at:
+        left_s = (self._again_at - self._now()).total_seconds()
+        if self._failed is None or not 0 < left_s <= MOST_S:  # more is left where the clock was set back
             return False
         newest = self._checkout.newest()
         return newest in (None, self._failed) if self._failed else newest is None

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,22 @@ def test_what_failed_is_put_off_and_a_newer_commit_is_not(repository: Repository
 
     newest = syncer.history()[0]
     assert (newest.commit, newest.state) == (commit, "applied")
+
+
+def test_a_clock_that_is_set_back_puts_nothing_off(
+    serve: Callable[..., Served], repository: Repository, tmp_path: Path
+) -> None:
+    now = datetime(2026, 11, 30, 12, tzinfo=UTC)
+    served = serve(clock=lambda: now)
+    source = Source.parse(f"git+{repository.root}@main//specs")
+    syncer = Syncer(served.site, Wish(source, interval_s=60), tmp_path / "checkout")
+    repository.commit(hello=HELLO.replace("commands", "comands"))
+    syncer.duty()
+
+    now -= timedelta(days=1)
+    syncer.duty()
+
+    assert [status.failures for status in syncer.history()] == [2]
 
 
 def test_who_asks_does_not_wait_for_what_failed(repository: Repository, syncer: Syncer) -> None:
