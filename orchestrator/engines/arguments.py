@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -78,12 +78,13 @@ class Rules:
     ``owned`` options may not be given at all, ``secret`` ones would show a secret in the process
     list; the text says what to write instead. ``fields`` are the options that say the same as a
     field of the job, with the reader of their value: what the user gives there is checked as if
-    the plan had said it.
+    the plan had said it. ``beside`` ones have weights loaded beside the model's own.
     """
 
     owned: Mapping[str, str]
     secret: Mapping[str, str]
     fields: Mapping[str, tuple[str, Callable[[str], object]]]
+    beside: frozenset[str] = frozenset()
 
 
 def objection(user: Sequence[Option], flags: Flags, rules: Rules, *, own_image: bool = False) -> str | None:
@@ -290,7 +291,7 @@ class Optioned(ABC):
         changed = replace(job, **said) if said else job  # type: ignore[arg-type]  # the job's own fields
         if why := self.refusal(changed):
             raise ValueError(why)
-        return Settled(changed, user, known, told)
+        return Settled(changed, user, known, (*told, *_beside(user, known, self.rules)))
 
     def states(self, args: Sequence[str]) -> Stated:
         """Return what a user's ``args`` say of a job; nothing where they cannot be read.
@@ -350,6 +351,14 @@ def _turned_off(given: Option, flags: Flags) -> Option | None:
     if flag is None:
         return given
     return Option(flag.name, ("false",)) if flag.takes else None
+
+
+def _beside(user: Sequence[Option], flags: Flags, rules: Rules) -> Iterator[str]:
+    """Yield a warning for each option that loads weights nobody counted; n-grams and suffixes are none."""
+    for given in user:
+        none = any(word in value for value in given.values for word in ("ngram", "suffix"))
+        if main_name(given, flags) in rules.beside and not none:
+            yield f"args: {given.name} loads weights beside the model, which its memory here leaves out"
 
 
 def _said(user: Sequence[Option], flags: Flags, rules: Rules) -> dict[str, object]:

@@ -113,6 +113,7 @@ RULES = Rules(
         "--kv-cache-dtype": ("kv_dtype", arguments.kv_dtype),
         "--is-embedding": ("pools", lambda _: True),
     },
+    beside=frozenset({"--speculative-draft-model-path"}),
 )
 
 

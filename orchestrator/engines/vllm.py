@@ -132,6 +132,7 @@ RULES = Rules(
         "--kv-cache-dtype": ("kv_dtype", arguments.kv_dtype),
         "--runner": ("pools", lambda v: {"pooling": True, "generate": False}.get(v)),
     },
+    beside=frozenset({"--speculative-config"}),
 )
 
 SPELLED = Spelled(

@@ -44,6 +44,23 @@ def test_what_is_turned_off_is_said_as_each_parser_has_it() -> None:
     assert not any("radix-cache" in word for word in left_out)
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "told"),
+    [
+        ("vllm", ("--speculative-config", '{"method": "eagle3", "model": "a/b"}'), True),
+        ("vllm", ("--speculative-config.model", "a/b"), True),
+        ("vllm", ("--speculative-config", '{"method": "ngram"}'), False),
+        ("sglang", ("--speculative-draft-model", "a/b"), True),
+    ],
+)
+def test_weights_that_are_loaded_beside_the_model_are_told(
+    name: str, args: tuple[str, ...], told: bool
+) -> None:
+    _, warnings = launched(*args, name=name)
+    said = f"args: {args[0]} loads weights beside the model, which its memory here leaves out"
+    assert (said in warnings) == told
+
+
 def test_negative_number_is_a_value() -> None:
     assert parse(["--seed", "-1"])[0].values == ("-1",)
 
