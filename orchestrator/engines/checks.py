@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
-from orchestrator.engines import architectures, quantization
-from orchestrator.engines.job import Fetched, ServingJob
+from orchestrator.engines import architectures, images, quantization
+from orchestrator.engines.job import UNKNOWN_RANK, Fetched, ServingJob
+from orchestrator.engines.quantization import Choice, Method
 from orchestrator.units import GIB
 
 TRANSFORMERS = "5.23.0"
@@ -100,6 +101,25 @@ def unpinned(job: ServingJob, engine: str) -> str | None:
     """Say that adapters of the hub come at their newest revision, whatever is asked for."""
     asked = next((a for a in job.adapters if a.source.scheme == "hub" and a.source.revision), None)
     return f"{engine} takes adapter {asked.name} at its newest revision" if asked else None
+
+
+def cautions(
+    job: ServingJob, engine: str, version: str, *, chosen: Choice | str, methods: Mapping[str, Method]
+) -> tuple[str, ...]:
+    """Return what a reader of a plan should know of a job on an engine, whose options are of ``version``.
+
+    ``chosen`` is the method that gives the job its precision, of those in ``methods``.
+    """
+    told = [
+        images.other_version(job, engine, version),
+        borrows(job, engine, version),
+        unpinned(job, engine),
+    ]
+    if isinstance(chosen, Choice) and chosen.method:
+        told.append(quantization.widened(chosen.method, methods, job.accelerator))
+    if any(adapter.rank is None for adapter in job.adapters):
+        told.append(f"the rank of an adapter is unknown, {UNKNOWN_RANK} is assumed")
+    return tuple(each for each in told if each)
 
 
 def world(job: ServingJob) -> str | None:

@@ -12,7 +12,6 @@ from orchestrator.backend import Mount, Probe
 from orchestrator.engines import arguments, checks, images, nodes, quantization, startup
 from orchestrator.engines.arguments import Option, Optioned, Rules, option, positive
 from orchestrator.engines.job import (
-    UNKNOWN_RANK,
     Adapters,
     EngineLaunch,
     Metrics,
@@ -315,16 +314,7 @@ def _probe(job: ServingJob) -> Probe:
 
 def _cautions(job: ServingJob) -> tuple[str, ...]:
     chosen = quantization.choose(job, online=ONLINE, engine="sglang", also=ONLINE_NAMES)
-    told = [
-        images.other_version(job, "sglang", Sglang.versions[0]),
-        checks.borrows(job, "sglang", Sglang.versions[0]),
-        checks.unpinned(job, "sglang"),
-    ]
-    if isinstance(chosen, Choice) and chosen.method:
-        told.append(quantization.widened(chosen.method, METHODS, job.accelerator))
-    if any(adapter.rank is None for adapter in job.adapters):
-        told.append(f"the rank of an adapter is unknown, {UNKNOWN_RANK} is assumed")
-    return tuple(t for t in told if t)
+    return checks.cautions(job, "sglang", Sglang.versions[0], chosen=chosen, methods=METHODS)
 
 
 ENGINE = Sglang()

@@ -409,16 +409,7 @@ def probe(job: ServingJob) -> Probe:
 def cautions(job: ServingJob) -> tuple[str, ...]:
     """Return what a reader of the plan should know about this job on vLLM."""
     chosen = quantization.choose(job, online=ONLINE, engine="vllm", also=ONLINE_NAMES)
-    told = [
-        images.other_version(job, "vllm", Vllm.versions[0]),
-        checks.borrows(job, "vllm", Vllm.versions[0]),
-        checks.unpinned(job, "vllm"),
-    ]
-    if isinstance(chosen, Choice) and chosen.method:
-        told.append(quantization.widened(chosen.method, METHODS, job.accelerator))
-    if any(a.rank is None for a in job.adapters):
-        told.append(f"the rank of an adapter is unknown, {UNKNOWN_RANK} is assumed")
-    return tuple(t for t in told if t)
+    return checks.cautions(job, "vllm", Vllm.versions[0], chosen=chosen, methods=METHODS)
 
 
 ENGINE = Vllm()
