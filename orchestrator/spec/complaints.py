@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from orchestrator.spec.forms import FormError, nearest, shown
-from orchestrator.spec.models import TYPES, Model, Service, Train, TrainAdapter
+from orchestrator.spec.models import TYPES, Model, Probe, Service, Train, TrainAdapter
 from orchestrator.spec.parts import Part, part_of
 from orchestrator.spec.tree import Entries, Items, Node, Scalar, Source, resolve
 
@@ -123,6 +123,7 @@ _THEIR_TRAIN = {
 _OF_KIND: Mapping[type[Part], Mapping[str, str]] = {
     Model: _THEIR_MODEL,
     Train: _THEIR_TRAIN,
+    Probe: {"path": "write url"},
     TrainAdapter: dict.fromkeys(("r", "lora_r"), "write rank"),
     Service: dict.fromkeys(
         ("max_model_len", "max_length", "context_length"), "write model: {id: …, context: …}"

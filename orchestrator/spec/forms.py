@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 
-from orchestrator.units import parse_bytes, parse_duration
+from orchestrator.units import format_duration, parse_bytes, parse_duration
 
 VENDORS: Mapping[str, str] = {
     "nvidia": "nvidia",
@@ -112,9 +112,20 @@ def _bytes(text: str, offset: int) -> int:
     try:
         return parse_bytes(text)
     except ValueError as error:
-        unit_missing = _DECIMAL.fullmatch(text.strip())
-        fix = f"write {text.strip()}GB or {text.strip()}GiB" if unit_missing else None
-        raise FormError(str(error), fix, offset=offset) from None
+        raise FormError(str(error), _with_unit(text.strip()), offset=offset) from None
+
+
+def _with_unit(text: str) -> str | None:
+    """Return how to write a size whose unit is missing, or short as elsewhere.
+
+    >>> _with_unit("16"), _with_unit("80G"), _with_unit("64Gi")
+    ('write 16GB or 16GiB', 'write 80GB or 80GiB', 'write 64GiB')
+    """
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([kmgtKMGT]?)(i?)", text, re.ASCII)
+    if not found:
+        return None
+    number, unit = found[1], found[2].upper() or "G"
+    return f"write {number}{unit}iB" if found[3] else f"write {number}{unit}B or {number}{unit}iB"
 
 
 def _range(text: str, read: Callable[[str, int], float], *, offset: int = 0) -> dict[str, float]:
@@ -237,11 +248,13 @@ def read_seconds(value: object) -> object:
 
 
 def _shorter(text: str) -> str | None:
-    """Return how to write a duration whose unit is a word.
+    """Return how to write a duration whose unit is a word, or that has a fraction.
 
-    >>> _shorter("12 hours")
-    'write 12h'
+    >>> _shorter("12 hours"), _shorter("1.5h")
+    ('write 12h', 'write 1h30m')
     """
+    if part := re.fullmatch(r"(\d{1,6}\.\d{1,6})\s*([mhdw])", text.strip(), re.ASCII):
+        return f"write {format_duration(float(part[1]) * parse_duration(f'1{part[2]}'))}"
     found = re.fullmatch(r"(\d+)\s*(sec|min|hour|hr|day|week)\w*", text.strip(), re.ASCII | re.IGNORECASE)
     return f"write {found[1]}{found[2][0].lower()}" if found else None
 
