@@ -123,6 +123,7 @@ class PlanRequest(_Body):
     env: dict[str, str] = {}
     set: str = ""
     prune: bool = False
+    take: bool = False
     rerun: bool = False
     sort: Literal["price", "throughput", "latency"] = "price"
     strict: bool = False

@@ -18,15 +18,19 @@ from orchestrator.store.values import Fleet, Volume
 class Scope:
     """Under which set documents are applied, and whether what is no longer among them goes.
 
-    Without a name documents join no set, and nothing is ever pruned.
+    Without a name documents join no set, and nothing is ever pruned. ``take`` lets them join that
+    another set has, which then no longer has them.
     """
 
     name: str = ""
     prune: bool = False
+    take: bool = False
 
     def __post_init__(self) -> None:
         if self.prune and not self.name:
             raise UsageError("--prune without a set: nobody knows what it may delete", fix="add --set NAME")
+        if self.take and not self.name:
+            raise UsageError("--take without a set: nobody knows who takes it", fix="add --set NAME")
         if self.name and not NAME.fullmatch(self.name):
             raise UsageError(f"{self.name!r} is no name for a set", fix=NAME_RULE)
 
@@ -75,15 +79,17 @@ def joined(name: str, there: str, scope: Scope) -> str:
     Applied without a set, a thing stays in the set it is in.
 
     Raises:
-        UsageError: another set has it.
+        UsageError: another set has it, and it is not to be taken over.
 
     >>> joined("chat", "", Scope("prod")), joined("chat", "prod", Scope())
     ('prod', 'prod')
+    >>> joined("chat", "prod", Scope("serving", take=True))
+    'serving'
     """
-    if scope.name and there and scope.name != there:
+    if scope.name and there and scope.name != there and not scope.take:
         raise UsageError(
             f"{name!r} belongs to set {there!r}, not {scope.name!r}",
-            fix=f"apply it under --set {there}, or choose another name",
+            fix=f"apply it under --set {there}, take it over with --take, or choose another name",
         )
     return scope.name or there
 

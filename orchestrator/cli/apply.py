@@ -9,7 +9,7 @@ import typer
 
 from orchestrator.cli.locking import Locked, Locking, WriteLock, save_locks
 from orchestrator.cli.shared import Config, Json, RunName, Yes, confirm, load_files, open_api, problems_of
-from orchestrator.cli.specs import AllowDestroy, AllowReplace, Prune, Rerun, Resume, SetName
+from orchestrator.cli.specs import AllowDestroy, AllowReplace, Prune, Rerun, Resume, SetName, Take
 from orchestrator.errors import SpecError, UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def apply(
     resume: Resume = False,
     set_name: SetName = "",
     prune: Prune = False,
+    take: Take = False,
     allow_destroy: AllowDestroy = False,
     allow_replace: AllowReplace = False,
     lock: WriteLock = False,
@@ -66,7 +67,7 @@ def apply(
     """Make it so: start, update or replace what the files say."""
     from orchestrator.apply import Consent, Scope
 
-    consent, scope = Consent(allow_destroy, allow_replace), Scope(set_name, prune)
+    consent, scope = Consent(allow_destroy, allow_replace), Scope(set_name, prune, take)
     wishes = {"force_conflicts": True} if force_conflicts else {}
     with open_api(config, wishes) as api:
         if file:
@@ -94,7 +95,7 @@ def _saved_plan(arguments: list[str], *, settled: bool) -> str:
             fix="name files with --file, for example -f configs/, or a plan that plan --out wrote",
         )
     if settled:
-        fix = "give --set, --prune, --rerun, --resume, --lock and --locked to plan"
+        fix = "give --set, --prune, --take, --rerun, --resume, --lock and --locked to plan"
         raise UsageError("a saved plan says itself what to do", fix=fix)
     return arguments[0]
 

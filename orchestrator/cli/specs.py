@@ -52,6 +52,7 @@ SetName = Annotated[
 Prune = Annotated[
     bool, typer.Option("--prune", help="Delete what was applied under the set and is no longer in it.")
 ]
+Take = Annotated[bool, typer.Option("--take", help="Take over into the set what another set has.")]
 AllowDestroy = Annotated[
     bool, typer.Option("--allow-destroy", help="Let a prune delete volumes, with what they hold.")
 ]
@@ -96,6 +97,7 @@ def plan(
     ] = "",
     set_name: SetName = "",
     prune: Prune = False,
+    take: Take = False,
     allow_destroy: AllowDestroy = False,
     allow_replace: AllowReplace = False,
     lock: WriteLock = False,
@@ -106,7 +108,7 @@ def plan(
     from orchestrator.apply import Consent, Scope
 
     form = "json" if json else form
-    scope, consent = Scope(set_name, prune), Consent(allow_destroy, allow_replace)
+    scope, consent = Scope(set_name, prune, take), Consent(allow_destroy, allow_replace)
     lasts_s = seconds("--expires", expires) if expires else None
     with _annotating(form), _explaining(explain), open_api(config) as api:
         documents = load_files(file, arguments or ())

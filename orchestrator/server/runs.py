@@ -74,7 +74,7 @@ def plan(project: Project, asked: PlanRequest, request: Request) -> dict[str, ob
     _refuse_twins(documents)
     for document in documents:
         _refuse_local(document)
-    scope = Scope(asked.set, asked.prune)
+    scope = Scope(asked.set, asked.prune, asked.take)
     plans = api.plan(documents, rerun=asked.rerun, sort=asked.sort, strict=asked.strict, scope=scope)
     consent = Consent(asked.allow_destroy, asked.allow_replace)
     now = site.clock()

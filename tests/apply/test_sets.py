@@ -102,6 +102,30 @@ def test_what_another_set_has_is_not_taken(cli: Cli) -> None:
         assert (result.code, f"{name!r} belongs to set 'prod', not 'test'" in result.err) == (64, True)
 
 
+@pytest.mark.parametrize("by", ["files", "plan"])
+def test_what_is_taken_over_goes_on_and_the_other_set_prunes_it_no_more(cli: Cli, by: str) -> None:
+    both = cli.write("prod.yaml", WEB + "---\n" + CACHE + "---\n" + HELLO)
+    cli("apply", "-y", "-f", both, "--set", "prod")
+    serving = cli.write("serving.yaml", WEB + "---\n" + CACHE)
+    planned = cli("plan", "-f", serving, "--set", "serving", "--take", "--out", "plan.json")
+    assert planned.out.count("~ set: prod -> serving  (in place)") == 2
+    arguments = ("plan.json",) if by == "plan" else ("-y", "-f", serving, "--set", "serving", "--take")
+    assert cli("apply", *arguments).code == 0
+
+    rest = cli("apply", "-y", "-f", cli.write("prod.yaml", HELLO), "--set", "prod", "--prune")
+
+    assert "1 unchanged" in rest.out
+    assert names(cli) == {"hello": "succeeded", "web": "ready"}
+    told = json.loads(cli("events", "--json").out)["events"]
+    assert {e["subject"] for e in told if e["after"] == "provisioning"} - {"web", "hello"} == {
+        "web-0-0-0", "hello-0-0-0",
+    }  # fmt: skip
+    gone = cli("plan", "-f", cli.write("web.yaml", WEB), "--set", "serving", "--prune").out
+    assert "cache  volume  delete" in gone
+    alone = cli("apply", "-y", "-f", serving, "--take")
+    assert (alone.code, "--take without a set" in alone.err) == (64, True)
+
+
 def test_what_has_no_set_joins_and_keeps_running(cli: Cli) -> None:
     file = cli.write("web.yaml", WEB + "---\n" + CACHE)
     cli("apply", "-y", "-f", file)
