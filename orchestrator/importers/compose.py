@@ -352,7 +352,9 @@ def _engine(draft: Draft, keys: Keys) -> bool:
         keys.taken -= {"entrypoint", "command"}
         return False
     model, args = found
-    draft.put("model", model, command, "the command of vLLM's image: sized here, and started by the engine")
+    draft.put(
+        "model", Word(model), command, "the command of vLLM's image: sized here, and started by the engine"
+    )
     draft.put("engine", "vllm", command)
     args = {name: value for name, value in args.items() if name not in ("host", "port")}
     if args:
@@ -380,7 +382,7 @@ def _arguments(words: Sequence[str]) -> tuple[str, dict[str, Value]] | None:
         else:
             return None
     model = str(args.pop("model", model or "")) or None
-    return (model, args) if model and "$" not in model else None
+    return (model, args) if model and "$" not in _OURS.sub("", model) else None
 
 
 def _typed(text: str) -> Value:

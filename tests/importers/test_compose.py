@@ -176,3 +176,19 @@ def test_a_tasks_restart_policy_is_its_retry(condition: str, retried: bool) -> N
     found = imported(f"deploy: {{restart_policy: {{condition: {condition}}}}}")
 
     assert ("retry" in spec(found)) is retried
+
+
+def test_a_model_that_a_variable_names_is_sized_too() -> None:
+    text = """
+services:
+  llm:
+    image: vllm/vllm-openai:v0.10.0
+    command: --model ${MODEL} --max-model-len ${LEN} --port 80
+    ports: [80]
+"""
+    found = import_text(text, tool="compose", file="compose.yaml")
+    made = spec(found, MODEL="org/seven-7b", LEN="4096")
+
+    assert found.left_out == ()
+    assert (made["model"], made["engine"]) == ("org/seven-7b", "vllm")
+    assert made["args"] == {"max-model-len": 4096}
