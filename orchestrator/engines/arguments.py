@@ -285,9 +285,8 @@ class Optioned(ABC):
         user, said = _read(job.args, known, self.rules, own_image=job.image is not None)
         untold = f"options of {self.name} {job.version} are not recorded, checked against {known.version}"
         told = (untold,) if not self.parser and job.version not in (None, known.version) else ()
-        pools = said.pop("pools", None)
-        if pools is not None and pools != job.model.pools:
-            job = replace(job, model=replace(job.model, pools=bool(pools)))
+        of_model = {name: said.pop(name, None) for name in ("pools", "longest_tokens")}
+        job = replace(job, model=Stated(**of_model).of(job.model))  # type: ignore[arg-type]  # as below
         changed = replace(job, **said) if said else job  # type: ignore[arg-type]  # the job's own fields
         if why := self.refusal(changed):
             raise ValueError(why)

@@ -194,7 +194,7 @@ class ServingJob:
 class Stated:
     """What a user's own options say of a job's fields of the same name; None where they are silent.
 
-    ``pools`` is the model's.
+    ``pools`` is the model's, and ``longest_tokens`` its context, which options can stretch.
     """
 
     tensor: int | None = None
@@ -209,6 +209,14 @@ class Stated:
     kv_dtype: KvDtype | None = None
     pools: bool | None = None
     """Whether the model is told to pool rather than to generate."""
+    longest_tokens: int | None = None
+
+    def of(self, model: ModelFacts) -> ModelFacts:
+        """Return the model as the options make it."""
+        pools = model.pools if self.pools is None else self.pools
+        context = self.longest_tokens or model.context
+        same = (pools, context) == (model.pools, model.context)
+        return model if same else replace(model, pools=pools, context=context)
 
 
 @frozen

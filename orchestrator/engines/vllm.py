@@ -5,6 +5,7 @@ Options and figures are those of vLLM 0.33.0, from its documentation and its own
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -107,6 +108,30 @@ POOLING_ROUTES = (
 )
 """What a model that pools answers (vLLM 0.33.0, entrypoints/pooling): each by its task, others get a 404."""
 
+
+def _stretched(overrides: str) -> int | None:
+    """Return the context of a model whose config is overridden so, None where that leaves it as it is.
+
+    YaRN has ``factor`` times what the model was trained on (vLLM's ``_get_and_verify_max_len``).
+
+    >>> _stretched('{"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 100}}')
+    400
+    """
+    try:
+        said = json.loads(overrides)
+    except ValueError:
+        return None  # the engine says what it makes of it
+    if not isinstance(said, dict):
+        return None
+    rope = said.get("rope_scaling") or said.get("rope_parameters")
+    if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) == "yarn":
+        factor, trained = rope.get("factor"), rope.get("original_max_position_embeddings")
+        if isinstance(factor, int | float) and isinstance(trained, int):
+            return int(factor * trained)
+    longest = said.get("max_position_embeddings")
+    return longest if isinstance(longest, int) else None
+
+
 _PER_NODE = "nodes and ranks are set for each node"
 RULES = Rules(
     owned={
@@ -131,6 +156,7 @@ RULES = Rules(
         "--quantization": ("quantization", str),
         "--kv-cache-dtype": ("kv_dtype", arguments.kv_dtype),
         "--runner": ("pools", lambda v: {"pooling": True, "generate": False}.get(v)),
+        "--hf-overrides": ("longest_tokens", _stretched),
     },
     beside=frozenset({"--speculative-config"}),
 )

@@ -226,8 +226,7 @@ def question_of(spec: Service, facts: ModelFacts, *, bare: bool = False) -> Ques
         image=spec.image, env=env, secrets=secrets, bare=bare,
         port=spec.port.container_port if spec.port else None,
     )  # fmt: skip
-    pools = asked.stated.pools
-    return asked if pools is None else replace(asked, facts=replace(facts, pools=pools))
+    return replace(asked, facts=asked.stated.of(facts))
 
 
 def arguments(args: Mapping[str, object]) -> tuple[str, ...]:

@@ -413,6 +413,19 @@ def test_an_offer_for_less_than_was_published_says_so() -> None:
     assert ["in fp8" in line for line in shown[:2]] == [False, True]
 
 
+def test_a_context_that_args_stretch_is_the_models() -> None:
+    """Qwen3 has 40,960 tokens, and 131,072 by YaRN as its card says."""
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    spec = Service.model_validate({
+        "type": "service", "name": "x", "model": {"id": "Qwen/Qwen3-8B", "context": 131072},
+        "args": {"hf_overrides": {"rope_scaling": rope}},
+    })  # fmt: skip
+    asked = serve.question_of(spec, model("Qwen/Qwen3-8B"))
+    assert asked.objections(None, accelerators()) == ()
+    _, served = placed([offer("MI300X-192GB", 8)], asked)
+    assert (served.job.context, served.engine) == (131072, "vllm")
+
+
 def test_an_engine_of_one_node_is_told_what_one_node_lacks() -> None:
     asked = replace(question(), engine="nim", secrets=(("HF_TOKEN", "x"), ("NGC_API_KEY", "x")))
     with pytest.raises(NothingFits) as caught:
