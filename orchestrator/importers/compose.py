@@ -61,6 +61,8 @@ _SHELLS = ("/bin/sh", "sh", "/bin/bash", "bash")
 _ENGINE_WORDS = (("vllm", "serve"), ("python3", "-m", "vllm.entrypoints.openai.api_server"), ())
 """How a command for vLLM's image may begin: with its entrypoint written out, or after it."""
 _RENDERED = Probe()
+_STARTS_S = 60
+"""The least ``start_period`` that counts: compose stops nothing that is slower, and here it would end."""
 _MAX_PORTS = 100
 _ENDS = "without ports it is a task: it may end well"
 
@@ -481,7 +483,7 @@ def _healthcheck(draft: Draft, keys: Keys) -> None:
         probe[ours] = exact_seconds(_seconds(check.text(theirs), default))
     probe["failures"] = meaning(check.take("retries") or Scalar(1, 1, "3", 3))
     start = _seconds(check.text("start_period"), 0)
-    if start not in (0, int(_RENDERED.start_s)):
+    if start >= _STARTS_S and start != int(_RENDERED.start_s):
         probe["start_duration"] = exact_seconds(start)
     check.ignore("start_interval", "disable")
     check.leave_rest()

@@ -192,3 +192,12 @@ services:
     assert found.left_out == ()
     assert (made["model"], made["engine"]) == ("org/seven-7b", "vllm")
     assert made["args"] == {"max-model-len": 4096}
+
+
+@pytest.mark.parametrize(("period", "start_s"), [("1s", None), ("30s", None), ("5m", "5m")])
+def test_a_short_start_period_is_no_time_to_end_a_service_after(period: str, start_s: str | None) -> None:
+    check = f"{{test: curl -f http://localhost/ok, start_period: {period}}}"
+
+    (probe,) = spec(imported(f"ports: [80], healthcheck: {check}"))["probes"]
+
+    assert probe.get("start_duration") == start_s
