@@ -29,7 +29,6 @@ from orchestrator.planner.demand import Demand
 from orchestrator.planner.groups import Groups, affordable, any_of, group, refusals, spanning
 from orchestrator.planner.index import Matched, OfferIndex, OfferSet
 from orchestrator.planner.match import OVER_PRICE
-from orchestrator.planner.parallelism import is_native
 from orchestrator.planner.plan import SHOWN, Choice, Placed, advise, backends_of, tries_of
 from orchestrator.planner.sizing import Size, TrainingJob
 from orchestrator.planner.sizing.values import GENERATES, Method, Tuning, kept_by_trainers
@@ -374,7 +373,7 @@ def _written_for(question: TuningQuestion, accelerator: Accelerator) -> TuningJo
     return replace(
         question.written,
         accelerator=device,
-        precision="fp32" if device is None else "bf16" if is_native(device, "bf16") else "fp16",
+        precision="fp32" if device is None else "bf16" if "bf16" in device.native else "fp16",
         micro_batch=question.train.batch_size,
     )
 

@@ -257,6 +257,26 @@ def test_no_smaller_run_is_advised_where_the_trainer_runs_none(accelerators: lis
     assert (caught.value.fix or "").startswith(said)
 
 
+@pytest.mark.parametrize(("name", "precision"), [("T4-16GB", "fp16"), ("L4-24GB", "bf16")])
+def test_a_run_computes_in_what_the_device_has(name: str, precision: str) -> None:
+    device = accelerator(name)
+    assert device
+    offers = [
+        Offer(
+            "lab", name, 64, 512 * GIB, accelerator=name, vendor=device.vendor, count=1,
+            vram_bytes=device.visible_bytes, compute_capability=device.capability, price_usd_hour=1.0,
+        )
+    ]  # fmt: skip
+    text = SFT.format(dataset="trl-lib/Capybara", adapter="qlora", batch=4, more="")
+    there = replace(world(), offers=lambda: offers, places={"lab": ABLE})
+    [plan] = plan_documents(read(text.replace("Qwen2.5-7B", "Qwen2.5-1.5B")), there)
+    assert isinstance(plan, RunPlan)
+    assert plan.template
+    command = plan.template.launch.command
+    told = {each: command[command.index(f"--{each}") + 1] for each in ("bf16", "fp16")}
+    assert told == {each: str(each == precision) for each in told}
+
+
 def test_an_encoder_is_not_tuned_as_what_generates() -> None:
     text = SFT.format(dataset="trl-lib/Capybara", adapter="lora", batch=16, more="")
     text = text.replace("Qwen/Qwen2.5-7B", "BAAI/bge-base-en-v1.5").replace("4096", "512")
