@@ -430,9 +430,12 @@ def training_answer(
 
     def on(device: Accelerator, accelerators: int) -> AcceleratorSet:
         held = _trained(facts, job, device, accelerators, sharding)
+        if device.family not in TRAINED:  # no memory would help, so that none is short
+            why = f"{job.engine} does not train on {device.family}"
+            held = replace(held, size=replace(held.size, fits=False, reason=why, short_bytes=0))
         return _finished(facts, held, prices, counted)
 
-    able = [d for d in devices if d.family in TRAINED or len(devices) == 1]
+    able = [d for d in devices if d.family in TRAINED]
     sets = _training_sets(facts, job, able, prices, counted, sharding, sort)
     if len(devices) == 1:
         return Answer(on(devices[0], total), sets)

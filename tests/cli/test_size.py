@@ -133,6 +133,12 @@ def test_training_takes_what_a_plan_of_it_takes(
     }
 
 
+def test_no_training_fits_where_no_trainer_runs(cli: Cli) -> None:
+    found = size(cli, LLAMA, "--train", "lora", "--gpu", "TPU-V5P:8")
+    assert (found["fits"], found["reason"], found["short_bytes"]) == (False, "trl does not train on tpu", 0)
+    assert found["sets"] == []
+
+
 def test_published_weights_are_told_from_asked_ones(cli: Cli) -> None:
     assert "mxfp4 (as published)" in cli("size", "openai/gpt-oss-20b", "--gpu", "H100").out
     assert "fp8 (as asked)" in cli("size", LLAMA, "--gpu", "H100", "--precision", "fp8").out
