@@ -51,6 +51,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 _SCALE = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 """Compose's units are powers of 1024 (Compose Specification, "Specifying byte values")."""
 _REFERENCE = re.compile(r"\$(?:(?P<escaped>\$)|(?P<plain>[A-Za-z_]\w*)|\{(?P<name>[A-Za-z_]\w*))")
+_ALONE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?\?[^}]*)?\})")
 _HOW = re.compile(r"(:?[-?+])?(.*)", re.DOTALL)
 _OURS = re.compile(r"\$\{\{ (env|secrets)\.(\w+) \}\}")
 _LOCAL_URL = re.compile(r"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])[^\s'\"|;&)]*")
@@ -267,7 +268,9 @@ def _of_their_own(node: Node) -> dict[str, Value]:
         texts = [item.text for item in node.items if isinstance(item, Scalar)]
         pairs = [(text.partition("=")[0], text.partition("=")[2]) for text in texts]
     return {
-        name: None for name, text in pairs if re.fullmatch(rf"\$(?:{name}|\{{{name}(?::?\?[^}}]*)?\}})", text)
+        name: None
+        for name, text in pairs
+        if (found := _ALONE.fullmatch(text)) and name in (found[1], found[2])
     }
 
 

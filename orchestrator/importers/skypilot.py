@@ -283,7 +283,8 @@ def _infra(draft: Draft, places: Iterable[Keys]) -> None:
             [*parts, "", "", ""][:3] if infra else [keys.text(k) or "" for k in ("cloud", "region", "zone")]
         )
         for name, value in zip(found, said, strict=True):
-            value = _SAME_BACKEND.get(value.lower(), value.lower()) if name == "backends" else value
+            if name == "backends" and "${{" not in value:
+                value = _SAME_BACKEND.get(value.lower(), value.lower())
             if value not in ("", "*", *found[name]):
                 found[name].append(value)
     for name, values in found.items():

@@ -69,6 +69,13 @@ def test_a_reference_may_stand_anywhere(said: str, kept: Mapping[str, Any]) -> N
     assert found.left_out == ()
 
 
+@pytest.mark.parametrize("name", ["+", "a(b", "[x"])
+def test_what_is_no_name_of_a_variable_is_named(name: str) -> None:
+    (problem,) = imported(f"environment: ['{name}', 'A=1']").left_out
+
+    assert "is no name of an environment variable" in problem.what
+
+
 def test_defaults_that_were_taken_are_named() -> None:
     text = imported("environment: {A: '${V:-1}'}, user: '${UID:-5}'").text
 

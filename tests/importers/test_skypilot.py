@@ -82,3 +82,11 @@ def test_a_replica_has_as_long_to_answer_as_there(probe: str, start_s: int) -> N
     assert isinstance(found.spec, Service)
 
     assert found.spec.probes[0].start_duration == start_s
+
+
+def test_a_reference_of_ours_stays_as_it_is_written() -> None:
+    text = import_text(
+        "resources: {infra: '${{ env.PLACE }}'}\nrun: date", tool="skypilot", file="t.yaml"
+    ).text
+
+    assert read(text, env={"PLACE": "aws"})[0].spec.canonical()["backends"] == ["aws"]
