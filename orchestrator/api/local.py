@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ class Local(Holdings):
         variables: Mapping[str, str] | None = None,
         message: str = "",
     ) -> tuple[str, ...]:
-        """Write down what the plans say; volumes are made at once.
+        """Write down what the plans say; volumes are made first: a loop may start their runs at once.
 
         Args:
             plans: What was planned.
@@ -61,18 +61,23 @@ class Local(Holdings):
         for fleet in fleets:
             for host, _ in fleet.leaving:
                 self._clear(fleet.name, host)
+        volumes = [plan for plan in plans if isinstance(plan, VolumePlan) and plan.action != "unchanged"]
+        new = {plan.name for plan in fleets if plan.action == "create"}  # no places until they are on record
+        before = [plan for plan in volumes if plan.backend not in new]
         names = record(
             [as_scaled(plan, self.places) if isinstance(plan, RunPlan) else plan for plan in plans],
             self.store, environ=self._environ if variables is None else variables,
             now=self._clock(), new_id=lambda: uuid.uuid4().hex, project=self._project or MAIN,
-            message=message,
+            message=message, prepare=lambda: self._make_volumes(before),
         )  # fmt: skip
         if fleets:
             self.places.refresh()
-        for plan in plans:
-            if isinstance(plan, VolumePlan) and plan.action != "unchanged":
-                self._make_volume(plan)
+        self._make_volumes([plan for plan in volumes if plan not in before])
         return names
+
+    def _make_volumes(self, plans: Sequence[VolumePlan]) -> None:
+        for plan in plans:
+            self._make_volume(plan)
 
     def _make_volume(self, plan: VolumePlan) -> None:
         place, spec = self.places[plan.backend], plan.spec

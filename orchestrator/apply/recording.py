@@ -37,6 +37,7 @@ def record(
     new_id: Callable[[], str],
     project: str = MAIN,
     message: str = "",
+    prepare: Callable[[], None] = lambda: None,
 ) -> tuple[str, ...]:
     """Make the record say what the plans say, all or nothing; return the names of runs that changed.
 
@@ -48,6 +49,8 @@ def record(
         new_id: Makes ids for new runs.
         project: Whose new runs, volumes and fleets are.
         message: What the events say, such as the commit that is applied.
+        prepare: Makes what has to be there before anybody reads of it; called once nothing but the
+            record itself can still refuse the plans.
 
     Raises:
         SpecError: a variable or a secret is named, and neither the environment nor the secret
@@ -63,6 +66,7 @@ def record(
         secrets.sealed(f"{owner}/{name}", value, now=now, given_to=owner)
         for (owner, name), value in captured.items()
     ]
+    prepare()
     _commit(
         store,
         [plan for plan in plans if _touches_run(plan)],

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from typing import Any
 
 import pytest
 
+from backends.sim import Sim
 from orchestrator.api import Local
 from orchestrator.apply import Consent, Scope
+from orchestrator.errors import Unreachable
 from orchestrator.spec.load import load
+from orchestrator.store.records import Store
 from tests.apply import scenes
 from tests.apply.scenes import CACHE, HELLO, WEB, names, refused, saved
 from tests.cli.conftest import Cli
@@ -92,6 +96,40 @@ def test_a_volume_that_is_used_cannot_go(cli: Cli, where: str) -> None:
     result = cli("plan", "-f", cli.write("one.yaml", text), "--set", "prod", "--prune")
     assert result.code == 64
     assert "volume 'cache' cannot go: run 'uses' uses it" in result.err
+
+
+def test_a_volume_is_there_before_its_run_is_on_record(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = load([cli.write("specs.yaml", USES + "---\n" + CACHE)])
+    held: list[list[str]] = []
+    commit = Store.commit
+    with closing(Local(f"sqlite:///{cli.folder}/state.db", config=cli.folder / "config.yaml")) as api:
+
+        def watched(store: Store, *writes: Any, **how: Any) -> Mapping[str, int]:
+            held.append([volume.name for volume in api.places["sim"].volumes()])
+            return commit(store, *writes, **how)
+
+        monkeypatch.setattr(Store, "commit", watched)
+        api.apply(api.plan(documents))
+
+    assert held == [["cache"]]
+
+
+def test_where_a_volume_cannot_be_made_nothing_is_on_record(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(place: Sim, _name: str, *, size_bytes: int | None) -> None:
+        raise Unreachable(f"{size_bytes} bytes on a place that is away", backend=place.name)
+
+    file = cli.write("specs.yaml", USES + "---\n" + CACHE)
+    with monkeypatch.context() as patched:
+        patched.setattr(Sim, "create_volume", silent)
+        assert cli("apply", "-y", "-f", file).code == 69
+    assert names(cli) == {}
+
+    again = cli("apply", "-y", "-d", "-f", file)
+
+    assert (again.code, "2 to create" in again.err) == (0, True)
+    assert "cache" in cli("volume", "list").out
 
 
 def test_what_another_set_has_is_not_taken(cli: Cli) -> None:
