@@ -34,7 +34,7 @@ _LWS = "leaderworkerset.sigs.k8s.io/"
 _NEVER = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 _BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": ')
 """Stands before why a pull failed between two tries: without it one that goes on failing says one thing."""
-_UNMADE = re.compile(r'^(Error creating: )?pods "[^"]+" is forbidden: ')
+_UNMADE = re.compile(r'^(\(combined from similar events\): )?(Error creating: )?pods "[^"]+" is forbidden: ')
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", *_NEVER})
 _NO_START = frozenset({"StartError", "ContainerCannotRun", "CreateContainerError", "RunContainerError"})
 _TAKEN = frozenset({"Evicted", "Preempting", "Preempted", "NodeShutdown", "Terminated"})
@@ -400,6 +400,8 @@ def without_name(said: str) -> str:
 
     >>> without_name('Error creating: pods "web-5d774c67df-28nkc" is forbidden: exceeded quota: q')
     'no pod may be made: exceeded quota: q'
+    >>> without_name('(combined from similar events): Error creating: pods "a-b" is forbidden: too large')
+    'no pod may be made: too large'
     """
     return _UNMADE.sub("no pod may be made: ", said)
 
