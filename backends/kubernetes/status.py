@@ -324,7 +324,7 @@ def _ended(seen: Instance, pod: Json, terminated: Json) -> Instance:
     message = _last_words(terminated) or pod["status"].get("message", "")
     why = terminated.get("reason", "")
     if why == "OOMKilled":
-        reason = "oom"
+        reason, message = "oom", message or _out_of_memory(pod)
     elif target or pod["status"].get("reason") in _TAKEN:
         reason = "preempted"
         message = (target or {}).get("message", "") or message
@@ -342,6 +342,11 @@ def _ended(seen: Instance, pod: Json, terminated: Json) -> Instance:
         seen, phase=Phase.EXITED, exit_code=code, reason=reason, message=message,
         finished_at=parse_time(terminated.get("finishedAt")),
     )  # fmt: skip
+
+
+def _out_of_memory(pod: Json) -> str:
+    limits = pod["spec"]["containers"][0].get("resources", {}).get("limits") or {}
+    return f"out of memory: its limit is {limits['memory']}" if "memory" in limits else "out of memory"
 
 
 def _was_told_to_end(pod: Json, terminated: Json) -> bool:

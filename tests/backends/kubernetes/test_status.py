@@ -64,6 +64,16 @@ def test_last_words_of_what_failed_are_its_message() -> None:
     assert seen(terminated(1, message="ValueError: no such model\n")).message == "ValueError: no such model"
 
 
+def test_task_that_ran_out_of_memory_says_so_with_its_limit() -> None:
+    """Its controller says only that it was tried often enough."""
+    killed = terminated(137, "OOMKilled")
+    killed["spec"]["containers"] = [{"resources": {"limits": {"memory": "64Mi"}}}]
+    killed["metadata"]["ownerReferences"] = [{"kind": "Job", "name": "web-1"}]
+    over = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "tried enough"}
+    (status,) = World([task(status={"conditions": [over]})], [killed]).groups()
+    assert (status.reason, status.message) == ("oom", "out of memory: its limit is 64Mi")
+
+
 @pytest.mark.parametrize(
     ("one", "phase", "says"),
     [
