@@ -121,6 +121,8 @@ class Loop:
         """Every run that is not over, those that others drive too."""
         self._words = Words(backends, self._pool, time.monotonic, self._woken.set)
         self._queue = Queue()
+        self._unheard: Mapping[str, Collection[str]] = {}
+        """Machines of which nothing is known in this pass, by place; most places have none such."""
         self._gates: Mapping[str, Gate] = {}
         """Who may start on the machines of each rented fleet, by its name."""
         self._rests: dict[str, Rest] = {}
@@ -332,17 +334,12 @@ class Loop:
         Those that the record has there, and those that another process may have sent there and
         died: what this one begins, it begins on machines that answer.
         """
-        unheard = {
-            name: backend.unheard()
-            for name in found
-            if name in self._backends and isinstance(backend := self._backends[name], HostKeeper)
-        }
-        if not any(unheard.values()):
+        if not self._unheard.keys() & found.keys():
             return frozenset()
         seen = {instance.name for there in found.values() for instance in there or ()}
         return frozenset(
             job.name for job in jobs
-            if not job.state.is_final and job.name not in seen and (hosts := unheard.get(job.backend))
+            if not job.state.is_final and job.name not in seen and (hosts := self._unheard.get(job.backend))
             and (job.machine in hosts or (not job.machine and job.name not in self._begun))
         )  # fmt: skip
 
@@ -388,6 +385,11 @@ class Loop:
         names = {home for run in runs for home in _homes(run, jobs.get(run.id, ()))}
         self._observer.watch(names)
         self._observer.read(names)
+        self._unheard = {
+            name: hosts
+            for name in names
+            if isinstance(backend := self._backends.get(name), HostKeeper) and (hosts := backend.unheard())
+        }
         alive = {job.name for found in jobs.values() for job in found if not job.state.is_final}
         self._asked_for &= alive
         self._begun &= alive
