@@ -35,6 +35,9 @@ class Groups:
             self.offers[accelerator, count] = known | offers if known else offers
 
 
+UNASKED = "has accelerators, and gpu: 0 asks for none"
+
+
 def any_of(wanted: AcceleratorDemand | None) -> AcceleratorDemand:
     """Return the demand for accelerators that leaves their number and memory to the sizing."""
     if wanted is None:
@@ -42,9 +45,14 @@ def any_of(wanted: AcceleratorDemand | None) -> AcceleratorDemand:
     return replace(wanted, count=Span(1), total_vram_bytes=Span())
 
 
-def group(offers: OfferSet, demand: Demand, accelerators: Mapping[str, Accelerator]) -> Groups:
-    """Return offers by accelerator and count, and count what the catalog does not know."""
+def group(
+    offers: OfferSet, demand: Demand, accelerators: Mapping[str, Accelerator], *, only_cpu: bool = False
+) -> Groups:
+    """Return offers by accelerator and count, and count what the catalog does not know, or nobody wants."""
     groups = Groups()
+    if only_cpu:
+        groups.refused[UNASKED] += len(offers)
+        return groups
     for sample, found in offers.by("accelerator", "count", "divisible", "nodes", "vram_bytes"):
         if sample.accelerator not in accelerators:
             groups.refused["not in the catalog"] += len(found)

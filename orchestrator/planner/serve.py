@@ -106,6 +106,8 @@ class Question:
     port: int | None = None
     bare: bool = False
     """Whether it runs on machines that have the engine installed, without images and mounts."""
+    only_cpu: bool = False
+    """Whether the spec asks for no accelerator, which is more than to name none."""
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -221,9 +223,11 @@ def question_of(spec: Service, facts: ModelFacts, *, bare: bool = False) -> Ques
     if spec.model is None:
         raise ValueError(f"service {spec.name!r} names no model")
     env, secrets = environment(spec.env)
+    only_cpu = spec.resources.asks_for_no_gpu
+    named = "transformers" if only_cpu and spec.engine == "auto" else spec.engine
     asked = Question(
-        facts, spec.model, spec.traffic, spec.engine, spec.engine_version, arguments(spec.args),
-        image=spec.image, env=env, secrets=secrets, bare=bare,
+        facts, spec.model, spec.traffic, named, spec.engine_version, arguments(spec.args),
+        image=spec.image, env=env, secrets=secrets, bare=bare, only_cpu=only_cpu,
         port=spec.port.container_port if spec.port else None,
     )  # fmt: skip
     return replace(asked, facts=asked.stated.of(facts))
@@ -443,7 +447,7 @@ def place_model(
     asked = replace(demand, accelerator=any_of(demand.accelerator), nodes=1, spans=True)
     index = index.roomy(asked)
     matched = index.match(asked)
-    groups = group(matched.fitting, demand, accelerators)
+    groups = group(matched.fitting, demand, accelerators, only_cpu=question.only_cpu)
     if question.engine in CPU_ENGINES and demand.accelerator is None:
         accelerators = {**accelerators, **with_cpus(groups, index.match(replace(demand, nodes=1)).fitting)}
     options = _options(question, demand, groups, accelerators)
@@ -492,7 +496,7 @@ def _dearer(
     question: Question, demand: Demand, matched: Matched, accelerators: Mapping[str, Accelerator]
 ) -> Iterator[WhyNot]:
     """Yield the groups that hold the model and are refused for their price alone."""
-    groups = group(matched.over_price, demand, accelerators)
+    groups = group(matched.over_price, demand, accelerators, only_cpu=question.only_cpu)
     for option in _options(question, replace(demand, max_price_usd_hour=None), groups, accelerators):
         yield _dear(option.fit.candidate, option.offers)
 
@@ -765,6 +769,8 @@ def _fix(
     question: Question, groups: Groups, dearer: Sequence[WhyNot], matched: Matched, demand: Demand
 ) -> str:
     """Return what to change: what engines ask for, the price, else what the largest set lacks."""
+    if question.only_cpu and question.engine not in CPU_ENGINES:
+        return "serve a small model from a CPU with engine: transformers, or leave gpu: 0 out"
     if groups.declined:
         return max(groups.declined, key=lambda said: (groups.declined[said], said))
     if dearer:

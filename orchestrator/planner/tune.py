@@ -93,6 +93,8 @@ class TuningQuestion:
     """Whether it runs on machines that have the trainer installed, without images and mounts."""
     on_cpu: bool = False
     """Whether a machine without accelerators will do."""
+    only_cpu: bool = False
+    """Whether no other will: the spec asks for none."""
     resume: bool = False
     """Whether checkpoints that an earlier life of the run left are gone on from."""
     rows: int | None = None
@@ -196,10 +198,10 @@ def tuning_question_of(
         raise ValueError(f"task {spec.name!r} trains nothing")
     env, secrets = environment(spec.env)
     nodes = spec.nodes if isinstance(spec.nodes, int) else None
-    gpu = spec.resources.gpu
+    gpu, only_cpu = spec.resources.gpu, spec.resources.asks_for_no_gpu
     return TuningQuestion(
         spec.name, facts, spec.train, nodes, spec.image, env, secrets,
-        bare=bare, on_cpu=gpu.count.max == 0 if gpu else bare, resume=resume,
+        bare=bare, on_cpu=only_cpu if gpu else bare, only_cpu=only_cpu, resume=resume,
     )  # fmt: skip
 
 
@@ -272,7 +274,7 @@ def place_training(
     asked = replace(demand, accelerator=any_of(demand.accelerator), nodes=1)
     index = index.roomy(asked)
     matched = index.match(asked)
-    groups = group(matched.fitting, demand, accelerators)
+    groups = group(matched.fitting, demand, accelerators, only_cpu=question.only_cpu)
     if question.on_cpu:
         found = with_cpus(groups, index.match(replace(demand, nodes=1)).fitting)
         accelerators = {**accelerators, **found}
@@ -468,7 +470,7 @@ def _dearer(
     question: TuningQuestion, demand: Demand, matched: Matched, accelerators: Mapping[str, Accelerator]
 ) -> Iterator[WhyNot]:
     """Yield the groups that hold the run and are refused for their price alone."""
-    groups = group(matched.over_price, demand, accelerators)
+    groups = group(matched.over_price, demand, accelerators, only_cpu=question.only_cpu)
     options, _ = _options(question, replace(demand, max_price_usd_hour=None), groups, accelerators)
     return (_dear(option.fit.candidate, option.offers) for option in options)
 

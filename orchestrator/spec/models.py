@@ -162,6 +162,11 @@ class Resources(Part):
         Bytes | None, replace("Shared memory (/dev/shm).", unit="bytes", examples=["16GB"])
     ] = None
 
+    @property
+    def asks_for_no_gpu(self) -> bool:
+        """Whether it says ``gpu: 0``, which is more than to say nothing of accelerators."""
+        return self.gpu is not None and self.gpu.count.max == 0
+
 
 # --- models, traffic, training --------------------------------------------------------------
 

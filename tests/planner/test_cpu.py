@@ -41,6 +41,30 @@ def test_an_engine_for_cpus_needs_no_accelerator() -> None:
     assert plan.template.launch.resources.accelerators == 0
 
 
+TUNED = "type: task\nname: small\ntrain: {model: Qwen/Qwen2.5-0.5B-Instruct, dataset: a/b, adapter: lora}\n"
+
+
+@pytest.mark.parametrize("text", [SMALL, SMALL + "engine: transformers\n", TUNED])
+def test_who_asks_for_no_accelerator_is_given_none(text: str) -> None:
+    card = Offer(
+        "docker", "card", 8, 64 * GIB, accelerator="L4-24GB", vendor="nvidia", count=1,
+        vram_bytes=23_580_639_232, compute_capability=(8, 9), price_usd_hour=0.1,
+    )  # fmt: skip
+    there = laptop(64 * GIB)
+    offers = [card, *(replace(each, price_usd_hour=9.0) for each in there.offers())]
+    plan = planned(text + "resources: {gpu: 0}\n", replace(there, offers=lambda: offers))
+    assert plan.template
+    assert plan.template.launch.resources.accelerators == 0
+    assert plan.placed
+    assert "has accelerators, and gpu: 0 asks for none" in [each.reason for each in plan.placed.refused]
+
+
+def test_an_engine_that_needs_an_accelerator_is_told_so_where_none_is_asked_for() -> None:
+    with pytest.raises(NothingFits) as caught:
+        planned(SMALL + "engine: vllm\nresources: {gpu: 0}\n", laptop())
+    assert caught.value.fix == "serve a small model from a CPU with engine: transformers, or leave gpu: 0 out"
+
+
 def test_a_place_without_images_runs_what_it_has_installed() -> None:
     plan = planned(SMALL + "engine: transformers\nbackends: [process]\nport: 8123\n", laptop())
     assert plan.template
