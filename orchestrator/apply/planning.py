@@ -252,7 +252,7 @@ def plan_documents(documents: Sequence[Document], world: World) -> tuple[Plan, .
             elif isinstance(spec, Fleet):
                 fleets.append(_rented(_plan_fleet(document, spec, world), world, offers))
             else:
-                runs.append(_plan_run(document, spec, world, offers))
+                runs.append(_told_of_set(_plan_run(document, spec, world, offers), world))
         except NothingFits as error:
             homeless.append(error)
         except SpecError as error:
@@ -405,6 +405,16 @@ def _plan_run(document: Document, spec: Work, world: World, offers: _Offers) -> 
         ),
         serving=serving,
     )  # fmt: skip
+
+
+def _told_of_set(plan: RunPlan, world: World) -> RunPlan:
+    """Return a plan that says whose word is about to be changed, where nobody named the run's set."""
+    if plan.action == "unchanged" or not plan.set_name or world.scope.name:
+        return plan
+    note = (
+        f"set {plan.set_name!r} has it: whoever applies that set, as a server's sync, puts back what differs"
+    )
+    return replace(plan, notes=(*plan.notes, note))
 
 
 def _places(

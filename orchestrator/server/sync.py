@@ -13,7 +13,7 @@ from orchestrator.api import Plans
 from orchestrator.apply import NOTHING_LOST, Consent, Plan, RunPlan, Scope
 from orchestrator.apply.lock import Lock, by_lock, models_of, read_lock
 from orchestrator.catalog.hardware import known_names
-from orchestrator.errors import ModelyardError, Problem, SpecError
+from orchestrator.errors import ModelyardError, Problem, SpecError, UsageError
 from orchestrator.frozen import frozen
 from orchestrator.reconcile import RunState, Wanted
 from orchestrator.reconcile.steps import by_hand
@@ -48,6 +48,11 @@ class Wish:
     signed: bool = False
     consent: Consent = NOTHING_LOST
     project: str = MAIN
+
+    def __post_init__(self) -> None:
+        if self.interval_s < 1:
+            what = "--interval: a repository is looked at once a second at most"
+            raise UsageError(what, fix="write 10s or 1m, for example")
 
 
 class Syncer(Duty):

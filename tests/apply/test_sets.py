@@ -185,6 +185,17 @@ def test_a_set_stays_when_nobody_names_one(cli: Cli) -> None:
     assert "web  service  delete" in cli("plan", "-f", file, "--set", "prod", "--prune").out
 
 
+def test_who_changes_by_hand_what_a_set_has_is_told_whose_it_is(cli: Cli) -> None:
+    path = cli.write("one.yaml", WEB)
+    cli("apply", "-y", "-f", path, "--set", "prod")
+    other = cli.write("two.yaml", WEB.replace("commands: [serve]", "commands: [serve, more]"))
+    said = "note     set 'prod' has it"
+
+    assert said in cli("plan", "-f", other).out
+    assert said not in cli("plan", "-f", other, "--set", "prod").out
+    assert said not in cli("plan", "-f", path).out
+
+
 def test_a_pruned_set_is_empty_for_the_next_prune(cli: Cli) -> None:
     cli("apply", "-y", "-f", cli.write("one.yaml", WEB + "---\n" + HELLO), "--set", "prod")
     prune = ("-f", cli.write("one.yaml", HELLO), "--set", "prod", "--prune")

@@ -124,6 +124,11 @@ def test_a_branch_that_was_pushed_by_force_is_followed(
     assert "echo ho" in served.site.store.run("hello").spec
 
 
+def test_a_repository_is_not_looked_at_without_a_pause(repository: Repository) -> None:
+    with pytest.raises(UsageError, match="once a second at most"):
+        Wish(Source.parse(f"git+{repository.root}"), interval_s=0)
+
+
 def test_an_error_is_told_at_its_line_and_waited_for_ever_longer(
     served: Served, repository: Repository, syncer: Syncer
 ) -> None:
