@@ -133,7 +133,9 @@ class _Window:
         kinds = self.seen.setdefault((deed.who, deed.outcome), Counter())
         is_new = kind not in kinds
         if is_new and len(kinds) >= MOST:
-            kind, is_new = Deed(self.since, deed.who, "", "", "", "", deed.outcome), False
+            kind, is_new = Deed(self.since, deed.who, deed.address, "", "", "", deed.outcome), False
+            if kind not in kinds and len(kinds) >= 2 * MOST:
+                kind = replace(kind, address="")  # of some addresses each is told, of others that there were
         kinds[kind] += 1
         return is_new
 

@@ -136,7 +136,7 @@ def lines(store: Store) -> list[tuple[str, str, str, str]]:
 
 def test_a_flood_is_a_few_lines_that_say_how_many_there_were(store: Store, log: Audit, clock: Clock) -> None:
     for n in range(1_000):
-        log.refuse("runs", Unknown("unknown token"), address=f"10.0.{n // 250}.{n % 250}", project="main")
+        log.refuse("runs", Unknown("unknown token"), address="10.0.0.1", project=f"p{n}")
     assert len(lines(store)) == MOST
 
     clock.now += WINDOW
@@ -145,9 +145,22 @@ def test_a_flood_is_a_few_lines_that_say_how_many_there_were(store: Store, log: 
     assert lines(store)[MOST:] == [
         ("nobody", "several", f"{1_000 - MOST} more since 2026-11-25T12:00:00Z", "401 unknown token")
     ]
+    assert {deed.address for _, deed in store.access.deeds()} == {"10.0.0.1"}
     assert log.refused == {"401 unknown token": 1_000}
     log.tell(ended=True)
     assert len(lines(store)) == MOST + 1
+
+
+def test_a_flood_from_everywhere_is_not_many_lines_either(store: Store, log: Audit) -> None:
+    for n in range(1_000):
+        log.refuse("runs", Unknown("unknown token"), address=f"10.0.{n // 250}.{n % 250}")
+    log.tell(ended=True)
+
+    deeds = [deed for _, deed in store.access.deeds()][MOST:]
+
+    assert len(deeds) == MOST + 1
+    said = f"{1_000 - 2 * MOST} more since 2026-11-25T12:00:00Z"
+    assert [(deed.address, deed.subject) for deed in deeds if deed.subject[:2] != "1 "] == [("", said)]
 
 
 def test_the_same_again_is_counted(store: Store, log: Audit, clock: Clock) -> None:
