@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
 from datetime import timedelta
 from functools import partial
 from typing import Any, cast
@@ -14,7 +16,7 @@ from typing import Any, cast
 from cryptography.fernet import Fernet, InvalidToken
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -22,7 +24,15 @@ from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp
 
-from orchestrator.errors import Denied, ModelyardError, NotFound, StateMoved, StoreBusy, UsageError
+from orchestrator.errors import (
+    Denied,
+    ModelyardError,
+    NotFound,
+    StateMoved,
+    StoreBusy,
+    StoreError,
+    UsageError,
+)
 from orchestrator.frozen import frozen
 from orchestrator.server.site import Site
 from orchestrator.server.users import NOBODY, Caller, Role, caller_of
@@ -36,6 +46,8 @@ REMEMBER = timedelta(days=1)
 """How long an idempotency key is known."""
 CLAIM = timedelta(minutes=2)
 """After how long a call that its server never answered may be tried again."""
+LOOK_AGAIN_S = 15.0
+"""How soon a stream or a terminal ends whose token was revoked."""
 WAIT_S, _LOOK_S = 10.0, 0.1
 """How long one that comes twice at once waits for the answer to the first, and how often it looks."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -73,7 +85,10 @@ class Gated(APIRoute):
             caller = await authenticate(site, request, role, action)
             request.state.caller = caller
             if request.method in _SAFE:
-                return await inner(request)
+                answer = await inner(request)
+                if isinstance(answer, StreamingResponse):
+                    answer.body_iterator = _until_revoked(site, caller, answer.body_iterator)
+                return answer
             await read_body(request)
             return await _changing(site, request, caller, action, inner)
 
@@ -112,6 +127,30 @@ async def authenticate(site: Site, request: HTTPConnection, role: Role, action: 
         await refuse(site, request, action, error, who=who)
         raise
     return caller
+
+
+async def _until_revoked(site: Site, caller: Caller, stream: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    """Yield what streams, until the token that opened it is revoked."""
+    looked = time.monotonic()
+    async with aclosing(aiter(stream)) as pieces:  # type: ignore[type-var]  # ours are generators
+        async for piece in pieces:
+            if time.monotonic() - looked >= LOOK_AGAIN_S:
+                looked = time.monotonic()
+                if await run_in_threadpool(is_revoked, site, caller):
+                    return
+            yield piece
+
+
+def is_revoked(site: Site, caller: Caller) -> bool:
+    """Return whether a token that opened something was revoked since, or went with its project.
+
+    One that has only expired goes on: a terminal would be cut off an hour after a login.
+    """
+    try:
+        token = site.store.access.token(caller.id)
+    except StoreError:
+        return False  # nothing is known
+    return token is None or token.revoked_at is not None
 
 
 async def refuse(

@@ -22,9 +22,9 @@ from orchestrator.errors import Busy, ModelyardError, UsageError
 from orchestrator.frozen import frozen
 from orchestrator.reconcile import Job
 from orchestrator.server.asking import environment, program, request
-from orchestrator.server.gate import Gate, authenticate, origin_of, problem
+from orchestrator.server.gate import LOOK_AGAIN_S, Gate, authenticate, is_revoked, origin_of, problem
 from orchestrator.server.site import Hosted, Site
-from orchestrator.server.users import Role, Unknown
+from orchestrator.server.users import Caller, Role, Unknown
 from orchestrator.wire import STDERR, STDOUT, Command, Keys, Said
 
 gate = Gate("/v1/projects/{project}", ["runs"])
@@ -72,12 +72,28 @@ class GatedSocket:
             await run_in_threadpool(note, "101")  # now: a server may be killed before the end
             await opened.accept()
             async with _being_inside(site, job.name.rsplit("-", 3)[0]):
-                outcome = await self._talk(opened, site, job)
+                outcome = await _until_revoked(site, caller, opened, self._talk(opened, site, job))
         except WebSocketDisconnect:
             pass  # it left before the end
         finally:
             site.sockets.release()
             await asyncio.shield(run_in_threadpool(note, outcome))
+
+
+async def _until_revoked(
+    site: Site, caller: Caller, opened: WebSocket, talk: Coroutine[Any, Any, str]
+) -> str:
+    """Let it carry what crosses until the token that opened it is revoked; return how it ended."""
+    talking = asyncio.create_task(talk)
+    try:
+        while not (await asyncio.wait({talking}, timeout=LOOK_AGAIN_S))[0]:
+            if await run_in_threadpool(is_revoked, site, caller):
+                await opened.close(WRONG, "the token was revoked")
+                return "revoked"
+        return talking.result()
+    finally:
+        talking.cancel()
+        await asyncio.gather(talking, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -497,3 +498,37 @@ def test_a_reader_of_events_who_does_not_read_holds_few(
         assert any(line.startswith("data:") for line in lines)
 
     assert set(asked) == {AT_ONCE}
+
+
+@pytest.mark.parametrize("how", ["revoked", "deleted"])
+def test_a_stream_ends_with_the_token_that_opened_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("orchestrator.server.streams.QUIET_S", 0.1)
+    monkeypatch.setattr("orchestrator.server.gate.LOOK_AGAIN_S", 0.1)
+    access, token = served.site.store.access, served.token("viewer", "other")
+    headers = {"Authorization": f"Bearer {token}"}
+    url = f"{served.url}/v1/projects/other/events/stream"
+    with served.http.stream("GET", url, headers=headers, timeout=30) as stream:
+        lines = stream.iter_lines()
+        assert next(lines) == ": here"
+        if how == "revoked":
+            access.revoke(token.split("-")[1], now=served.site.clock())
+        else:
+            access.delete_project("other")
+        assert len(list(islice(lines, 200))) < 200
+
+
+def test_a_stream_outlives_an_hour_that_a_login_lasts(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.server.streams.QUIET_S", 0.1)
+    monkeypatch.setattr("orchestrator.server.gate.LOOK_AGAIN_S", 0.0)
+    headers = {"Authorization": f"Bearer {served.token('viewer', 'main', lasts_s=3_600)}"}
+    clock = served.site.clock
+    with served.http.stream("GET", f"{served.url}/v1/projects/main/events/stream", headers=headers) as stream:
+        lines = stream.iter_lines()
+        served.site.clock = lambda: clock() + timedelta(hours=2)
+        client = served.client()
+        client.apply(client.plan(read(HELLO)))
+        assert any(line.startswith("data:") for line in lines)

@@ -24,6 +24,7 @@ from websockets.sync.client import connect
 from orchestrator.catalog.overlay import use
 from orchestrator.client import Remote
 from orchestrator.errors import Busy, Denied, NotFound
+from orchestrator.server import sockets
 from orchestrator.spec.load import read
 from tests.cli.conftest import Cli
 from tests.server.conftest import Served
@@ -228,3 +229,20 @@ def test_a_port_leads_to_this_machine_while_attached(box: Served, cli: Cli) -> N
     assert attached.code == 4
     assert re.search(r"port 8000 answers at 127.0.0.1:\d+ until you leave", attached.err)
     assert until(lambda: ("port", "web-0-0-0 8000", "closed") in deeds(box))
+
+
+def test_a_terminal_ends_when_its_token_is_revoked(box: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "LOOK_AGAIN_S", 0.1)
+    token = box.token("operator", "main")
+    url = box.url.replace("http", "ws") + "/v1/projects/main/runs/box/exec"
+    with connect(url, additional_headers={"Authorization": f"Bearer {token}"}) as opened:
+        opened.send('{"command": ["cat"]}')
+        opened.send(b"typed")
+        assert opened.recv(timeout=30) == b"\x01typed"
+        box.site.store.access.revoke(token.split("-")[1], now=box.site.clock())
+        with pytest.raises(ConnectionClosed) as closed:
+            opened.recv(timeout=30)
+
+    assert closed.value.rcvd is not None
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1008, "the token was revoked")
+    assert until(lambda: deeds(box)[-1:] == [("exec", "box-0-0-0", "revoked")])
