@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -29,6 +28,7 @@ from orchestrator.backend import (
 from orchestrator.errors import BackendError, Misconfigured, ModelyardError, NotFound, UsageError
 from orchestrator.reconcile import Job, Run, Wanted
 from orchestrator.spec.interpolation import is_secret_name
+from orchestrator.store.urls import shown_url
 from orchestrator.store.values import Cordon, SecretName
 
 if TYPE_CHECKING:  # the store imports SQLAlchemy, which a plan on a fresh machine does without
@@ -64,9 +64,7 @@ class Holdings(Runs):
         found: list[tuple[str, Check]] = []
         try:
             runs = self.store.runs()
-            found.append(
-                ("record", Check("opens", True, f"{len(runs)} runs at {_without_password(self._url)}"))
-            )
+            found.append(("record", Check("opens", True, f"{len(runs)} runs at {shown_url(self._url)}")))
         except ModelyardError as error:
             found.append(("record", Check.failed("opens", error)))
         where = str(self._config) if self._config else "none: docker where an engine answers, else process"
@@ -347,7 +345,3 @@ def why_stray(machine: Machine, run: Run | None, job: Job | None, *, now: dateti
     if job is None:
         return f"no launch {machine.launch!r} is on record"
     return f"run {run.name!r} has ended" if run.state.is_final else None
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"//([^/@:]*):[^/@]*@", r"//\1:***@", url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 from orchestrator.errors import ConfigError
 
@@ -45,3 +46,21 @@ def postgres_url(url: str) -> str:
     'postgresql+psycopg://me@db/modelyard'
     """
     return "postgresql+psycopg://" + url.partition("://")[2]
+
+
+def shown_url(url: str) -> str:
+    """Return where a store is, for anybody to read: without a password, wherever the URL holds it.
+
+    >>> shown_url("postgresql://me:p@ss@db/modelyard?password=pass&sslpassword=pass&host=/run/pg")
+    'postgresql://me@db/modelyard?host=/run/pg'
+    >>> shown_url("sqlite:////tmp/state.db")
+    'sqlite:////tmp/state.db'
+    """
+    if not url.startswith(_POSTGRES):
+        return url
+    parts = urlsplit(url)
+    login, _, host = parts.netloc.rpartition("@")
+    user = login.partition(":")[0]
+    told = [f"{key}={value}" for key, value in parse_qsl(parts.query) if key in ("host", "port", "user")]
+    where = f"{user}@{host}" if user else host
+    return f"{parts.scheme}://{where}{parts.path}{'?' if told else ''}{'&'.join(told)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,17 @@ def test_a_name_of_somebody_elses_moves_no_terminal_and_makes_no_row(prompt: Cli
     assert r"ci\x1b[2J\x0affffffffffff  root" in listed
     assert "\x1b" not in listed
     assert not [line for line in listed.splitlines() if line.startswith("ffffffffffff")]
+
+
+@pytest.mark.postgres
+def test_who_may_look_is_not_told_the_databases_password(
+    serve: Callable[..., Served], postgres_store_url: str
+) -> None:
+    """`doctor` of a viewer of any project showed it where the URL has it in its query."""
+    served = serve(f"{postgres_store_url}&password=planted")
+
+    checks = served.client("viewer", of="main").diagnose()
+
+    told = [check.detail for place, check in checks if place == "record"]
+    assert ["postgresql://modelyard@/store?host=" in each for each in told] == [True]
+    assert "planted" not in repr(checks)
