@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from orchestrator.errors import ConfigError, Denied, Unreachable
 from orchestrator.server.desk import Desk
 from orchestrator.server.site import Site
+from orchestrator.units import plain
 from orchestrator.wire import Issuer, LoginPage, NewToken, TokenRequest
 
 ALGORITHMS = ("RS256", "ES256", "RS384", "RS512", "PS256", "EdDSA")
@@ -112,8 +113,8 @@ class Doorman:
             raise Denied(f"no rule of this server is for {claims['sub']!r}", fix="ask its admin for one")
         lasts_s = max(1, min(LASTS_S, int(claims["exp"] - self._site.clock().timestamp())))
         asked = TokenRequest(
-            name=f"{claims.get('email') or claims['sub']}"[:100], role=rule.role, project=rule.project,
-            lasts_s=lasts_s,
+            name=plain(str(claims.get("email") or claims["sub"]))[:100] or "-", role=rule.role,
+            project=rule.project, lasts_s=lasts_s,
         )  # fmt: skip
         return Desk(self._site.store.access, self._site.clock).new_token(asked)
 
@@ -133,6 +134,10 @@ class Doorman:
             )  # fmt: skip
         except jwt.PyJWTError as error:
             raise Denied(f"not a word we believe: {error}") from None
+        if str(claims.get("email_verified", True)).lower() == "false":
+            claims.pop(
+                "email", None
+            )  # whoever it is has said so themselves: it opens nothing, and is no name
         return claims
 
     def _key(self, issuer: str, kid: str) -> jwt.PyJWK:

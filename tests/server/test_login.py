@@ -82,6 +82,9 @@ def test_a_person_who_is_refused_is_told(
 FORGED: dict[str, tuple[Callable[[Provider], str], str]] = {
     "another branch": (lambda i: i.word(**{**MAIN, "ref": "refs/heads/evil"}), "no rule"),
     "no claims": (lambda i: i.word(), "no rule"),
+    "an address nobody verified": (
+        lambda i: i.word(sub="eve", email="ada@example.com", email_verified=False), "no rule of this server",
+    ),
     "another audience": (lambda i: i.word(**MAIN, aud="else"), "Audience"),
     "another issuer": (lambda i: i.word(**MAIN, iss="https://evil.example"), "server believes"),
     "another key": (lambda i: i.word(**MAIN, key=new_key()), "ignature"),
@@ -224,3 +227,25 @@ def test_a_server_that_believes_no_issuer_says_so(afar: Cli, how: tuple[str, ...
     assert result.code == 64
     assert "nobody can log in at this server: it believes no issuer" in result.err
     assert "modelyard token create" in result.err
+
+
+@pytest.mark.parametrize(
+    ("claims", "name"),
+    [
+        ({"sub": "eve", "email": "boss@example.com", "email_verified": False}, "eve"),
+        ({"sub": "ada", "email": "ada@example.com", "email_verified": True}, "ada@example.com"),
+        ({"sub": "ada", "email": "ada@example.com"}, "ada@example.com"),
+        ({"sub": ""}, "-"),
+        ({"sub": "a\x1b[2J\n"}, r"a\x1b[2J\x0a"),
+    ],
+)
+def test_nobody_is_named_by_what_only_they_say(
+    serve: Callable[..., Served], issuer: Provider, claims: dict[str, Any], name: str
+) -> None:
+    rules = (Rule(claims={"team": "ml"}, role="viewer"),)
+    believed = Believed(issuer=issuer.url, audience="modelyard", rules=rules)
+    served = serve(doorman=lambda site: Doorman(site, (believed,)))
+
+    answer = served.http.post(f"{served.url}/v1/login", json={"id_token": issuer.word(team="ml", **claims)})
+
+    assert (answer.status_code, answer.json()["view"]["name"]) == (201, name)
