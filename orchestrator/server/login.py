@@ -10,7 +10,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -87,12 +87,15 @@ class Doorman:
     Args:
         site: The server's share of the world.
         believed: The issuers and what their tokens are worth.
+        monotonic: Seconds that only grow.
     """
 
-    def __init__(self, site: Site, believed: tuple[Believed, ...]) -> None:
+    def __init__(
+        self, site: Site, believed: tuple[Believed, ...], *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._site = site
         self._believed = {each.issuer: each for each in believed}
-        self._keys = {each.issuer: _Keys(each.issuer) for each in believed}
+        self._keys = {each.issuer: _Keys(each.issuer, monotonic) for each in believed}
 
     def page(self) -> LoginPage:
         """Return how people can log in."""
@@ -154,8 +157,9 @@ class _Keys:
     issuer that was just asked is left alone for a while.
     """
 
-    def __init__(self, issuer: str) -> None:
+    def __init__(self, issuer: str, monotonic: Callable[[], float]) -> None:
         self._issuer = issuer
+        self._monotonic = monotonic
         self._room = threading.BoundedSemaphore(WAITING)
         self._asking = threading.Lock()
         self._asked_at = self._read_at = -math.inf
@@ -174,25 +178,25 @@ class _Keys:
                         self._ask()
             finally:
                 self._room.release()
-        if time.monotonic() - self._read_at > 2 * KEYS_S:
+        if self._monotonic() - self._read_at > 2 * KEYS_S:
             what = f"the issuer {self._issuer} has not told its keys"
             raise Unreachable(what, backend="login", fix="try again in a few seconds")
         return self._keys
 
     def _is_due(self, kid: str) -> bool:
-        now = time.monotonic()
+        now = self._monotonic()
         is_wanted = kid not in self._keys or now - self._read_at > KEYS_S
         return is_wanted and now - self._asked_at > AGAIN_S
 
     def _ask(self) -> None:
         try:
             self._keys = _keys_of(self._issuer)
-            self._read_at = time.monotonic()
+            self._read_at = self._monotonic()
         except Unreachable:
-            if time.monotonic() - self._read_at > 2 * KEYS_S:
+            if self._monotonic() - self._read_at > 2 * KEYS_S:
                 raise
         finally:
-            self._asked_at = time.monotonic()
+            self._asked_at = self._monotonic()
 
 
 def claimed(id_token: str) -> str:

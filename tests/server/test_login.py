@@ -136,18 +136,16 @@ def test_an_issuer_that_is_silent_is_not_taken_for_a_refusal(served: Served) -> 
         Doorman(served.site, (believed,)).exchange(word)
 
 
-def test_a_rotated_key_is_found_when_it_is_seen(
-    served: Served, issuer: Provider, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rotated_key_is_found_when_it_is_seen(served: Served, issuer: Provider) -> None:
     rules = (Rule(claims={"sub": "repo"}, role="viewer"),)
     believed = Believed(issuer=issuer.url, audience="modelyard", rules=rules)
-    doorman = Doorman(served.site, (believed,))
+    now = 0.0
+    doorman = Doorman(served.site, (believed,), monotonic=lambda: now)
     doorman.exchange(issuer.word())
     issuer.key = new_key()
     with pytest.raises(Denied):
         doorman.exchange(issuer.word())
-    later = time.monotonic() + login.KEYS_S + 1
-    monkeypatch.setattr(login.time, "monotonic", lambda: later)
+    now = login.KEYS_S + 1
     assert doorman.exchange(issuer.word()).view.role == "viewer"
 
 
@@ -186,17 +184,18 @@ def test_keys_that_are_known_hold_while_their_issuer_is_silent(
     served: Served, issuer: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rules = (Rule(claims={"sub": "repo"}, role="viewer"),)
-    doorman = Doorman(served.site, (Believed(issuer=issuer.url, audience="modelyard", rules=rules),))
+    believed = Believed(issuer=issuer.url, audience="modelyard", rules=rules)
+    now = 0.0
+    doorman = Doorman(served.site, (believed,), monotonic=lambda: now)
     doorman.exchange(issuer.word())
-    began = time.monotonic()
 
     def silent(url: str) -> None:
         raise Unreachable("silent", backend="login")
 
     monkeypatch.setattr(login, "_keys_of", silent)
-    monkeypatch.setattr(login.time, "monotonic", lambda: began + 1.5 * login.KEYS_S)
+    now = 1.5 * login.KEYS_S
     assert doorman.exchange(issuer.word()).view.role == "viewer"
-    monkeypatch.setattr(login.time, "monotonic", lambda: began + 2.5 * login.KEYS_S)
+    now = 2.5 * login.KEYS_S
     with pytest.raises(Unreachable):
         doorman.exchange(issuer.word())
 
