@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from orchestrator.apply import Deletion, Plan, RunPlan
+from orchestrator.apply import Deletion, FleetPlan, Plan, RunPlan
+from orchestrator.apply.consent import losses
 from orchestrator.apply.planfile import reason_of
 from orchestrator.apply.prices import cost_of
 from orchestrator.errors import ModelyardError
@@ -12,7 +13,10 @@ from orchestrator.render.plans import cost_text, count_text, holds, plan_text, p
 
 
 def plan_markdown(plans: Sequence[Plan]) -> str:
-    """Return a table of what would be done and why, what is lost above it, the whole plan folded below."""
+    """Return a table of what would be done and why, the whole plan folded below.
+
+    Above it stand what is deleted, what apply has to be allowed, and the values that nobody gave.
+    """
     return "\n".join(_lines(plans))
 
 
@@ -28,6 +32,12 @@ def _lines(plans: Sequence[Plan]) -> Iterator[str]:
     lost = [plan for plan in changed if isinstance(plan, Deletion)]
     if lost:
         yield f"> **Deletes** {', '.join(f'{plan.type} `{plan.name}`' for plan in lost)}"
+        yield ""
+    for loss in losses(plans):
+        yield f"> **Needs** `{loss.option}`: {loss.what}"
+        yield ""
+    for problem in (p for plan in plans if isinstance(plan, RunPlan | FleetPlan) for p in plan.problems):
+        yield f"> **Lacks** {problem.what} (`{problem.at}`)"
         yield ""
     if changed:
         fleets = {plan.name for plan in plans if plan.type == "fleet"}

@@ -275,16 +275,16 @@ def price_text(usd_hour: float) -> str:
 
 
 def cost_text(cost: Cost) -> str:
-    """Return what is paid by the hour now, where anything is, and what would be; "" for nothing at all.
+    """Return what is paid by the hour now, where that is something else, and what would be; "" for nothing.
 
     >>> cost_text(Cost(1.8, 3.6, 7.2)), cost_text(Cost(1.8, 0, 0))
     ('$1.8/h now, $3.6/h to $7.2/h after', '$1.8/h now, $0/h after')
-    >>> cost_text(Cost(0, 0.25, 0.75)), cost_text(Cost(2, 2, 2)), cost_text(Cost())
-    ('$0.25/h to $0.75/h', '$2/h', '')
+    >>> cost_text(Cost(0, 0.25, 0.75)), cost_text(Cost(2, 2, 6)), cost_text(Cost())
+    ('$0.25/h to $0.75/h', '$2/h to $6/h', '')
     """
     least, most = price_text(cost.least), price_text(cost.most)
     after = least if least == most else f"{least} to {most}"
-    if not cost.now or cost.now == cost.least == cost.most:
+    if cost.now in (0, cost.least):
         return after if cost.most else ""
     return f"{price_text(cost.now)} now, {after} after"
 

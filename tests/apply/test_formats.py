@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.errors import NothingFits, Position
 from orchestrator.render.github import command, error_github
-from tests.apply.scenes import HELLO, WEB
+from tests.apply.scenes import CACHE, HELLO, LONG, WEB
 from tests.cli.conftest import Cli
 
 WRONG = "type: task\nname: Wrong\ncommands: [x]\nresources: {gpu: H1OO}\n"
@@ -82,6 +82,27 @@ def test_a_comment_holds_a_table_and_the_whole_plan(cli: Cli) -> None:
     assert "| `hello` | task | **create** | not on record | sim sim (8 × H100-80GB) | $0/h |" in out
     assert out.count("\n```\n") == out.count("```text\n") == 1
     assert cli("plan", "-f", str(cli.folder / "hello.yaml"), "--format", "md").out == out
+
+
+def test_a_comment_says_what_apply_needs_and_lacks(cli: Cli) -> None:
+    text = LONG + "---\n" + CACHE
+    cli("apply", "-y", "-d", "-f", cli.write("specs.yaml", text), "--set", "prod")
+    file = cli.write("specs.yaml", LONG.replace("[sleep]", "[sleep longer]") + "env: [UNSET_A]\n")
+    planned = ("-f", file, "--set", "prod", "--prune")
+    quoted = [line for line in cli("plan", *planned, "--format", "md").out.splitlines() if line[:1] == ">"]
+    assert quoted == [
+        "> **Deletes** volume `cache`",
+        "> **Needs** `--allow-replace`: task 'long' is running and would be stopped and started anew",
+        "> **Needs** `--allow-destroy`: volume 'cache' would be deleted with what it holds",
+        f"> **Lacks** UNSET_A has no value (`{file}:4:7`)",
+    ]
+    refused = cli("apply", "-y", *planned)
+    assert (refused.code, refused.err.splitlines()[-3:]) == (64, [
+        "task 'long' is running and would be stopped and started anew",
+        "volume 'cache' would be deleted with what it holds",
+        "  fix     add --allow-replace and --allow-destroy, or modelyard wait long --for ended, "
+        "or keep it in the files",
+    ])  # fmt: skip
 
 
 def test_a_change_to_a_cell_stays_in_its_cell(cli: Cli) -> None:
