@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
@@ -89,23 +89,26 @@ def read(roots: tuple[Node, ...], theirs: Theirs) -> None:
             theirs.leave_out(root, "no services: is it a compose file?")
             continue
         project = top.text("name")
+        called = {
+            alias: name for name, entry in services.node.entries.items() for alias in _called(name, entry)
+        }
         for name in services.node.entries:
             if (keys := services.mapping(name)) is not None:
-                others = services.node.entries.keys() - {name}
+                others = {alias: other for alias, other in called.items() if other != name}
                 _service(name, keys, f"{project}-{name}" if project else name, others)
         _named_volumes(top)
         top.ignore("version")
         top.leave_rest(_WHY_TOP)
 
 
-def _service(name: str, keys: Keys, built: str, others: Collection[str]) -> None:
+def _service(name: str, keys: Keys, built: str, others: Mapping[str, str]) -> None:
     """Add one service's document.
 
     Args:
         name: What the file calls it.
         keys: What it says.
         built: What compose calls the image that it builds for it.
-        others: The file's other services, which it reaches by their names there.
+        others: The file's other services, by every name that it reaches them by there.
     """
     filler = _Filler(keys.theirs)
     if isinstance(filled := filler.node(keys.node), Entries):
@@ -139,9 +142,16 @@ def _service(name: str, keys: Keys, built: str, others: Collection[str]) -> None
         draft.remark("name", f"at their defaults, as nothing beside the file is read: {names}")
 
 
-def _neighbours(keys: Keys, others: Collection[str]) -> None:
+def _called(name: str, entry: Entry) -> Iterator[str]:
+    """Yield what a service is reached by in compose: its name, and what its container is called."""
+    yield name
+    said = entry.node.entries if isinstance(entry.node, Entries) else {}
+    yield from (_text(said[key].node) for key in ("container_name", "hostname") if key in said)
+
+
+def _neighbours(keys: Keys, others: Mapping[str, str]) -> None:
     """Note where it reaches other services of the file by their names, which mean nothing here."""
-    name = "|".join(map(re.escape, sorted(others, key=len, reverse=True)))
+    name = "|".join(re.escape(other) for other in sorted(others, key=len, reverse=True) if other)
     if not name:
         return
     address = re.compile(rf"(?://|@)({name})(?=[:/?]|$)|(?<![\w./:@$-])({name})(?=:\d\d)")
@@ -150,7 +160,7 @@ def _neighbours(keys: Keys, others: Collection[str]) -> None:
             text = scalar.text
             found = address.search(text) or (_HOST.search(variable) and re.fullmatch(f"({name})", text))
             if found:
-                other = found[found.lastindex or 1]
+                other = others[found[found.lastindex or 1]]
                 what = f"{keys.name(key)}: service {other!r} is not reached by its name here"
                 keys.theirs.leave_out(scalar, what, f"write where it answers: modelyard show {other}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -125,7 +126,7 @@ def test_ports_of_two_variables_are_two_ports() -> None:
     assert imported("ports: ['${A}:80', '${B}:81']").left_out == ()
 
 
-OTHERS = "  db: {image: postgres}\n  cache-1: {image: redis}\n"
+OTHERS = "  db: {image: postgres, container_name: store}\n  cache-1: {image: redis, hostname: fast}\n"
 
 
 @pytest.mark.parametrize(
@@ -134,15 +135,17 @@ OTHERS = "  db: {image: postgres}\n  cache-1: {image: redis}\n"
         "environment: {URL: 'postgres://u:p@db:5432/x'}",
         "environment: ['URL=redis://cache-1']",
         "environment: {DB_HOST: db}",
+        "environment: {URL: 'http://store:80/', DB_HOST: fast}",
         "environment: {BROKERS: 'db:9092,cache-1:9092'}",
         "command: [wait-for, 'db:5432']",
     ],
 )
 def test_an_address_that_is_another_services_name_is_named(said: str) -> None:
-    (problem,) = imported(said, OTHERS).left_out
+    problems = [one for one in imported(said, OTHERS).left_out if one.at.line == 2]
 
-    assert problem.what.endswith("is not reached by its name here")
-    assert problem.at.line == 2
+    assert problems
+    for problem in problems:
+        assert re.search(r"service '(db|cache-1)' is not reached by its name here$", problem.what)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +157,7 @@ def test_an_address_that_is_another_services_name_is_named(said: str) -> None:
     ],
 )
 def test_a_word_that_is_a_services_name_too_is_none(said: str) -> None:
-    assert imported(said, OTHERS).left_out == ()
+    assert not [one for one in imported(said, OTHERS).left_out if one.at.line == 2]
 
 
 @pytest.mark.parametrize(
