@@ -180,5 +180,9 @@ def rotate_secrets(config: Config = None) -> None:
             "secrets are sealed anew where the record is, and MODELYARD_URL names a server elsewhere",
             fix="on the server's machine, with its MODELYARD_DATABASE_URL and without MODELYARD_URL",
         )
+    from orchestrator.server.desk import DeskHere
+
     with open_record(config) as api:
-        typer.echo(f"sealed anew: {api.store.secrets.rotate()}", err=True)
+        many = api.store.secrets.rotate()
+        DeskHere(api.store.access).note("rotate_secrets", "200", "")
+        typer.echo(f"sealed anew: {many}", err=True)

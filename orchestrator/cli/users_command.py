@@ -37,10 +37,10 @@ def open_office(config: Config) -> Iterator[Office]:
         with closing(remote):
             yield remote
         return
-    from orchestrator.server.desk import Desk
+    from orchestrator.server.desk import DeskHere
 
     with open_record(config) as api:
-        yield Desk(api.store.access)
+        yield DeskHere(api.store.access)
 
 
 @token.command("create")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from getpass import getuser
+from socket import gethostname
 from typing import Protocol
 
+from orchestrator.server.audit import Audit
 from orchestrator.server.users import EVERYWHERE, new_token
 from orchestrator.store.access import Access
 from orchestrator.store.values import Project, Token
@@ -90,6 +94,51 @@ class Desk:
         while page := self._access.deeds(after=found[-1].serial if found else after):
             found += [NotedDeed(serial=serial, deed=deed) for serial, deed in page]
         return found
+
+
+class DeskHere(Desk):
+    """The desk at the prompt of the machine that has the record: what is done there is written down too.
+
+    Args:
+        access: The tables.
+        clock: The time, in UTC.
+    """
+
+    def __init__(self, access: Access, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        super().__init__(access, clock)
+        self._audit = Audit(access, clock, lambda _: None)  # nobody is refused here
+
+    def note(self, action: str, outcome: str, subject: str, project: str = "") -> None:
+        """Write down what the user of this machine did."""
+        self._audit.note(_user(), action, outcome, address=gethostname(), project=project, subject=subject)
+
+    def new_token(self, request: TokenRequest) -> NewToken:
+        """Make a token and write it down."""
+        made = super().new_token(request)
+        self.note("create_token", "201", request.name, request.project)
+        return made
+
+    def revoke(self, id: str) -> None:
+        """Let a token open nothing from now on."""
+        super().revoke(id)
+        self.note("revoke", "204", id)
+
+    def put_project(self, body: ProjectBody) -> None:
+        """Make a project, or give it other limits."""
+        super().put_project(body)
+        self.note("put_project", "200", body.name)
+
+    def delete_project(self, name: str) -> None:
+        """Forget a project that holds nothing, its tokens and its secrets."""
+        super().delete_project(name)
+        self.note("delete_project", "204", name)
+
+
+def _user() -> str:
+    try:
+        return getuser()
+    except (KeyError, OSError):  # a number without a name, as in containers
+        return str(os.getuid())
 
 
 def view_of(token: Token) -> TokenView:

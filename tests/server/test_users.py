@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from getpass import getuser
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 
@@ -183,3 +185,22 @@ def test_who_may_look_is_not_told_the_databases_password(
     told = [check.detail for place, check in checks if place == "record"]
     assert ["postgresql://modelyard@/store?host=" in each for each in told] == [True]
     assert "planted" not in repr(checks)
+
+
+def test_what_is_done_at_the_machine_itself_is_written_down(cli: Cli) -> None:
+    """A token for everything could be made there, and nobody could tell that it was."""
+    cli("project", "set", "lab")
+    secret = cli("token", "create", "ci", "--project", "lab").out.strip()
+    (token,) = json.loads(cli("token", "list", "--json").out)["tokens"]
+    cli("token", "revoke", token["id"])
+    cli("secret", "rotate")
+    cli("project", "delete", "-y", "lab")
+
+    deeds = json.loads(cli("audit", "--json").out)["deeds"]
+
+    assert [(deed["action"], deed["subject"], deed["outcome"]) for deed in deeds] == [
+        ("put_project", "lab", "200"), ("create_token", "ci", "201"), ("revoke", token["id"], "204"),
+        ("rotate_secrets", "", "200"), ("delete_project", "lab", "204"),
+    ]  # fmt: skip
+    assert {(deed["who"], deed["address"]) for deed in deeds} == {(getuser(), gethostname())}
+    assert secret.split("-", 2)[2] not in repr(deeds)
