@@ -187,13 +187,19 @@ def advise(demand: Demand, matched: Matched) -> str:
     return _advice(matched.refused)
 
 
+NEEDS_ACCELERATORS = "configure a backend that has accelerators"
 _ADVICE = {
     "not in fleets": "apply the fleet first, or correct 'fleets': modelyard fleet list",
     "not in backends": "add a backend to 'backends', or to the configuration",
+    "not in regions": "correct 'regions', or leave it out: modelyard offers tells them",
+    "not in availability_zones": "correct 'availability_zones', or leave it out",
+    "not in instance_types": "correct 'instance_types', or leave it out: modelyard offers tells them",
+    "not in the reservation": "correct 'reservation', or leave it out",
+    "not spot": "set spot_policy: auto, which takes either",
     "too little memory": "lower resources.memory",
     "too few processors": "lower resources.cpu",
     "too little disk": "lower resources.disk",
-    "no accelerator": "configure a backend that has accelerators",
+    "no accelerator": NEEDS_ACCELERATORS,
     "another accelerator": "name another accelerator in resources.gpu",
     "too little device memory": "lower the memory in resources.gpu",
     "too little device memory in total": "lower total_memory in resources.gpu, or allow a higher count",
@@ -207,18 +213,39 @@ _ADVICE = {
 }
 
 
-_NOT_NAMED = frozenset({"another accelerator", "not in backends", "not in fleets"})
+_NOT_NAMED = frozenset({
+    "another accelerator", "not in backends", "not in fleets", "not in regions", "not in availability_zones",
+    "not in instance_types", "not in the reservation", "not spot",
+})  # fmt: skip
 """Reasons that the spec itself gives, by naming others; what it named comes first."""
+
+
+def _named(reason: str) -> str:
+    """Return what to do where a spec names what nobody has, in the reason itself.
+
+    >>> _named("not arm"), _named("compute capability below 12.0")
+    ("leave 'arm' out of resources.cpu", 'lower compute_capability in resources.gpu')
+    """
+    if reason.startswith("compute capability below "):
+        return "lower compute_capability in resources.gpu"
+    arch = reason.removeprefix("not ")
+    return f"leave {arch!r} out of resources.cpu" if reason in ("not arm", "not x86") else ""
+
+
+def _distance(reason: str) -> int:
+    """Return how far an offer that fell so is from what is asked for: a lack of memory is nearest."""
+    return 2 if reason in _NOT_NAMED or " cannot " in reason else 1 if reason == "no accelerator" else 0
 
 
 def _advice(refused: Sequence[Refusal]) -> str:
     found = [
         _ADVICE.get(r.reason)
+        or _named(r.reason)
         or _unable(r.reason)
         or _joined(r.reason)
         or _held_back(r.reason)
         or _full(r.reason)
-        for r in sorted(refused, key=lambda r: r.reason in _NOT_NAMED)
+        for r in sorted(refused, key=lambda r: _distance(r.reason))
     ]
     return next(filter(None, found), "ask for less, or allow more places")
 

@@ -41,7 +41,16 @@ from orchestrator.planner.groups import Groups, affordable, any_of, group, refus
 from orchestrator.planner.index import Matched, OfferIndex, OfferSet
 from orchestrator.planner.match import OVER_PRICE
 from orchestrator.planner.parallelism import Degrees, Layout
-from orchestrator.planner.plan import SHOWN, Choice, Placed, Sort, advise, backends_of, tries_of
+from orchestrator.planner.plan import (
+    NEEDS_ACCELERATORS,
+    SHOWN,
+    Choice,
+    Placed,
+    Sort,
+    advise,
+    backends_of,
+    tries_of,
+)
 from orchestrator.planner.sizing import Measured, ServingJob, Size, serving_needs
 from orchestrator.planner.sizing.weights import published_format, weight_bytes
 from orchestrator.planner.sources import adapter_source, model_source
@@ -794,6 +803,6 @@ def _fix(
         return "what is over max_price does not hold it either: allow more places"
     general = advise(demand, replace(matched, refused=refusals(matched, groups.refused)))
     pools = question.facts.pools  # which no engine for CPUs serves
-    if not pools and any(refusal.reason == "no accelerator" for refusal in matched.refused):
+    if not pools and general == NEEDS_ACCELERATORS:
         return f"{general}, or serve a small model from a CPU with engine: transformers"
     return general

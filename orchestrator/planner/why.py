@@ -102,7 +102,8 @@ def _has_asked(each: AcceleratorSet, wanted: AcceleratorDemand) -> bool:
 def _is_wanted(device: Accelerator, wanted: AcceleratorDemand) -> bool:
     named = not wanted.names or device.name in wanted.names
     made = not wanted.vendors or device.vendor in wanted.vendors
-    return named and made and wanted.vram_bytes.holds(device.visible_bytes)
+    newer = wanted.capability is None or (device.capability or (0, 0)) >= wanted.capability
+    return named and made and newer and wanted.vram_bytes.holds(device.visible_bytes)
 
 
 def _price_text(price: Price) -> str:

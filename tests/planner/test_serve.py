@@ -684,6 +684,37 @@ def test_what_was_named_and_is_there_is_what_is_advised_about() -> None:
 
 
 @pytest.mark.parametrize(
+    ("asked", "fix"),
+    [
+        (
+            {"regions": {"us-eats"}},
+            "correct 'regions', or leave it out: modelyard offers tells them",
+        ),
+        ({"spot": "spot"}, "set spot_policy: auto, which takes either"),
+        ({"arch": "arm"}, "leave 'arm' out of resources.cpu"),
+        ({"cpu": Span(1000)}, "lower resources.cpu"),
+        (
+            {"accelerator": AcceleratorDemand(capability=(12, 0))},
+            "lower compute_capability in resources.gpu",
+        ),
+    ],
+)
+def test_what_a_spec_names_and_nobody_has_is_what_is_advised_about(
+    asked: dict[str, object], fix: str
+) -> None:
+    machines = [
+        offer("H100-80GB", region="us-east"),
+        Offer("cloud", "cpu", 8, 64 * GIB, region="us-east", price_usd_hour=0.1),
+    ]
+    demand = replace(Demand(places={"cloud": ABLE}), **asked)  # type: ignore[arg-type]  # its own fields
+    with pytest.raises(NothingFits) as caught:
+        place_model(question(), demand, OfferIndex(machines), accelerators(), what="x", prices=prices())
+    assert caught.value.fix == fix
+    if "accelerator" in asked:
+        assert "A40" not in caught.value.elsewhere, "which is too old"
+
+
+@pytest.mark.parametrize(
     ("context", "args", "fix"),
     [
         (200_000, (), "ask for a context of 131,072 at most"),
