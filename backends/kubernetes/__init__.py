@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
 from threading import Event as Flag
 from typing import Any
 
-from backends.kubernetes.client import Cluster, parse_time, path_of, path_of_object
-from backends.kubernetes.compare import changes
+from backends.kubernetes.checks import Checks
+from backends.kubernetes.client import Cluster, parse_time, path_of_object
 from backends.kubernetes.devices import NO_DEVICES, Devices
-from backends.kubernetes.gateway import HTTP_ROUTE, INFERENCE_POOL
 from backends.kubernetes.inventory import Inventory, amount_of, inventory
-from backends.kubernetes.names import HASH, LAUNCH, MANAGER, RUN, VOLUME, fitting, label_value, selector
-from backends.kubernetes.pod import (
-    CONTAINER,
-    image_of,
-    mounted,
-    registry_secret,
-    secret_name,
-    taken,
-    whole_image,
-)
-from backends.kubernetes.queue import KUEUE, QUEUE, held_back
-from backends.kubernetes.rbac import missing_rules, render_rbac
-from backends.kubernetes.refusals import GOING, Refused, grant, is_by_scaler
-from backends.kubernetes.render import (
-    INSTALL,
-    JOB_SET,
-    LEADER_WORKER_SET,
-    SCALED_OBJECT,
-    Rendered,
-    render_group,
-    render_volume,
-    to_yaml,
-)
+from backends.kubernetes.names import LAUNCH, RUN, VOLUME, fitting, label_value
+from backends.kubernetes.pod import CONTAINER
+from backends.kubernetes.rbac import render_rbac
+from backends.kubernetes.refusals import Refused
+from backends.kubernetes.render import INSTALL, Rendered, render_group, render_volume, to_yaml
 from backends.kubernetes.settings import (
     PROMETHEUS,
     Access,
@@ -53,7 +32,9 @@ from backends.kubernetes.settings import (
     read_settings,
     typed,
 )
-from backends.kubernetes.status import SCALABLE, STOPPED, World, condition, labels_of, without_name
+from backends.kubernetes.status import STOPPED, is_over, keeper_of, labels_of
+from backends.kubernetes.view import MANAGED, View, whole
+from backends.kubernetes.writing import Writer
 from orchestrator.backend import (
     LABEL,
     Can,
@@ -71,10 +52,8 @@ from orchestrator.backend import (
 )
 from orchestrator.errors import (
     AuthFailed,
-    BackendError,
     Busy,
     ConfigError,
-    ModelyardError,
     NoCapacity,
     NotFound,
     Rejected,
@@ -83,38 +62,6 @@ from orchestrator.errors import (
 from orchestrator.units import parse_bytes
 
 Json = dict[str, Any]
-
-MANAGED = f"app.kubernetes.io/managed-by={MANAGER},{RUN}"
-"""Selects what runs belong to; other installations may manage by the same name without runs."""
-
-OWNERS = (
-    ("apps/v1", "Deployment"),
-    ("apps/v1", "StatefulSet"),
-    ("batch/v1", "Job"),
-    ("jobset.x-k8s.io/v1alpha2", "JobSet"),
-    ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet"),
-)
-SCALERS = (("autoscaling/v2", "HorizontalPodAutoscaler"), ("keda.sh/v1alpha1", "ScaledObject"))
-DEPENDENTS = (
-    *SCALERS,
-    ("gateway.networking.k8s.io/v1", "HTTPRoute"),
-    ("inference.networking.k8s.io/v1", "InferencePool"),
-    ("policy/v1", "PodDisruptionBudget"),
-    ("v1", "ConfigMap"),
-    ("v1", "Secret"),
-    ("v1", "Service"),
-)
-
-REVISIONS = (("apps/v1", "ReplicaSet"), ("apps/v1", "ControllerRevision"))
-"""What controllers keep of the templates before: ten of each owner, which go with it."""
-
-GITOPS = {
-    "argocd.argoproj.io/tracking-id": "Argo CD",
-    "kustomize.toolkit.fluxcd.io/name": "Flux",
-    "helm.toolkit.fluxcd.io/name": "Flux",
-    "meta.helm.sh/release-name": "Helm",
-}
-"""Marks of those who would write the same object again."""
 
 WATCH_S = 300
 """After this long the server ends a watch, and it is begun again where it ended."""
@@ -212,6 +159,8 @@ class Kubernetes:
         )  # fmt: skip
         self._cluster = Cluster(name, kubeconfig=kubeconfig, context=context, timeout_s=timeout_s)
         self._force = force_conflicts
+        self._view = View(self._cluster, self.settings)
+        self._writer = Writer(self._view, name, force=force_conflicts)
         self._pod_network = pod_network
         self.can = frozenset(
             {Can.IMAGES, Can.PORTS, Can.VOLUMES, Can.EXEC, Can.LIMITS, Can.NODES, Can.GROUPS}
@@ -272,27 +221,8 @@ class Kubernetes:
 
     def apply_group(self, group: Group, *, secrets: Mapping[str, str]) -> GroupStatus:
         """Make the cluster's objects say ``group``; repeatable, and an update where it exists."""
-        rendered = self.render(group)
+        self._writer.apply(group, self.render(group), secrets)
         run = group.template.run
-        self._require(rendered.requires)
-        made = [*rendered.objects, *self._secrets(group.template, secrets)]
-        there = [self._require_ours(one, run) for one in made]
-        self._clear(run, made, there)
-        used: set[tuple[str, str]] = set()
-        if group.kind == "task":
-            self._delete_others(run, made[:1], OWNERS)  # what it holds, its successor needs
-        # before anything new: what comes after takes what is made now, or what its controller keeps
-        living = self._living(run)
-        if group.kind != "task":
-            used = {key for pod in living for key in taken(pod)}
-            made = [
-                _with_number(_with_used(one, live, used), live) for one, live in zip(made, there, strict=True)
-            ]
-        self._write(run, rendered, made)
-        if group.kind != "task":
-            self._delete_others(run, made, OWNERS)
-        kept = [{"kind": "Secret", "metadata": {"name": name}} for name in sorted({n for n, _ in used})]
-        self._delete_others(run, [*made, *kept, *self._still_mounted(run, living)], DEPENDENTS)
         found = next((status for status in self.groups() if status.name == label_value(run)), None)
         if found is None:  # somebody deletes it as we write it
             raise Busy(f"what was applied of run {run!r} is gone again", backend=self.name)
@@ -300,42 +230,18 @@ class Kubernetes:
 
     def rehearse(self, group: Group) -> Sequence[str]:
         """Return what the cluster says that applying ``group`` would change; nothing is written."""
-        rendered = self.render(group)
-        self._require(rendered.requires)
-        found: list[str] = []
-        refused: list[BackendError] = []
-        for one in rendered.objects:
-            live = self._require_ours(one, group.template.run)
-            if live and _is_in_the_way(one, live):
-                found.append(f"{one['kind']} {one['metadata']['name']}: is made anew")
-                continue
-            planned, held = self._cluster.rehearse(_with_number(one, live), force=self._force)
-            if is_by_scaler(held) and not self._scalers(one, group.template.run)[1]:
-                held = None  # ours, which goes with the apply, or gone before
-            phrases = changes(live, planned)
-            found += phrases
-            if held:
-                what = f"{held.what} ({'; '.join(phrases)})" if phrases else held.what
-                refused.append(Rejected(what, backend=self.name, fix=held.fix))
-        for one in self._secrets(group.template, _unsaid(group.template)):
-            self._require_ours(one, group.template.run)
-        if refused:
-            raise Rejected("; ".join(one.what for one in refused), backend=self.name, fix=refused[0].fix)
-        return found
+        return self._writer.rehearse(group, self.render(group))
 
     def groups(self) -> Sequence[GroupStatus]:
         """Return every group of our namespace, ordered by name."""
         return [
             replace(status, instances=tuple(map(self._reached, status.instances)))
-            for status in self._world(explained=True).groups()
+            for status in self._view.world(explained=True).groups()
         ]
 
     def delete_group(self, name: str, *, grace_s: float) -> None:
         """Delete a group and all it owns; unknown is no error."""
-        deleted = self._delete_others(name, [], (*OWNERS, *DEPENDENTS))
-        if deleted:
-            chosen = ",".join(f"{k}={v}" for k, v in selector(name).items())
-            self._cluster.delete(self._path("v1", "Pod"), grace_s=grace_s, labelSelector=chosen)
+        self._writer.delete(name, grace_s)
 
     # -- single launches -------------------------------------------------------------------------
 
@@ -349,17 +255,17 @@ class Kubernetes:
 
     def instances(self) -> Sequence[Instance]:
         """Return every pod of a group and every single launch, ordered by name."""
-        return [self._reached(one) for one in self._world().instances()]
+        return [self._reached(one) for one in self._view.world().instances()]
 
     def stop(self, name: str, *, grace_s: float) -> None:
         """Ask the launch to end, and have it killed after ``grace_s``; it stays listed as exited."""
         job = self._job(name)
-        if job is None or STOPPED in job["metadata"]["annotations"] or _is_over(job):
+        if job is None or STOPPED in job["metadata"]["annotations"] or is_over(job):
             return
         seen = self._instance(name)
         if seen.phase is Phase.EXITED:
             return
-        path = path_of_object(self._whole(job, "batch/v1", "Job"))
+        path = path_of_object(whole(job, "batch/v1", "Job"))
         self._annotate(path, "asked")
         code = self._end(seen.container, grace_s) if seen.container else None
         self._annotate(path, "" if code is None else str(code), suspend=True)
@@ -369,9 +275,9 @@ class Kubernetes:
         job = self._job(name)
         if job is None:
             return
-        self._cluster.delete(path_of_object(self._whole(job, "batch/v1", "Job")))
+        self._cluster.delete(path_of_object(whole(job, "batch/v1", "Job")))
         chosen = f"{LAUNCH}={label_value(name)}"
-        self._cluster.delete(self._path("v1", "Pod"), grace_s=0, labelSelector=chosen)
+        self._cluster.delete(self._view.path("v1", "Pod"), grace_s=0, labelSelector=chosen)
         self._wait_until_gone(chosen)
 
     def logs(
@@ -396,7 +302,7 @@ class Kubernetes:
                 yield LogLine(text.removesuffix("\r"), at)
 
     def _output(self, seen: Instance, query: Mapping[str, str]) -> Iterator[bytes]:
-        path = self._path("v1", "Pod", seen.container) + "/log"
+        path = self._view.path("v1", "Pod", seen.container) + "/log"
         for _ in range(LOG_TRIES):
             try:
                 with self._cluster.lines(path, query) as lines:
@@ -425,7 +331,7 @@ class Kubernetes:
         seen = self._instance(name)
         if seen.phase is not Phase.RUNNING:
             raise Rejected(f"launch {name!r} is not running", backend=self.name, fix=f"see: logs {name}")
-        return self._path("v1", "Pod", seen.container)
+        return self._view.path("v1", "Pod", seen.container)
 
     def watch(self, closed: Flag) -> Iterator[str]:
         """Yield "" whenever a pod of ours changes; goes on where it was after any silence."""
@@ -434,7 +340,7 @@ class Kubernetes:
         while not closed.is_set():
             try:
                 if not version:
-                    _, version = self._cluster.list(self._path("v1", "Pod"), labelSelector=MANAGED)
+                    _, version = self._cluster.list(self._view.path("v1", "Pod"), labelSelector=MANAGED)
                     yield ""
                 pause_s = 0.5
                 for event in self._events(version, closed):
@@ -456,11 +362,11 @@ class Kubernetes:
         if found is None:
             self._cluster.apply(claim, force=self._force)
         elif labels_of(found).get(VOLUME) != label_value(name):
-            raise self._not_ours("PersistentVolumeClaim", claim["metadata"]["name"])
+            raise self._writer.not_ours("PersistentVolumeClaim", claim["metadata"]["name"])
 
     def volumes(self) -> Sequence[Volume]:
         """Return the claims that carry our label, ordered by name."""
-        claims, _ = self._cluster.list(self._path("v1", "PersistentVolumeClaim"), labelSelector=VOLUME)
+        claims, _ = self._cluster.list(self._view.path("v1", "PersistentVolumeClaim"), labelSelector=VOLUME)
         users = self._users() if claims else {}
         claims = [claim for claim in claims if "deletionTimestamp" not in claim["metadata"]]
         found = [
@@ -476,13 +382,13 @@ class Kubernetes:
     def delete_volume(self, name: str) -> None:
         """Delete a claim and what it holds; one that a pod mounts is refused."""
         claim = fitting(name)
-        path = self._path("v1", "PersistentVolumeClaim", claim)
+        path = self._view.path("v1", "PersistentVolumeClaim", claim)
         found = self._cluster.get(path)
         if found is None:
             return
         if labels_of(found).get(VOLUME) != label_value(name):
-            raise self._not_ours("PersistentVolumeClaim", claim)
-        if who := _keeper(found):
+            raise self._writer.not_ours("PersistentVolumeClaim", claim)
+        if who := keeper_of(found):
             raise Rejected(
                 f"PersistentVolumeClaim {claim!r} is kept by {who}", backend=self.name, fix="delete it there"
             )
@@ -497,150 +403,9 @@ class Kubernetes:
 
     def check(self) -> Sequence[Check]:
         """Look at the server, the namespace, our permissions and what the settings take."""
-        try:
-            version = self._cluster.get("/version") or {}
-        except ModelyardError as error:
-            return [Check.failed("API server answers", error, fix="check the kubeconfig")]
-        checks = [Check("API server answers", True, f"Kubernetes {version.get('gitVersion', '')}")]
-        looks = [
-            ("permissions", self._check_rules),
-            ("namespace", self._check_namespace),
-            ("nodes", self._check_nodes),
-            ("LeaderWorkerSet", self._check_kinds),
-            *self._check_named(),
-            *([("queue", self._check_queue)] if self.settings.queue else []),
-        ]
-        for what, look in looks:
-            try:
-                checks.append(look())
-            except ModelyardError as error:
-                checks.append(Check.failed(what, error, fix="see the reference"))
-        return checks
-
-    def _check_namespace(self) -> Check:
-        namespace = self.settings.namespace
-        found = self._cluster.get(f"/api/v1/namespaces/{namespace}")
-        if found is None:
-            return Check(
-                "namespace", False, f"no namespace {namespace!r}", f"kubectl create namespace {namespace}"
-            )
-        if found.get("status", {}).get("phase") == "Terminating":
-            return Check("namespace", False, f"namespace {namespace!r} is being deleted", GOING)
-        enforced = labels_of(found).get("pod-security.kubernetes.io/enforce", "privileged")
-        order = ("restricted", "baseline", "image-default")
-        admits = order.index("image-default" if enforced == "privileged" else enforced)
-        ok = order.index(self.settings.security) <= admits
-        fix = f"set security: {enforced} for this backend"
-        return Check("Pod Security", ok, f"the namespace enforces {enforced}", "" if ok else fix)
-
-    def _check_rules(self) -> Check:
-        body = {"spec": {"namespace": self.settings.namespace}}
-        answer = self._cluster.send("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", body)
-        missing = missing_rules(answer["status"]["resourceRules"])
-        if not missing:
-            return Check("permissions", True, "all")
-        return Check("permissions", False, "; ".join(missing), grant(self.name), denied=True)
-
-    def _check_nodes(self) -> Check:
-        """What is left out is no fault, and is told: nothing is planned for it."""
-        names: dict[str, list[str]] = {}
-        for one in self.inventory().left_out:
-            if one.offers:
-                names.setdefault(one.why, []).append(one.node)
-        told = [f"{_some(nodes)}: {why}" for why, nodes in sorted(names.items())]
-        return Check("nodes", True, f"left out: {'; '.join(told)}" if told else "all are offered")
-
-    def _check_kinds(self) -> Check:
-        """Only services that span nodes take it, so that its absence is no fault."""
-        there = self.settings.multinode != "leader-worker-set" or self._has(LEADER_WORKER_SET)
-        found = "there, or not needed" if there else f"not here: {INSTALL[LEADER_WORKER_SET]}"
-        return Check("LeaderWorkerSet", True, found)
-
-    def _check_named(self) -> Iterator[tuple[str, Callable[[], Check]]]:
-        """Yield the looks at custom resources that the settings ask for by name."""
-        gateway = self.settings.gateway
-        asked = {
-            JOB_SET: self.settings.tasks == "jobset",
-            SCALED_OBJECT: self.settings.autoscaler == "keda",
-            HTTP_ROUTE: gateway is not None,
-            INFERENCE_POOL: gateway is not None and gateway.pools,
-        }
-        for kind in (kind for kind, is_asked in asked.items() if is_asked):
-            yield kind, partial(self._check_kind, kind)
-
-    def _check_kind(self, kind: str) -> Check:
-        there = self._has(kind)
-        return Check(kind, there, "there" if there else "not here", "" if there else INSTALL[kind])
-
-    def _check_queue(self) -> Check:
-        """What is put in a queue that is not there, or is stopped, waits for ever."""
-        name = self.settings.queue or ""
-        found = next(iter(self._queued("localqueues", name)), None)
-        if found is None:
-            what = f"no LocalQueue {name!r} in namespace {self.settings.namespace!r}"
-            return Check("queue", False, what, "make it, or set another queue for this backend")
-        if active := condition(found, "Active"):
-            return Check("queue", True, active.get("message") or name)
-        told = [c.get("message") for c in found.get("status", {}).get("conditions") or ()]
-        why = next(filter(None, told), "is not active")
-        return Check("queue", False, f"LocalQueue {name!r}: {why}", "look at its ClusterQueue")
+        return Checks(self._view, self.name, self.inventory).run()
 
     # -- inside ----------------------------------------------------------------------------------
-
-    def _path(self, version: str, kind: str, name: str = "") -> str:
-        return path_of(version, kind, self.settings.namespace, name)
-
-    def _whole(self, one: Json, version: str, kind: str) -> Json:
-        """Return an item of a list with what lists leave out."""
-        return {**one, "apiVersion": version, "kind": kind}
-
-    def _listed(self, version: str, kind: str, chosen: str) -> list[Json]:
-        items, _ = self._cluster.list(self._path(version, kind), labelSelector=chosen)
-        return [self._whole(one, version, kind) for one in items]
-
-    def _world(self, *, explained: bool = False) -> World:
-        """Return what is there; ``explained``: also what keeps controllers from making pods."""
-        owners = [one for version, kind in OWNERS for one in self._listed(version, kind, MANAGED)]
-        owners = [o for o in owners if not _is_controlled(o) and "deletionTimestamp" not in o["metadata"]]
-        owners = [o for o in owners if not _keeper(o)]  # rendered, and another's to write and to delete
-        world = World(owners, self._listed("v1", "Pod", MANAGED))
-        if not explained:
-            return world
-        held = {one["metadata"]["uid"]: self._obstacle(one, "FailedCreate") for one in world.bare()}
-        held |= {one["metadata"]["uid"]: self._obstacle(one, "RecreateGroup") for one in world.unsettled()}
-        return replace(world, obstacles={**held, **self._held_back(owners)})
-
-    def _obstacle(self, owner: Json, reason: str) -> str:
-        """Return what a controller last said of pods that it could not make, or had to make anew."""
-        meta = owner["metadata"]
-        chosen = f"reason={reason},involvedObject.uid={meta['uid']}"
-        try:
-            events, _ = self._cluster.list(self._path("v1", "Event"), fieldSelector=chosen)
-        except AuthFailed:
-            return ""  # an older role: the pods are waited for without a word
-        newest = max(events, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "", default=None)
-        return without_name(newest["message"]) if newest else ""
-
-    def _held_back(self, owners: Sequence[Json]) -> dict[str, str]:
-        """Return what a queue says of the work that it holds back; asked where something is in one."""
-        if not any(QUEUE in labels_of(one) and not _is_over(one) for one in owners):
-            return {}
-        try:
-            return held_back(self._queued("workloads"))
-        except AuthFailed:
-            return {}  # an older role: it is waited for without a word
-
-    def _queued(self, plural: str, name: str = "") -> list[Json]:
-        """Return the objects of the queue's own kind, of the version that its server prefers."""
-        served = self._cluster.get(f"/apis/{KUEUE}")
-        if served is None:
-            return []
-        version = served["preferredVersion"]["groupVersion"]
-        path = f"/apis/{version}/namespaces/{self.settings.namespace}/{plural}"
-        if name:
-            found = self._cluster.get(f"{path}/{name}")
-            return [found] if found else []
-        return self._cluster.list(path)[0]
 
     def _reached(self, one: Instance) -> Instance:
         """Return an instance with its ports where this machine can reach them."""
@@ -652,170 +417,10 @@ class Kubernetes:
                 return one
         raise NotFound(f"no launch {name!r} on backend {self.name!r}")
 
-    def _require(self, kinds: Sequence[str]) -> None:
-        for kind in kinds:
-            if not self._has(kind):
-                raise Rejected(
-                    f"the cluster has no {kind}", backend=self.name, fix=f"install it: {INSTALL[kind]}"
-                )
-
-    def _has(self, kind: str) -> bool:
-        """Return whether the cluster serves a custom resource; discovery is open to everybody."""
-        plural, _, group = kind.partition(".")
-        found = self._cluster.get(f"/apis/{group}")
-        if found is None:
-            return False
-        version = found["preferredVersion"]["groupVersion"]
-        served = self._cluster.get(f"/apis/{version}") or {"resources": []}
-        return any(one["name"] == plural for one in served["resources"])
-
-    def _require_ours(self, one: Json, run: str) -> Json | None:
-        """Return the object as it is, None where there is none; refuse one that is not ours."""
-        found = self._cluster.get(path_of_object(one))
-        if found is None:
-            return None
-        if who := _keeper(found):
-            raise Rejected(
-                f"{one['kind']} {one['metadata']['name']!r} is kept by {who}", backend=self.name,
-                fix="change it there, or choose another name",
-            )  # fmt: skip
-        if labels_of(found).get(RUN) != label_value(run) and not self._is_of_our_set(found, run):
-            raise self._not_ours(one["kind"], one["metadata"]["name"])
-        return found
-
-    def _is_of_our_set(self, found: Json, run: str) -> bool:
-        """Return whether an object was made by the controller of a run's LeaderWorkerSet."""
-        version, kind = OWNERS[-1]
-        names = [
-            owner["name"]
-            for owner in found["metadata"].get("ownerReferences") or ()
-            if owner.get("controller") and owner["kind"] == kind
-        ]
-        owner = self._cluster.get(self._path(version, kind, names[0])) if names else None
-        return bool(names) and (owner is None or labels_of(owner).get(RUN) == label_value(run))
-
-    def _clear(self, run: str, made: Sequence[Json], there: Sequence[Json | None]) -> None:
-        """Take away the Services of a run that cannot become those that are made.
-
-        Raises:
-            Busy: one goes with its owner, and is not gone yet.
-        """
-        for one, live in zip(made, there, strict=True):
-            if live is None or not _is_in_the_way(one, live):
-                continue
-            if not _is_controlled(live):
-                self._cluster.delete(path_of_object(one))
-                continue
-            self._delete_others(run, made, OWNERS)
-            if self._cluster.get(path_of_object(one)):
-                what = f"Service {one['metadata']['name']!r} goes with what kept run {run!r} before"
-                raise Busy(what, backend=self.name)
-
-    def _not_ours(self, kind: str, name: str) -> Rejected:
-        return Rejected(
-            f"{kind} {name!r} exists in {self.settings.namespace!r} and is not ours", backend=self.name,
-            fix="choose another name, or another namespace for this backend",
-        )  # fmt: skip
-
-    def _write(self, run: str, rendered: Rendered, objects: Sequence[Json]) -> None:
-        """Apply objects, the owner first: the others carry its identity, and go with it."""
-        try:
-            owner = self._cluster.apply(objects[0], force=self._force)
-        except Rejected as error:
-            if not is_by_scaler(error) or self._is_scaled(objects, run):
-                raise
-            owner = self._cluster.apply(objects[0], force=True)
-        reference = {
-            "apiVersion": rendered.objects[0]["apiVersion"],
-            "kind": rendered.objects[0]["kind"],
-            "name": owner["metadata"]["name"],
-            "uid": owner["metadata"]["uid"],
-        }
-        for one in objects[1:]:
-            owned = {**one, "metadata": {**one["metadata"], "ownerReferences": [reference]}}
-            self._cluster.apply(owned, force=self._force)
-
-    def _is_scaled(self, objects: Sequence[Json], run: str) -> bool:
-        """Return whether an autoscaler of somebody else scales the first object; take ours away.
-
-        What one wrote stays its own in the server's eyes when it is gone.
-
-        Raises:
-            Busy: ours is not gone yet.
-        """
-        self._delete_others(run, objects, SCALERS)
-        ours, theirs = self._scalers(objects[0], run)
-        if ours and not theirs:
-            raise Busy(f"the autoscaler of run {run!r} is not gone yet", backend=self.name)
-        return bool(theirs)
-
-    def _scalers(self, one: Json, run: str) -> tuple[list[Json], list[Json]]:
-        """Return what scales an object: our own, which KEDA's are too, and those of others."""
-        target = (one["kind"], one["metadata"]["name"])
-        found, _ = self._cluster.list(self._path(*SCALERS[0]))
-        to = [(hpa, hpa["spec"]["scaleTargetRef"]) for hpa in found]
-        scaling = [hpa for hpa, ref in to if (ref["kind"], ref["name"]) == target]
-        ours = [hpa for hpa in scaling if labels_of(hpa).get(RUN) == label_value(run)]
-        return ours, [hpa for hpa in scaling if hpa not in ours]
-
-    def _delete_others(self, run: str, keep: Sequence[Json], kinds: Sequence[tuple[str, str]]) -> bool:
-        """Delete objects of a run that are not in ``keep``; return whether there were any."""
-        kept = {(one["kind"], one["metadata"]["name"]) for one in keep}
-        chosen = ",".join([MANAGED.partition(",")[0], *(f"{k}={v}" for k, v in selector(run).items())])
-        found = False
-        for version, kind in kinds:
-            for one in self._listed(version, kind, f"{chosen},!{LAUNCH}"):
-                is_kept = (kind, one["metadata"]["name"]) in kept or _keeper(one)
-                if not is_kept and not _is_controlled(one):
-                    found = self._cluster.delete(path_of_object(one)) or found
-        return found
-
-    def _still_mounted(self, run: str, living: Sequence[Json]) -> list[Json]:
-        """Return the ConfigMaps that pods of a run mount, or that a controller would mount again.
-
-        While a service rolls, a pod of the revision before may be evicted and has to start again; so may
-        those of a revision that ``kubectl rollout undo`` leads back to.
-        """
-        chosen = ",".join(f"{k}={v}" for k, v in selector(run).items())
-        held = [*living]
-        with suppress(AuthFailed):  # an older role: the pods that are there are looked at
-            held += [one for version, kind in REVISIONS for one in self._listed(version, kind, chosen)]
-        names = {name for one in held for name in mounted(one)}
-        return [{"kind": "ConfigMap", "metadata": {"name": name}} for name in sorted(names)]
-
-    def _living(self, run: str) -> list[Json]:
-        """Return the pods of a run that nobody told to go."""
-        pods = self._listed("v1", "Pod", ",".join(f"{k}={v}" for k, v in selector(run).items()))
-        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-
-    def _secrets(self, launch: Launch, values: Mapping[str, str]) -> list[Json]:
-        """Return the Secrets of a run: those variables that the operator keeps nowhere else."""
-        given = {v: values[v] for v, _ in launch.secrets if v in values and v not in self.settings.secrets}
-        found: list[Json] = []
-        if given:
-            found.append(self._secret(launch, secret_name(launch.run), "Opaque", given))
-        if launch.registry_secret and "registry" in values:
-            docker = _docker_config(image_of(launch, self.settings), values["registry"])
-            kind = "kubernetes.io/dockerconfigjson"
-            found.append(
-                self._secret(launch, registry_secret(launch.run), kind, {".dockerconfigjson": docker})
-            )
-        return found
-
-    def _secret(self, launch: Launch, name: str, kind: str, values: Mapping[str, str]) -> Json:
-        encoded = {k: base64.b64encode(v.encode()).decode() for k, v in values.items()}
-        labels = {
-            "app.kubernetes.io/managed-by": MANAGER,
-            **selector(launch.run),
-            HASH: launch.spec_hash[:16],
-        }
-        metadata = {"name": name, "namespace": self.settings.namespace, "labels": labels}
-        return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": kind, "data": encoded}
-
     # -- single launches, inside -----------------------------------------------------------------
 
     def _job(self, name: str) -> Json | None:
-        found = self._cluster.get(self._path("batch/v1", "Job", fitting(name)))
+        found = self._cluster.get(self._view.path("batch/v1", "Job", fitting(name)))
         if found is None or "deletionTimestamp" in found["metadata"]:
             return None
         return found if labels_of(found).get(LAUNCH) == label_value(name) else None
@@ -838,14 +443,14 @@ class Kubernetes:
         job["metadata"]["annotations"][LAUNCH] = launch.name
         template = job["spec"]["template"]
         template["metadata"]["labels"] = {**template["metadata"]["labels"], **mark}
-        made = self._secrets(apart, secrets)
+        made = self._writer.secrets(apart, secrets)
         for one in made:
             one["metadata"]["labels"].update(mark)
         for one in (job, *others, *made):
             found = self._cluster.get(path_of_object(one))
             if found is not None and labels_of(found).get(LAUNCH) != mark[LAUNCH]:
-                raise self._not_ours(one["kind"], one["metadata"]["name"])
-        self._write(launch.run, rendered, [job, *others, *made])
+                raise self._writer.not_ours(one["kind"], one["metadata"]["name"])
+        self._writer.write(launch.run, rendered, [job, *others, *made])
 
     def _require_room(self, launch: Launch) -> None:
         """Refuse what no node could hold were it empty of others: a pod would wait for ever."""
@@ -864,7 +469,7 @@ class Kubernetes:
 
     def _end(self, pod: str, grace_s: float) -> int | None:
         """Delete a pod and wait for its end; return its exit code, None where nobody tells."""
-        path = self._path("v1", "Pod", pod)
+        path = self._view.path("v1", "Pod", pod)
         self._cluster.delete(path, grace_s=grace_s)
         code: int | None = None
         deadline = time.monotonic() + grace_s + 60.0
@@ -877,7 +482,7 @@ class Kubernetes:
 
     def _wait_until_gone(self, chosen: str) -> None:
         deadline = time.monotonic() + 30.0
-        while self._listed("v1", "Pod", chosen) and time.monotonic() < deadline:
+        while self._view.listed("v1", "Pod", chosen) and time.monotonic() < deadline:
             time.sleep(END_PAUSE_S)
 
     # -- watching, volumes -----------------------------------------------------------------------
@@ -888,7 +493,7 @@ class Kubernetes:
             "labelSelector": MANAGED, "timeoutSeconds": str(WATCH_S),
         }  # fmt: skip
         try:
-            with self._cluster.lines(self._path("v1", "Pod"), query, closed=closed) as lines:
+            with self._cluster.lines(self._view.path("v1", "Pod"), query, closed=closed) as lines:
                 for line in lines:
                     event = json.loads(line)
                     if event["type"] == "ERROR":
@@ -899,8 +504,8 @@ class Kubernetes:
 
     def _users(self) -> dict[str, set[str]]:
         """Return which pods, of everybody, mount each claim; ours by their launch's name."""
-        pods, _ = self._cluster.list(self._path("v1", "Pod"))
-        ours = {one.container: one.name for one in self._world().instances()}
+        pods, _ = self._cluster.list(self._view.path("v1", "Pod"))
+        ours = {one.container: one.name for one in self._view.world().instances()}
         found: dict[str, set[str]] = {}
         for pod in pods:
             for volume in pod["spec"].get("volumes") or ():
@@ -909,16 +514,6 @@ class Kubernetes:
                     name = pod["metadata"]["name"]
                     found.setdefault(claim, set()).add(ours.get(name, name))
         return found
-
-
-def _some(names: Sequence[str]) -> str:
-    """Return a few names, and how many there are beside them.
-
-    >>> _some(["n1", "n2"]), _some(["n1", "n2", "n3", "n4", "n5"])
-    ('n1, n2', 'n1, n2, n3 and 2 more')
-    """
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def _told(reference: str) -> str:
@@ -934,74 +529,5 @@ class _Expired(Exception):
     """The server cannot go on from where a watch was."""
 
 
-def _is_over(job: Json) -> bool:
-    return any(condition(job, kind) for kind in ("Complete", "Completed", "Failed"))
-
-
-def _is_controlled(one: Json) -> bool:
-    """Return whether a controller made the object: it is deleted with its owner."""
-    return any(owner.get("controller") for owner in one["metadata"].get("ownerReferences") or ())
-
-
-def _with_used(one: Json, live: Json | None, used: Collection[tuple[str, str]]) -> Json:
-    """Return an object, a Secret with the keys that it has and that pods are started with.
-
-    While a service rolls, a container of the revision before may end and has to start again.
-    """
-    if one["kind"] != "Secret" or live is None:
-        return one
-    name = one["metadata"]["name"]
-    before = {k: v for k, v in (live.get("data") or {}).items() if (name, k) in used}
-    return {**one, "data": {**before, **one["data"]}}
-
-
-def _with_number(one: Json, live: Json | None) -> Json:
-    """Return an object that says no number of replicas, with the one it has while that is still ours.
-
-    The server would make it one the moment that nobody says any; an autoscaler's number is its own.
-    """
-    if live is None or one["kind"] not in SCALABLE or "replicas" in one["spec"]:
-        return one
-    held = (e for e in live["metadata"].get("managedFields") or () if e.get("operation") == "Apply")
-    ours = (e["fieldsV1"].get("f:spec", {}) for e in held if e.get("manager") == MANAGER)
-    if not any("f:replicas" in fields for fields in ours):
-        return one
-    return {**one, "spec": {**one["spec"], "replicas": live["spec"]["replicas"]}}
-
-
-def _is_in_the_way(one: Json, live: Json) -> bool:
-    """Return whether what is there cannot become ``one``: a Service has addresses, or has none, for good."""
-    if one["kind"] != "Service":
-        return False
-    headless = (each["spec"].get("clusterIP") == "None" for each in (one, live))
-    return _is_controlled(live) or len(set(headless)) > 1
-
-
-def _keeper(one: Json) -> str:
-    """Return who else writes an object again, "" where nobody does."""
-    marks = {**(one["metadata"].get("annotations") or {}), **labels_of(one)}
-    return next((who for mark, who in GITOPS.items() if mark in marks), "")
-
-
 def _storage(claim: Json) -> float:
     return amount_of(claim["spec"]["resources"]["requests"]["storage"])
-
-
-def _unsaid(launch: Launch) -> dict[str, str]:
-    """Return a value for each secret of a launch that says nothing of it, to see what would be written."""
-    return {variable: "" for variable, _ in launch.secrets} | {"registry": ":"}
-
-
-def _docker_config(image: str, login: str) -> str:
-    """Return the file with which an image is pulled, as ``docker login`` writes it.
-
-    >>> list(json.loads(_docker_config("python:3.12-slim", "me:secret"))["auths"])
-    ['https://index.docker.io/v1/']
-    >>> list(json.loads(_docker_config("localhost/mine", "me:secret"))["auths"])
-    ['localhost']
-    """
-    first = whole_image(image).partition("/")[0]
-    registry = "https://index.docker.io/v1/" if first == "docker.io" else first
-    user, _, password = login.partition(":")
-    auth = base64.b64encode(login.encode()).decode()
-    return json.dumps({"auths": {registry: {"username": user, "password": password, "auth": auth}}})

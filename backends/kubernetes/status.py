@@ -16,6 +16,14 @@ from orchestrator.frozen import frozen
 
 Json = dict[str, Any]
 
+GITOPS = {
+    "argocd.argoproj.io/tracking-id": "Argo CD",
+    "kustomize.toolkit.fluxcd.io/name": "Flux",
+    "helm.toolkit.fluxcd.io/name": "Flux",
+    "meta.helm.sh/release-name": "Helm",
+}
+"""Marks of those who would write the same object again."""
+
 STOPPED = LABEL + "stopped"
 """The annotation that says when we asked a launch to end, and after that with which code it did."""
 
@@ -173,6 +181,22 @@ def condition(one: Json, kind: str, status: str = "True") -> Json | None:
         if found["type"] == kind and found["status"] == status:
             return dict(found)
     return None
+
+
+def is_over(job: Json) -> bool:
+    """Return whether what runs to an end has come to it."""
+    return any(condition(job, kind) for kind in ("Complete", "Completed", "Failed"))
+
+
+def is_controlled(one: Json) -> bool:
+    """Return whether a controller made the object: it is deleted with its owner."""
+    return any(owner.get("controller") for owner in one["metadata"].get("ownerReferences") or ())
+
+
+def keeper_of(one: Json) -> str:
+    """Return who else writes an object again, "" where nobody does."""
+    marks = {**(one["metadata"].get("annotations") or {}), **labels_of(one)}
+    return next((who for mark, who in GITOPS.items() if mark in marks), "")
 
 
 def numbered(run: str, pods: Sequence[Json]) -> list[Instance]:

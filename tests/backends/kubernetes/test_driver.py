@@ -309,7 +309,7 @@ def test_what_argo_keeps_is_no_run_of_ours_and_is_not_deleted(place: Kubernetes,
 
 
 def test_missing_custom_resource_says_where_to_get_it(place: Kubernetes) -> None:
-    if place._has(LEADER_WORKER_SET):
+    if place._view.has(LEADER_WORKER_SET):
         pytest.skip("the cluster has LeaderWorkerSets")
     with pytest.raises(Rejected, match="leaderworkersets") as refused:
         apply(place, SPANNING)
@@ -325,7 +325,7 @@ def test_check_looks_for_the_resources_that_settings_ask_for(
 ) -> None:
     asking = Kubernetes("lab", kubeconfig=config, namespace=place.settings.namespace, **options)
     (told,) = [check for check in asking.check() if check.what == kind]
-    there = place._has(kind)
+    there = place._view.has(kind)
     assert (told.ok, told.fix) == (there, "" if there else INSTALL[kind])
     assert kind not in {check.what for check in place.check()}
 

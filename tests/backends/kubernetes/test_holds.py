@@ -448,7 +448,7 @@ def test_server_takes_the_object_as_its_resource_defines_it(config: str, group: 
     with namespace(config) as space:
         place = Kubernetes("lab", kubeconfig=config, namespace=space, **options)
         for kind in place.render(group).requires:
-            if not place._has(kind):
+            if not place._view.has(kind):
                 pytest.skip(f"needs a cluster with {kind}")
         assert all(phrase.endswith(": is made") for phrase in place.rehearse(group))
         strict = {"fieldManager": "modelyard", "dryRun": "All", "fieldValidation": "Strict"}
