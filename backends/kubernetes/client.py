@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,6 +23,9 @@ Json = dict[str, Any]
 
 PAGE = 500
 """Objects in one answer, as kubectl asks for them."""
+
+_LACKS = re.compile(r"Expected object with name (\S+) in (.*)/(context|cluster|user)s list")
+"""How the official client says that a kubeconfig has no such part."""
 
 PLURALS = {
     "ConfigMap": "configmaps",
@@ -313,6 +317,10 @@ class Cluster:
             with _heard() as words:
                 self._load(config, path, configuration)
         except ConfigException as error:
+            if lacks := _LACKS.search(str(error)):
+                name, file, kind = lacks.groups()
+                fix = "kubectl config get-contexts lists what there is"
+                raise self._wrong(f"{file} has no {kind} {name!r}", fix) from error
             raise self._wrong(str(error)) from error
         except (AttributeError, KeyError, TypeError, ValueError, YAMLError) as error:
             # the client reads a file as if it were a kubeconfig, whatever it holds

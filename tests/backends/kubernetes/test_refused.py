@@ -158,6 +158,17 @@ def test_file_that_is_no_kubeconfig_is_a_matter_of_configuration(
     assert says in capsys.readouterr().out
 
 
+def test_context_that_a_kubeconfig_has_not_is_named(
+    lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(
+        f"backends:\n{lab}".replace("name: lab", "name: lab, context: prod")
+    )
+    assert run(["offers"]) == 78
+    said = f"{tmp_path / 'kube.conf'} has no context 'prod' (kubectl config get-contexts lists what there is)"
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("lab")
 def test_what_answers_and_is_no_api_server_is_told(
     refuser: Refuser, capsys: pytest.CaptureFixture[str]
