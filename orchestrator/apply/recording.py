@@ -19,7 +19,7 @@ from orchestrator.reconcile.adapters import refused_in
 from orchestrator.reconcile.steps import Turn, asking
 from orchestrator.reconcile.values import before_of
 from orchestrator.spec.models import as_recorded
-from orchestrator.store.values import MAIN, Fleet, Kept, Uncordoned, Volume
+from orchestrator.store.values import MAIN, Fleet, Kept, Uncordoned, Volume, of_hosts
 
 if TYPE_CHECKING:  # it imports SQLAlchemy, which a plan on a fresh machine does without
     from orchestrator.store.records import Store
@@ -63,8 +63,8 @@ def record(
     captured = _captured([*runs, *fleets], {each.name for each in secrets.list()}, environ)
     beside: list[Kept] = [each for plan in plans for each in _kept(plan, now=now, project=project)]
     beside += [
-        secrets.sealed(f"{owner}/{name}", value, now=now, given_to=owner)
-        for (owner, name), value in captured.items()
+        secrets.sealed(name, value, now=now, given_to=given_to)
+        for (name, given_to), value in captured.items()
     ]
     prepare()
     _commit(
@@ -210,15 +210,21 @@ def _ending(run: Run, reason: str, now: datetime, message: str) -> Turn:
 def _captured(
     plans: Sequence[RunPlan | FleetPlan], known: Collection[str], environ: Mapping[str, str]
 ) -> dict[tuple[str, str], str]:
-    """Return the values of bare variables by the run or fleet they are given to, and by name."""
+    """Return the values of bare variables by the secret's name, and the run or fleet each is given to."""
     problems: list[Problem] = []
     for plan in plans:
         problems += unset(plan.document, plan.spec, environ=environ, secrets=lambda: known)
     if problems:
         raise SpecError(problems)
     return {
-        (plan.name, name): environ[name]
+        (f"{plan.name}/{name}", given_to(plan)): environ[name]
         for plan in plans
         for name, value in plan.spec.env.items()
         if value is None and name in environ
     }
+
+
+def given_to(plan: RunPlan | FleetPlan) -> str:
+    """Return whom the values of a plan go with: its run, or a fleet that has none."""
+    has_run = isinstance(plan, RunPlan) or plan.template is not None
+    return plan.name if has_run else of_hosts(plan.name)

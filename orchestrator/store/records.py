@@ -35,7 +35,7 @@ from orchestrator.store.rows import (
 from orchestrator.store.secrets import Secrets
 from orchestrator.store.settle import Batch, batch_of, settle
 from orchestrator.store.tables import artifacts, cordons, events, fleets, jobs, runs, secrets, volumes
-from orchestrator.store.values import MAIN, Artifact, Cordon, Fleet, Kept, Uncordoned, Volume
+from orchestrator.store.values import MAIN, Artifact, Cordon, Fleet, Kept, Uncordoned, Volume, of_hosts
 
 _IN_LIST = 10_000
 """Values in one IN list; SQLite takes 32,766 in a statement, PostgreSQL 65,535."""
@@ -244,7 +244,7 @@ class Store:
         One that is not there is no error.
         """
         with self.database.writing() as connection:
-            connection.execute(secrets.delete().where(secrets.c.given_to == name))
+            connection.execute(secrets.delete().where(secrets.c.given_to == of_hosts(name)))
             connection.execute(fleets.delete().where(fleets.c.name == name))
             connection.execute(cordons.delete().where(cordons.c.place == name))
 

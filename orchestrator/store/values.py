@@ -58,6 +58,15 @@ class Uncordoned:
     host: str
 
 
+def of_hosts(fleet: str) -> str:
+    """Return what goes with a fleet of one's own hosts, which no run of its name is.
+
+    >>> of_hosts("rack")
+    'fleet:rack'
+    """
+    return f"fleet:{fleet}"
+
+
 @frozen
 class SecretName:
     """A secret without its value; ``given_to`` as in :class:`Sealed`."""
@@ -72,8 +81,8 @@ class Sealed:
     """A secret that is to be kept: encrypted under the write lock, with its name sealed in.
 
     Sealed any sooner, it could be written behind a rotation of the keys, with a key that is gone.
-    ``given_to`` is the run or the fleet whose apply brought the value, which goes with it; "" for
-    one that was set by hand.
+    ``given_to`` is the run, or the fleet as ``of_hosts`` has it, whose apply brought the value,
+    which goes with it; "" for one that was set by hand.
     """
 
     name: str

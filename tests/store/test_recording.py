@@ -25,6 +25,7 @@ size: 1GB
 type: fleet
 name: rack
 ssh_config: {user: ops, hosts: [one]}
+env: [PROXY]
 ---
 type: task
 name: hello
@@ -47,7 +48,7 @@ def planned() -> tuple[Plan, ...]:
 
 
 def write_down(store: Store) -> None:
-    record(planned(), store, environ={"HF_TOKEN": "hf_planted"}, now=T0, new_id=lambda: "id")
+    record(planned(), store, environ={"HF_TOKEN": "hf_planted", "PROXY": "p"}, now=T0, new_id=lambda: "id")
 
 
 def test_all_is_there(store: Store) -> None:
@@ -57,7 +58,9 @@ def test_all_is_there(store: Store) -> None:
     assert [volume.name for volume in store.volumes()] == ["cache"]
     assert [fleet.name for fleet in store.fleets()] == ["rack"]
     assert store.secrets.get("hello/HF_TOKEN") == "hf_planted"
-    assert store.secrets.list() == [SecretName("hello/HF_TOKEN", T0, "hello")]
+    assert store.secrets.list() == [
+        SecretName("hello/HF_TOKEN", T0, "hello"), SecretName("rack/PROXY", T0, "fleet:rack"),
+    ]  # fmt: skip
 
 
 def test_a_run_that_moved_leaves_nothing_behind(store: Store) -> None:

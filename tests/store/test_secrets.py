@@ -18,7 +18,7 @@ from orchestrator.store.records import Store
 from orchestrator.store.secrets import key_file, key_of
 from orchestrator.store.tables import secrets
 from orchestrator.store.urls import sqlite_url
-from orchestrator.store.values import Fleet, SecretName
+from orchestrator.store.values import Fleet, SecretName, of_hosts
 from tests.store.values import KEY, T0, a_run, an_event, made
 
 CANARY = "hf_canary-8d1f0c5e"
@@ -80,12 +80,15 @@ def test_values_of_hosts_go_with_their_fleet(store: Store) -> None:
         [],
         kept=[
             Fleet("rack", "{}", "5pec", T0),
-            store.secrets.sealed("rack/PROXY", "given", now=T0, given_to="rack"),
+            store.secrets.sealed("rack/PROXY", "given", now=T0, given_to=of_hosts("rack")),
         ],
     )
+    run = a_run("rack")  # a run may have the name of a fleet of hosts
+    store.commit([made(run)], kept=[store.secrets.sealed("rack/HF", "given", now=T0, given_to="rack")])
 
+    store.commit([Forget(run, an_event(run, "deleted"))])
+    assert store.secrets.list() == [SecretName("rack/PROXY", T0, "fleet:rack")]
     store.forget_fleet("rack")
-
     assert store.secrets.list() == []
 
 
