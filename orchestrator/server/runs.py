@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated
 
@@ -367,7 +368,12 @@ def checks(project: Project, request: Request, all: bool = False) -> list[Checke
 @gate.route_for("GET", "/drift", Role.VIEWER)
 def drift(project: Project, request: Request) -> FoundPage[Drift]:
     """Return where the places differ from the record."""
-    return FoundPage[Drift].of(site_of(request).api(project).drift())
+    api = site_of(request).api(project)
+    found = api.drift()
+    if caller(request).project != EVERYWHERE:  # what nobody owns may have been any project's
+        ours = {run.name for run in api.runs_on_record()} | {""}  # volumes are of no run
+        found = replace(found, items=tuple(each for each in found.items if each.run in ours))
+    return FoundPage[Drift].of(found)
 
 
 @gate.route_for("GET", "/orphans", Role.ADMIN)

@@ -532,3 +532,12 @@ def test_a_stream_outlives_an_hour_that_a_login_lasts(
         client = served.client()
         client.apply(client.plan(read(HELLO)))
         assert any(line.startswith("data:") for line in lines)
+
+
+def test_what_nobody_owns_is_told_to_who_may_see_every_project(served: Served) -> None:
+    """`drift` told it to a viewer of any: the run it was of may have been another project's."""
+    launch = Launch("secret-plan-0-0-0", "secret-plan", spec_hash="1", resources=Resources())
+    served.site.places["sim"].start(launch, secrets={}, progress=lambda *_: None)
+
+    assert [drift.run for drift in served.client("admin").drift().items] == ["secret-plan"]
+    assert served.client("viewer", "other", of="other").drift().items == ()
