@@ -110,7 +110,9 @@ def first_token(site: Site) -> str | None:
     if site.store.access.tokens():
         return None
     asked = TokenRequest(name="first", role="admin", project=EVERYWHERE)
-    return Desk(site.store.access, site.clock).new_token(asked).token
+    made = Desk(site.store.access, site.clock).new_token(asked)
+    site.audit.note("the server", "create_token", "201", project=EVERYWHERE, subject=asked.name)
+    return made.token
 
 
 def serve(
