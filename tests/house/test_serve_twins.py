@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import cycle, islice
 
 import pytest
 
@@ -16,6 +17,7 @@ from orchestrator.planner.plan import Choice
 from orchestrator.planner.sizing.serving import ServingNeeds
 from orchestrator.planner.sizing.values import Size
 from orchestrator.planner.why import Fallen
+from orchestrator.spec.models import Traffic
 from tests.planner import test_serve as cases
 
 
@@ -60,8 +62,13 @@ def test_a_floor_above_what_is_found_is_caught(monkeypatch: pytest.MonkeyPatch) 
         return replace(most, output_tokens_s=most.output_tokens_s / 50, tpot_s=most.tpot_s * 50)
 
     monkeypatch.setattr(serve, "serving_ceiling", low)
+    prices = list(
+        islice(cycle((0.3, 1.0, 9.0)), len(cases.EVERYTHING))
+    )  # not any: drawn ones may not show it
+    drawn = cases.test_the_first_choices_are_those_of_asking_every_group_how_fast_it_is
+    test = drawn.hypothesis.inner_test  # type: ignore[attr-defined]  # as it is before anything is drawn
     with pytest.raises(AssertionError):
-        cases.test_the_first_choices_are_those_of_asking_every_group_how_fast_it_is()
+        test(cases.LLAMA, "price", Traffic(), "auto", prices)
 
 
 def first_size(self: serve._Known, candidate: Candidate) -> Size:
