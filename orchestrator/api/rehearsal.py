@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from orchestrator.api.protocol import Plans, Rehearsal
-from orchestrator.apply.planning import Plan, RunPlan
+from orchestrator.apply.plans import Plan, RunPlan
 from orchestrator.apply.templates import replicas_kept
 from orchestrator.backend import Backend, Can, Rehearser, keeper_of_groups
 from orchestrator.errors import AuthFailed, BackendError, Misconfigured, Quota, SpecError, Temporary

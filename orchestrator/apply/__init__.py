@@ -6,15 +6,8 @@ and with them would come the record itself.
 
 from orchestrator.apply.consent import NOTHING_LOST, Consent, require_consent
 from orchestrator.apply.fleets import FleetPlan, host_names, require_unused
-from orchestrator.apply.planning import (
-    Difference,
-    Plan,
-    RunPlan,
-    VolumePlan,
-    World,
-    diff_documents,
-    plan_documents,
-)
+from orchestrator.apply.planning import diff_documents, plan_documents
+from orchestrator.apply.plans import Difference, Plan, RunPlan, VolumePlan, World
 from orchestrator.apply.sets import NO_SET, Deletion, FleetRecord, Scope
 
 __all__ = [

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import replace
 
-from orchestrator.apply.planning import RunPlan
+from orchestrator.apply.plans import RunPlan
 from orchestrator.apply.templates import in_place, replicas_kept
 from orchestrator.reconcile import Run
 from orchestrator.spec.models import Service

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from orchestrator.apply.fleets import FleetPlan
-from orchestrator.apply.planning import Plan, RunPlan, loses_work
+from orchestrator.apply.notes import loses_work
+from orchestrator.apply.plans import Plan, RunPlan
 from orchestrator.apply.sets import Deletion
 from orchestrator.errors import UsageError
 from orchestrator.frozen import frozen

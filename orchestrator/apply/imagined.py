@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from orchestrator.apply.planning import World
+from orchestrator.apply.plans import World
 from orchestrator.backend import Can, Offer
 from orchestrator.catalog.hardware import accelerators, candidates, tpu_slice
 from orchestrator.catalog.pricing import prices

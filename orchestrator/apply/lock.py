@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, field, replace
 from pathlib import Path
 
-from orchestrator.apply.planning import Plan, RunPlan
+from orchestrator.apply.plans import Plan, RunPlan
 from orchestrator.errors import PlanRefused
 from orchestrator.frozen import frozen
 from orchestrator.spec.load import STDIN, Document

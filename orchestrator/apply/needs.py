@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from orchestrator.apply.imagined import anywhere, imagined_world, vendor_of
 from orchestrator.apply.lock import model_of
-from orchestrator.apply.planning import RunPlan, plan_documents
+from orchestrator.apply.planning import plan_documents
+from orchestrator.apply.plans import RunPlan
 from orchestrator.backend import Can, Launch
 from orchestrator.catalog.references import read_reference
 from orchestrator.frozen import frozen

@@ -21,7 +21,8 @@ from orchestrator.apply.asked import asked_of, caught_up
 from orchestrator.apply.consent import Consent
 from orchestrator.apply.fleets import FleetPlan
 from orchestrator.apply.inputs import read_inputs
-from orchestrator.apply.planning import Plan, RunPlan, VolumePlan, fingerprint
+from orchestrator.apply.planning import fingerprint
+from orchestrator.apply.plans import Plan, RunPlan, VolumePlan
 from orchestrator.apply.prices import PLAN_AGAIN, cap_usd_hour, chosen
 from orchestrator.apply.sets import Deletion, FleetRecord, Scope
 from orchestrator.backend import File, Launch

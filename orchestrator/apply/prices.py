@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from orchestrator.apply.fleets import FleetPlan
-from orchestrator.apply.planning import Plan, RunPlan, VolumePlan
+from orchestrator.apply.plans import Plan, RunPlan, VolumePlan
 from orchestrator.apply.sets import Deletion
 from orchestrator.backend import Offer
 from orchestrator.errors import PlanRefused, Unreachable

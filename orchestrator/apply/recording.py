@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TypeGuard
 
 from orchestrator.apply.asked import asked_of, caught_up
 from orchestrator.apply.fleets import FleetPlan
-from orchestrator.apply.planning import Plan, RunPlan, VolumePlan, loses_work
+from orchestrator.apply.notes import loses_work
+from orchestrator.apply.plans import Plan, RunPlan, VolumePlan
 from orchestrator.apply.sets import Deletion
 from orchestrator.apply.unset import unset
 from orchestrator.errors import Problem, SpecError, StateMoved

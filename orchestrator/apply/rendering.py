@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.apply.fleets import FleetPlan
 from orchestrator.apply.imagined import anywhere, imagined_world, vendor_of
-from orchestrator.apply.planning import RunPlan, VolumePlan, plan_documents
+from orchestrator.apply.planning import plan_documents
+from orchestrator.apply.plans import RunPlan, VolumePlan
 from orchestrator.backend import Backend, Group, Renderer, Rendering
 from orchestrator.errors import UsageError
 from orchestrator.frozen import frozen

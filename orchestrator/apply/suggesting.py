@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.apply.imagined import anywhere, imagined_world, vendor_of
 from orchestrator.apply.model_form import asked_count, kind_of_gpu, read_settings, service, training
-from orchestrator.apply.planning import RunPlan, plan_documents
+from orchestrator.apply.planning import plan_documents
+from orchestrator.apply.plans import RunPlan
 from orchestrator.backend import Can
 from orchestrator.catalog.hardware import known_names
 from orchestrator.engines.written import Written, written

@@ -15,7 +15,9 @@ from orchestrator.api import Local
 from orchestrator.api.protocol import Rehearsal
 from orchestrator.api.rehearsal import is_kept, rehearse, rehearsed, to_rehearse
 from orchestrator.apply.imagined import imagined_world
-from orchestrator.apply.planning import RunPlan, _with_back, plan_documents
+from orchestrator.apply.placing import _with_back
+from orchestrator.apply.planning import plan_documents
+from orchestrator.apply.plans import RunPlan
 from orchestrator.apply.recording import record
 from orchestrator.apply.templates import updated
 from orchestrator.backend import Can, Group, Scaling
