@@ -159,7 +159,8 @@ class Placing:
         from orchestrator.apply.serving import against
         from orchestrator.catalog import accelerators, prices
         from orchestrator.planner.cpu import is_cpu
-        from orchestrator.planner.serve import place_model, question_of
+        from orchestrator.planner.question import question_of
+        from orchestrator.planner.serve import place_model
 
         question = question_of(spec, facts, bare=runs_bare(spec, self.demand.places))
         wanted = self.demand.accelerator

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from orchestrator.catalog import ModelFacts
 from orchestrator.errors import ModelyardError, Problem
 from orchestrator.facts import resolve
-from orchestrator.planner.serve import Question, flag_of, question_of
+from orchestrator.planner.question import Question, flag_of, question_of
 from orchestrator.planner.sizing.formats import is_known, known_formats
 from orchestrator.spec.forms import nearest
 from orchestrator.spec.load import Document

@@ -32,6 +32,9 @@ LOADABLE = ("fp8", "int8")
 """Formats an engine makes of 16-bit weights while it loads them, best quality first; 4-bit
 weights have to be made beforehand (vLLM docs, quantization: online formats)."""
 
+LEAST_CONTEXT = 4096
+"""Tokens a request must be able to hold where no context is stated, or all the model can."""
+
 STEP = 1024
 """Contexts are cut in steps of this many tokens."""
 
@@ -134,7 +137,7 @@ def choose(
     *,
     counts: Sequence[int] = (1, 2, 4, 8),
     max_nodes: int = 2,
-    least_context: int = 4096,
+    least_context: int = LEAST_CONTEXT,
     makes: Makes = _all_can,
     takes: Takes = _all_can,
     keeps: Keeps = _all_can,

@@ -13,6 +13,9 @@ VOCABULARY_UNIT = 64
 """Embeddings are padded to a multiple of this before they are divided (vLLM,
 vocab_parallel_embedding.py)."""
 
+MOST_NODES = 4
+"""Machines that one replica, or one training, may span."""
+
 
 @frozen
 class Layout:

@@ -8,7 +8,6 @@ then the smaller set.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, replace
@@ -16,9 +15,7 @@ from itertools import islice
 
 from orchestrator.backend import Mount, Offer
 from orchestrator.catalog import Accelerator, ModelFacts, PriceRow, count_parameters
-from orchestrator.engines import Adapter, EngineLaunch, Kind, Source, Stated, engine, kind_of
-from orchestrator.engines import ServingJob as EngineJob
-from orchestrator.engines.job import KvDtype, Precision, room_for
+from orchestrator.engines import EngineLaunch, Kind, engine, kind_of
 from orchestrator.errors import NothingFits, Position, WhyNot
 from orchestrator.frozen import frozen
 from orchestrator.planner.choose import (
@@ -26,21 +23,26 @@ from orchestrator.planner.choose import (
     Candidate,
     Change,
     Choices,
-    Keeps,
-    Makes,
-    Takes,
     choose,
-    once_per_kind,
 )
-from orchestrator.planner.compose import environment
 from orchestrator.planner.cost import token_cost
 from orchestrator.planner.cpu import ENGINES as CPU_ENGINES
 from orchestrator.planner.cpu import is_cpu, with_cpus
-from orchestrator.planner.demand import AcceleratorDemand, Demand
+from orchestrator.planner.demand import Demand
+from orchestrator.planner.engines import (
+    computed_in,
+    engine_for,
+    engine_job,
+    exchanged,
+    keeper,
+    maker,
+    reader,
+    taker,
+)
 from orchestrator.planner.groups import Groups, affordable, any_of, group, refusals, spanning
 from orchestrator.planner.index import Matched, OfferIndex, OfferSet
 from orchestrator.planner.match import OVER_PRICE
-from orchestrator.planner.parallelism import Degrees, Layout
+from orchestrator.planner.parallelism import MOST_NODES, Layout
 from orchestrator.planner.plan import (
     NEEDS_ACCELERATORS,
     SHOWN,
@@ -51,24 +53,11 @@ from orchestrator.planner.plan import (
     backends_of,
     tries_of,
 )
-from orchestrator.planner.sizing import Measured, ServingJob, Size, serving_needs
-from orchestrator.planner.sizing.weights import published_format, weight_bytes
-from orchestrator.planner.sources import adapter_source, model_source
+from orchestrator.planner.question import Question, needs_text
+from orchestrator.planner.sizing import ServingJob, Size, serving_needs
 from orchestrator.planner.throughput import Ceiling, Throughput, serving_ceiling, serving_throughput
 from orchestrator.planner.throughput.work import Work, work
-from orchestrator.planner.why import Fallen, Objection, by_price, elsewhere, objections, over_price
-from orchestrator.spec.models import Adapter as AdapterSpec
-from orchestrator.spec.models import Model, Service, Traffic
-from orchestrator.units import format_bytes
-
-AUTO_ENGINES = ("vllm", "sglang", "transformers")
-"""Engines that ``auto`` tries, in this order; NIM needs a licence, and TGI has ended upstream."""
-
-LEAST_CONTEXT = 4096
-"""Tokens a request can hold at least where the spec states no context."""
-
-MOST_NODES = 4
-"""Machines that one replica may span."""
+from orchestrator.planner.why import Fallen, by_price, elsewhere, over_price
 
 
 @frozen
@@ -96,185 +85,6 @@ class Served:
     def parameters(self) -> int:
         """How many parameters the model has."""
         return self.facts.parameters or count_parameters(self.facts)
-
-
-@frozen
-class Question:
-    """What is asked: the model, the load, and what the spec says of how."""
-
-    facts: ModelFacts
-    model: Model
-    traffic: Traffic
-    engine: str = "auto"
-    version: str | None = None
-    args: tuple[str, ...] = ()
-    served_name: str | None = None
-    image: str | None = None
-    env: tuple[tuple[str, str], ...] = ()
-    secrets: tuple[tuple[str, str], ...] = ()
-    port: int | None = None
-    bare: bool = False
-    """Whether it runs on machines that have the engine installed, without images and mounts."""
-    only_cpu: bool = False
-    """Whether the spec asks for no accelerator, which is more than to name none."""
-
-    @property
-    def engines(self) -> tuple[str, ...]:
-        """Engines to ask, in this order."""
-        return AUTO_ENGINES if self.engine == "auto" else (self.engine,)
-
-    @property
-    def request_tokens(self) -> int:
-        """Tokens that a typical request takes up: its prompt and, where there is one, its answer."""
-        return self.traffic.input_tokens + (0 if self.facts.pools else self.traffic.output_tokens)
-
-    @property
-    def input_tokens(self) -> int:
-        """Tokens of a typical prompt, none of which is beyond what a model that pools takes."""
-        asked, longest = self.traffic.input_tokens, self.facts.context
-        return min(asked, longest) if self.facts.pools and longest else asked
-
-    @property
-    def stated(self) -> Stated:
-        """What the user's arguments say of the job, read as the first engine that knows them does."""
-        said = (engine(name).states(self.args) for name in self.engines) if self.args else ()
-        return next((found for found in said if found != Stated()), Stated())
-
-    @property
-    def degrees(self) -> Degrees:
-        """Degrees of parallelism that the user's arguments fix."""
-        stated = self.stated
-        return Degrees(stated.tensor, stated.pipeline, stated.data)
-
-    @property
-    def job(self) -> ServingJob:
-        """The question as sizing asks it; degrees of parallelism are found there.
-
-        What the user's arguments say is asked as well: the engine will be told it.
-        """
-        measured, stated = self.model.measured, self.stated
-        contexts = [c for c in (self.model.context, stated.context_tokens) if c]
-        return ServingJob(
-            engine="vllm" if self.engine == "auto" else self.engine,
-            engine_version=self.version,
-            precision=self.model.quantization or self.model.precision,
-            kv_cache=(stated.kv_dtype or "auto") if self.model.kv_cache == "auto" else self.model.kv_cache,
-            context=max(contexts, default=None),
-            memory_utilization=stated.memory_utilization,
-            max_num_seqs=stated.max_num_seqs,
-            max_num_batched_tokens=stated.max_num_batched_tokens,
-            concurrency=self.traffic.concurrency,
-            adapters=self.model.max_adapters or len(self.model.adapters),
-            adapter_rank=room_for(adapter.rank for adapter in self.model.adapters),
-            measured=Measured(
-                weights_bytes=measured.weights,
-                activations_bytes=measured.activations,
-                non_torch_bytes=measured.non_torch,
-                graphs_bytes=measured.graphs,
-            )
-            if measured
-            else Measured(),
-        )
-
-    def objections(
-        self, wanted: AcceleratorDemand | None, accelerators: Mapping[str, Accelerator]
-    ) -> tuple[Objection, ...]:
-        """Return what of the spec contradicts itself or its model, each with its numbers.
-
-        ``wanted`` are the accelerators it names, ``accelerators`` the catalog's by name.
-        """
-        against = [Objection("args", text) for text in self._against_args()]
-        against += [Objection("traffic", text) for text in self._against_traffic()]
-        return tuple(against) + objections(self.facts, self.job, wanted, accelerators, fixed=self.degrees)
-
-    def unread_args(self) -> str | None:
-        """Say why no engine can be given the user's arguments, None where one can."""
-        own = self.image is not None
-        said = [engine(name).objects(self.args, version=self.version, own_image=own) for name in self.engines]
-        return None if None in said else said[0]
-
-    def _against_args(self) -> Iterator[str]:
-        stated, model, load = self.stated, self.model, self.traffic
-        longest, asked = stated.context_tokens, self.request_tokens
-        at_once, kept = stated.max_num_seqs, {stated.kv_dtype or "auto", model.kv_cache} - {"auto"}
-        if longest and model.context and longest < model.context:
-            yield f"args hold requests of {longest:,} tokens, fewer than the context of {model.context:,}"
-        elif longest and longest < asked:
-            yield f"args hold requests of {longest:,} tokens, fewer than the traffic's {asked:,}"
-        if at_once and at_once < load.concurrency:
-            yield f"args run {at_once:,} requests at once, fewer than the traffic's {load.concurrency:,}"
-        if len(kept) > 1:
-            yield f"args keep the KV cache in {stated.kv_dtype}, kv_cache says {model.kv_cache}"
-
-    def _against_traffic(self) -> Iterator[str]:
-        """Yield what of a stated load no request can be; what args hold is told of them."""
-        said = self.traffic.model_fields_set & {"input_tokens", "output_tokens"}
-        longest, asked = self.model.context or self.facts.context, self.request_tokens
-        if said and longest and longest < asked and not (self.facts.pools or self.stated.context_tokens):
-            whose = "a context of" if self.model.context else "the model's"
-            yield f"requests of {asked:,} tokens are beyond {whose} {longest:,}"
-
-    def mounts(self) -> tuple[Mount, ...]:
-        """Return what the container sees of this machine: a local model and local adapters."""
-        if self.bare:
-            return ()
-        _, model = model_source(self.model)
-        adapters = [mount for each in self.model.adapters for mount in adapter_source(each)[1]]
-        return (*model, *adapters)
-
-
-def question_of(spec: Service, facts: ModelFacts, *, bare: bool = False) -> Question:
-    """Return what a service asks; ``bare`` of machines that have its engine installed.
-
-    Raises:
-        ValueError: the service names no model.
-    """
-    if spec.model is None:
-        raise ValueError(f"service {spec.name!r} names no model")
-    env, secrets = environment(spec.env)
-    only_cpu = spec.resources.asks_for_no_gpu
-    named = "transformers" if only_cpu and spec.engine == "auto" else spec.engine
-    asked = Question(
-        facts, spec.model, spec.traffic, named, spec.engine_version, arguments(spec.args),
-        image=spec.image, env=env, secrets=secrets, bare=bare, only_cpu=only_cpu,
-        port=spec.port.container_port if spec.port else None,
-    )  # fmt: skip
-    return replace(asked, facts=asked.stated.of(facts))
-
-
-def arguments(args: Mapping[str, object]) -> tuple[str, ...]:
-    """Return a mapping of arguments as an engine's command line takes them.
-
-    >>> arguments({"max-model-len": 8192, "enforce_eager": True, "seed": None})
-    ('--max-model-len', '8192', '--enforce-eager')
-    >>> arguments({"enable_prefix_caching": False, "limit_mm_per_prompt": {"image": 2}})
-    ('--no-enable-prefix-caching', '--limit-mm-per-prompt', '{"image": 2}')
-    """
-    words: list[str] = []
-    for name, value in args.items():
-        flag = flag_of(name)
-        if value is True:
-            words.append(flag)
-        elif value is False:
-            words.append(f"--no-{flag[2:]}")
-        elif isinstance(value, list):
-            words += [flag, *map(_word, value)]
-        elif value is not None:
-            words += [flag, _word(value)]
-    return tuple(words)
-
-
-def flag_of(name: str) -> str:
-    """Return the option that a key of ``args`` means.
-
-    >>> flag_of("max_model_len"), flag_of("--seed")
-    ('--max-model-len', '--seed')
-    """
-    return "--" + name.lstrip("-").replace("_", "-")
-
-
-def _word(value: object) -> str:
-    return json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
 @frozen
@@ -334,8 +144,8 @@ class _Fit:
         """Write out the containers; only the chosen set needs them."""
         runner, nodes = engine(self.engine), self.candidate.layout.nodes
         job, size = self.candidate.settled()
-        job = replace(job, precision=_computed(question, self.candidate))
-        written = _engine_job(question, self.candidate, job, size)
+        job = replace(job, precision=computed_in(question, self.candidate))
+        written = engine_job(question, self.candidate, job, size)
         launch = runner.launch(written)
         return Served(
             facts=question.facts,
@@ -350,7 +160,7 @@ class _Fit:
             follower=runner.launch(written, node_rank=1) if nodes > 1 else None,
             mounts=question.mounts(),
             lowered=self.candidate.lowered,
-            notes=(*_exchanged(question, self.candidate), *launch.warnings),
+            notes=(*exchanged(question, self.candidate), *launch.warnings),
         )
 
 
@@ -471,7 +281,7 @@ def place_model(
     if not options:
         wanted = demand.accelerator
         objected = question.objections(wanted, accelerators)
-        job = replace(question.job, context=question.model.context or _least_context(question))
+        job = replace(question.job, context=question.model.context or question.least_context)
         # where an engine or the model itself said no, machines are not what is missing
         stuck = next((each.fix for each in objected if each.fix), "")
         near = (
@@ -526,8 +336,8 @@ def _options(
         return []
     found = choose(
         question.facts, question.job, [accelerators[name] for name in devices],
-        counts=counts, max_nodes=MOST_NODES, least_context=_least_context(question), makes=_maker(question),
-        takes=_taker(question), keeps=_keeper(question), reads=_reader(question),
+        counts=counts, max_nodes=MOST_NODES, least_context=question.least_context, makes=maker(question),
+        takes=taker(question), keeps=keeper(question), reads=reader(question),
         fixed=question.degrees, slices=groups.slices,
     )  # fmt: skip
     fell = {(m.accelerator.name, m.count): m for m in reversed(found.missed) if m.nodes == 1}
@@ -557,63 +367,6 @@ def _options(
             groups.refused[refusal] += len(left)
             groups.fallen.append(Fallen(*place, left, refusal, fell.get(place)))
     return options
-
-
-def _maker(question: Question) -> Makes:
-    """Return whether an engine makes a format that was not published, asked once per kind of device."""
-
-    def makes(device: Accelerator, precision: str) -> bool:
-        return _is_served(question, replace(_bare(question, device), precision=_precision(precision)))
-
-    return once_per_kind(makes)
-
-
-def _taker(question: Question) -> Takes:
-    """Return whether an engine serves the model cut so, asked once per kind of device and layout."""
-
-    def takes(device: Accelerator, layout: Layout) -> bool:
-        return _is_served(question, replace(
-            _bare(question, device), count=layout.count, nodes=layout.nodes, tensor=layout.tensor,
-            pipeline=layout.pipeline, data=layout.data, expert=layout.expert,
-        ))  # fmt: skip
-
-    return once_per_kind(takes)
-
-
-def _keeper(question: Question) -> Keeps:
-    """Return whether an engine keeps the KV cache so, asked once per kind of device."""
-
-    def keeps(device: Accelerator, kv_cache: KvDtype) -> bool:
-        return _is_served(question, replace(_bare(question, device), kv_dtype=kv_cache))
-
-    return once_per_kind(keeps)
-
-
-def _reader(question: Question) -> Makes:
-    """Return whether an engine serves weights made in 4 bits, asked once per kind of device."""
-
-    def reads(device: Accelerator, _precision: str) -> bool:
-        bare = _bare(question, device)
-        made = (replace(question.facts, quantization=method) for method in ("awq", "gptq"))
-        return any(_is_served(question, replace(bare, model=each)) for each in made)
-
-    return once_per_kind(reads)
-
-
-def _bare(question: Question, device: Accelerator) -> EngineJob:
-    return EngineJob(
-        question.facts, model_source(question.model)[0], device,
-        image=question.image, version=question.version, secrets=question.secrets,
-    )  # fmt: skip
-
-
-def _is_served(question: Question, job: EngineJob) -> bool:
-    return any(engine(name).refuses(job) is None for name in question.engines)
-
-
-def _least_context(question: Question) -> int:
-    """Return the tokens a request must be able to hold where the spec states no context."""
-    return max(LEAST_CONTEXT, question.request_tokens)
 
 
 def _by_place(found: Choices) -> dict[tuple[str, int], list[Candidate]]:
@@ -647,13 +400,13 @@ class _Known:
 def _fit_of(question: Question, candidate: Candidate, known: _Known) -> _Fit | str:
     """Return the model on one set of accelerators, or why no engine serves it there."""
     job, size = candidate.needs.job, known.size(candidate)
-    if (computed := _computed(question, candidate)) != job.precision:
+    if (computed := computed_in(question, candidate)) != job.precision:
         job = replace(job, precision=computed)
     device = None if is_cpu(candidate.accelerator) else candidate.accelerator
     asked = kind_of(device), candidate.layout, computed, size.max_num_seqs, size.max_num_batched_tokens
     name = known.engines.get(asked)
     if name is None:
-        name, refusal = _engine_for(question, _engine_job(question, candidate, job, size))
+        name, refusal = engine_for(question, engine_job(question, candidate, job, size))
         if name is None:
             return refusal
         known.engines[asked] = name
@@ -664,80 +417,6 @@ def _fit_of(question: Question, candidate: Candidate, known: _Known) -> _Fit | s
         if not size.fits:
             return TOO_LITTLE
     return _Fit(candidate, name, job, size, known.counted[candidate.needs.job.precision])
-
-
-def _engine_for(question: Question, job: EngineJob) -> tuple[str | None, str]:
-    """Return the first engine that serves ``job``, or None and why the first that was asked does not."""
-    refusal = ""
-    for name in question.engines:
-        reason = engine(name).refuses(job)
-        if reason is None:
-            return name, ""
-        refusal = refusal or f"{name}: {reason}"
-    return None, refusal
-
-
-def _computed(question: Question, candidate: Candidate) -> str:
-    """Return the format that is computed in: fp16 where 16 bits are left open and bf16 does not exist."""
-    precision, native = candidate.needs.job.precision, candidate.accelerator.native
-    open_16_bits = question.model.precision == "auto" and precision == "bf16"
-    return "fp16" if open_16_bits and "bf16" not in native and "fp16" in native else precision
-
-
-def _exchanged(question: Question, candidate: Candidate) -> tuple[str, ...]:
-    computed, published = _computed(question, candidate), candidate.needs.job.precision
-    if computed == published:
-        return ()
-    return (f"{computed} in place of {published}, which {candidate.accelerator.name} does not compute",)
-
-
-def _engine_job(question: Question, candidate: Candidate, job: ServingJob, size: Size) -> EngineJob:
-    layout, model = candidate.layout, question.model
-    default = size.memory_utilization if job.memory_utilization else None
-    return EngineJob(
-        model=question.facts,
-        source=Source(model.id, model.revision) if question.bare else model_source(model)[0],
-        accelerator=None if is_cpu(candidate.accelerator) else candidate.accelerator,
-        count=layout.count,
-        nodes=layout.nodes,
-        tensor=layout.tensor,
-        pipeline=layout.pipeline,
-        data=layout.data,
-        expert=layout.expert,
-        precision=_precision(job.precision),
-        quantization=model.quantization,
-        kv_dtype=model.kv_cache,
-        kv_cache_bytes=size.device.kv_cache_bytes,
-        context_tokens=job.context,
-        max_num_seqs=size.max_num_seqs or None,
-        max_num_batched_tokens=size.max_num_batched_tokens or None,
-        memory_utilization=default,
-        adapters=tuple(_adapter(question, each) for each in model.adapters),
-        adapter_slots=model.max_adapters or 0,
-        served_name=question.served_name,
-        port=question.port,
-        image=question.image,
-        version=question.version,
-        args=question.args,
-        env=question.env,
-        secrets=question.secrets,
-        load_bytes=size.device.weights_bytes * layout.devices,
-    )
-
-
-def _adapter(question: Question, adapter: AdapterSpec) -> Adapter:
-    here = Source(adapter.id, adapter.revision)
-    return Adapter(adapter.name, here if question.bare else adapter_source(adapter)[0], adapter.rank)
-
-
-def _precision(name: str) -> Precision:
-    """Return a format as engines are told it; the spelling of a checkpoint is its own affair.
-
-    >>> _precision("fp8"), _precision("fp8_block128")
-    ('fp8', 'auto')
-    """
-    known: tuple[Precision, ...] = ("auto", "bf16", "fp16", "fp8", "int8", "int4", "fp4")
-    return next((precision for precision in known if precision == name), "auto")
 
 
 def _rank(
@@ -762,16 +441,6 @@ def _aim(speed: Throughput | Ceiling | None, usd_per_million_tokens: float, *, s
             return speed.ttft_s + speed.tpot_s * 100
         case "price":
             return usd_per_million_tokens
-
-
-def needs_text(question: Question) -> str:
-    """Return what the model needs in a phrase: its weights, and the tokens it must hold at once."""
-    job = question.job
-    tokens = (job.context or question.request_tokens) * job.concurrency
-    precision = published_format(question.facts) if job.precision == "auto" else job.precision
-    weights = round(weight_bytes(question.facts, precision).total)
-    cache = "" if question.facts.bidirectional else f", and a KV cache of {tokens:,} tokens"
-    return f"{format_bytes(weights)} of weights{cache}"
 
 
 def _fix(

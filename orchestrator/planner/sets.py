@@ -20,6 +20,7 @@ from orchestrator.engines.job import Precision
 from orchestrator.errors import Refusal
 from orchestrator.frozen import frozen
 from orchestrator.planner.choose import (
+    LEAST_CONTEXT,
     LOADABLE,
     TOO_LITTLE,
     Candidate,
@@ -29,6 +30,7 @@ from orchestrator.planner.choose import (
     once_per_kind,
 )
 from orchestrator.planner.parallelism import (
+    MOST_NODES,
     OPEN,
     Degrees,
     Layout,
@@ -52,12 +54,6 @@ if TYPE_CHECKING:  # a plan's module, of which a size needs a word
 
 COUNTS = (1, 2, 4, 8, 16)
 """Accelerators of one machine that are tried."""
-
-MOST_NODES = 4
-"""Machines that one set may span."""
-
-LEAST_CONTEXT = 4096
-"""Tokens a request must be able to hold where no context is stated, or all the model can."""
 
 TRAINED = ("cuda", "rocm")
 """Families of accelerators that TRL and Axolotl train on (their installation guides)."""

@@ -29,6 +29,7 @@ from orchestrator.planner.demand import Demand
 from orchestrator.planner.groups import Groups, affordable, any_of, group, refusals, spanning
 from orchestrator.planner.index import Matched, OfferIndex, OfferSet
 from orchestrator.planner.match import OVER_PRICE
+from orchestrator.planner.parallelism import MOST_NODES
 from orchestrator.planner.plan import SHOWN, Choice, Placed, advise, backends_of, tries_of
 from orchestrator.planner.sizing import Size, TrainingJob
 from orchestrator.planner.sizing.values import GENERATES, Method, Tuning, kept_by_trainers
@@ -42,8 +43,6 @@ from orchestrator.spec.rules import Finding
 from orchestrator.units import GIB
 
 AUTO_TRAINER = "trl"
-MOST_NODES = 4
-"""Machines that ``nodes: auto`` may span."""
 MOST_ADVISED = 16
 """Machines that are spoken of where fewer do not hold a run."""
 

@@ -23,7 +23,8 @@ from orchestrator.catalog import accelerators, known_names, model, prices
 from orchestrator.planner.demand import AcceleratorDemand, Demand, Span
 from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.plan import place
-from orchestrator.planner.serve import Question, place_model
+from orchestrator.planner.question import Question
+from orchestrator.planner.serve import place_model
 from orchestrator.render.table import table
 from orchestrator.spec.load import load
 from orchestrator.spec.models import Model, Traffic

@@ -21,7 +21,8 @@ from orchestrator.planner.groups import any_of, group
 from orchestrator.planner.index import OfferIndex
 from orchestrator.planner.parallelism import Degrees, Layout
 from orchestrator.planner.plan import SHOWN, Placed, Sort
-from orchestrator.planner.serve import Question, Served, place_model
+from orchestrator.planner.question import Question, question_of
+from orchestrator.planner.serve import Served, place_model
 from orchestrator.planner.throughput.work import work
 from orchestrator.planner.why import elsewhere
 from orchestrator.render.plans import _offers
@@ -420,7 +421,7 @@ def test_a_context_that_args_stretch_is_the_models() -> None:
         "type": "service", "name": "x", "model": {"id": "Qwen/Qwen3-8B", "context": 131072},
         "args": {"hf_overrides": {"rope_scaling": rope}},
     })  # fmt: skip
-    asked = serve.question_of(spec, model("Qwen/Qwen3-8B"))
+    asked = question_of(spec, model("Qwen/Qwen3-8B"))
     assert asked.objections(None, accelerators()) == ()
     _, served = placed([offer("MI300X-192GB", 8)], asked)
     assert (served.job.context, served.engine) == (131072, "vllm")
@@ -761,4 +762,4 @@ def test_a_user_who_says_pooling_gets_a_plan_of_it() -> None:
     spec = Service.model_validate(
         {"type": "service", "name": "x", "model": LLAMA, "args": {"runner": "pooling"}}
     )
-    assert serve.question_of(spec, facts_of(LLAMA)).facts.pools
+    assert question_of(spec, facts_of(LLAMA)).facts.pools
