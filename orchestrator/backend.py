@@ -335,6 +335,8 @@ class Launch:
     host_network: bool = False
     options: tuple[tuple[str, str], ...] = ()
     rent: Rent | None = None
+    tags: tuple[tuple[str, str], ...] = ()
+    """Labels of the user's own, sorted; none of ours is among them."""
 
     @property
     def fleet(self) -> str:
@@ -346,10 +348,10 @@ class Launch:
         return (self.probe, *self.more_probes) if self.probe else ()
 
     def labels(self) -> dict[str, str]:
-        """Return the labels by which this launch is found again.
+        """Return its tags, and the labels by which this launch is found again.
 
-        >>> sorted(Launch("hello-0-0-1", "hello", attempt=1).labels())[:2]
-        ['modelyard.dev/attempt', 'modelyard.dev/launch']
+        >>> sorted(Launch("hello-0-0-1", "hello", attempt=1, tags=(("team", "a"),)).labels())[-2:]
+        ['modelyard.dev/spec-hash', 'team']
         """
         values = {
             "run": self.run,
@@ -359,7 +361,7 @@ class Launch:
             "launch": self.name,
             "spec-hash": self.spec_hash,
         }
-        return {LABEL + key: value for key, value in values.items()}
+        return dict(self.tags) | {LABEL + key: value for key, value in values.items()}
 
 
 class Phase(enum.Enum):

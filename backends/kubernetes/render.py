@@ -123,7 +123,8 @@ class _Making:
         self.launch = group.template
         self.run = group.template.run
         self.name = fitting(self.run)
-        self.labels = labels(self.run, spec_hash=self.launch.spec_hash, kind=group.kind)
+        ours = labels(self.run, spec_hash=self.launch.spec_hash, kind=group.kind)
+        self.labels = dict(self.launch.tags) | ours
 
     # -- what runs to an end ---------------------------------------------------------------------
 

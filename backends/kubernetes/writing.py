@@ -250,6 +250,7 @@ class Writer:
     def _secret(self, launch: Launch, name: str, kind: str, values: Mapping[str, str]) -> Json:
         encoded = {k: base64.b64encode(v.encode()).decode() for k, v in values.items()}
         labels = {
+            **dict(launch.tags),
             "app.kubernetes.io/managed-by": MANAGER,
             **selector(launch.run),
             HASH: launch.spec_hash[:16],

@@ -118,7 +118,7 @@ def _notes(spec: Fleet) -> Iterator[str]:
     if spec.placement == "cluster" and not spec.ssh_config.network:
         yield "placement: nodes find each other by the addresses that we reach them by; name their network"
     rented = ("regions", "availability_zones", "instance_types", "reservation", "max_price", "resources")
-    for name in ("backends", *rented, "idle_duration"):
+    for name in ("backends", *rented, "idle_duration", "tags"):
         if getattr(spec, name) != type(spec).model_fields[name].get_default(call_default_factory=True):
             yield f"{name}: says nothing of machines of one's own"
 
@@ -145,7 +145,10 @@ def fleet_template(spec: Fleet, *, backends: tuple[str, ...], rents: tuple[Rent 
     nodes = spec.nodes or IntRange(min=0, max=0)
     least = nodes.min or 0
     every: frozenset[RetryEvent] = frozenset({"no-capacity", "interruption", "error"})
-    launch = Launch(f"{spec.name}-0-0-0", spec.name, spec_hash=spec.hash(), options=((FLEET, spec.name),))
+    launch = Launch(
+        f"{spec.name}-0-0-0", spec.name, spec_hash=spec.hash(), options=((FLEET, spec.name),),
+        tags=tuple(sorted(spec.tags.items())),
+    )  # fmt: skip
     return Template(
         launch, backends, replicas=least, retry=Retry(every), rents=rents, idle_s=0,
         holding=Holding(least, nodes.max or least, spec.blocks, spec.idle_duration),

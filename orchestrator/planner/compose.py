@@ -53,6 +53,7 @@ def compose(spec: Work, *, spec_hash: str, inputs: Inputs, offer: Offer, demand:
         more_probes=probes[1:],
         restart=isinstance(spec, Service | DevEnvironment),
         stop_grace_s=float("inf") if spec.stop_duration is None else float(spec.stop_duration),
+        tags=tuple(sorted(spec.tags.items())),
     )
 
 

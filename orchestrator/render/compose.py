@@ -119,6 +119,8 @@ def _service(plan: RunPlan, launch: Launch) -> Json:
         body["user"] = launch.user
     if launch.privileged:
         body["privileged"] = True
+    if launch.tags:
+        body["labels"] = dict(launch.tags)
     if environment := _environment(launch):
         body["environment"] = environment
     body |= _network(launch)

@@ -16,18 +16,18 @@ Words: TypeAlias = tuple[str, str | None]
 """What happened, and what to do."""
 
 _THOUSANDS = re.compile(r"([1-9]\d{0,6})[kK]")
-_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
+_STEP = re.compile(r"\['(.*?)'\](?=[.\[]|$)|([^.\[\]]+)|\[(\d+)\]", re.DOTALL)
 _YES = frozenset(("yes", "on", "y", "1"))
 _NO = frozenset(("no", "off", "n", "0"))
 
 
 def parse_path(path: str) -> Path:
-    """Return the steps of a path such as ``resources.gpu`` or ``commands[1]``.
+    """Return the steps of a path such as ``resources.gpu``, ``commands[1]`` or ``tags['a.b/c']``.
 
-    >>> parse_path("volumes[1].path")
-    ('volumes', 1, 'path')
+    >>> parse_path("volumes[1].path"), parse_path("tags['a.b/c']")
+    (('volumes', 1, 'path'), ('tags', 'a.b/c'))
     """
-    return tuple(found[1] or int(found[2]) for found in _STEP.finditer(path))
+    return tuple(int(found[3]) if found[3] else found[2] or found[1] for found in _STEP.finditer(path))
 
 
 def write_path(path: Sequence[str | int]) -> str:

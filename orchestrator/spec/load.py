@@ -53,12 +53,7 @@ class Document:
 
     def found(self, finding: Finding) -> Problem:
         """Return a finding of somebody else's rule as a problem, at its key or its value."""
-        at = self.at(finding.path)
-        *parents, key = parse_path(finding.path) or ("",)
-        holder, _ = locate(self.root, parents)
-        if finding.of_key and isinstance(holder, Entries) and key in holder.entries:
-            entry = holder.entries[str(key)]
-            at = Position(self.source.file, entry.line, entry.column)
+        at = Position(self.source.file, *_place_of(finding, self.root))
         return Problem(at, f"{finding.path}: {finding.what}", finding.fix_at(self.at), self.line(at))
 
 
@@ -288,10 +283,22 @@ def _scalar_text(node: Node) -> Value:
     return node.text if isinstance(node, Scalar) and node.value is not None else plain(node)
 
 
+def _place_of(finding: Finding, root: Node) -> tuple[int, int]:
+    """Return where the key or the value of a finding stands, or the nearest one around it."""
+    path = parse_path(finding.path)
+    *parents, key = path or ("",)
+    holder, _ = locate(root, parents)
+    if finding.of_key and isinstance(holder, Entries) and key in holder.entries:
+        entry = holder.entries[str(key)]
+        return entry.line, entry.column
+    _, place = locate(root, path)
+    return place
+
+
 def _apply_rules(root: Node, source: Source, spec: Spec, unread: Collection[str]) -> None:
     """Add what the rules find wrong to the problems."""
     for finding in findings(spec, unread=unread):
-        _, place = locate(root, parse_path(finding.path))
+        place = _place_of(finding, root)
         where = f"{finding.path}: " if finding.path else ""
         fix = finding.fix_at(lambda path: Position(source.file, *locate(root, parse_path(path))[1]))
         source.add(*place, f"{where}{finding.what}", fix)

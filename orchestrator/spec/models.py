@@ -572,7 +572,6 @@ class Named(Part):
     """What every document has."""
 
     name: Annotated[Name, replace("What it is called; a lower case DNS label of at most 41 characters.")]
-    tags: Annotated[Mapping[str, str], in_place("Labels of the user's own.")] = {}
 
     def canonical(self) -> dict[str, Plain]:
         """Return type, name and what differs from the defaults, as a person would write it."""
@@ -603,6 +602,14 @@ class Placement(Named):
         Annotated[Retry | None, BeforeValidator(_retry, json_schema_input_type=bool | Retry)],
         in_place("What is tried again; true for everything.", examples=[True]),
     ] = None
+    tags: Annotated[
+        Mapping[str, str],
+        replace(
+            "Labels of the user's own, on its containers, the machines rented for it and its objects in a "
+            "cluster.",
+            examples=[{"example.com/cost-centre": "42"}],
+        ),
+    ] = {}
 
 
 class Work(Placement):
@@ -827,6 +834,9 @@ class Fleet(Placement):
     idle_duration: Annotated[
         Limit, in_place("How long an unused machine is kept; off is for ever.", unit="seconds")
     ] = 259_200
+    tags: Annotated[
+        Mapping[str, str], in_place("Labels of the user's own, on machines that are rented from then on.")
+    ] = {}
 
 
 class Volume(Named):
@@ -844,6 +854,7 @@ class Volume(Named):
     auto_cleanup_duration: Annotated[
         Limit, in_place("Delete it after so long without use.", unit="seconds")
     ] = None
+    tags: Annotated[Mapping[str, str], in_place("Labels of the user's own; nothing bears them.")] = {}
 
 
 Spec: TypeAlias = Task | Service | DevEnvironment | Fleet | Volume

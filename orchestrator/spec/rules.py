@@ -15,7 +15,7 @@ from orchestrator.errors import Position
 from orchestrator.frozen import frozen
 from orchestrator.spec.forms import shown
 from orchestrator.spec.interpolation import refers_to_secret
-from orchestrator.spec.models import DevEnvironment, Fleet, Service, Spec, Task, Work
+from orchestrator.spec.models import DevEnvironment, Fleet, Placement, Service, Spec, Task, Work
 from orchestrator.spec.parts import Part
 from orchestrator.spec.values import plain_path
 
@@ -154,6 +154,41 @@ def _env(spec: Work) -> Iterator[Finding]:
     for name in spec.env:
         if name.startswith("MODELYARD_"):
             yield Finding(f"env.{name}", f"{name!r} is set by Modelyard itself", "choose another name")
+
+
+MAX_TAGS = 20
+"""Some clouds take 50 of everybody's together, of which Modelyard writes a dozen."""
+_TAG_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+_TAG_PREFIX = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*"
+_TAG_KEY = re.compile(rf"(?:(?=.{{1,253}}/){_TAG_PREFIX}/)?{_TAG_NAME}", re.ASCII)
+_TAG_VALUE = re.compile(rf"(?:{_TAG_NAME})?", re.ASCII)
+"""The label syntax of Kubernetes (kubernetes.io/docs, "Labels and Selectors"), which every place takes."""
+_TAG_TAKEN = re.compile(r"modelyard.*|(?:.*[.-])?(?:kubernetes|k8s)\.io/.*", re.ASCII | re.I)
+
+
+@_rule(Placement, "tags")
+def _tags(spec: Placement) -> Iterator[Finding]:
+    first: dict[str, tuple[str, str]] = {}
+    for at, (key, value) in enumerate(spec.tags.items()):
+        path = f"tags['{key}']" if re.search(r"[.\[\]]|^$", key) else f"tags.{key}"
+        if at == MAX_TAGS:
+            yield Finding(path, f"at most {MAX_TAGS} tags, got {len(spec.tags)}", "remove some", of_key=True)
+        other, there = first.setdefault(re.sub(r"[^a-z0-9]", "-", key.lower()), (key, path))
+        if not _TAG_KEY.fullmatch(key):
+            yield Finding(path, f"{shown(key)} is no name of a tag", _TAG_RULE, of_key=True)
+        elif _TAG_TAKEN.fullmatch(key):
+            whose = "Modelyard's" if key.lower().startswith("modelyard") else "Kubernetes'"
+            yield Finding(path, f"{key!r} is {whose} own", "choose another name or prefix", of_key=True)
+        elif other != key:
+            what = f"{key!r} is the same as {other!r} to clouds with small letters and dashes only"
+            yield Finding(path, what, "keep one of them", of_key=True, first=there)
+        if not _TAG_VALUE.fullmatch(value):
+            yield Finding(path, f"{shown(value)} is no value of a tag", _TAG_VALUE_RULE)
+
+
+_TAG_CHARACTERS = "at most 63 letters, digits, '-', '_' and '.', a letter or digit at either end"
+_TAG_RULE = f"{_TAG_CHARACTERS}; before it perhaps a domain and a slash, as in example.com/team"
+_TAG_VALUE_RULE = f"{_TAG_CHARACTERS}, or nothing"
 
 
 # --- tasks ----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from orchestrator.spec.models import Spec, Task
+from orchestrator.spec.models import Spec, Task, Volume
 from orchestrator.spec.rules import Finding
 
 UNHEEDED: Mapping[str, str] = {
@@ -39,6 +39,8 @@ def unheeded(spec: Spec) -> Iterator[Finding]:
         info = type(spec).model_fields.get(name)
         if info is not None and getattr(spec, name) != info.default:
             yield Finding(name, what)
+    if isinstance(spec, Volume) and spec.tags:
+        yield Finding("tags", "volumes bear none; tag what mounts them")
     if isinstance(spec, Task) and spec.train:
         model = spec.train.model
         for name in sorted(model.model_fields_set & TO_SERVE.keys()):

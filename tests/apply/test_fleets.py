@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
 from orchestrator.apply import FleetRecord, require_unused
+from orchestrator.apply.fleets import fleet_template
 from orchestrator.errors import UsageError
+from orchestrator.spec.models import Fleet as FleetSpec
 from orchestrator.store.values import Fleet
 
 POOL = Fleet("pool", "{}", "h", datetime(2026, 11, 30, tzinfo=UTC))
@@ -32,6 +35,14 @@ def test_a_fleet_that_is_used_says_by_whom_and_what_to_type(
         f"modelyard stop {runs}, or for tasks that are to finish modelyard wait {runs} --for ended; "
         "then modelyard fleet delete pool"
     )
+
+
+def test_machines_of_a_fleet_bear_its_tags_and_keep_their_hash() -> None:
+    plain, tagged = (
+        fleet_template(FleetSpec(name="pool", nodes=1, tags=tags), backends=("aws",), rents=(None,)).launch
+        for tags in ({}, {"b": "2", "a": "1"})
+    )
+    assert tagged == replace(plain, tags=(("a", "1"), ("b", "2")))
 
 
 def test_a_fleet_that_nobody_uses_may_go() -> None:

@@ -106,9 +106,10 @@ def test_a_comment_says_what_apply_needs_and_lacks(cli: Cli) -> None:
 
 
 def test_a_change_to_a_cell_stays_in_its_cell(cli: Cli) -> None:
-    cli("apply", "-y", "-f", cli.write("web.yaml", WEB + "tags: {a|b: x}\n"))
-    out = cli("plan", "-f", cli.write("web.yaml", WEB + "tags: {a|b: y}\n"), "--format", "md").out
-    (row,) = [line for line in out.splitlines() if line.startswith("| `web`")]
+    data = "type: volume\nname: data\n"
+    cli("apply", "-y", "-f", cli.write("data.yaml", data + "tags: {a|b: x}\n"))
+    out = cli("plan", "-f", cli.write("data.yaml", data + "tags: {a|b: y}\n"), "--format", "md").out
+    (row,) = [line for line in out.splitlines() if line.startswith("| `data`")]
     assert len(re.findall(r"(?<!\\)\|", row)) == 7
 
 

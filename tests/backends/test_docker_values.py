@@ -76,6 +76,12 @@ def test_amd_accelerators_are_device_files_with_their_groups() -> None:
     assert "DeviceRequests" not in host
 
 
+def test_tags_are_labels_and_ours_win() -> None:
+    sent = body(replace(LAUNCH, tags=(("example.com/team", "a"), ("modelyard.dev/run", "theirs"))))
+    assert sent["Labels"]["example.com/team"] == "a"
+    assert sent["Labels"]["modelyard.dev/run"] == "chat"
+
+
 def test_work_without_accelerators_sees_none() -> None:
     sent = body()
     assert "NVIDIA_VISIBLE_DEVICES=void" in sent["Env"]

@@ -111,7 +111,7 @@ FAULTS: dict[str, tuple[Plant, Check]] = {
     ),
     "the hash sees everything": (
         planted(models, "lasting", everything),
-        lambda: test_models.test_hash_overlooks_what_is_changed_in_place("tags: {a: b}"),
+        lambda: test_models.test_hash_overlooks_what_is_changed_in_place("priority: 7"),
     ),
     "the hash sees nothing": (
         planted(models, "lasting", lambda part: {}),

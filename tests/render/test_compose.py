@@ -81,6 +81,12 @@ def test_a_secret_is_a_reference_that_has_to_be_set() -> None:
     }
 
 
+def test_tags_are_labels() -> None:
+    labels = rendered(WEB + "tags: {b: '2', a.b/c: x}\n")["services"]["web"]["labels"]
+
+    assert labels == {"a.b/c": "x", "b": "2"}
+
+
 def test_accelerators_are_reserved_by_number() -> None:
     service = rendered(WEB)["services"]["web"]
 

@@ -66,6 +66,25 @@ DEV = "type: dev-environment\nname: d\n"
         (task("volumes: [a:/x, b:/tmp/../x/]"), (4, 17), "volumes[1]: two mounts at /x"),
         (task("env: {MODELYARD_RANK: 1}"), (4, 23),
          "env.MODELYARD_RANK: 'MODELYARD_RANK' is set by Modelyard itself"),
+        (task("tags:\n  a b: x"), (5, 3), "tags.a b: 'a b' is no name of a tag"),
+        (task("tags:\n  a: x\n  ex.org/a/b: y"), (6, 3),
+         "tags['ex.org/a/b']: 'ex.org/a/b' is no name of a tag"),
+        (task("tags:\n  Ex.org/a: y"), (5, 3), "tags['Ex.org/a']: 'Ex.org/a' is no name of a tag"),
+        (task(f"tags:\n  {'a' * 64}: y"), (5, 3), f"tags.{'a' * 64}: '{'a' * 57}...' is no name of a tag"),
+        (task("tags:\n  '': y"), (5, 3), "tags['']: '' is no name of a tag"),
+        (task("tags:\n  a.b/c: x y"), (5, 10), "tags['a.b/c']: 'x y' is no value of a tag"),
+        (task("tags: {a: x.}"), (4, 11), "tags.a: 'x.' is no value of a tag"),
+        (task("tags: {modelyard.dev/run: x}"), (4, 8),
+         "tags['modelyard.dev/run']: 'modelyard.dev/run' is Modelyard's own"),
+        (task("tags: {modelyard-run: x}"), (4, 8), "tags.modelyard-run: 'modelyard-run' is Modelyard's own"),
+        (service("tags: {app.kubernetes.io/name: x}"), (4, 8),
+         "tags['app.kubernetes.io/name']: 'app.kubernetes.io/name' is Kubernetes' own"),
+        (DEV + "tags: {kueue.x-k8s.io/queue-name: x}\n", (3, 8),
+         "tags['kueue.x-k8s.io/queue-name']: 'kueue.x-k8s.io/queue-name' is Kubernetes' own"),
+        (task("tags: {a.b: x, A-b: y}"), (4, 16),
+         "tags.A-b: 'A-b' is the same as 'a.b' to clouds with small letters and dashes only"),
+        (FLEET + "nodes: 1\ntags: {" + ", ".join(f"t{n}: x" for n in range(21)) + "}\n", (4, 158),
+         "tags.t20: at most 20 tags, got 21"),
         (DEV + "entrypoint: a\n", (3, 13), "entrypoint: a dev environment keeps its own entrypoint"),
         (FLEET, (1, 1), "a fleet has either nodes or ssh_config"),
         (FLEET + "nodes: 2\nssh_config: {hosts: [a]}\n", (3, 8),
@@ -105,6 +124,9 @@ def test_broken_rules_are_said_at_their_place(text: str, at: tuple[int, int], wh
         service("replicas: 0..4\nscaling: {metric: rps, target: 1}"),
         service("rate_limits: [{rps: 1}, {rps: 2, prefix: /a}]"),
         service("probes: [{method: post, body: x}]"),
+        task("tags: {team: a, example.com/cost-centre: 42, empty: '', A_b.c-9: X.y_z-1}"),
+        task(f"tags: {{{'a' * 63}: {'b' * 63}, mykubernetes.io.org/a: b}}"),
+        "type: volume\nname: v\ntags: {of anybody: x y}\n",
         task("shell: /bin/zsh"), task("user: 1000:1000"), task("ports: [80, '*:81']"), task("env: [A=1]"),
         task("registry_auth: {username: u, password: '${{ secrets.P }}'}"),
         "type: service\nname: s\nmodel: m\nregistry_auth: {username: u, password: '${{ secrets.P }}'}\n",
@@ -120,6 +142,12 @@ def test_a_second_mount_names_the_first() -> None:
     assert place(problem) == (6, 3)
     assert (problem.fix or "").startswith("give each its own path; the first is at ")
     assert (problem.fix or "").endswith(":5:3")
+
+
+def test_every_tag_that_no_place_takes_is_told() -> None:
+    found = problems_in(task("tags:\n  a b: x y\n  ok: '`x`'\n  k8s.io/a: z"))
+
+    assert [place(problem) for problem in found] == [(5, 3), (5, 8), (6, 7), (7, 3)]
 
 
 def test_plain_passwords_are_not_repeated() -> None:
@@ -145,10 +173,11 @@ def test_names_of_images_are_taken_as_registries_take_them(image: str) -> None:
 
 def test_fields_that_do_nothing_here_are_told_at_their_place() -> None:
     text = task("env: [A]\nschedule: {cron: '0 3 * * *'}\nidle_duration: 10m\nvolumes: [a:/a, b:/b]")
-    found = notices(read(text + "---\ntype: volume\nname: b\nauto_cleanup_duration: 1d\n"))
+    volume = "---\ntype: volume\nname: b\nauto_cleanup_duration: 1d\ntags: {a: b}\n"
+    found = notices(read(text + volume))
     assert [(notice.at.line, notice.what.split(":")[1].strip()) for notice in found] == [
         (5, "schedule"), (7, "volume 'a' is declared in none of these files"),
-        (11, "auto_cleanup_duration"),
+        (11, "auto_cleanup_duration"), (12, "tags"),
     ]  # fmt: skip
 
 

@@ -105,6 +105,31 @@ def test_first_object_owns_and_every_object_is_found(rendered: Any) -> None:
     assert len(set(names)) == len(names)
 
 
+TAGS = (("app.kubernetes.io/name", "theirs"), ("example.com/team", "a"), ("modelyard.dev/kind", "theirs"))
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("name", GROUPS)
+def test_tags_stand_on_every_object_and_pod_and_ours_win(name: str, settings: str) -> None:
+    plain = GROUPS[name]
+    tagged = replace(plain, template=replace(plain.template, tags=TAGS))
+    before = render_group(plain, SETTINGS[settings]).objects
+    for one, untagged in zip(render_group(tagged, SETTINGS[settings]).objects, before, strict=True):
+        metas = [one["metadata"], *(made["metadata"] for made in rules.pod_templates(one))]
+        assert [meta["labels"].pop("example.com/team", None) for meta in metas] == ["a"] * len(metas)
+        for each in (one, untagged):
+            each["metadata"].get("annotations", {}).pop("modelyard.dev/group", None)
+        assert {**one, "spec": None} == {**untagged, "spec": None}
+        assert "theirs" not in str(one)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_tags_stand_in_no_selector(name: str) -> None:
+    tagged = replace(GROUPS[name], template=replace(GROUPS[name].template, tags=TAGS))
+    for one in render_group(tagged, SETTINGS["plain"]).objects:
+        assert "example.com/team" not in str(one.get("spec", {}).get("selector", {}))
+
+
 def test_selectors_are_ours_alone_and_match_the_pods(rendered: Any) -> None:
     for one in rendered.objects:
         chosen = one.get("spec", {}).get("selector", {})
