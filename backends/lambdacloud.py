@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from backends.vm import RentedMachines, boot
 from backends.vm.cooling import where_of
+from backends.vm.labels import plain_name
 from backends.vm.once import made_once
 from backends.vm.options import secret, words
 from backends.vm.port import KEY, LAUNCH, SYSTEM_BYTES, Order, Vm
@@ -339,8 +340,8 @@ def _labels_of(name: str) -> dict[str, str]:
 
 
 def _tag(key: str) -> str:
-    """Return a tag as Lambda spells them: small letters, digits, ``-`` and ``:``."""
-    return "modelyard:" + key.removeprefix(LABEL)
+    """Return a tag as Lambda spells them: at most 55 small letters, digits, ``-`` and ``:``."""
+    return "modelyard:" + key.removeprefix(LABEL) if key.startswith(LABEL) else plain_name(key, 55)
 
 
 def _untag(key: str) -> str:

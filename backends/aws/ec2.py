@@ -210,7 +210,9 @@ class Ec2:
         rent, settings = order.rent, self._settings
         image = self._image(rent)
         tags = [{"Key": key, "Value": value} for key, value in sorted(order.tags.items())]
-        name = {"Key": "Name", "Value": f"modelyard {order.tags.get('modelyard.dev/launch', '')}"}
+        if "Name" not in order.tags:
+            launch = order.tags.get("modelyard.dev/launch", "")
+            tags.append({"Key": "Name", "Value": f"modelyard {launch}"})
         request: dict[str, Any] = {
             "ImageId": image["ImageId"], "InstanceType": rent.instance_type, "MinCount": 1, "MaxCount": 1,
             "ClientToken": order.key, "UserData": order.user_data,
@@ -227,7 +229,7 @@ class Ec2:
                 }
             ],
             "TagSpecifications": [
-                {"ResourceType": kind, "Tags": [*tags, name]} for kind in ("instance", "volume")
+                {"ResourceType": kind, "Tags": tags} for kind in ("instance", "volume")
             ],
         }  # fmt: skip
         if rent.zone:

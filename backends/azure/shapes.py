@@ -118,12 +118,24 @@ def vm_of(machine: Mapping[str, Any], address: str | None, internal_ip: str | No
 
 
 def azure_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return tags under names that Azure takes: it takes no slash in them.
+    """Return tags under names that Azure takes: it takes no slash in them, and has some for itself.
 
-    >>> azure_tags({LABEL + "run": "chat"})
-    {'modelyard-run': 'chat'}
+    >>> azure_tags({LABEL + "run": "chat", "ex.org/Team": "a", "azure": "b"})
+    {'modelyard-run': 'chat', 'ex.org-Team': 'a', 'x-azure': 'b'}
     """
-    return {"modelyard-" + key.removeprefix(LABEL): value for key, value in tags.items()}
+    return {_azure_name(key): value for key, value in tags.items()}
+
+
+_OWNED = ("modelyard", "azure", "microsoft", "windows")
+"""How no name of the user's own may begin (learn.microsoft.com/azure/azure-resource-manager/management,
+"Use tags to organize your Azure resources")."""
+
+
+def _azure_name(key: str) -> str:
+    if key.startswith(LABEL):
+        return "modelyard-" + key.removeprefix(LABEL)
+    name = key.replace("/", "-")
+    return f"x-{name}" if name.lower().startswith(_OWNED) else name
 
 
 def tags_of(tags: Mapping[str, str]) -> dict[str, str]:

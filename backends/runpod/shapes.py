@@ -192,12 +192,12 @@ def labels_of(env: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def labels_text(labels: Mapping[str, str], **ours: str) -> str:
-    """Return labels as the value of a pod's variable.
+    """Return labels of ours as the value of a pod's variable: nobody else looks there.
 
-    >>> labels_of({LABELS: labels_text({LABEL + "run": "sft"}, key="k")})
+    >>> labels_of({LABELS: labels_text({LABEL + "run": "sft", "run": "theirs", "key": "theirs"}, key="k")})
     {'key': 'k', 'run': 'sft'}
     """
-    plain = {key.removeprefix(LABEL): value for key, value in labels.items()}
+    plain = {key.removeprefix(LABEL): value for key, value in labels.items() if key.startswith(LABEL)}
     return json.dumps({**ours, **plain}, separators=(",", ":"))
 
 

@@ -35,6 +35,7 @@ from backends.vm.port import (
     KEY,
     LAUNCH,
     NAMESPACE,
+    TAGS,
     Belonging,
     KeySpent,
     Order,
@@ -544,6 +545,7 @@ class RentedMachines:
         tags = launch.labels() | self._ours() | {EXPIRES: expires.isoformat(timespec="seconds")}
         tags |= {GANG: gang} if gang else {}
         tags |= {FLEET: launch.fleet} if launch.fleet else {}
+        tags |= {TAGS: _digest(launch)} if launch.tags else {}
         tags |= {DISK: str(rent.disk_bytes)} if rent.disk_bytes else {}
         for spent in range(KEYS):
             key = self._key(launch.name, spent)
@@ -570,7 +572,8 @@ class RentedMachines:
     def _take_idle(self, launch: Launch, *, gang: str = "") -> Vm | None:
         """Take over a machine of the kind that is rented anyway, where one is kept; a gang's of it only.
 
-        What a fleet holds is for many, and what it gives back is for nobody.
+        What a fleet holds is for many, and what it gives back is for nobody. One that bears tags of the
+        user's own goes to launches with the same: nobody pays for another's cost centre.
         """
         if launch.fleet:
             return None
@@ -581,6 +584,7 @@ class RentedMachines:
             if (
                 not free
                 or vm.tags.get(FLEET)
+                or vm.tags.get(TAGS, "") != _digest(launch)
                 or vm.state != "running"
                 or launch.rent is None
                 or not _is_such(vm, launch.rent)
@@ -788,6 +792,11 @@ def _answers(host: HostDocker) -> bool:
     except (Temporary, AuthFailed):
         return False
     return True
+
+
+def _digest(launch: Launch) -> str:
+    """Return what tells a launch's tags from others, "" where it has none."""
+    return hashlib.sha256(repr(launch.tags).encode()).hexdigest()[:16] if launch.tags else ""
 
 
 def _is_such(vm: Vm, rent: Rent) -> bool:

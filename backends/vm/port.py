@@ -19,6 +19,8 @@ DISK = LABEL + "disk"
 """Tag of a machine whose disk's size was chosen: how large it is, in bytes."""
 GANG = LABEL + "gang"
 """Tag on the machines of several nodes, and on what is made for them: what they are close together as."""
+TAGS = LABEL + "tags"
+"""Tag of a machine that bears tags of the user's own: a digest of them, which clouds may spell otherwise."""
 
 
 SYSTEM_BYTES = 100 * 10**9

@@ -176,6 +176,14 @@ def test_a_machine_carries_its_tags_and_ends_with_its_disk_when_it_is_powered_of
     assert found.tags[LAUNCH] == ""
 
 
+def test_a_machine_bears_tags_of_the_users_own_each_once(aws: Cloud, options: dict[str, Any]) -> None:
+    for key, name, shown in (("k1", {}, "modelyard sft-0-0-0"), ("k2", {"Name": "mine"}, "mine")):
+        vm = provider(options).create(order(key, **{"example.com/team": "a"}, **name))
+        (tags,) = [one.get_tags() for one in aws.instances() if one.id == vm.id]
+        assert [tag["value"] for tag in tags if tag["key"] == "Name"] == [shown]
+        assert [tag["value"] for tag in tags if tag["key"] == "example.com/team"] == ["a"]
+
+
 def test_a_disk_is_as_large_as_was_planned(aws: Cloud, options: dict[str, Any]) -> None:
     found = next(o for o in Aws(**options).offers() if o.instance_type == "g6.xlarge" and not o.spot)
     assert found.with_disk(300 * 10**9).price_usd_hour == pytest.approx(280 * 0.08 / 730 + 0.005, abs=1e-6)

@@ -90,6 +90,19 @@ def test_another_kind_is_not_taken_for_it(aws: Cloud, options: dict[str, Any]) -
     assert len(aws.instances()) == 2
 
 
+def test_a_machine_goes_to_launches_of_the_same_tags_only(aws: Cloud, options: dict[str, Any]) -> None:
+    backend = Aws(**options)
+    mine = (("example.com/team", "a"),)
+    start(backend, launch(tags=mine))
+    ended(backend)
+    backend.release("sft-0-0-0", keep_s=300)
+    for other in ((), (("example.com/team", "b"),)):
+        assert backend._take_idle(launch("sft-0-0-1", tags=other)) is None
+    assert backend._take_idle(launch("sft-0-0-1", tags=mine)) is not None
+    (made,) = aws.instances()
+    assert [tag["value"] for tag in made.get_tags() if tag["key"] == "example.com/team"] == ["a"]
+
+
 def test_a_machine_whose_disk_is_too_small_is_not_taken_for_it(aws: Cloud, options: dict[str, Any]) -> None:
     backend = Aws(**options)
     start(backend, launch(rent=replace(RENT, disk_bytes=200 * 2**30)))

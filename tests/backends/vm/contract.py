@@ -151,6 +151,17 @@ class ProviderContract:
             assert found.tags[LAUNCH] == "sft-0-0-0"
             assert found.tags[EXPIRES] == "2026-11-29T12:00:00+00:00"
 
+    def test_a_machine_bears_tags_of_the_users_own_that_are_taken_for_none_of_ours(
+        self, cloud: FakeCloud, provider: Provider
+    ) -> None:
+        awkward = ("1st", "azure", "google", "modelyard-run", "run", f"example.com/{'z' * 63}")
+        vm = provider.create(self.order(**{"example.com/Cost-Centre": "A.b"}, **dict.fromkeys(awkward, "q")))
+        assert "cost-centre" in str(cloud.there[vm.id].data).lower()
+        (found,) = provider.list({DEPLOYMENT: "d1"})
+        assert (found.tags[LABEL + "run"], found.tags[LAUNCH]) == ("sft", "sft-0-0-0")
+        provider.tag(found, {LAUNCH: ""})
+        assert "cost-centre" in str(cloud.there[vm.id].data).lower()
+
     def test_a_machine_is_left_and_taken_over_by_its_tags(self, cloud: FakeCloud, provider: Provider) -> None:
         vm = provider.create(self.order())
         provider.tag(vm, {LAUNCH: "", EXPIRES: "2026-11-29T12:30:00+00:00"})

@@ -107,7 +107,8 @@ class FakeAzure(FakeCloud):
         name, body = asked.groups[0], asked.body
         if name in self.there:
             return 409, error("PropertyChangeNotAllowed", "Changing property 'osProfile' is not allowed.")
-        assert not any("/" in key for key in body["tags"])
+        owned = ("microsoft", "azure", "windows")
+        assert not any("/" in key or key.lower().startswith(owned) for key in body["tags"])
         subnet = body["properties"]["networkProfile"]["networkInterfaceConfigurations"][0]["properties"][
             "ipConfigurations"
         ][0]["properties"]["subnet"]["id"]
