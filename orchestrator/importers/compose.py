@@ -12,7 +12,7 @@ from orchestrator.backend import Probe
 from orchestrator.catalog.containers import images
 from orchestrator.catalog.references import read_reference
 from orchestrator.importers.draft import Draft, Word
-from orchestrator.importers.theirs import Keys, Theirs, environment, meaning
+from orchestrator.importers.theirs import Keys, Theirs, environment, meaning, pairs_in
 from orchestrator.spec.interpolation import looks_secret
 from orchestrator.spec.parts import exact_bytes, exact_seconds
 from orchestrator.spec.tree import Entries, Entry, Items, Node, Scalar, Value, resolve
@@ -28,7 +28,6 @@ _WHY: Mapping[str, tuple[str, str]] = {
     "secrets": ("secrets are variables here", "modelyard secret set NAME, and NAME in env"),
     "configs": ("files are put in by files", "files: [./local:/path]"),
     "ipc": ("memory is not shared with the machine", "set resources.shm_size"),
-    "labels": ("labels are Modelyard's own", "set tags"),
     "devices": ("devices come with accelerators", "set resources.gpu"),
     "extra_hosts": ("names are the place's own", ""),
     "cap_add": ("there are no single capabilities", "set privileged"),
@@ -129,6 +128,9 @@ def _service(name: str, keys: Keys, built: str, others: Mapping[str, str]) -> No
     if (env := keys.entry("environment")) is not None:
         values = environment(keys.theirs, env.node, keys.name("environment"), filler.variable)
         draft.put("env", values | _of_their_own(env.node), env)
+    if (labels := keys.entry("labels")) is not None:
+        said = pairs_in(keys.theirs, labels.node, keys.name("labels"))
+        draft.put("tags", {key: filler.text(at, at.text) if at else "" for key, at in said}, labels)
     _publish(draft, keys, ports)
     _healthcheck(draft, keys)
     _mounts(draft, keys)

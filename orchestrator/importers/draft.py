@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from orchestrator.spec.complaints import named
 from orchestrator.spec.tree import Entries, Entry, Items, Node, Value, resolve
 
 Place = tuple[int, int]
@@ -80,6 +81,9 @@ class Draft:
                 place, node = (entry.line, entry.column), entry.node
             elif isinstance(node, Items) and isinstance(key, int) and key < len(node.items):
                 node = node.items[key]
+                place = node.line, node.column
+            elif isinstance(node, Items) and (said := named(node, str(key))):
+                node = said
                 place = node.line, node.column
             else:
                 break

@@ -230,7 +230,7 @@ def environment(
         read: Gives the value that a scalar stands for; None makes the name a bare one.
     """
     found: dict[str, Value] = {}
-    for name, scalar in _variables(theirs, node, path):
+    for name, scalar in pairs_in(theirs, node, path):
         value = read(scalar) if scalar else None
         if value and _is_secret(name, value):
             theirs.leave_secret(scalar or node or Scalar(1, 1, "", None), name)
@@ -249,7 +249,8 @@ def _is_secret(name: str, value: str) -> bool:
     return looks_secret(name) and not is_path and "${{" not in value
 
 
-def _variables(theirs: Theirs, node: Node | None, path: str) -> Iterator[tuple[str, Scalar | None]]:
+def pairs_in(theirs: Theirs, node: Node | None, path: str) -> Iterator[tuple[str, Scalar | None]]:
+    """Yield the names of ``[NAME=value, NAME]`` or ``{NAME: value}``, each with its value if any."""
     if isinstance(node, Entries):
         for name, entry in node.entries.items():
             if isinstance(entry.node, Scalar):

@@ -50,14 +50,14 @@ def locate(root: Node, path: Sequence[str | int]) -> tuple[Node, tuple[int, int]
             node = node.entries[str(step)].node
         elif isinstance(node, Items) and isinstance(step, int) and step < len(node.items):
             node = node.items[step]
-        elif isinstance(node, Items) and (named := _named(node, str(step))):
-            node = named
+        elif isinstance(node, Items) and (found := named(node, str(step))):
+            node = found
         else:
             break
     return node, (node.line, node.column)
 
 
-def _named(items: Items, name: str) -> Node | None:
+def named(items: Items, name: str) -> Node | None:
     """Return the entry of a list of variables, ``NAME=value`` or ``NAME``, that sets ``name``."""
     texts = (item for item in items.items if isinstance(item, Scalar))
     return next((item for item in texts if item.text.partition("=")[0] == name), None)

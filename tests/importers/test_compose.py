@@ -70,6 +70,27 @@ def test_a_reference_may_stand_anywhere(said: str, kept: Mapping[str, Any]) -> N
     assert found.left_out == ()
 
 
+TRAEFIK = "traefik.http.routers.web.rule"
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        "    labels:\n      team: a\n      stage: ${STAGE}\n      note: it is mine\n      on: yes\n"
+        f"      {TRAEFIK}: Host(`web.example.com`)\n",
+        "    labels:\n    - team=a\n    - stage=${STAGE}\n    - note=it is mine\n    - on=yes\n"
+        f"    - {TRAEFIK}=Host(`web.example.com`)\n",
+    ],
+    ids=["mapping", "list"],
+)  # fmt: skip
+def test_labels_are_tags_and_what_is_none_is_named_at_its_line(labels: str) -> None:
+    found = import_text(f"services:\n  web:\n    image: nginx\n{labels}", tool="compose", file="compose.yaml")
+
+    assert spec(found, STAGE="test")["tags"] == {"team": "a", "stage": "test", "on": "yes"}
+    assert [(one.at.line, one.at.column) for one in found.left_out] == [(7, 7), (9, 7)]
+    assert all("no value of a tag" in one.what and one.fix for one in found.left_out)
+
+
 @pytest.mark.parametrize("name", ["+", "a(b", "[x"])
 def test_what_is_no_name_of_a_variable_is_named(name: str) -> None:
     (problem,) = imported(f"environment: ['{name}', 'A=1']").left_out

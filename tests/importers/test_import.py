@@ -133,6 +133,23 @@ def test_a_volume_of_somebody_elses_is_left_to_them() -> None:
     assert [problem.at.line for problem in found.left_out] == [2]
 
 
+@pytest.mark.parametrize(
+    ("tool", "text", "line"),
+    [
+        ("dstack", "type: task\nname: t\ncommands: [a]\ntags:\n  team: a\n  owner: Jane Doe\n", 6),
+        ("skypilot", "name: t\nrun: a\nresources:\n  labels:\n    team: a\n    owner: Jane Doe\n", 6),
+    ],
+)
+def test_a_tag_that_no_place_takes_is_left_out_alone(tool: str, text: str, line: int) -> None:
+    found = import_text(text, tool=tool, file="x.yaml")
+    assert read(found.text)[0].spec.canonical()["tags"] == {"team": "a"}
+    (lost,) = found.left_out
+    assert (lost.at.line, lost.what) == (
+        line,
+        "not carried over: tags.owner: 'Jane Doe' is no value of a tag",
+    )
+
+
 def test_names_are_made_ours_and_kept_apart() -> None:
     text = "services: {My_App: {image: x}, my-app: {image: x}}\nvolumes: {my.app: }"
 
