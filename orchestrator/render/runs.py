@@ -99,6 +99,8 @@ def run_text(view: RunView) -> str:
     ]
     if run.set_name:
         facts.append(["set", run.set_name])
+    if launch.tags:
+        facts.append(["tags", ", ".join(f"{key}={value}" for key, value in launch.tags)])
     if found := list(addresses(view)):
         facts.insert(2, ["address", ", ".join(found)])
     lines = [run.name, *columns(facts, indent="  ")]
@@ -196,6 +198,7 @@ def run_object(view: RunView) -> dict[str, object]:
         "spec_hash": run.spec_hash,
         "serial": run.serial,
         "set": run.set_name,
+        "tags": dict(run.template.launch.tags),
         "replicas": run.template.replicas,
         "ready": run.ready,
         "nodes": run.template.nodes,

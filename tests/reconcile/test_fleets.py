@@ -84,6 +84,14 @@ def test_the_least_are_rented_and_no_more() -> None:
     assert started(made) == ["pool-0-0-0", "pool-1-0-0"]
 
 
+def test_tags_that_change_are_borne_by_the_next_machine_and_end_none() -> None:
+    run = pool(2, 4)
+    tagged = replace(run.template.launch, tags=(("team", "a"),))
+    made, _ = step(replace(run, template=replace(run.template, launch=tagged)), [up(0)])
+    assert (started(made), stopping(made)) == (["pool-1-0-0"], [])
+    assert [a.launch.tags for a in made.actions if isinstance(a, Start)] == [(("team", "a"),)]
+
+
 def test_a_second_pass_rents_nothing() -> None:
     first, _ = step(pool(2, 4), [])
     jobs = [action.job for action in first.actions if isinstance(action, Record)]

@@ -123,6 +123,13 @@ def test_tags_stand_on_every_object_and_pod_and_ours_win(name: str, settings: st
         assert "theirs" not in str(one)
 
 
+def test_tags_stand_on_the_secrets_of_a_run() -> None:
+    place = Kubernetes("lab", kubeconfig=str(Path(__file__).parent / "none"), namespace="ml")
+    made = place._writer.secrets(replace(SERVE, tags=TAGS), {"HF_TOKEN": "x"})
+    (labels,) = [one["metadata"]["labels"] for one in made]
+    assert (labels["example.com/team"], labels["modelyard.dev/run"]) == ("a", "llama-70b")
+
+
 @pytest.mark.parametrize("name", GROUPS)
 def test_tags_stand_in_no_selector(name: str) -> None:
     tagged = replace(GROUPS[name], template=replace(GROUPS[name].template, tags=TAGS))
