@@ -605,8 +605,8 @@ class Placement(Named):
     tags: Annotated[
         Mapping[str, str],
         replace(
-            "Labels of the user's own, on its containers, the machines rented for it and its objects in a "
-            "cluster.",
+            "Labels of the user's own, at most 20 of Kubernetes' syntax: on its containers, the machines "
+            "rented for it and its objects in a cluster.",
             examples=[{"example.com/cost-centre": "42"}],
         ),
     ] = {}
