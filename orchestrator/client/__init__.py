@@ -253,22 +253,29 @@ class Remote(Planner):
             return all(has_arrived(view.run, view.jobs, goal) for view in self._views(names)), names
 
         after = self._newest() if self._told is None else self._told
-        return self._until(look, after, hooks=hooks, timeout_s=timeout_s)
+        return self._until(look, after, names, hooks=hooks, timeout_s=timeout_s)
 
     def _until(
         self,
         look: Callable[[], tuple[bool, Collection[str]]],
         after: int,
+        names: Collection[str],
         *,
         hooks: Hooks | None,
         timeout_s: float | None,
     ) -> bool:
-        """Wait until ``look`` says that it is so; tell what happens behind ``after`` to the runs it names."""
+        """Wait until ``look`` says that it is so; tell what happens behind ``after`` to the runs it names.
+
+        What happens between a look and the wait behind it was not seen by the look, and ends the wait.
+        """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        told = frozenset(names)
         while True:
+            after = self._tell(after, told, hooks)
             is_so, names = look()
-            after = self._tell(after, frozenset(names), hooks)
+            told |= frozenset(names)
             if is_so:
+                self._tell(after, told, hooks)
                 return True
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
@@ -463,7 +470,7 @@ class Remote(Planner):
             on = {name for each in self.fleets(fleet) for name in each.on.get(host, ())}
             return not on, on
 
-        return self._until(look, self._newest(), hooks=hooks, timeout_s=timeout_s)
+        return self._until(look, self._newest(), (), hooks=hooks, timeout_s=timeout_s)
 
     def secrets(self) -> list[SecretName]:
         """Return the names of the secrets, when each was last set and what it goes with."""

@@ -20,6 +20,7 @@ from orchestrator.gateway.routes import PATHS_OF_ANY_ENGINE, Replica, routes_of
 from orchestrator.gateway.usage import Account, Tokens, tokens_of
 from orchestrator.reconcile.values import Job, JobState, Run, RunState, Template, Wanted, before_of
 from orchestrator.spec.models import Service
+from orchestrator.store.values import SecretName
 
 T0 = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
@@ -240,8 +241,8 @@ class Shelf:
     def __init__(self, **values: str) -> None:
         self.values = values
 
-    def list(self) -> list[tuple[str, object]]:
-        return [(name, None) for name in self.values]
+    def list(self) -> list[SecretName]:
+        return [SecretName(name, datetime(2026, 11, 30, tzinfo=UTC)) for name in self.values]
 
     def get(self, name: str) -> str:
         return self.values[name]

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 
 import httpx
 import pytest
 
+from orchestrator.api import RunView
+from orchestrator.backend import Launch
 from orchestrator.client import Remote
 from orchestrator.errors import Unreachable
+from orchestrator.loop import Hooks
 from orchestrator.planner.mirrors import NO_MIRRORS
+from orchestrator.reconcile import Run, RunEvent, RunState, Template
 from tests.server.conftest import Served
 
+AT = datetime(2026, 11, 30, tzinfo=UTC)
 DEED = {
+    "at": AT.isoformat(),
     "who": "a",
     "address": "",
     "project": "",
@@ -42,8 +49,10 @@ def test_pages_are_read_to_their_end_and_each_goes_on_where_the_last_ended() -> 
     def pages(request: httpx.Request) -> httpx.Response:
         after = request.url.params["after"]
         asked.append(after)
-        at = datetime(2026, 11, 30, tzinfo=UTC).isoformat()
-        deeds = [{"serial": n, "deed": DEED | {"at": at}} for n in range(int(after) + 1, int(after) + 3)]
+        deeds = [
+            {"serial": n, "deed": DEED | {"at": AT.isoformat()}}
+            for n in range(int(after) + 1, int(after) + 3)
+        ]
         return httpx.Response(
             200, json={"items": deeds, "next": None if after == "4" else str(int(after) + 2)}
         )
@@ -64,3 +73,30 @@ def test_what_reads_is_asked_again_and_what_changes_keeps_its_key(monkeypatch: p
     with pytest.raises(Unreachable, match="does not answer: refused"):
         remote.sync_now()
     assert (len(keys), len(set(keys)), None in keys) == (4, 1, False)
+
+
+def test_what_happens_right_after_a_look_ends_the_wait_behind_it() -> None:
+    happened: list[tuple[int, RunEvent]] = []
+    waited: list[int] = []
+    told: list[str] = []
+    template = Template(Launch("web-0-0-0", "web"), ("sim",))
+
+    class Slow(Remote):
+        def events(self, name: str | None, *, after: int = 0) -> list[tuple[int, RunEvent]]:
+            return [(serial, event) for serial, event in happened if serial > after]
+
+        def _newest(self) -> int:
+            return 0
+
+        def _views(self, names: Collection[str] | None) -> Iterator[RunView]:
+            state = RunState.READY if happened else RunState.STARTING
+            happened[:] = [(1, RunEvent("i", "web", AT, "web", "starting", "ready", "probe", "turn"))]
+            yield RunView(Run("i", "web", "service", "{}", "h", template, AT, state=state), jobs=())
+
+        def _wait(self, after: int, timeout_s: float) -> None:
+            waited.append(after)
+
+    assert Slow("http://server", "my-x").follow(
+        ["web"], "ready", hooks=Hooks(event=lambda e: told.append(e.after))
+    )
+    assert (waited, told) == ([0], ["ready"])
