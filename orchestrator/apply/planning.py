@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrator.apply.adapters import (
@@ -151,8 +152,8 @@ def diff_documents(documents: Sequence[Document], world: World) -> tuple[Differe
         elif isinstance(spec, Task | Service | DevEnvironment):
             run = world.runs.get(spec.name)
             held = held_by(spec, run, known_ranks(document, spec, world.rank_of))
-            spec_hash = fingerprint(spec, read_inputs(document, spec), held)
-            action, changed = _compare(spec, spec_hash, run, world)
+            hash_of = partial(fingerprint, inputs=read_inputs(document, spec), held=held)
+            _, _, action, changed = _compared(spec, run, world, hash_of)
             found.append(Difference(spec.name, spec.type, action, changed))
     return tuple(found)
 
@@ -162,8 +163,8 @@ def _plan_run(document: Document, spec: Work, world: World, offers: AskedOffers)
     inputs = read_inputs(document, spec)
     ranks = known_ranks(document, spec, world.rank_of)
     held = held_by(spec, run, ranks)
-    spec_hash = fingerprint(spec, inputs, held)
-    action, changed = _compare(spec, spec_hash, run, world)
+    hash_of = partial(fingerprint, inputs=inputs, held=held)
+    spec, spec_hash, action, changed = _compared(spec, run, world, hash_of)
     there = run.set_name if run else ""
     joins = joined(spec.name, there, world.scope)
     if run and (moves := joining(there, joins)):
@@ -276,6 +277,28 @@ def fingerprint(spec: Work, inputs: Inputs, held: str = "") -> str:
 def _starts_again(spec: Work, world: World) -> bool:
     """Return whether a run of ``spec`` that has ended is asked to start again."""
     return world.rerun or (world.resume and isinstance(spec, Task) and spec.train is not None)
+
+
+def _compared(
+    spec: Work, run: Run | None, world: World, hash_of: Callable[[Work], str]
+) -> tuple[Work, str, Action, tuple[Change, ...]]:
+    """Return a spec with its hash, what has to be done to the run on record, and the fields that differ.
+
+    A task that came to its end keeps the tags it had, where nothing else changed: nothing is left to bear
+    others, and no work is done again for them.
+    """
+    spec_hash = hash_of(spec)
+    action, changed = _compare(spec, spec_hash, run, world)
+    if (
+        action == "rerun"
+        and run
+        and isinstance(spec, Task)
+        and any(c.path.startswith("tags") for c in changed)
+    ):
+        ended = spec.model_copy(update={"tags": json.loads(run.spec).get("tags", {})})
+        if _compare(ended, hash_of(ended), run, world)[0] == "unchanged":
+            return ended, hash_of(ended), "unchanged", ()
+    return spec, spec_hash, action, changed
 
 
 def _compare(spec: Work, spec_hash: str, run: Run | None, world: World) -> tuple[Action, tuple[Change, ...]]:

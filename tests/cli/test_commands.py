@@ -31,6 +31,20 @@ def test_a_task_is_planned_run_shown_and_deleted(cli: Cli) -> None:
     assert cli("ps", "-a").out == "no runs\n"
 
 
+def test_a_finished_task_does_not_run_again_for_its_tags(cli: Cli) -> None:
+    file = cli.write("hello.yaml", HELLO + "tags: {team: a}\n")
+    cli("apply", "-y", "-f", file)
+    cli.write("hello.yaml", HELLO + "tags: {team: b}\n")
+    assert cli("plan", "-f", file, "--detailed-exitcode", "--out", "plan.json").code == 0
+    assert cli("apply", "plan.json").code == 0
+    assert cli("diff", "-f", file, "--detailed-exitcode").code == 0
+    assert shown(cli, "hello")["tags"] == {"team": "a"}
+    assert cli("apply", "-y", "--rerun", "-f", file).out == "hi\n42\n"
+    assert shown(cli, "hello")["tags"] == {"team": "b"}
+    cli.write("hello.yaml", HELLO.replace("echo hi", "echo ho") + "tags: {team: c}\n")
+    assert "hello  task  rerun" in cli("plan", "-f", file).out
+
+
 def test_a_failed_task_ends_with_1_and_the_reason(cli: Cli) -> None:
     result = cli("apply", "-y", "-f", cli.write("bad.yaml", BAD))
     assert result.code == 1
