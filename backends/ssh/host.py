@@ -366,12 +366,12 @@ class HostDocker(Docker):
 
     def _engine_since(self) -> datetime | None:
         try:
-            said = self.connection.run(f"stat -c %Y {shlex.quote(self.host.engine_socket)} 2>/dev/null")
+            said = self.connection.run(f"stat -c %.9Y {shlex.quote(self.host.engine_socket)} 2>/dev/null")
         except Unreachable:
             raise
         except BackendError:
             return None  # no such command there, or none at all for this user
-        return datetime.fromtimestamp(int(said), UTC) if said.strip().isdecimal() else None
+        return made_at(said)
 
     # -- check -----------------------------------------------------------------------------------
 
@@ -414,6 +414,21 @@ def _check_health(survey: Survey) -> list[Check]:
 def _check_clock(survey: Survey) -> Check:
     detail = "" if survey.apart_s < CLOCK_S else f"{survey.apart_s:.0f} s from this machine's"
     return Check("clock is right", survey.apart_s < CLOCK_S, detail, CLOCK_FIX)
+
+
+def made_at(said: str) -> datetime | None:
+    """Return when a file was made by the seconds that ``stat`` tells, None where it tells none.
+
+    Not to the second alone: an engine may come up in the one in which a launch started. BusyBox has no
+    fractions, and leaves them out.
+
+    >>> made_at("1795953600.250000000\\n") - made_at("1795953600\\n"), made_at("")
+    (datetime.timedelta(microseconds=250000), None)
+    """
+    seconds, _, fraction = said.strip().partition(".")
+    if not seconds.isdecimal() or not (fraction or "0").isdecimal():
+        return None
+    return datetime.fromtimestamp(int(seconds), UTC) + timedelta(microseconds=int(fraction.ljust(6, "0")[:6]))
 
 
 def fell_with(ended: Instance, engine_since: datetime | None) -> bool:
