@@ -286,7 +286,8 @@ class Optioned(ABC):
         untold = f"options of {self.name} {job.version} are not recorded, checked against {known.version}"
         told = (untold,) if not self.parser and job.version not in (None, known.version) else ()
         of_model = {name: said.pop(name, None) for name in ("pools", "longest_tokens")}
-        job = replace(job, model=Stated(**of_model).of(job.model))  # type: ignore[arg-type]  # as below
+        if any(value is not None for value in of_model.values()):
+            job = replace(job, model=Stated(**of_model).of(job.model))  # type: ignore[arg-type]  # as below
         changed = replace(job, **said) if said else job  # type: ignore[arg-type]  # the job's own fields
         if why := self.refusal(changed):
             raise ValueError(why)
