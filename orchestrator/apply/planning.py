@@ -296,8 +296,9 @@ def _compared(
         and any(c.path.startswith("tags") for c in changed)
     ):
         ended = spec.model_copy(update={"tags": json.loads(run.spec).get("tags", {})})
-        if _compare(ended, hash_of(ended), run, world)[0] == "unchanged":
-            return ended, hash_of(ended), "unchanged", ()
+        its_hash = hash_of(ended)
+        if _compare(ended, its_hash, run, world)[0] == "unchanged":
+            return ended, its_hash, "unchanged", ()
     return spec, spec_hash, action, changed
 
 

@@ -6,14 +6,19 @@ import, and ``peek`` has sqlite3 and the rows, so each is imported by the functi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.reconcile.values import Run
 from orchestrator.store.urls import sqlite_path
 from orchestrator.store.values import Cordon, Fleet
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from orchestrator.store.records import Store
+
+_Found = TypeVar("_Found")
 
 BUSY_S = 30.0
 """How long a statement waits for another process's transaction before it gives up."""
@@ -38,6 +43,16 @@ def open_store(url: str, *, secret_key: str | None = None, busy_s: float = BUSY_
     return Store.open(url, secret_key=secret_key, busy_s=busy_s)
 
 
+def _current(url: str, peek: Callable[[Path], _Found | None], ask: Callable[[Store], _Found]) -> _Found:
+    """Return what a local file says to who only looks, else what the store says once it is open."""
+    path = sqlite_path(url)
+    found = peek(path) if path is not None else None
+    if found is not None:
+        return found
+    with open_store(url) as store:
+        return ask(store)
+
+
 def current_runs(url: str) -> list[Run]:
     """Return the runs of the store at ``url``, by name, in the cheapest way.
 
@@ -49,12 +64,7 @@ def current_runs(url: str) -> list[Run]:
     """
     from orchestrator.store.peek import peek
 
-    path = sqlite_path(url)
-    found = peek(path) if path is not None else None
-    if found is not None:
-        return found
-    with open_store(url) as store:
-        return store.runs()
+    return _current(url, peek, lambda store: store.runs())
 
 
 def current_secrets(url: str) -> set[str]:
@@ -65,12 +75,7 @@ def current_secrets(url: str) -> set[str]:
     """
     from orchestrator.store.peek import peek_secrets
 
-    path = sqlite_path(url)
-    found = peek_secrets(path) if path is not None else None
-    if found is not None:
-        return found
-    with open_store(url) as store:
-        return {each.name for each in store.secrets.list()}
+    return _current(url, peek_secrets, lambda store: {each.name for each in store.secrets.list()})
 
 
 def current_deployment(url: str) -> str:
@@ -81,12 +86,7 @@ def current_deployment(url: str) -> str:
     """
     from orchestrator.store.peek import peek_deployment
 
-    path = sqlite_path(url)
-    found = peek_deployment(path) if path is not None else None
-    if found is not None:
-        return found
-    with open_store(url) as store:
-        return store.deployment
+    return _current(url, peek_deployment, lambda store: store.deployment)
 
 
 def current_fleets(url: str) -> tuple[list[Fleet], list[Cordon]]:
@@ -97,9 +97,4 @@ def current_fleets(url: str) -> tuple[list[Fleet], list[Cordon]]:
     """
     from orchestrator.store.peek import peek_fleets
 
-    path = sqlite_path(url)
-    found = peek_fleets(path) if path is not None else None
-    if found is not None:
-        return found
-    with open_store(url) as store:
-        return store.fleets(), store.cordons()
+    return _current(url, peek_fleets, lambda store: (store.fleets(), store.cordons()))
